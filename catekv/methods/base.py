@@ -1,0 +1,264 @@
+"""The method protocol: what a method sees, what it answers, and how it is found by name.
+
+A method is a frozen dataclass. The smallest one implements :meth:`Method.select_observed` for
+prompts without padding; batches, left padding and the packing of what is kept are handled here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from catekv.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a model that a method may depend on."""
+
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What prefill must hand to a method.
+
+    ``window`` is the number of last prompt queries; 0 means that no query is looked at.
+    """
+
+    window: int = 0
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One layer of one prompt at the moment of compression, without padding.
+
+    ``queries`` [batch, query_heads, window, head_dim] holds the last prompt queries (at most the
+    whole prompt), ``keys`` and ``values`` [batch, kv_heads, tokens, head_dim] the whole prompt;
+    queries and keys are post-rotary. ``scaling`` is the factor of the attention logits.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    scaling: float
+    layer: int = 0
+    num_layers: int = 1
+
+    @property
+    def tokens(self) -> int:
+        return self.keys.shape[-2]
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.queries.shape[1] // self.keys.shape[1]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Entries of one row that replace original tokens: keys, values [entries, head_dim] and an
+    optional additive logit ``bias`` [entries]."""
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What a method keeps of one layer.
+
+    Either ``keep`` (bool [batch, kv_heads, tokens], over the columns the caller passed, padding
+    included and never kept) or ``merged`` (one :class:`Merged` per batch entry and KV head) is set.
+    """
+
+    keep: Tensor | None
+    source_keys: Tensor | None = field(default=None, repr=False)
+    source_values: Tensor | None = field(default=None, repr=False)
+    merged: list[list[Merged]] | None = field(default=None, repr=False)
+
+    @cached_property
+    def budgets(self) -> Tensor:
+        """Entries kept per row, int64 [batch, kv_heads]."""
+        if self.keep is not None:
+            return self.keep.sum(dim=-1)
+        assert self.merged is not None
+        return torch.tensor([[row.keys.shape[0] for row in rows] for rows in self.merged])
+
+    def _rows(self, source: Tensor | None, name: str) -> list[list[Tensor]]:
+        if self.merged is not None:
+            return [[getattr(row, name) for row in rows] for rows in self.merged]
+        assert self.keep is not None
+        if source is None:
+            raise UserError(f"this selection was made without {name}; pass them to select()")
+        return [
+            [source[b, h][self.keep[b, h]] for h in range(source.shape[1])]
+            for b in range(source.shape[0])
+        ]
+
+    @cached_property
+    def keys(self) -> list[list[Tensor]]:
+        """Stored keys as ``keys[batch][kv_head]`` [kept, head_dim], in prompt order."""
+        return self._rows(self.source_keys, "keys")
+
+    @cached_property
+    def values(self) -> list[list[Tensor]]:
+        """Stored values as ``values[batch][kv_head]`` [kept, head_dim], in prompt order."""
+        return self._rows(self.source_values, "values")
+
+    @cached_property
+    def bias(self) -> list[list[Tensor]] | None:
+        """Additive logits as ``bias[batch][kv_head]`` [kept], or None where nothing was merged."""
+        if self.merged is None or all(r.bias is None for rows in self.merged for r in rows):
+            return None
+        return [
+            [torch.zeros(r.keys.shape[0]) if r.bias is None else r.bias for r in rows]
+            for rows in self.merged
+        ]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of every method; see the module's first lines for how to write one."""
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    #: option values that differ from the defaults (the ``published`` preset) in ``recommended``
+    recommended: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def validate(self, shape: ModelShape) -> None:
+        """Raise ``UserError`` if the method cannot serve a model of this shape."""
+
+    def select_observed(self, observed: Observed) -> Selection:
+        """Choose what to keep of one layer. Tensors are unpadded; the batch may exceed 1."""
+        raise NotImplementedError
+
+    def select(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        layer: int = 0,
+        num_layers: int = 1,
+        *,
+        valid: Tensor | None = None,
+        scaling: float | None = None,
+    ) -> Selection:
+        """Choose what to keep of one layer of a whole prompt.
+
+        Args:
+            queries: [batch, query_heads, tokens or fewer, head_dim]; the last ones are used.
+            keys, values: [batch, kv_heads, tokens, head_dim].
+            layer, num_layers: position of the layer, for budgets that depend on depth.
+            valid: bool [batch, tokens], False on (left) padding. None: no padding.
+            scaling: factor of the logits; default ``head_dim ** -0.5``.
+
+        Raises:
+            UserError: if shapes do not fit together.
+        """
+        if queries.shape[1] % keys.shape[1]:
+            raise UserError(
+                f"{queries.shape[1]} query heads are not a multiple of {keys.shape[1]} KV heads; "
+                "pass queries [batch, query_heads, tokens, head_dim] and keys of the same model"
+            )
+        scaling = keys.shape[-1] ** -0.5 if scaling is None else scaling
+        queries = queries[:, :, max(0, queries.shape[2] - self.needs.window) :]
+        if valid is None or bool(valid.all()):
+            selection = self.select_observed(
+                Observed(queries, keys, values, scaling, layer, num_layers)
+            )
+            return dataclasses.replace(selection, source_keys=keys, source_values=values)
+        parts: list[Selection] = []
+        for b in range(keys.shape[0]):
+            columns = valid[b].nonzero().squeeze(-1)
+            window = queries[b : b + 1, :, max(0, queries.shape[2] - len(columns)) :]
+            parts.append(
+                self.select_observed(
+                    Observed(
+                        window,
+                        keys[b : b + 1, :, columns],
+                        values[b : b + 1, :, columns],
+                        scaling,
+                        layer,
+                        num_layers,
+                    )
+                )
+            )
+        if parts[0].merged is not None:
+            return Selection(None, merged=[part.merged[0] for part in parts if part.merged])
+        keep = torch.zeros(keys.shape[:3], dtype=torch.bool, device=keys.device)
+        for b, part in enumerate(parts):
+            assert part.keep is not None
+            keep[b][:, valid[b]] = part.keep[0]
+        return Selection(keep, source_keys=keys, source_values=values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and options as plain values, for manifests; :func:`from_dict` reads them back."""
+        options: dict[str, Any] = {"name": self.name}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            options[item.name] = value.to_dict() if hasattr(value, "to_dict") else value
+        return options
+
+
+_REGISTRY: dict[str, type[Method]] = {}
+MethodType = TypeVar("MethodType", bound=type[Method])
+
+
+def register(cls: MethodType) -> MethodType:
+    """Class decorator: make a method known under its ``name``."""
+    if not cls.name or cls.name in _REGISTRY:
+        raise ValueError(f"method name {cls.name!r} is empty or taken")
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def available() -> list[str]:
+    """Names of all methods, sorted."""
+    return sorted(_REGISTRY)
+
+
+def method_class(name: str) -> type[Method]:
+    """The class registered under ``name`` (any case); ``UserError`` lists what exists."""
+    key = name.lower()
+    if key not in _REGISTRY:
+        raise UserError(f"unknown method {name!r}; available: {', '.join(available())}")
+    return _REGISTRY[key]
+
+
+def create(name: str, *, preset: str = "published", **options: Any) -> Method:
+    """Make a method by name.
+
+    Args:
+        name: one of :func:`available`.
+        preset: ``published`` (the system as it was published) or ``recommended``.
+        options: fields of the method; they override the preset.
+
+    Raises:
+        UserError: unknown name, preset or option (the valid ones are listed), or a bad value.
+    """
+    cls = method_class(name)
+    if preset not in ("published", "recommended"):
+        raise UserError(f"unknown preset {preset!r}; use 'published' or 'recommended'")
+    valid = [item.name for item in fields(cls)]
+    unknown = sorted(set(options) - set(valid))
+    if unknown:
+        raise UserError(
+            f"method {cls.name!r} has no option {', '.join(map(repr, unknown))}; "
+            f"valid options: {', '.join(valid) or 'none'}"
+        )
+    base = dict(cls.recommended) if preset == "recommended" else {}
+    return cls(**{**base, **options})
