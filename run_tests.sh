@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Set-up if needed, then lint, types and the test suite.
+#   ./run_tests.sh            everything that is fast            (what CI calls)
+#   ./run_tests.sh --slow     the slow checks as well
+#   ./run_tests.sh --oldest   the equivalence tests on the oldest supported transformers
+#   other arguments go to pytest
+set -euo pipefail
+REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$REPOSITORY"
+. scripts/environment.sh
+
+OLDEST_TRANSFORMERS=5.17.0
+arguments=()
+oldest=false
+for argument in "$@"; do
+  case $argument in
+    --slow) arguments+=(-m "slow or not slow") ;;
+    --oldest) oldest=true ;;
+    -h | --help)
+      sed -n '2,6p' "$0" | cut -c 3-
+      exit 0
+      ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+
+if $oldest; then
+  # Its own environment: the newest and the oldest transformers cannot live in one.
+  base=$(find_python)
+  [ -n "$base" ] || fail "Python 3.10 or newer was not found; install it and run this again"
+  [ -x .venv-oldest/bin/python ] || "$base" -m venv .venv-oldest
+  grep -v '^transformers==' constraints.txt >.venv-oldest/constraints.txt
+  .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+    --constraint .venv-oldest/constraints.txt "transformers==$OLDEST_TRANSFORMERS" --editable ".[dev]"
+  exec .venv-oldest/bin/python -m pytest test/integration "${arguments[@]+"${arguments[@]}"}"
+fi
+
+prepare_environment dev,report
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+"$PYTHON" -m mypy
+"$PYTHON" -m pytest "${arguments[@]+"${arguments[@]}"}"
