@@ -43,11 +43,9 @@ prepare_environment() {
     log=$(mktemp)
     "$PYTHON" -m pip install --disable-pip-version-check --no-warn-script-location \
       --constraint "$REPOSITORY/constraints.txt" --editable "$REPOSITORY[$extras]" 2>&1 |
-      tee "$log" | grep --line-buffered -E '^(Collecting|Downloading|  Downloading|Installing|Successfully|ERROR)' |
-      cut -c 1-100
-    if [ "${PIPESTATUS[0]}" -ne 0 ]; then
+      tee "$log" | { grep --line-buffered -E '^ *(Collecting|Downloading|Installing|ERROR)' || true; } |
+      cut -c 1-100 ||
       fail "installation failed: $(grep -m 1 '^ERROR' "$log" || tail -n 1 "$log"); whole log: $log"
-    fi
     rm -f "$log"
     printf '%s' "$REPOSITORY" >"$stamp" || fail "cannot write $stamp; make the environment writable"
   fi
