@@ -1,0 +1,1 @@
+"""Runs, their records, statistics and reports; calibration of head masks; efficiency."""
