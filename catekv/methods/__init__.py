@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from catekv.methods import catekv, full, snapkv, streaming_llm  # noqa: F401 - they register
 from catekv.methods.base import (
     Merged,
     Method,
@@ -11,6 +12,7 @@ from catekv.methods.base import (
     Selection,
     available,
     create,
+    from_dict,
     method_class,
     register,
 )
@@ -24,6 +26,7 @@ __all__ = [
     "Selection",
     "available",
     "create",
+    "from_dict",
     "method_class",
     "register",
 ]

@@ -142,6 +142,19 @@ class Method:
     def validate(self, shape: ModelShape) -> None:
         """Raise ``UserError`` if the method cannot serve a model of this shape."""
 
+    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        """Entries kept of a prompt of ``tokens`` tokens, int64 [layers, kv_heads].
+
+        For methods whose budgets do not depend on the prompt's content; others raise
+        ``UserError``. Used to give different methods equal memory.
+        """
+        raise UserError(f"method {self.name!r} decides its budgets for every prompt")
+
+    def for_heads(self, heads: slice) -> Method:
+        """The method for some of the model's KV heads (tensor parallelism). Methods with budgets
+        per head override this; for all others every head is alike."""
+        return self
+
     def select_observed(self, observed: Observed) -> Selection:
         """Choose what to keep of one layer. Tensors are unpadded; the batch may exceed 1."""
         raise NotImplementedError
@@ -262,3 +275,9 @@ def create(name: str, *, preset: str = "published", **options: Any) -> Method:
         )
     base = dict(cls.recommended) if preset == "recommended" else {}
     return cls(**{**base, **options})
+
+
+def from_dict(content: dict[str, Any]) -> Method:
+    """The method that :meth:`Method.to_dict` described; ``UserError`` on unknown names."""
+    options = {key: value for key, value in content.items() if key != "name"}
+    return create(content["name"], **options)

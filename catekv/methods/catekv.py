@@ -1,0 +1,219 @@
+"""CateKV (ICML 2025): consistent heads keep a small fixed set of chunks, adaptive heads keep all
+tokens or a share of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from catekv.errors import UserError
+from catekv.head_mask import HeadMask, check_ratio
+from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
+from catekv.methods.scoring import CHUNK_RULES, chunk_scores, top_mask, window_attention
+from catekv.prompt_layout import PromptLayout, floor_count, prompt_layout
+
+VARIANTS = ("official", "paper")
+RETENTION_RANGES = ("middle", "all_but_window")
+DEFAULT_RATIO = 0.4
+#: Recent tokens of the published run, and the paper's rule in tokens of budget per recent token.
+OFFICIAL_RECENT = 256
+PAPER_RECENT_RULE = "b/128"
+_RULE_DIVISOR = 128
+
+
+def recent_tokens_of(value: int | str | None, variant: str, budget: int) -> int:
+    """Resolve the option ``recent_tokens``: a number, ``"b/128"``, or the variant's default."""
+    if value is None:
+        value = OFFICIAL_RECENT if variant == "official" else PAPER_RECENT_RULE
+    if value == PAPER_RECENT_RULE:
+        return budget // _RULE_DIVISOR
+    if not isinstance(value, int) or value < 0:
+        raise UserError(
+            f"recent_tokens {value!r} must be a number of tokens, at least 0, or "
+            f"{PAPER_RECENT_RULE!r}"
+        )
+    return value
+
+
+@register
+@dataclass(frozen=True)
+class CateKV(Method):
+    """Keep everything (or a share) in adaptive heads and ``budget`` tokens in consistent heads.
+
+    Chunks of the prompt's middle are scored by the attention of the last ``window`` queries; the
+    best ones stay together with the first and the last tokens (:func:`prompt_layout`). Ties go to
+    the earlier chunk. A prompt no longer than the budget and the tail is kept whole. Options are
+    those of the decision table; None means the value of the variant.
+
+    Args:
+        head_mask: a :class:`HeadMask`, the path of one (folder, CSV or DuoAttention pattern), or
+            its ``to_dict()``.
+        ratio: r, which mask of a folder (default 0.4); holds the mask's own ratio afterwards.
+        retention: eta in (0, 1], share of middle chunks that adaptive heads keep.
+        budget: b, tokens of a consistent head, edges included, without the tail of up to
+            ``guard_tokens + chunk_size - 1`` tokens.
+        window: L, last prompt queries that score.
+        chunk_size: neighbouring tokens kept or dropped together.
+        init_tokens, recent_tokens, guard_tokens: the edges in tokens; ``recent_tokens`` also takes
+            ``"b/128"`` (the paper's rule).
+        variant: ``official`` (as released) or ``paper`` (as printed).
+        retention_score: ``sum_of_chunk_max`` (official) or ``max_of_chunk_sum`` (paper).
+        retention_range: ``middle`` (official), or ``all_but_window`` (paper): all tokens before the
+            window compete for the whole budget and only the window is an edge.
+
+    Raises:
+        UserError: no mask, a mask of another shape, or a number outside its range.
+    """
+
+    name: ClassVar[str] = "catekv"
+    paper: ClassVar[str] = (
+        "CateKV: On Sequential Consistency for Long-Context LLM Inference Acceleration, ICML 2025"
+    )
+
+    head_mask: HeadMask | str | Path | dict[str, Any] | None = None
+    ratio: float | None = None
+    retention: float = 1.0
+    budget: int = 2048
+    window: int = 64
+    chunk_size: int = 8
+    init_tokens: int = 64
+    recent_tokens: int | str | None = None
+    guard_tokens: int = 32
+    variant: str = "official"
+    retention_score: str | None = None
+    retention_range: str | None = None
+
+    def __post_init__(self) -> None:
+        def resolve(name: str, official: str, paper: str, allowed: tuple[str, ...]) -> None:
+            value = getattr(self, name)
+            if value is None:
+                value = official if self.variant == "official" else paper
+            if value not in allowed:
+                raise UserError(f"catekv: unknown {name} {value!r}; use {' or '.join(allowed)}")
+            object.__setattr__(self, name, value)
+
+        if self.variant not in VARIANTS:
+            raise UserError(
+                f"catekv: unknown variant {self.variant!r}; use {' or '.join(VARIANTS)}"
+            )
+        resolve("retention_score", *CHUNK_RULES, CHUNK_RULES)
+        resolve("retention_range", *RETENTION_RANGES, RETENTION_RANGES)
+        if not 0 < self.retention <= 1:
+            raise UserError(
+                f"retention {self.retention} is outside (0, 1]; it is the share of chunks that "
+                "adaptive heads keep"
+            )
+        for name in ("budget", "window", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"catekv: {name} {getattr(self, name)} must be at least 1")
+        for name in ("init_tokens", "guard_tokens"):
+            if getattr(self, name) < 0:
+                raise UserError(f"catekv: {name} {getattr(self, name)} must be at least 0")
+        recent = recent_tokens_of(self.recent_tokens, self.variant, self.budget)
+        object.__setattr__(self, "recent_tokens", recent)
+        if self.retention_range == "middle" and self.budget < self.init_tokens + recent:
+            raise UserError(
+                f"budget {self.budget} is smaller than the edges it includes ({self.init_tokens} "
+                f"initial + {recent} recent tokens); raise the budget or lower init_tokens and "
+                "recent_tokens"
+            )
+        self._resolve_mask()
+
+    def _resolve_mask(self) -> None:
+        if self.ratio is not None:
+            check_ratio(self.ratio)
+        mask = self.head_mask
+        if mask is None:
+            raise UserError(
+                "catekv needs a head mask: pass head_mask=FOLDER (./run_headmask.sh MODEL makes "
+                "one for any model; select_headmask/ holds those that come with the project)"
+            )
+        if isinstance(mask, dict):
+            mask = HeadMask.from_dict(mask)
+        elif not isinstance(mask, HeadMask):
+            path = Path(mask)
+            single = path.is_file() and path.suffix != ".tsv"
+            ratio = self.ratio if single or self.ratio is not None else DEFAULT_RATIO
+            mask = HeadMask.load(path, ratio)
+        object.__setattr__(self, "head_mask", mask)
+        object.__setattr__(self, "ratio", mask.nominal_ratio)
+
+    @property
+    def mask(self) -> HeadMask:
+        assert isinstance(self.head_mask, HeadMask)
+        return self.head_mask
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(window=self.window)
+
+    def validate(self, shape: ModelShape) -> None:
+        self.mask.validate(shape)
+
+    def layout(self, tokens: int) -> PromptLayout:
+        """Edges and scored chunks of a prompt of ``tokens`` tokens."""
+        if self.retention_range == "middle":
+            assert isinstance(self.recent_tokens, int)
+            return prompt_layout(
+                tokens, self.chunk_size, self.init_tokens, self.recent_tokens, self.guard_tokens
+            )
+        chunks = max(0, tokens - self.window) // self.chunk_size
+        end = chunks * self.chunk_size
+        return PromptLayout(tokens, self.chunk_size, end, 0, end, chunks)
+
+    def chunk_counts(self, tokens: int) -> tuple[int, int]:
+        """Middle chunks kept by (adaptive, consistent) heads."""
+        layout = self.layout(tokens)
+        if tokens <= self.budget + layout.tail:
+            return layout.chunks, layout.chunks
+        assert isinstance(self.recent_tokens, int)
+        edges = self.init_tokens + self.recent_tokens if self.retention_range == "middle" else 0
+        consistent = min(layout.chunks, (self.budget - edges) // self.chunk_size)
+        return floor_count(layout.chunks * self.retention), consistent
+
+    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        self.validate(shape)
+        layout = self.layout(tokens)
+        edges = tokens - layout.chunks * self.chunk_size
+        adaptive, consistent = (edges + n * self.chunk_size for n in self.chunk_counts(tokens))
+        return torch.where(self.mask.adaptive, adaptive, consistent)
+
+    def select_observed(self, observed: Observed) -> Selection:
+        keys = observed.keys
+        batch, heads, tokens, _ = keys.shape
+        if heads != self.mask.kv_heads or observed.layer >= self.mask.layers:
+            raise UserError(
+                f"layer {observed.layer} with {heads} KV heads does not fit the head mask of "
+                f"{self.mask.layers} layers x {self.mask.kv_heads} KV heads; pass a mask of this "
+                "model"
+            )
+        layout = self.layout(tokens)
+        keep = torch.ones(batch, heads, tokens, dtype=torch.bool, device=keys.device)
+        adaptive, consistent = self.chunk_counts(tokens)
+        counts = torch.where(self.mask.adaptive[observed.layer], adaptive, consistent)
+        scored = (counts < layout.chunks).nonzero().squeeze(-1)
+        if len(scored):
+            chosen = self._choose(observed, layout, scored.to(keys.device), counts[scored])
+            start, stop = layout.middle_start, layout.middle_end
+            keep[:, scored, start:stop] = chosen.repeat_interleave(self.chunk_size, dim=-1)
+        return Selection(keep)
+
+    def _choose(
+        self, observed: Observed, layout: PromptLayout, heads: Tensor, counts: Tensor
+    ) -> Tensor:
+        """Best chunks of some KV heads: bool [batch, len(heads), chunks]."""
+        batch, kv_heads = observed.keys.shape[:2]
+        queries = observed.queries.unflatten(1, (kv_heads, -1))[:, heads].flatten(1, 2)
+        keys = observed.keys if len(heads) == kv_heads else observed.keys[:, heads]
+        scores = torch.empty(batch * len(heads), layout.chunks, device=keys.device)
+        assert self.retention_score is not None
+        blocks = window_attention(
+            queries, keys, observed.scaling, layout.middle_start, layout.middle_end
+        )
+        for rows, attention in blocks:
+            scores[rows] = chunk_scores(attention, self.chunk_size, self.retention_score)
+        return top_mask(scores.view(batch, len(heads), -1), counts)

@@ -1,0 +1,26 @@
+"""Full attention: keep everything. The reference every other method is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from catekv.methods.base import Method, ModelShape, Observed, Selection, register
+
+
+@register
+@dataclass(frozen=True)
+class Full(Method):
+    """Keep every token of every head."""
+
+    name: ClassVar[str] = "full"
+
+    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        return torch.full((shape.layers, shape.kv_heads), tokens)
+
+    def select_observed(self, observed: Observed) -> Selection:
+        keys = observed.keys
+        return Selection(torch.ones(keys.shape[:3], dtype=torch.bool, device=keys.device))

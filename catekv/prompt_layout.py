@@ -1,0 +1,60 @@
+"""Which tokens of a prompt are always kept and which compete: one rule for calibration and
+retention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Binary fractions must not change a count: 0.07 * 100 is 7.000000000000001 in floating point.
+ROUNDING_GUARD = 1e-9
+
+
+def floor_count(value: float) -> int:
+    """Largest integer not above ``value``, which may lie a rounding error below it."""
+    return int(value + ROUNDING_GUARD)
+
+
+def ceil_count(value: float) -> int:
+    """Smallest integer not below ``value``, which may lie a rounding error above it."""
+    return -int(-(value - ROUNDING_GUARD) // 1)
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """Parts of a prompt of ``tokens`` tokens.
+
+    ``[0, middle_start)`` and ``[middle_end, tokens)`` are the edges, always kept. Between them lie
+    ``chunks`` scored chunks of ``chunk_size`` tokens. ``chunk_end`` closes the last whole chunk
+    before the guard; ``tail`` = ``tokens - chunk_end`` are the tokens behind it.
+    """
+
+    tokens: int
+    chunk_size: int
+    chunk_end: int
+    middle_start: int
+    middle_end: int
+    chunks: int
+
+    @property
+    def tail(self) -> int:
+        return self.tokens - self.chunk_end
+
+
+def prompt_layout(
+    tokens: int,
+    chunk_size: int = 8,
+    init_tokens: int = 64,
+    recent_tokens: int = 256,
+    guard_tokens: int = 32,
+) -> PromptLayout:
+    """Split a prompt as the published CateKV system does.
+
+    The last ``guard_tokens`` (rounded down to whole chunks) and what does not fill a chunk form the
+    tail; ``recent_tokens`` before the tail and the first ``init_tokens`` are edges. Edges that are
+    no multiple of the chunk size leave a rest, which joins the recent edge. A prompt that is too
+    short has no middle (``chunks`` = 0).
+    """
+    chunk_end = max(0, (tokens // chunk_size - guard_tokens // chunk_size) * chunk_size)
+    chunks = max(0, chunk_end - recent_tokens - init_tokens) // chunk_size
+    start = min(init_tokens, tokens)
+    return PromptLayout(tokens, chunk_size, chunk_end, start, start + chunks * chunk_size, chunks)
