@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.methods import Method, create
+from catekv.methods import Method, ModelShape, create
+from catekv.methods.equal_memory import with_equal_memory
 
 QUESTION_MODES = ("agnostic", "aware")
 PREFILL_MODES = ("auto", "shared", "separate")
@@ -63,16 +64,25 @@ class MethodSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     equal_memory_to: MethodSpec | None = None
 
-    def create(self, budget: int | None = None) -> Method:
-        """The method itself; ``budget`` (tokens per head) is for equal memory."""
-        options = dict(self.options)
-        if budget is not None:
-            options["budget"] = budget
-        return create(self.name, **options)
+    def create(self) -> Method:
+        """The method with its own options (a budget for equal memory is not among them)."""
+        return create(self.name, **self.options)
+
+    def for_prompt(self, tokens: int, shape: ModelShape) -> Method:
+        """The method for a prompt of ``tokens`` tokens, its budget set where memory is equal."""
+        if self.equal_memory_to is None:
+            return self.create()
+        like = self.equal_memory_to.create()
+        return with_equal_memory(self.name, like, tokens, shape, **self.options)
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and all options (defaults included) as plain values."""
+        """Name and all options (defaults included) as plain values.
+
+        Of a head mask only the heads count, not where the file lay.
+        """
         described = self.create().to_dict()
+        if isinstance(described.get("head_mask"), dict):
+            described["head_mask"].pop("meta", None)
         if self.equal_memory_to is not None:
             described["budget"] = {"equal_memory_to": self.equal_memory_to.to_dict()}
         return described

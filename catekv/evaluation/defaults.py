@@ -1,0 +1,43 @@
+"""Default options per model: the published ones, and smaller ones for the embedded model.
+
+The published options are made for 128K tokens: a budget of 2048 with 64 initial and 256 recent
+tokens. At the 1024 to 4096 tokens of the embedded model they would keep everything, so that model
+gets proportionally smaller ones. This is the only place that says which.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: CateKV on the embedded model: 12.5 % of 1024 tokens in a consistent head, 3.1 % of 4096.
+EMBEDDED_BUDGET = 128
+EMBEDDED_INIT_TOKENS = 16
+EMBEDDED_RECENT_TOKENS = 32
+EMBEDDED_WINDOW = 32
+
+_EMBEDDED: dict[str, dict[str, Any]] = {
+    "catekv": {
+        "budget": EMBEDDED_BUDGET,
+        "init_tokens": EMBEDDED_INIT_TOKENS,
+        "recent_tokens": EMBEDDED_RECENT_TOKENS,
+        "window": EMBEDDED_WINDOW,
+    },
+    "snapkv": {"window": EMBEDDED_WINDOW},
+    "streaming_llm": {"sinks": EMBEDDED_INIT_TOKENS},
+}
+
+#: Baselines as the CateKV paper ran them (section "baseline settings").
+_PAPER: dict[str, dict[str, Any]] = {
+    "snapkv": {"window": 32},
+    "streaming_llm": {"sinks": 128},
+}
+
+EMBEDDED_LENGTH = 1024
+EMBEDDED_SAMPLES = 20
+EMBEDDED_RATIO = 0.4
+
+
+def method_defaults(embedded: bool) -> dict[str, dict[str, Any]]:
+    """Options per method name that hold unless the user sets them."""
+    source = _EMBEDDED if embedded else _PAPER
+    return {name: dict(options) for name, options in source.items()}

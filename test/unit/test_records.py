@@ -1,0 +1,208 @@
+"""The run directory: records survive kills, torn lines and other writers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catekv.errors import UserError
+from catekv.evaluation.records import Record, RunDirectory, merge, read_records
+
+
+def record(index: int = 0, **changes: Any) -> Record:
+    values: dict[str, Any] = {
+        "task": "ruler/vt",
+        "length": 512,
+        "index": index,
+        "method": "full",
+        "question": "agnostic",
+        "method_hash": "m1",
+        "official": 1.0,
+        "prediction": "A B",
+    }
+    return Record(**{**values, **changes})
+
+
+def manifest(**changes: Any) -> dict[str, Any]:
+    values = {
+        "config_hash": "c1",
+        "configuration": {"seed": 42, "dtype": "float32"},
+        "methods": {"full": {"hash": "m1", "name": "full"}},
+        "tasks": ["ruler/vt"],
+        "lengths": [512],
+        "questions": ["agnostic"],
+        "samples": 4,
+        "starts": [{"time": "now"}],
+    }
+    return {**values, **changes}
+
+
+def opened(folder: Path, *, rank: int = 0, world: int = 1, **changes: Any) -> RunDirectory:
+    directory = RunDirectory(folder, rank, world)
+    directory.prepare(manifest(**changes), resume=True, overwrite=False)
+    return directory
+
+
+def test_a_record_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    full = record(
+        references=("a", "b"),
+        kept=((1, 2), (3, 4)),
+        depths=(0.5,),
+        scores={"set_f1": 0.5},
+        metadata={"needles": 2},
+        error={"type": "ValueError"},
+        kept_tokens=2.5,
+        official=0.0,
+    )
+    with opened(tmp_path) as directory:
+        directory.append(full)
+    assert read_records(tmp_path / "samples.jsonl") == [full]
+
+
+def test_a_torn_last_line_is_tolerated_and_healed(tmp_path: Path) -> None:
+    with opened(tmp_path) as directory:
+        for index in range(3):
+            directory.append(record(index))
+    path = tmp_path / "samples.jsonl"
+    whole = path.read_bytes()
+    for cut in range(1, len(whole.splitlines(keepends=True)[-1])):
+        path.write_bytes(whole[:-cut])
+        assert len(read_records(path)) in (2, 3)
+        with opened(tmp_path) as directory:
+            directory.append(record(2))
+        assert [r.index for r in directory.records().values()] == [0, 1, 2]
+        assert path.read_bytes().endswith(b"\n")
+
+
+def test_a_broken_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_text(record(0).to_line() + '{"task": "ruler/vt"\n' + record(1).to_line())
+    with pytest.raises(UserError, match="line 2 is no record"):
+        read_records(path)
+
+
+def test_success_beats_error_and_later_beats_earlier() -> None:
+    error = record(0, error={"type": "RuntimeError"}, official=None)
+    first, second = record(0, prediction="first"), record(0, prediction="second")
+    assert next(iter(merge([error, first, error]).values())) == first
+    assert next(iter(merge([first, second]).values())) == second
+
+
+def test_another_configuration_is_refused_by_name(tmp_path: Path) -> None:
+    opened(tmp_path)
+    with pytest.raises(UserError, match=r"another configuration \(different: seed\).*--overwrite"):
+        opened(tmp_path, config_hash="c2", configuration={"seed": 43, "dtype": "float32"})
+
+
+def test_a_method_with_other_options_needs_another_label(tmp_path: Path) -> None:
+    opened(tmp_path)
+    with pytest.raises(UserError, match="method 'full' with other options"):
+        opened(tmp_path, methods={"full": {"hash": "m2", "name": "full"}})
+    opened(tmp_path, methods={"other": {"hash": "m2", "name": "full"}})
+    written = json.loads((tmp_path / "manifest.json").read_text())
+    assert list(written["methods"]) == ["full", "other"]
+
+
+def test_overwrite_deletes_only_what_runs_wrote(tmp_path: Path) -> None:
+    with opened(tmp_path) as directory:
+        directory.append(record())
+    (tmp_path / "notes.txt").write_text("mine")
+    directory.prepare(
+        manifest(config_hash="c2", configuration={"seed": 43}), resume=True, overwrite=True
+    )
+    assert directory.records() == {}
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_samples_without_manifest_are_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text(record().to_line())
+    with pytest.raises(UserError, match=r"holds samples but no manifest\.json"):
+        opened(tmp_path)
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    with (
+        opened(tmp_path),
+        pytest.raises(UserError, match="another run is writing"),
+        RunDirectory(tmp_path),
+    ):
+        pass
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match=r"cannot write results to .*taken.*--output"):
+        opened(tmp_path / "taken")
+
+
+def test_no_write_permission_is_one_clear_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    user = os.geteuid()
+    if user == 0:
+        # root may write everywhere; become nobody for a moment
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match=r"cannot write results to .*Permission denied"):
+            opened(tmp_path / "run")
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o700)
+
+
+def test_ranks_merge_the_same_way_however_many_there_were(tmp_path: Path) -> None:
+    expected = {record(index).key: record(index) for index in range(8)}
+    for world in (1, 2, 3):
+        folder = tmp_path / str(world)
+        for rank in range(world):
+            with opened(folder, rank=rank, world=world) as directory:
+                for index in range(rank, 8, world):
+                    directory.append(record(index))
+        assert directory.records() == expected
+        directory.consolidate()
+        assert [file.name for file in sorted(folder.glob("samples*"))] == ["samples.jsonl"]
+        assert directory.records() == expected
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {test_folder!r})
+from test_records import manifest, opened, record
+directory = opened(Path({folder!r}))
+done = {{r.index for r in directory.records().values()}}
+with directory:
+    print("ready", flush=True)
+    for index in range(400):
+        if index not in done:
+            directory.append(record(index, prediction="x" * (index % 97)))
+"""
+
+
+def test_killing_a_writer_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    code = _WRITER.format(test_folder=str(Path(__file__).parent), folder=str(tmp_path))
+    generator = random.Random(1)
+    kills = 0
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(generator.uniform(0.0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        process.stdout.close()
+    assert kills
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    found = list(RunDirectory(tmp_path).records().values())
+    assert [r.index for r in found] == list(range(400))
+    assert [len(r.prediction) for r in found] == [index % 97 for index in range(400)]
+    lines = (tmp_path / "samples.jsonl").read_text().splitlines()
+    assert len(lines) == 400

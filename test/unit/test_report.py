@@ -1,0 +1,174 @@
+"""Summaries: what the numbers mean, and that they do not depend on how records came about."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catekv.errors import UserError
+from catekv.evaluation import report
+from catekv.evaluation.records import Record, RunDirectory
+
+METHODS = {
+    "full": {"hash": "f", "name": "full"},
+    "catekv": {"hash": "c", "name": "catekv"},
+}
+MANIFEST: dict[str, Any] = {
+    "model": "tiny",
+    "config_hash": "h",
+    "configuration": {"model_hash": "w"},
+    "methods": METHODS,
+    "tasks": ["ruler/vt", "ruler/niah_single_1"],
+    "lengths": [512],
+    "questions": ["agnostic"],
+}
+
+
+def record(task: str, index: int, method: str, score: float | None, **changes: Any) -> Record:
+    values: dict[str, Any] = {
+        "task": task,
+        "length": 512,
+        "index": index,
+        "method": method,
+        "question": "agnostic",
+        "method_hash": METHODS[method]["hash"],
+        "sample_hash": f"{task}{index}",
+        "prediction": "12345",
+        "references": ("12345",),
+        "wording": "small-1",
+        "official": score,
+        "strict": score,
+        "kept_share": 1.0 if method == "full" else 0.5,
+        "stored_bytes": 1 << (20 if method == "full" else 19),
+        "new_tokens": 5,
+        "prefill_seconds": 0.2,
+        "decode_seconds": 0.4,
+    }
+    return Record(**{**values, **changes})
+
+
+def records() -> list[Record]:
+    found = []
+    for index, (full, ours) in enumerate([(1.0, 1.0), (1.0, 0.5), (0.0, 0.0), (1.0, 1.0)]):
+        found += [
+            record("ruler/vt", index, "full", full),
+            record("ruler/vt", index, "catekv", ours),
+        ]
+    found += [
+        record("ruler/niah_single_1", 0, "full", 1.0),
+        record("ruler/niah_single_1", 0, "catekv", 1.0),
+        record("ruler/niah_single_1", 1, "full", 1.0),
+        record(
+            "ruler/niah_single_1", 1, "catekv", None, error={"type": "RuntimeError"}, prediction=""
+        ),
+        record("ruler/niah_single_1", 2, "full", 0.0, prediction="  "),
+    ]
+    return found
+
+
+def cell(summary: dict[str, Any], task: str, method: str) -> dict[str, Any]:
+    rows = [*summary["cells"], *summary["averages"]]
+    (row,) = (row for row in rows if (row["task"], row["method"]) == (task, method))
+    return dict(row)
+
+
+def test_scores_differences_errors_and_nulls() -> None:
+    summary = report.summarise(records(), MANIFEST)
+    vt = cell(summary, "ruler/vt", "catekv")
+    assert (vt["official"]["mean"], vt["difference"]["mean"], vt["count"]) == (62.5, -12.5, 4)
+    assert (vt["errors"], vt["kept_share"]) == (0, 0.5)
+    assert vt["time"]["decode_seconds_per_token"] == pytest.approx(0.1)
+    needle = cell(summary, "ruler/niah_single_1", "catekv")
+    assert (needle["count"], needle["errors"]) == (1, 1)
+    assert needle["difference"]["mean"] == 0.0
+    assert cell(summary, "ruler/niah_single_1", "full")["nulls"] == 1
+    assert cell(summary, "ruler/vt", "full")["difference"] is None
+    average = cell(summary, "average", "catekv")
+    assert average["official"]["mean"] == pytest.approx((62.5 + 100) / 2)
+    assert average["difference"]["mean"] == pytest.approx(-12.5 / 2)
+
+
+def test_the_summary_does_not_depend_on_the_order_of_the_records() -> None:
+    shuffled = records()
+    random.Random(0).shuffle(shuffled)
+    assert report.summarise(shuffled, MANIFEST) == report.summarise(records(), MANIFEST)
+
+
+def test_records_of_unknown_methods_are_left_out() -> None:
+    foreign = record("ruler/vt", 0, "full", 0.0, method_hash="other")
+    assert report.summarise([*records(), foreign], MANIFEST) == report.summarise(
+        records(), MANIFEST
+    )
+
+
+def test_the_tables_name_the_wording_and_the_errors() -> None:
+    summary = report.summarise(records(), MANIFEST)
+    for markdown in (False, True):
+        text = report.render(summary, markdown=markdown)
+        assert "small-1" in text
+        assert "1 measurements failed" in text
+        assert "question asked after compression" in text
+    lines = report.render(summary).splitlines()
+    (row,) = (line for line in lines if line.startswith("ruler/vt"))
+    assert row.split() == ["ruler/vt", "75.0", "62.5"]
+
+
+def test_an_average_over_fewer_tasks_is_marked() -> None:
+    some = [r for r in records() if r.method == "full" or r.task == "ruler/vt"]
+    text = report.render(report.summarise(some, MANIFEST))
+    assert "62.5*" in text
+    assert "* average over fewer tasks" in text
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    directory = RunDirectory(tmp_path)
+    directory.prepare({**MANIFEST, "samples": 4}, resume=True, overwrite=False)
+    with directory:
+        for one in records():
+            directory.append(one)
+    return tmp_path
+
+
+def test_report_writes_all_three_files(run_folder: Path) -> None:
+    summary = report.report(run_folder)
+    assert json.loads((run_folder / "summary.json").read_text()) == summary
+    rows = list(csv.DictReader((run_folder / "summary.csv").open()))
+    assert len(rows) == len(summary["cells"]) + len(summary["averages"])
+    assert rows[0]["task"] == "ruler/vt"
+    assert float(rows[0]["official_mean"]) == 75.0
+    assert "| ruler/vt | 75.0 | 62.5 |" in (run_folder / "summary.md").read_text()
+
+
+def test_rescoring_needs_no_model_and_replaces_wrong_scores(run_folder: Path) -> None:
+    directory = RunDirectory(run_folder)
+    assert cell(report.report(run_folder), "ruler/vt", "full")["official"]["mean"] == 75.0
+    rescored = report.report(run_folder, rescore=True)
+    assert cell(rescored, "ruler/vt", "full")["official"]["mean"] == 100.0
+    assert all(r.official == 1.0 for r in directory.records().values() if r.prediction.strip())
+    assert cell(report.report(run_folder), "ruler/vt", "full")["official"]["mean"] == 100.0
+
+
+def test_official_exports(run_folder: Path) -> None:
+    folders = report.export_official(run_folder)
+    assert len(folders) == 2
+    target = run_folder / "official" / "full" / "512-agnostic"
+    (first, *_) = (target / "vt.jsonl").read_text().splitlines()
+    assert json.loads(first)["pred"] == "12345"
+    summary = list(csv.reader((target / "summary.csv").open()))
+    assert summary[0] == ["Tasks", "niah_single_1", "vt"]
+    assert summary[1] == ["Score", "66.67", "75.0"]
+    assert summary[2] == ["Nulls", "1/3", "0/4"]
+    submission = list(csv.reader((target / "submission.csv").open()))
+    assert submission[0] == ["Task", "ID", "Prediction"]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match="no run directory"):
+            report.report(path)
