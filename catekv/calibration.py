@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -168,10 +169,10 @@ def _round_to_fp32(values: Tensor, up: bool) -> Tensor:
 
 
 def quantiles(values: Tensor, points: Sequence[float]) -> list[Tensor]:
-    """Quantiles of each row with linear interpolation, by partial selection.
+    """Quantiles of each row with linear interpolation, for any number of values.
 
-    Equal to ``torch.quantile(row, points)`` in exact arithmetic, without its limit of 2^24 values
-    and without sorting what is not needed. Two equal neighbours give exactly their value.
+    Equal to ``torch.quantile(row, points)`` in exact arithmetic, without its limit of 2^24 values.
+    Two equal neighbours give exactly their value.
 
     Args:
         values: fp32 [rows, values].
@@ -182,29 +183,25 @@ def quantiles(values: Tensor, points: Sequence[float]) -> list[Tensor]:
     """
     count = values.shape[-1]
     ranks = [_snap(point * (count - 1)) for point in points]
-    upper = [rank for rank in ranks if rank >= count / 2]
-    lower = [rank for rank in ranks if rank < count / 2]
-    # Enough of either end to hold every rank's two neighbours, best first.
-    top = count - min((math.floor(rank) for rank in upper), default=count)
-    bottom = 0 if not lower else min(count, math.floor(max(lower)) + 2)
-    largest = values.topk(top, dim=-1).values if top else None
-    smallest = values.topk(bottom, dim=-1, largest=False).values if bottom else None
-
-    def at(position: int, from_top: bool) -> Tensor:
-        if from_top:
-            assert largest is not None
-            return largest[..., count - 1 - position].double()
-        assert smallest is not None
-        return smallest[..., position].double()
-
+    floors = [math.floor(rank) for rank in ranks]
+    positions = sorted({min(p, count - 1) for floor in floors for p in (floor, floor + 1)})
+    statistics = _order_statistics(values, positions).double()
+    column = {position: index for index, position in enumerate(positions)}
     found = []
-    for rank in ranks:
-        from_top = rank >= count / 2
-        position = math.floor(rank)
-        below = at(position, from_top)
-        above = at(min(position + 1, count - 1), from_top)
-        found.append(below + (above - below) * (rank - position))
+    for rank, floor in zip(ranks, floors, strict=True):
+        below = statistics[:, column[floor]]
+        above = statistics[:, column[min(floor + 1, count - 1)]]
+        found.append(below + (above - below) * (rank - floor))
     return found
+
+
+def _order_statistics(values: Tensor, positions: list[int]) -> Tensor:
+    """Values [rows, len(positions)] that sorting each row in ascending order puts there."""
+    if values.device.type == "cpu":
+        # Partial selection; torch's own (kthvalue, topk) takes 7 to 15 times as long on the CPU.
+        rows = np.partition(values.numpy(), positions, axis=-1)
+        return torch.from_numpy(rows[:, positions])
+    return torch.stack([row.sort().values[positions] for row in values])
 
 
 def observe_attention_many(attention: Tensor, configs: Sequence[CVConfig]) -> list[Observation]:
@@ -452,14 +449,11 @@ def vote(
     votes = torch.stack([count_votes(cvs, other, gamma_rule) for other in counted]).sum(dim=0)
     flat = votes.flatten()
     count = adaptive_count(ratio, len(flat))
+    scale = 10.0**MEAN_CV_DECIMALS
+    mean_cv = ((cvs.mean(dim=0).flatten() * scale).round() / scale).tolist()
+    order = sorted(range(len(flat)), key=lambda head: (-int(flat[head]), mean_cv[head], head))
     if vote_count == "keep_ties":
-        adaptive = flat >= flat.sort(descending=True).values[count - 1]
-    else:
-        scale = 10.0**MEAN_CV_DECIMALS
-        mean_cv = ((cvs.mean(dim=0).flatten() * scale).round() / scale).tolist()
-        order = sorted(range(len(flat)), key=lambda head: (-int(flat[head]), mean_cv[head], head))
-        adaptive = torch.zeros(len(flat), dtype=torch.bool)
-        adaptive[order[:count]] = True
+        count = int((flat >= flat[order[count - 1]]).sum())
     recipe = {
         "kind": "vote",
         "samples": cvs.shape[0],
@@ -468,4 +462,7 @@ def vote(
         "gamma_rule": gamma_rule,
         **meta.pop("recipe", {}),
     }
-    return HeadMask(adaptive.view(cvs.shape[1:]), {"ratio": ratio, "recipe": recipe, **meta})
+    layers, heads = cvs.shape[1:]
+    return HeadMask.from_order(
+        order, count, layers, heads, {"ratio": ratio, "recipe": recipe, **meta}
+    )

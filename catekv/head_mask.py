@@ -12,7 +12,8 @@ import hashlib
 import json
 import re
 import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,12 @@ class HeadMask:
         adaptive: bool [layers, kv_heads], True = adaptive. Layers may be empty or full.
         meta: where the mask comes from: ``ratio`` that was asked for, ``model``, ``config_hash``,
             ``recipe``. Plain values only; it is written to ``meta.json``.
+        order: flat head indices, the first to become adaptive first; None where unknown.
     """
 
     adaptive: Tensor
     meta: dict[str, Any] = field(default_factory=dict)
+    order: tuple[int, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         adaptive = torch.as_tensor(self.adaptive)
@@ -135,6 +138,25 @@ class HeadMask:
                 "./run_headmask.sh MODEL"
             )
 
+    def reversed(self) -> HeadMask:
+        """A mask of equal size whose order of preference is turned round.
+
+        The heads that would become adaptive last come first: the control that shows whether the
+        order carries information.
+
+        Raises:
+            UserError: a mask that was read without its order (a single CSV file).
+        """
+        if self.order is None:
+            raise UserError(
+                "this head mask has no order to reverse; load it from a folder with "
+                f"{STATISTICS_FILE} or with masks of several ratios"
+            )
+        meta = {**self.meta, "recipe": {"reversed": self.meta.get("recipe")}}
+        return HeadMask.from_order(
+            self.order[::-1], int(self.adaptive.sum()), self.layers, self.kv_heads, meta
+        )
+
     def complement(self) -> HeadMask:
         """Adaptive and consistent heads exchanged."""
         meta = {"recipe": {"kind": "complement", "of": self.meta.get("recipe")}}
@@ -176,7 +198,7 @@ class HeadMask:
         count = adaptive_count(ratio, layers * heads)
         order = torch.randperm(layers * heads, generator=torch.Generator().manual_seed(seed))
         meta = {"ratio": ratio, "recipe": {"kind": "random", "seed": seed}}
-        return cls(_from_order(order, count, layers, heads), meta)
+        return cls.from_order(order.tolist(), count, layers, heads, meta)
 
     @classmethod
     def from_scores(cls, scores: Tensor, ratio: float, **meta: Any) -> HeadMask:
@@ -187,7 +209,16 @@ class HeadMask:
         layers, heads = scores.shape
         count = adaptive_count(ratio, layers * heads)
         order = scores.flatten().double().sort(descending=True, stable=True).indices
-        return cls(_from_order(order, count, layers, heads), {"ratio": ratio, **meta})
+        return cls.from_order(order.tolist(), count, layers, heads, {"ratio": ratio, **meta})
+
+    @classmethod
+    def from_order(
+        cls, order: Sequence[int], count: int, layers: int, heads: int, meta: dict[str, Any]
+    ) -> HeadMask:
+        """The first ``count`` of all flat head indices in ``order`` are adaptive."""
+        adaptive = torch.zeros(layers * heads, dtype=torch.bool)
+        adaptive[list(order[:count])] = True
+        return cls(adaptive.view(layers, heads), meta, tuple(order))
 
     @classmethod
     def load(cls, path: str | Path, ratio: float | None = None) -> HeadMask:
@@ -213,31 +244,6 @@ class HeadMask:
         if path.suffix == ".tsv":
             return _load_duo(path, ratio)
         return _load_csv(path, ratio)
-
-    @classmethod
-    def load_reversed(cls, path: str | Path, ratio: float) -> HeadMask:
-        """A mask of equal size whose order of preference is turned round.
-
-        The heads that would become adaptive last come first: the control that shows whether the
-        order carries information. The order comes from a folder's ``statistics.npz``, from a
-        DuoAttention pattern, or from a folder of nested masks (ties: lower flat index).
-        """
-        path = Path(path)
-        normal = cls.load(path, ratio)
-        meta = {**normal.meta, "ratio": ratio, "recipe": {"reversed": normal.meta.get("recipe")}}
-        if path.is_dir() and (path / STATISTICS_FILE).is_file():
-            from catekv.calibration import vote
-
-            cvs, _ = load_statistics(path / STATISTICS_FILE)
-            return cls(vote(-cvs, ratio).adaptive, meta)
-        duo = path / DUO_FILE if path.is_dir() else path
-        if duo.suffix == ".tsv" and duo.is_file():
-            return cls(cls.from_scores(-_read_gates(duo), ratio).adaptive, meta)
-        if path.is_dir():
-            files = [file for file in path.iterdir() if MASK_FILE.fullmatch(file.name)]
-            levels = torch.stack([_load_csv(file, None).adaptive for file in files]).sum(dim=0)
-            return cls(cls.from_scores(-levels, ratio).adaptive, meta)
-        raise UserError(f"{path} is a single mask and knows no order to reverse; pass its folder")
 
     def save(self, folder: str | Path) -> Path:
         """Write ``head_type_pNN.csv`` and ``meta.json`` into ``folder``; returns the CSV's path.
@@ -310,12 +316,6 @@ def load_statistics(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
     return cvs, recipe
 
 
-def _from_order(order: Tensor, count: int, layers: int, heads: int) -> Tensor:
-    adaptive = torch.zeros(layers * heads, dtype=torch.bool)
-    adaptive[order[:count]] = True
-    return adaptive.view(layers, heads)
-
-
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META_FILE
     if not path.is_file():
@@ -386,6 +386,14 @@ def _load_duo(path: Path, ratio: float | None) -> HeadMask:
     return HeadMask.from_scores(_read_gates(path), ratio, **meta)
 
 
+def _nested_order(files: Iterable[Path]) -> tuple[int, ...] | None:
+    """Order of the heads by how many of a folder's masks hold them; ties: lower flat index."""
+    masks = [_load_csv(path, None).adaptive for path in files]
+    if len(masks) < 2 or len({mask.shape for mask in masks}) > 1:
+        return None
+    return HeadMask.from_scores(torch.stack(masks).sum(dim=0), 1.0).order
+
+
 def _load_folder(folder: Path, ratio: float | None) -> HeadMask:
     files = {
         int(match.group(1)): path
@@ -401,18 +409,20 @@ def _load_folder(folder: Path, ratio: float | None) -> HeadMask:
                 f"{folder} holds no head_type_pNN.csv; ./run_headmask.sh makes masks for a model"
             )
         raise UserError(f"{folder} holds masks of several ratios; say which one with ratio=0.4")
-    percent = round(100 * ratio)
-    if percent in files:
-        mask = _load_csv(files[percent], None)
-        if abs(mask.nominal_ratio - ratio) < 1e-6:
-            return mask
+    voted: HeadMask | None = None
     if statistics.is_file():
         from catekv.calibration import vote
 
         cvs, recipe = load_statistics(statistics)
-        mask = vote(cvs, ratio)
-        meta = {**recipe, "ratio": ratio, "source": statistics.name}
-        return HeadMask(mask.adaptive, meta)
+        voted = vote(cvs, ratio)
+        voted = replace(voted, meta={**recipe, "ratio": ratio, "source": statistics.name})
+    percent = round(100 * ratio)
+    if percent in files:
+        mask = _load_csv(files[percent], None)
+        if abs(mask.nominal_ratio - ratio) < 1e-6:
+            return replace(mask, order=voted.order if voted else _nested_order(files.values()))
+    if voted is not None:
+        return voted
     if (folder / DUO_FILE).is_file():
         return _load_duo(folder / DUO_FILE, ratio)
     if not files:

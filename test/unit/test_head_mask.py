@@ -113,7 +113,7 @@ def test_duo_attention_pattern(tmp_path: Path) -> None:
     assert tied.adaptive.int().tolist() == [[0, 0, 0, 1], [0, 0, 0, 0]]
     with pytest.raises(UserError, match=r"ratio=0\.4"):
         HeadMask.load(path)
-    reverse = HeadMask.load_reversed(path, 0.25)
+    reverse = HeadMask.load(path, 0.25).reversed()
     assert reverse.adaptive.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
 
 
@@ -130,16 +130,22 @@ def test_reversed_order_has_equal_size_and_the_highest_cvs(tmp_path: Path) -> No
     cvs = torch.arange(8.0).view(1, 2, 4)
     save_statistics(tmp_path, cvs)
     assert HeadMask.load(tmp_path, 0.25).adaptive.int().tolist() == [[1, 1, 0, 0], [0] * 4]
-    reverse = HeadMask.load_reversed(tmp_path, 0.25)
+    reverse = HeadMask.load(tmp_path, 0.25).reversed()
     assert reverse.adaptive.int().tolist() == [[0] * 4, [0, 0, 1, 1]]
     assert reverse.nominal_ratio == 0.25
 
 
 def test_reversed_order_of_nested_files(tmp_path: Path) -> None:
     masks = write_published_folder(tmp_path / "yi", 48, 4)
-    reverse = HeadMask.load_reversed(tmp_path / "yi", 0.05)
+    reverse = HeadMask.load(tmp_path / "yi", 0.05).reversed()
     assert reverse.adaptive.sum() == masks[0.05].adaptive.sum()
     assert not bool((reverse.adaptive & masks[0.9].adaptive).any())
+
+
+def test_a_mask_without_order_cannot_be_reversed(tmp_path: Path) -> None:
+    path = HeadMask.random((2, 4), 0.25).save(tmp_path)
+    with pytest.raises(UserError, match="no order to reverse"):
+        HeadMask.load(path).reversed()
 
 
 @pytest.mark.parametrize(
