@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import ClassVar
 
+from catekv.errors import UserError
+
 
 class Wording(ABC):
     """Texts of the RULER tasks in one language.
@@ -28,6 +30,17 @@ class Wording(ABC):
     filler_line: ClassVar[str]
     #: whether variable tracking and common words carry a solved example before the sample
     with_examples: ClassVar[bool]
+    #: new tokens by task name where the answers need other allowances than RULER's
+    max_new_tokens: ClassVar[dict[str, int]] = {}
+
+    def capacity(self, kind: str) -> int | None:
+        """How many distinct items of a kind exist; None means more than any sample needs.
+
+        Kinds are the key and value kinds, ``"variables"``, ``"variable_values"`` and
+        ``"coded_words"``. Texts made of facts (``niah_multikey_2``, ``vt_dense``) use what there is
+        and fill the rest of the length with filler lines spread evenly between the facts.
+        """
+        return None
 
     # --- needles ------------------------------------------------------------------------------
     @abstractmethod
@@ -95,3 +108,37 @@ class Wording(ABC):
 
     @abstractmethod
     def frequent_answer_prefix(self) -> str: ...
+
+    # --- common words -------------------------------------------------------------------------
+    def common_words(self, count: int, random: Random) -> list[str]:
+        """Distinct words, none part of another."""
+        raise self._cannot("common words")
+
+    def common_instruction(self) -> str:
+        raise self._cannot("common words")
+
+    def common_question(self, count: int) -> str:
+        raise self._cannot("common words")
+
+    def common_answer_prefix(self, count: int) -> str:
+        raise self._cannot("common words")
+
+    # --- questions about documents ------------------------------------------------------------
+    def documents_instruction(self) -> str:
+        """Text before and after the documents."""
+        raise self._cannot("questions about documents")
+
+    def document(self, number: int, text: str) -> str:
+        raise self._cannot("questions about documents")
+
+    def documents_question(self, question: str) -> str:
+        raise self._cannot("questions about documents")
+
+    def documents_answer_prefix(self) -> str:
+        raise self._cannot("questions about documents")
+
+    def _cannot(self, what: str) -> UserError:
+        return UserError(
+            f"the wording {self.name!r} cannot express {what}; it has the tasks "
+            f"{', '.join(sorted(self.tasks))}"
+        )

@@ -1,0 +1,151 @@
+"""Build samples: plan, fit to the length through the model's real input path, check."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from catekv.errors import UserError
+from catekv.tasks.fit import TooLongError, largest_fit
+from catekv.tasks.prompt import PromptFormat, prompt_format
+from catekv.tasks.registry import PREFIX, Task, find
+from catekv.tasks.ruler.plan import Draft, Request
+from catekv.tasks.ruler.wording import Wording
+from catekv.tasks.sample import Sample
+
+#: every sample fills at least this share of its target length
+MINIMUM_FILL = 0.97
+#: below this share smaller pieces of filler are added after the last whole unit
+_TOP_UP_BELOW = 0.99
+
+
+def find_wording(
+    wording: str | Wording | None, tokenizer: Any, words_path: str | None = None
+) -> Wording:
+    """A wording by name or as it is; None: what the tokenizer declares, else English.
+
+    A tokenizer declares its wording by ``catekv_wording`` in ``tokenizer_config.json``.
+    """
+    if wording is None:
+        wording = getattr(tokenizer, "init_kwargs", {}).get("catekv_wording", "english")
+    if isinstance(wording, Wording):
+        return wording
+    if wording == "english":
+        from catekv.tasks.ruler.english import EnglishWording
+
+        return EnglishWording(words_path)
+    if wording == "small":
+        from catekv.tasks.ruler.small_wording import SmallWording
+
+        return SmallWording()
+    raise UserError(f"unknown wording {wording!r}; use 'english', 'small' or a Wording")
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Sixteen hexadecimal digits that tell tokenizers with different vocabularies apart."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16]
+
+
+def max_new_tokens(name: str, wording: Wording | None = None) -> int:
+    """New tokens allowed for the answer of a task; a wording may need another allowance."""
+    task = find(name)
+    return (wording.max_new_tokens if wording else {}).get(task.name, task.max_new_tokens)
+
+
+def generate(
+    name: str,
+    tokenizer: Any,
+    length: int,
+    count: int,
+    seed: int = 42,
+    *,
+    first: int = 0,
+    stream: str = "test",
+    wording: str | Wording | None = None,
+    chat_template: str | None = "auto",
+    max_answer_tokens: int | None = None,
+    words_path: str | None = None,
+    **options: Any,
+) -> Iterator[Sample]:
+    """Samples one by one; see :func:`catekv.tasks.build`."""
+    task = find(name)
+    settings = task.configured(options)
+    language = find_wording(wording, tokenizer, words_path)
+    if task.name not in language.tasks:
+        raise UserError(
+            f"the wording {language.name!r} cannot express {PREFIX}{task.name}; it can express "
+            + ", ".join(PREFIX + known for known in sorted(language.tasks))
+        )
+    if count < 0 or length < 1:
+        raise UserError(f"length={length}, count={count}; a length of at least 1 is needed")
+    wrapped = prompt_format(tokenizer, chat_template)
+    answer_tokens = max_answer_tokens or max_new_tokens(task.name, language)
+    shared = {
+        "seed": seed,
+        "stream": stream,
+        "options": dict(options),
+        "tokenizer": getattr(tokenizer, "name_or_path", ""),
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "chat_template": chat_template or "base",
+    }
+    for index in range(first, first + count):
+        key = (seed, task.name, length, index) + ((stream,) if stream != "test" else ())
+        request = Request(
+            key, index, length, language, tokens=lambda text: len(wrapped.tokens(text))
+        )
+        yield _sample(task, settings, request, wrapped, answer_tokens, shared)
+
+
+def _sample(
+    task: Task,
+    settings: Any,
+    request: Request,
+    wrapped: PromptFormat,
+    answer_tokens: int,
+    shared: dict[str, Any],
+) -> Sample:
+    """One sample, fitted."""
+    plan = task.plan(request, settings)
+
+    def measure(draft: Draft) -> int:
+        return len(wrapped.encode(draft.context, draft.question, draft.answer_prefix))
+
+    budget = request.length - answer_tokens
+    try:
+        units, tokens = largest_fit(
+            lambda units: measure(plan.draft(units)), plan.minimum, budget, plan.limit
+        )
+    except TooLongError as error:
+        raise UserError(
+            f"{PREFIX}{task.name} needs a length of at least {error.tokens + answer_tokens} tokens "
+            f"with this tokenizer, {request.length} are given; raise the length"
+        ) from None
+    extra = 0
+    if plan.extra_limit and tokens + answer_tokens < _TOP_UP_BELOW * request.length:
+        extra, tokens = largest_fit(
+            lambda extra: measure(plan.draft(units, extra)), 0, budget, plan.extra_limit, step=2
+        )
+    length = tokens + answer_tokens
+    if length < MINIMUM_FILL * request.length:
+        raise UserError(
+            f"{PREFIX}{task.name} reaches only {length} of {request.length} tokens: the text it is "
+            "made of is used up; give more text or a smaller length"
+        )
+    draft = plan.draft(units, extra)
+    return Sample(
+        task=PREFIX + task.name,
+        index=request.index,
+        context=draft.context,
+        question=draft.question,
+        answer_prefix=draft.answer_prefix,
+        outputs=plan.outputs,
+        max_new_tokens=answer_tokens,
+        length=length,
+        target_length=request.length,
+        metric=task.metric,
+        wording=request.wording.name,
+        depths=draft.depths(),
+        metadata={**shared, **draft.notes},
+    )

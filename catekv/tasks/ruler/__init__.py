@@ -1,0 +1,1 @@
+"""RULER: structures (plans) and their words (wordings)."""

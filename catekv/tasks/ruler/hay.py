@@ -1,0 +1,57 @@
+"""Hay in countable units: filler sentences and prose cut at a word."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+
+_SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+")
+#: sentences on one line of filler
+LINE = 5
+
+
+class Filler:
+    """A line of short sentences again and again; one unit is one sentence."""
+
+    def __init__(self, line: str) -> None:
+        self._line = line
+        self._sentences = [part for part in _SENTENCE_GAP.split(line.strip()) if part]
+
+    def lines(self, units: int) -> list[str]:
+        whole, rest = divmod(units, len(self._sentences))
+        lines = [self._line] * whole
+        if rest:
+            lines.append(" ".join(self._sentences[:rest]))
+        return lines
+
+
+class Prose:
+    """Sentences from an endless source; one unit is one word, the last sentence is cut."""
+
+    def __init__(self, source: Iterator[str]) -> None:
+        self._source = source
+        self._sentences: list[str] = []
+        self._ends: list[int] = []
+
+    def sentences(self, units: int) -> list[str]:
+        """The first ``units`` words as sentences, fewer if the source ends."""
+        while not self._ends or self._ends[-1] < units:
+            sentence = next(self._source, None)
+            if sentence is None:
+                break
+            self._sentences.append(sentence)
+            words = sentence.count(" ") + 1
+            self._ends.append(words + (self._ends[-1] if self._ends else 0))
+        whole = bisect_right(self._ends, units)
+        result = self._sentences[:whole]
+        rest = units - (self._ends[whole - 1] if whole else 0)
+        if rest and whole < len(self._sentences):
+            result.append(_cut(self._sentences[whole], rest))
+        return result
+
+
+def _cut(sentence: str, words: int) -> str:
+    """The first words of a sentence with its own kind of full stop."""
+    stop = " ." if sentence.endswith(" .") else "."
+    return " ".join(sentence.split(" ")[:words]).rstrip(" .,;:!?") + stop
