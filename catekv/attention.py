@@ -1,0 +1,297 @@
+"""The attention function that lets a cache see queries, and the mask function that goes with it.
+
+transformers calls ``cache.update(keys, values)`` and then the attention function with what update
+returned. :class:`catekv.cache.RaggedLayer` returns its keys with a :class:`Handle` attached; the
+function below finds it there. Tensors without a handle (other caches, no cache) are passed on to
+the base implementation untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from catekv import kernels
+from catekv.errors import UserError
+from catekv.kernels.ragged_decode import causal_tail_mask
+from catekv.layout import RaggedPrefix
+
+#: Base implementation -> registered name. A name contains "flash" if and only if its base is a
+#: FlashAttention: transformers builds two-dimensional masks for such names.
+NAMES = {
+    "sdpa": "catekv",
+    "eager": "catekv_eager",
+    "flash_attention_2": "catekv_flash_attention_2",
+    "flash_attention_3": "catekv_flash_attention_3",
+}
+#: Arguments of an attention call that change the result and that ragged layers do not implement.
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+HANDLE = "_catekv_handle"
+#: Queries per block when a chunk attends to a longer past on the torch path.
+QUERY_BLOCK = 512
+
+
+class ObservingLayer(Protocol):
+    """What the attention function needs of a cache layer."""
+
+    prefix: RaggedPrefix | None
+
+    def observe(self, queries: Tensor, valid: Tensor | None, scaling: float) -> None: ...
+
+    def attended(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Handle:
+    """Attached to the keys that a layer's ``update`` returned; ``dense`` is its state then."""
+
+    layer: ObservingLayer
+    dense: bool
+
+
+def register_attention() -> None:
+    """Make ``attn_implementation="catekv"`` (and the names of other bases) known to transformers.
+
+    Idempotent. Models that use another cache, or none, compute with it exactly what they compute
+    with the base implementation.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    for base, name in NAMES.items():
+        AttentionInterface.register(name, _attention(base))
+        # Without a mask function under the same name transformers builds no mask at all and left
+        # padding is ignored without an error.
+        AttentionMaskInterface.register(name, _mask(base))
+
+
+def base_attention(base: str, module: torch.nn.Module) -> Callable[..., Any]:
+    """The function transformers itself would call for ``base``."""
+    if base == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS[base]
+
+
+def base_mask(base: str) -> Callable[..., Any]:
+    """The mask function transformers itself would call for ``base``."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    return ALL_MASK_ATTENTION_FUNCTIONS[base]
+
+
+class _BaseView:
+    """An attention module whose configuration names the base implementation.
+
+    The FlashAttention functions look their kernels up by the name in the configuration.
+    """
+
+    def __init__(self, target: Any, **replaced: Any):
+        self.__dict__.update(_target=target, **replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_target"], name)
+
+
+def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    flash = base.startswith("flash")
+
+    def delegate(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        function = base_attention(base, module)
+        if flash:
+            config = _BaseView(module.config, _attn_implementation=base)
+            module = _BaseView(module, config=config)
+        return function(module, query, key, value, mask, **options)
+
+    def attention(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        handle: Handle | None = getattr(key, HANDLE, None)
+        if handle is None:
+            if scaling is not None:
+                options["scaling"] = scaling
+            return delegate(module, query, key, value, attention_mask, **options)
+        for name in UNSUPPORTED:
+            if options.get(name) is not None:
+                raise UserError(
+                    f"{type(module).__name__} uses {name!r}, which compressed layers do not "
+                    "implement; run this model with its ordinary cache"
+                )
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if handle.dense:
+            lower_right = attention_mask is None and 1 < query.shape[2] < key.shape[2]
+            if lower_right and not flash:
+                result = _past_and_self(query, key, value, scale), None
+            else:
+                result = delegate(
+                    module, query, key, value, attention_mask, scaling=scaling, **options
+                )
+            handle.layer.observe(query, _last_row(attention_mask, key.shape[2]), scale)
+            return result
+        prefix = handle.layer.prefix
+        assert prefix is not None
+        handle.layer.attended()
+        tail_mask = _tail_mask(attention_mask, query.shape[2], key.shape[2])
+        if base == "sdpa" and prefix.uniform_length is not None:
+            # Nothing is ragged: the very call that an ordinary cache would make, bit for bit.
+            keys, values = prefix.dense()
+            return delegate(
+                module,
+                query,
+                torch.cat([keys, key], dim=2),
+                torch.cat([values, value], dim=2),
+                _with_prefix(tail_mask, query.shape[2], key.shape[2], keys.shape[2], query.device),
+                scaling=scaling,
+                **options,
+            )
+        output = kernels.ragged_decode(query, prefix, key, value, scale, tail_mask)
+        return output.transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+def _visible(mask: Tensor) -> Tensor:
+    """A mask as booleans: additive masks hold 0 where a query may look."""
+    return mask if mask.dtype == torch.bool else mask == 0
+
+
+def _last_row(mask: Tensor | None, columns: int) -> Tensor | None:
+    """bool [batch, columns]: what the last query sees, that is, everything but padding."""
+    if mask is None:
+        return None
+    if mask.ndim == 2:
+        return mask[:, -columns:].bool()
+    return _visible(mask[:, 0, -1, -columns:])
+
+
+def _tail_mask(mask: Tensor | None, query_tokens: int, tail: int) -> Tensor | None:
+    """bool [batch, 1, query_tokens, tail] or None (causal), from any mask transformers passes.
+
+    The mask may have been built just before a compression and then describes more than the tail.
+    """
+    if mask is None:
+        return None
+    if mask.ndim == 2:
+        columns = mask[:, None, None, -tail:].bool()
+        return causal_tail_mask(query_tokens, tail, mask.device) & columns
+    return _visible(mask[..., -tail:])
+
+
+def _with_prefix(
+    tail_mask: Tensor | None, query_tokens: int, tail: int, prefix: int, device: torch.device
+) -> Tensor | None:
+    """The tail's mask with all-visible prefix columns before it, or None if nothing is hidden."""
+    if tail_mask is None:
+        if query_tokens == 1:
+            return None
+        tail_mask = causal_tail_mask(query_tokens, tail, device)
+    ones = tail_mask.new_ones(*tail_mask.shape[:-1], prefix)
+    return torch.cat([ones, tail_mask], dim=-1)
+
+
+def _past_and_self(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Causal attention of the last ``query_tokens`` positions without a [queries, keys] mask.
+
+    Arguments [batch, heads, tokens, head_dim]; returns [batch, query_tokens, query_heads, dim].
+    """
+    batch, query_heads, query_tokens, head_dim = query.shape
+    kv_heads, tokens = key.shape[1:3]
+    if query.is_cuda:
+        from torch.nn.attention.bias import causal_lower_right
+
+        output = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=causal_lower_right(query_tokens, tokens),
+            scale=scaling,
+            enable_gqa=query_heads != kv_heads,
+        )
+        return output.transpose(1, 2).contiguous()
+    group = query_heads // kv_heads
+    output = query.new_empty(batch, query_tokens, query_heads, value.shape[-1])
+    past = tokens - query_tokens
+    for start in range(0, query_tokens, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, query_tokens)
+        size = stop - start
+        # the query heads of a group become further queries of their KV head: keys stay unrepeated
+        part = query[:, :, start:stop].reshape(batch, kv_heads, group * size, head_dim)
+        mask = causal_tail_mask(size, past + stop, query.device).repeat(1, 1, group, 1)
+        result = F.scaled_dot_product_attention(
+            part, key[:, :, : past + stop], value[:, :, : past + stop], mask, scale=scaling
+        )
+        output[:, start:stop] = result.view(batch, query_heads, size, -1).transpose(1, 2)
+    return output
+
+
+@dataclass(frozen=True)
+class DeferredMask:
+    """What transformers asked of the mask function, kept so that masks can be made per chunk.
+
+    ``unrestricted`` says that the mask is plain causal without padding.
+    """
+
+    base: str
+    arguments: dict[str, Any]
+    unrestricted: bool
+
+    def build(
+        self, query_tokens: int, query_offset: int, kv_length: int, kv_offset: int, ragged: bool
+    ) -> Tensor | None:
+        """The mask of one chunk in one layer; None where the attention function needs none."""
+        if ragged and self.unrestricted and self.base != "eager":
+            return None
+        arguments = dict(self.arguments)
+        arguments.update(
+            q_length=query_tokens,
+            q_offset=query_offset,
+            kv_length=kv_length,
+            kv_offset=kv_offset,
+        )
+        return base_mask(self.base)(**arguments)
+
+
+_deferring: contextvars.ContextVar[bool] = contextvars.ContextVar("catekv_deferring", default=False)
+
+
+@contextlib.contextmanager
+def deferred_masks() -> Iterator[None]:
+    """Within it the mask functions return :class:`DeferredMask` (used by the chunked prefill)."""
+    token = _deferring.set(True)
+    try:
+        yield
+    finally:
+        _deferring.reset(token)
+
+
+def _mask(base: str) -> Callable[..., Any]:
+    def mask(*arguments: Any, **options: Any) -> Any:
+        if not _deferring.get() or arguments:
+            return base_mask(base)(*arguments, **options)
+        from transformers.masking_utils import causal_mask_function
+
+        padding = options.get("attention_mask")
+        unrestricted = (
+            options.get("mask_function", causal_mask_function) is causal_mask_function
+            and (padding is None or bool(padding.all()))
+            and options.get("allow_is_causal_skip", True)
+        )
+        return DeferredMask(base, options, unrestricted)
+
+    return mask

@@ -1,0 +1,144 @@
+"""Decode attention over a ragged prefix and a dense tail: the definition and the torch path."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from catekv.layout import Bucket, RaggedPrefix
+
+#: Upper bound of the logits held at once on the torch path, in elements (256 MiB of float32).
+MAX_LOGITS = 1 << 26
+
+
+def causal_tail_mask(query_tokens: int, tail: int, device: torch.device) -> Tensor:
+    """bool [1, 1, query_tokens, tail]: lower-right causal, the last query sees the whole tail."""
+    rows = torch.arange(tail - query_tokens, tail, device=device)[:, None]
+    return (torch.arange(tail, device=device) <= rows)[None, None]
+
+
+def ragged_decode_reference(
+    queries: Tensor,
+    prefix: RaggedPrefix,
+    tail_keys: Tensor,
+    tail_values: Tensor,
+    scaling: float,
+    tail_mask: Tensor | None = None,
+) -> Tensor:
+    """The definition, row by row in float32 (float64 for float64 input); arguments as in
+    :func:`catekv.kernels.ragged_decode`."""
+    batch, query_heads, query_tokens, _ = queries.shape
+    kv_heads, tail = tail_keys.shape[1:3]
+    group = query_heads // kv_heads
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+    if tail_mask is None:
+        tail_mask = causal_tail_mask(query_tokens, tail, queries.device)
+    tail_mask = tail_mask.expand(batch, 1, query_tokens, tail)
+    output = queries.new_zeros(batch, query_heads, query_tokens, tail_values.shape[-1])
+    for b in range(batch):
+        for head in range(kv_heads):
+            row_keys, row_values, row_bias = prefix.row(b, head)
+            keys = torch.cat([row_keys, tail_keys[b, head]]).to(dtype)
+            values = torch.cat([row_values, tail_values[b, head]]).to(dtype)
+            visible = torch.cat(
+                [tail_mask.new_ones(query_tokens, len(row_keys)), tail_mask[b, 0]], dim=-1
+            )
+            for query_head in range(head * group, (head + 1) * group):
+                logits = queries[b, query_head].to(dtype) @ keys.T * scaling
+                if row_bias is not None:
+                    logits[:, : len(row_keys)] += row_bias.to(dtype)
+                logits = logits.masked_fill(~visible, torch.finfo(dtype).min)
+                output[b, query_head] = (logits.softmax(dim=-1) @ values).to(output.dtype)
+    return output
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Batched matrix product; half-precision logits on a GPU are kept in float32."""
+    if left.is_cuda and left.dtype in (torch.float16, torch.bfloat16):
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left, right)
+
+
+def _read(prefix: RaggedPrefix, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys, values [rows, length, dim] and additive logits [rows, length] or None of a bucket."""
+    rows, length = bucket.query_rows.shape[0], bucket.length
+    if bucket.start is not None:
+        block = slice(bucket.start, bucket.start + rows * length)
+        bias = None if prefix.bias is None else prefix.bias[block].view(rows, length)
+        return (
+            prefix.keys[block].view(rows, length, prefix.keys.shape[-1]),
+            prefix.values[block].view(rows, length, prefix.values.shape[-1]),
+            bias,
+        )
+    assert bucket.offsets is not None
+    assert bucket.lengths is not None
+    position = torch.arange(length, device=prefix.keys.device)
+    inside = position < bucket.lengths[:, None]
+    slot = (bucket.offsets[:, None] + position).clamp_(max=prefix.slots - 1)
+    bias = torch.zeros(inside.shape, dtype=torch.float32, device=slot.device)
+    if prefix.bias is not None:
+        bias = prefix.bias[slot]
+    bias = bias.masked_fill(~inside, torch.finfo(torch.float32).min)
+    return prefix.keys[slot], prefix.values[slot], bias
+
+
+def ragged_decode_torch(
+    queries: Tensor,
+    prefix: RaggedPrefix,
+    tail_keys: Tensor,
+    tail_values: Tensor,
+    scaling: float,
+    tail_mask: Tensor | None = None,
+) -> Tensor:
+    """Vectorised path: one batched product per bucket of rows, one softmax over prefix and tail.
+
+    Keys and values of rows with equal lengths are read where they lie; nothing is concatenated to
+    them. Arguments as in :func:`catekv.kernels.ragged_decode`.
+    """
+    batch, query_heads, query_tokens, head_dim = queries.shape
+    kv_heads, tail = tail_keys.shape[1:3]
+    group = query_heads // kv_heads
+    rows = batch * kv_heads
+    if tail_mask is None and query_tokens > 1:
+        tail_mask = causal_tail_mask(query_tokens, tail, queries.device)
+    value_dim = tail_values.shape[-1]
+    output = queries.new_empty(rows, group, query_tokens, value_dim)
+    per_row = queries.reshape(rows, group, query_tokens, head_dim)
+    row_tail_keys = tail_keys.reshape(rows, tail, head_dim)
+    row_tail_values = tail_values.reshape(rows, tail, value_dim)
+    if tail_mask is not None:
+        tail_mask = tail_mask.expand(batch, 1, query_tokens, tail)
+
+    for bucket in prefix.buckets:
+        stored = bucket.query_rows.shape[0]
+        keys, values, bias = _read(prefix, bucket)
+        flat_rows = bucket.query_rows.flatten()
+        own_keys, own_values = row_tail_keys[flat_rows], row_tail_values[flat_rows]
+        own_mask = None if tail_mask is None else tail_mask[flat_rows // kv_heads]
+        own_queries = per_row[flat_rows]
+        step = max(1, MAX_LOGITS // max(1, len(flat_rows) * group * (bucket.length + tail)))
+        for start in range(0, query_tokens, step):
+            part = own_queries[:, :, start : start + step]
+            size = part.shape[2]
+            # readers of one stored row are further queries of it: [stored, readers * group * size]
+            logits = _product(part.reshape(stored, -1, head_dim), keys.transpose(1, 2)) * scaling
+            if bias is not None:
+                logits = logits + bias[:, None]
+            logits = logits.view(len(flat_rows), group, size, bucket.length)
+            own = _product(part.reshape(len(flat_rows), -1, head_dim), own_keys.transpose(1, 2))
+            own = (own * scaling).view(len(flat_rows), group, size, tail)
+            if own_mask is not None:
+                own = own.masked_fill(
+                    ~own_mask[:, :, start : start + step], torch.finfo(own.dtype).min
+                )
+            weights = torch.cat([logits, own], dim=-1)
+            weights = weights.softmax(dim=-1, dtype=torch.promote_types(own.dtype, torch.float32))
+            weights = weights.to(values.dtype)
+            result = torch.bmm(
+                weights[..., : bucket.length].reshape(stored, -1, bucket.length), values
+            ).view(len(flat_rows), group, size, value_dim)
+            result = result + torch.bmm(
+                weights[..., bucket.length :].reshape(len(flat_rows), -1, tail), own_values
+            ).view(len(flat_rows), group, size, value_dim)
+            output[flat_rows, :, start : start + step] = result.to(output.dtype)
+    return output.view(batch, query_heads, query_tokens, value_dim)

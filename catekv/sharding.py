@@ -1,0 +1,35 @@
+"""Which KV heads a process of a tensor-parallel group holds."""
+
+from __future__ import annotations
+
+import torch
+
+from catekv.errors import UserError
+
+
+def local_heads(local: int, total: int, rank: int | None = None, world: int | None = None) -> slice:
+    """The KV heads of this process, as a slice of the model's.
+
+    Column-wise sharded projections give rank ``r`` of ``n`` the contiguous heads
+    ``[r * total / n, (r + 1) * total / n)``; architectures that gather them hold all heads
+    everywhere.
+
+    Args:
+        local: KV heads of the tensors here. total: KV heads of the model.
+        rank, world: position in the group; default: the running process group's.
+
+    Raises:
+        UserError: if the heads are neither replicated nor split evenly.
+    """
+    if local == total:
+        return slice(0, total)
+    if rank is None or world is None:
+        running = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if running else 0
+        world = torch.distributed.get_world_size() if running else 1
+    if local * world != total:
+        raise UserError(
+            f"a layer holds {local} KV heads where the model has {total} and {world} processes "
+            "run; per-head budgets need the heads replicated or split evenly"
+        )
+    return slice(rank * local, (rank + 1) * local)

@@ -1,0 +1,51 @@
+"""The places where releases of transformers differ, or where its internals are touched at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from catekv.errors import UserError
+
+
+def text_config(config: Any) -> Any:
+    """The decoder's part of a (possibly composite) configuration."""
+    return config.get_text_config(decoder=True)
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The decoder layers in order: the module list as long as the configuration says."""
+    count = text_config(model.config).num_hidden_layers  # type: ignore[arg-type]
+    base: Any = getattr(model, "model", model)
+    for owner in (base, getattr(base, "language_model", None)):
+        layers = getattr(owner, "layers", None)
+        if isinstance(layers, torch.nn.ModuleList) and len(layers) == count:
+            return list(layers)
+    lists = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count
+    ]
+    if len(lists) != 1:
+        raise UserError(f"{type(model).__name__}: the list of decoder layers was not found")
+    return list(lists[0])
+
+
+def context_window(config: Any) -> int | None:
+    """Largest number of tokens the model was made for, or None if it does not say."""
+    value = getattr(text_config(config), "max_position_embeddings", None)
+    return int(value) if value else None
+
+
+def set_attention(model: torch.nn.Module, name: str) -> None:
+    """Switch a loaded model to a registered attention implementation."""
+    if "flash" in name:
+        # set_attn_implementation would look for a kernel package of that name; the base was
+        # loaded, and so checked, before
+        for module in model.modules():
+            config = getattr(module, "config", None)
+            if config is not None and hasattr(config, "_attn_implementation"):
+                config._attn_implementation = name
+        return
+    model.set_attn_implementation(name)  # type: ignore[operator]
