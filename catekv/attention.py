@@ -137,7 +137,10 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         if handle.dense:
             lower_right = attention_mask is None and 1 < query.shape[2] < key.shape[2]
             if lower_right and not flash:
-                result = _past_and_self(query, key, value, scale), None
+                result: tuple[Tensor, Tensor | None] = (
+                    _past_and_self(query, key, value, scale),
+                    None,
+                )
             else:
                 result = delegate(
                     module, query, key, value, attention_mask, scaling=scaling, **options

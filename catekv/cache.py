@@ -8,323 +8,20 @@ everything fed since. Positions always continue from the true number of tokens s
 from __future__ import annotations
 
 import copy
-import json
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from catekv.attention import HANDLE, Handle
+from catekv import cache_files
 from catekv.errors import UserError
 from catekv.head_mask import config_hash
-from catekv.layout import RaggedPrefix, from_rows, pack, pack_merged, storage_bytes
-from catekv.methods.base import Method, Observed
-from catekv.sharding import local_heads
-from catekv.token_buffer import TokenBuffer
-from catekv.version import __version__
-
-FORMAT_VERSION = 1
-TENSOR_FILE = "cache.safetensors"
-DESCRIPTION_FILE = "cache.json"
-
-
-@dataclass
-class CacheSettings:
-    """What all layers of one cache share. Layers hold this and never the cache itself: a deep copy
-    of the cache must not keep pointing at the original.
-
-    ``trigger`` says when a layer compresses: ``count`` (as soon as ``prefill_tokens`` were seen),
-    ``auto`` (at the end of the first forward of several tokens), ``lazy`` (before the first forward
-    of one token) or ``hold`` (never: :class:`catekv.model.DensePrompt` does it).
-    """
-
-    method: Method | None
-    num_layers: int
-    kv_heads: int | None
-    window: int
-    trigger: str
-    prefill_tokens: int | None = None
-    compress_seconds: float = 0.0
-    description: dict[str, Any] = field(default_factory=dict)
-
-
-class RaggedLayer(CacheLayerMixin):
-    """One attention layer: dense until compressed, then an immutable prefix and a dense tail."""
-
-    is_compileable = False
-    is_sliding = False
-    # transformers asks this before decoding speculatively, which rolls back into the prefix
-    is_croppable = False
-    supports_early_init = False
-
-    def __init__(self, index: int, settings: CacheSettings):
-        super().__init__()
-        self.index = index
-        self.settings = settings
-        self._clear()
-
-    def _clear(self) -> None:
-        self.buffer = TokenBuffer()
-        self.prefix: RaggedPrefix | None = None
-        self.queries: Tensor | None = None
-        self.valid: Tensor | None = None
-        self.padding: list[int] = []
-        self.seen = 0
-        self.scaling = 1.0
-        self.query_heads = 0
-        self.pending = False
-        self.is_initialized = False
-
-    # --- state --------------------------------------------------------------------------------
-
-    @property
-    def compressed(self) -> bool:
-        return self.prefix is not None
-
-    @property
-    def tail_length(self) -> int:
-        """Tokens stored densely: everything before compression, the newer ones after it."""
-        return self.buffer.length
-
-    @property
-    def dense_tokens(self) -> int:
-        """Uncompressed context tokens held right now."""
-        return 0 if self.compressed else self.buffer.length
-
-    def lengths(self) -> Tensor:
-        """Stored entries per row, int64 [batch, kv_heads]."""
-        if self.prefix is not None:
-            return self.prefix.lengths.long() + self.tail_length
-        if self.buffer.keys is None:
-            return torch.zeros(0, 0, dtype=torch.int64)
-        return torch.full(self.buffer.keys.shape[:2], self.tail_length, dtype=torch.int64)
-
-    def padding_per_sequence(self) -> list[int]:
-        """Padding columns among the compressed context, per sequence."""
-        return self.padding or [0] * self.lengths().shape[0]
-
-    def tensors(self) -> list[Tensor]:
-        own = self.buffer.tensors() + [t for t in (self.queries, self.valid) if t is not None]
-        return own + ([] if self.prefix is None else self.prefix.tensors())
-
-    def full_bytes(self) -> int:
-        """Bytes of the keys and values that an uncompressed layer would hold."""
-        lengths = self.lengths()
-        if self.prefix is not None:
-            keys, values = self.prefix.keys, self.prefix.values
-        elif self.buffer.keys is not None and self.buffer.values is not None:
-            keys, values = self.buffer.keys, self.buffer.values
-        else:
-            return 0
-        per_token = (keys.shape[-1] + values.shape[-1]) * keys.element_size()
-        return lengths.numel() * self.seen * per_token
-
-    # --- life cycle ---------------------------------------------------------------------------
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [batch, kv_heads, tokens, dim]; return what to attend to.
-
-        The returned keys carry a handle by which the attention function finds this layer.
-        """
-        if self.pending:
-            raise UserError(
-                f"layer {self.index} never saw the queries of an earlier forward: the model does "
-                "not use catekv attention; call catekv.register_attention() and load it with "
-                'attn_implementation="catekv" (or use CateKVModel)'
-            )
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        if self.settings.trigger == "lazy" and key_states.shape[2] == 1 and self.dense_tokens:
-            self.compress()
-        reserve = 0 if self.compressed else self.settings.prefill_tokens or 0
-        self.buffer.append(key_states, value_states, reserve, exact=not self.compressed)
-        self.seen += key_states.shape[2]
-        self.pending = True
-        keys, values = self.buffer.views()
-        setattr(keys, HANDLE, Handle(self, dense=not self.compressed))
-        return keys, values
-
-    def attended(self) -> None:
-        """Called by the attention function once it has met this layer's keys."""
-        self.pending = False
-
-    def observe(self, queries: Tensor, valid: Tensor | None, scaling: float) -> None:
-        """Called by the attention function after attending while dense.
-
-        Args:
-            queries: [batch, query_heads, query_tokens, head_dim] of this forward.
-            valid: bool [batch, tokens seen], False on padding; None without padding.
-            scaling: factor of the attention logits.
-        """
-        if not self.pending:  # a layer that shares another layer's keys and values
-            return
-        self.pending = False
-        self.scaling = scaling
-        self.query_heads = queries.shape[1]
-        if valid is not None:
-            self.valid = valid
-        boundary = self.settings.prefill_tokens or self.seen
-        before = min(queries.shape[2], queries.shape[2] + boundary - self.seen)
-        window = self.settings.window
-        if window and before > 0:
-            # cloned: a slice would keep the whole query tensor alive
-            newest = queries[:, :, max(0, before - window) : before].clone()
-            if self.queries is not None and newest.shape[2] < window:
-                newest = torch.cat([self.queries, newest], dim=2)[:, :, -window:].contiguous()
-            self.queries = newest
-        trigger = self.settings.trigger
-        counted = self.settings.prefill_tokens
-        if (trigger == "count" and counted is not None and self.seen >= counted) or (
-            trigger == "auto" and queries.shape[2] > 1
-        ):
-            self.compress()
-
-    def observed(self, window: int | None = None) -> tuple[Observed, Tensor | None]:
-        """The dense context as a method sees it, and its padding mask (None: no padding)."""
-        keys, values = self.buffer.views()
-        tokens = min(self.settings.prefill_tokens or self.seen, self.seen)
-        queries = self.queries
-        if queries is None:
-            queries = keys.new_empty(keys.shape[0], self.query_heads, 0, keys.shape[-1])
-        elif window is not None:
-            queries = queries[:, :, max(0, queries.shape[2] - window) :]
-        valid = None
-        if self.valid is not None and not bool(self.valid[:, :tokens].all()):
-            valid = self.valid[:, :tokens]
-        observed = Observed(
-            queries,
-            keys[:, :, :tokens],
-            values[:, :, :tokens],
-            self.scaling,
-            self.index,
-            self.settings.num_layers,
-        )
-        return observed, valid
-
-    def compress(self) -> None:
-        """Let the method choose among the context seen so far and free the rest; tokens beyond
-        ``prefill_tokens`` become the tail."""
-        method = self.settings.method
-        if method is None:
-            raise UserError("this cache has no method to compress with; make it with one")
-        if self.pending or not self.seen:
-            raise UserError(f"layer {self.index} has seen no prompt that it could compress")
-        start = time.perf_counter()
-        observed, valid = self.observed()
-        kv_heads = observed.keys.shape[1]
-        if self.settings.kv_heads is not None and kv_heads != self.settings.kv_heads:
-            method = method.for_heads(local_heads(kv_heads, self.settings.kv_heads))
-        tail = TokenBuffer()
-        if self.seen > observed.tokens:
-            keys, values = self.buffer.views()
-            part = slice(observed.tokens, None)
-            tail.append(keys[:, :, part].clone(), values[:, :, part].clone())
-        self._adopt(compress_observed(method, observed, valid), valid, tail)
-        self.settings.compress_seconds += time.perf_counter() - start
-
-    def _adopt(self, prefix: RaggedPrefix, valid: Tensor | None, tail: TokenBuffer) -> None:
-        self.prefix = prefix
-        self.padding = [] if valid is None else (~valid).sum(dim=-1).tolist()
-        self.buffer = tail
-        self.queries = self.valid = None
-
-    # --- what transformers asks ----------------------------------------------------------------
-
-    def get_seq_length(self) -> int:
-        """True number of columns ever fed, padding included: positions continue from it."""
-        return self.seen
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_max_cache_shape(self) -> int:
-        return -1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(length, offset) of the keys a mask must describe: the tail once compressed. The prefix
-        needs no mask, because padding is never selected into it."""
-        return self.tail_length + query_length, self.seen - self.tail_length
-
-    def crop(self, tokens: int | Tensor) -> None:
-        """Take back the newest tokens: a negative number is how many, a positive one (older
-        transformers) how many to keep. ``UserError`` if compressed ones would be needed again."""
-        tokens = int(tokens)
-        remove = -tokens if tokens < 0 else max(0, self.seen - tokens) if tokens else 0
-        if not remove:
-            return
-        if remove > self.tail_length:
-            raise UserError(
-                f"cannot take back {remove} tokens: only the {self.tail_length} tokens since "
-                "compression are stored as they were; keep a fork of the context from before"
-            )
-        self.buffer.crop(remove)
-        self.seen -= remove
-        if self.queries is not None:
-            self.queries = self.queries[:, :, : max(0, self.queries.shape[2] - remove)]
-        if self.valid is not None:
-            self.valid = self.valid[:, : self.seen]
-
-    def _select(self, indices: Tensor) -> None:
-        if not self.seen:
-            return
-        host = indices.tolist()
-        self.buffer.select(indices)
-        if self.prefix is not None:
-            self.prefix = self.prefix.select_rows(host)
-        if self.padding:
-            self.padding = [self.padding[b] for b in host]
-        if self.queries is not None:
-            self.queries = self.queries[indices.to(self.queries.device)]
-        if self.valid is not None:
-            self.valid = self.valid[indices.to(self.valid.device)]
-
-    def _batch(self) -> int:
-        return self.lengths().shape[0]
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._select(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._select(torch.arange(self._batch()).repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._select(torch.arange(self._batch())[indices.cpu()])
-
-    def reset(self) -> None:
-        self._clear()
-
-    def offload(self) -> None:
-        raise UserError("a compressed cache cannot be offloaded; make the cache without offloading")
-
-    prefetch = offload
-
-
-def compress_observed(method: Method, observed: Observed, valid: Tensor | None) -> RaggedPrefix:
-    """What ``method`` keeps of one observed layer, packed."""
-    selection = method.select(
-        observed.queries,
-        observed.keys,
-        observed.values,
-        observed.layer,
-        observed.num_layers,
-        valid=valid,
-        scaling=observed.scaling,
-    )
-    if selection.merged is not None:
-        return pack_merged(selection.merged)
-    assert selection.keep is not None
-    return pack(observed.keys, observed.values, selection.keep)
+from catekv.layout import storage_bytes
+from catekv.methods.base import Method
+from catekv.ragged_layer import CacheSettings, RaggedLayer
 
 
 class RaggedCache(Cache):
@@ -455,33 +152,23 @@ class RaggedCache(Cache):
     def save(self, path: str | Path, **extra: Any) -> None:
         """Write the compressed cache to a folder: tensors and a JSON description.
 
+        Args:
+            path: the folder; made if it is missing.
+            extra: further plain values for the description.
+
         Raises:
             UserError: if a layer is not compressed yet or is of a kind that cannot be stored.
         """
-        from safetensors.torch import save_file
-
-        tensors: dict[str, Tensor] = {}
-        records = []
-        for index, layer in enumerate(self.layers):
-            record = _save_layer(layer, f"{index}.", tensors)
-            records.append(record)
-        description = {
-            "format": FORMAT_VERSION,
-            "version": __version__,
-            "config_hash": self.config_hash,
-            "method": self.settings.description,
-            "prefill_tokens": self.settings.prefill_tokens,
-            "layers": records,
-            **extra,
-        }
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        # the description is written last: a torn write leaves a folder that load() refuses
-        (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
-        save_file(tensors, str(folder / TENSOR_FILE))
-        partial = folder / (DESCRIPTION_FILE + ".partial")
-        partial.write_text(json.dumps(description, indent=1))
-        partial.replace(folder / DESCRIPTION_FILE)
+        cache_files.write(
+            Path(path),
+            self.layers,
+            {
+                "config_hash": self.config_hash,
+                "method": self.settings.description,
+                "prefill_tokens": self.settings.prefill_tokens,
+                **extra,
+            },
+        )
 
     @classmethod
     def load(cls, path: str | Path, model: Any) -> RaggedCache:
@@ -494,35 +181,16 @@ class RaggedCache(Cache):
         Raises:
             UserError: no such folder, another format version, or a cache of another model.
         """
-        config, device = _config_and_device(model)
-        folder = Path(path)
-        try:
-            description = json.loads((folder / DESCRIPTION_FILE).read_text())
-            from safetensors.torch import load_file
-
-            tensors = load_file(str(folder / TENSOR_FILE), device=str(device))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} holds no saved cache that can be read: {error}") from error
-        if description.get("format") != FORMAT_VERSION:
-            raise UserError(
-                f"{folder} has cache format {description.get('format')!r}, this version reads "
-                f"{FORMAT_VERSION}; make the context again"
-            )
+        config = getattr(model, "config", model)
+        description, tensors = cache_files.read(Path(path), getattr(model, "device", "cpu"))
         cache = cls(config, None, description["prefill_tokens"])
+        cache.settings.description = description["method"]
         if description["config_hash"] != cache.config_hash:
             raise UserError(
-                f"{folder} was saved from another model (configuration "
+                f"{path} was saved from another model (configuration "
                 f"{description['config_hash']}, this one has {cache.config_hash})"
             )
-        cache.settings.description = description["method"]
-        cache.settings.trigger = "count"
-        kinds = ["ragged" if isinstance(la, RaggedLayer) else "plain" for la in cache.layers]
-        if kinds != [record["kind"] for record in description["layers"]]:
-            raise UserError(f"{folder} was saved from a model with other layers; load that model")
-        for index, (layer, record) in enumerate(
-            zip(cache.layers, description["layers"], strict=True)
-        ):
-            _load_layer(layer, f"{index}.", record, tensors)
+        cache_files.restore(cache.layers, description["layers"], tensors)
         return cache
 
 
@@ -560,60 +228,3 @@ def _plain_lengths(layer: Any) -> Tensor:
     if keys is None or keys.ndim < 3:
         return torch.zeros(0, 0, dtype=torch.int64)
     return torch.full(keys.shape[:2], keys.shape[2], dtype=torch.int64)
-
-
-def _save_layer(layer: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    if isinstance(layer, RaggedLayer):
-        if layer.prefix is None:
-            raise UserError("only a compressed cache can be saved; feed the whole context first")
-        tensors[prefix + "keys"] = layer.prefix.keys.contiguous()
-        tensors[prefix + "values"] = layer.prefix.values.contiguous()
-        if layer.prefix.bias is not None:
-            tensors[prefix + "bias"] = layer.prefix.bias.contiguous()
-        if layer.tail_length:
-            keys, values = layer.buffer.views()
-            tensors[prefix + "tail_keys"] = keys.contiguous()
-            tensors[prefix + "tail_values"] = values.contiguous()
-        return {
-            "kind": "ragged",
-            "rows": layer.prefix.host_rows,
-            "kv_heads": layer.prefix.kv_heads,
-            "seen": layer.seen,
-            "padding": layer.padding,
-            "scaling": layer.scaling,
-            "query_heads": layer.query_heads,
-        }
-    if not (isinstance(layer, DynamicLayer) and hasattr(layer, "cumulative_length")):
-        raise UserError(f"a layer of type {type(layer).__name__} cannot be saved")
-    if layer.is_initialized:
-        tensors[prefix + "keys"] = layer.keys.contiguous()
-        tensors[prefix + "values"] = layer.values.contiguous()
-    return {"kind": "plain", "seen": layer.cumulative_length}
-
-
-def _load_layer(
-    layer: Any, prefix: str, record: dict[str, Any], tensors: dict[str, Tensor]
-) -> None:
-    keys, values = tensors.get(prefix + "keys"), tensors.get(prefix + "values")
-    if keys is None or values is None:
-        if record["seen"]:
-            raise UserError("a saved cache lacks tensors of one layer; make the context again")
-        return
-    layer.lazy_initialization(keys, values)
-    if not isinstance(layer, RaggedLayer):
-        layer.keys, layer.values = keys, values
-        layer.cumulative_length = record["seen"]
-        return
-    rows = [(int(offset), int(length)) for offset, length in record["rows"]]
-    layer.prefix = from_rows(keys, values, tensors.get(prefix + "bias"), rows, record["kv_heads"])
-    if prefix + "tail_keys" in tensors:
-        layer.buffer.append(tensors[prefix + "tail_keys"], tensors[prefix + "tail_values"])
-    layer.seen = record["seen"]
-    layer.padding = record["padding"]
-    layer.scaling = record["scaling"]
-    layer.query_heads = record["query_heads"]
-
-
-def _config_and_device(model: Any) -> tuple[Any, torch.device]:
-    config = getattr(model, "config", model)
-    return config, torch.device(getattr(model, "device", "cpu"))

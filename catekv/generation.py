@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from catekv.attention import DeferredMask, deferred_masks
-from catekv.cache import RaggedCache, RaggedLayer
+from catekv.cache import RaggedCache
+from catekv.ragged_layer import RaggedLayer
 from catekv.transformers_compat import decoder_layers
 
 #: Models whose layers cannot be driven in chunks, with the reason (found by trying once).
@@ -103,7 +104,7 @@ def _why_not_layerwise(model: torch.nn.Module) -> str | None:
 def _try_layerwise(model: torch.nn.Module) -> str | None:
     """Compare a chunked with an ordinary forward over a few tokens."""
     parameter = next(model.parameters())
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = (torch.arange(7, device=parameter.device) * 31 % vocabulary)[None]
     logits = []
     for chunk in (None, 3):
@@ -154,7 +155,7 @@ def _in_chunks(
 ) -> Callable[..., Any]:
     def run(hidden_states: Tensor, *arguments: Any, **options: Any) -> Any:
         tokens = hidden_states.shape[1]
-        layer = cache.layers[index]
+        layer: Any = cache.layers[index]
         result: Any = None
         part = hidden_states
         for start in range(0, tokens, chunk_size):

@@ -252,8 +252,10 @@ def pack(keys: Tensor, values: Tensor, keep: Tensor) -> RaggedPrefix:
     lengths = keep.sum(dim=-1).flatten().tolist()  # the one host synchronisation of a layer
     if all(length == tokens for length in lengths):
         rows = [(row * tokens, tokens) for row in range(batch * heads)]
-        flat = (t.contiguous().view(batch * heads * tokens, t.shape[-1]) for t in (keys, values))
-        return from_rows(*flat, None, rows, heads)
+        flat_keys = keys.contiguous().view(-1, keys.shape[-1])
+        return from_rows(
+            flat_keys, values.contiguous().view(-1, values.shape[-1]), None, rows, heads
+        )
     order, rows = _storage_order(lengths)
     on_device = torch.tensor(order, device=keep.device)
     row, token = keep.reshape(batch * heads, tokens)[on_device].nonzero(as_tuple=True)

@@ -3,169 +3,36 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from catekv import attention, generation, methods, presets
-from catekv.cache import RaggedCache, RaggedLayer, compress_observed
+from catekv import attention, generation, presets
+from catekv.cache import RaggedCache
+from catekv.context import Context, DensePrompt
 from catekv.errors import UserError
 from catekv.generation import Generation
-from catekv.methods.base import Method, ModelShape, Observed
-from catekv.token_buffer import TokenBuffer
+from catekv.loading import (
+    attention_base,
+    load_tokenizer,
+    make_method,
+    probe,
+    resolve_device,
+    resolve_dtype,
+)
+from catekv.methods.base import Method, ModelShape
 from catekv.transformers_compat import context_window, set_attention, text_config
+
+__all__ = ["CateKVModel", "Context", "DensePrompt", "Generation", "Prompt"]
 
 #: Text or token ids of one prompt, or of several.
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
-CONTEXT_FILE = "context.safetensors"
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "custom_generate")
-
-
-@dataclass
-class Context:
-    """A compressed prompt. Questions fork it, so it can be asked any number of times.
-
-    Attributes:
-        cache: the compressed cache after the whole context.
-        input_ids: int64 [batch, columns]; attention_mask: [batch, columns] or None (no padding).
-        last_logits: [batch, vocabulary] of the last context token.
-        timings: ``prefill_seconds`` (without compression) and ``compress_seconds``.
-    """
-
-    cache: RaggedCache
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    last_logits: Tensor
-    timings: dict[str, float] = field(default_factory=dict)
-    model_id: str = ""
-
-    @property
-    def tokens(self) -> int:
-        """True number of context columns (padding included)."""
-        return self.cache.get_seq_length()
-
-    def lengths(self) -> list[Tensor]:
-        """Stored tokens of every layer, int64 [batch, kv_heads]."""
-        return self.cache.lengths()
-
-    def stored_bytes(self) -> int:
-        """Bytes the cache really allocates."""
-        return self.cache.stored_bytes()
-
-    def full_bytes(self) -> int:
-        """Bytes an uncompressed cache of the same model and length needs."""
-        return self.cache.full_bytes()
-
-    def kept_share(self) -> float:
-        """Stored tokens over all tokens."""
-        return self.cache.kept_share()
-
-    def fork(self) -> Context:
-        """An independent copy that shares the compressed storage."""
-        return Context(
-            self.cache.fork(),
-            self.input_ids,
-            self.attention_mask,
-            self.last_logits,
-            dict(self.timings),
-            self.model_id,
-        )
-
-    def save(self, path: str | Path) -> None:
-        """Write the context to a folder that ``CateKVModel.load_context`` reads."""
-        from safetensors.torch import save_file
-
-        tensors = {"input_ids": self.input_ids, "last_logits": self.last_logits}
-        if self.attention_mask is not None:
-            tensors["attention_mask"] = self.attention_mask
-        folder = Path(path)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                str(folder / CONTEXT_FILE),
-            )
-            self.cache.save(
-                folder,
-                model_id=self.model_id,
-                timings=self.timings,
-            )
-        except OSError as error:
-            raise UserError(f"cannot write the context to {folder}: {error}") from error
-
-
-@dataclass
-class DensePrompt:
-    """An uncompressed prompt with the last queries of every layer: one prefill for many methods.
-
-    ``cache`` stays as it is; :meth:`compress` may be called with any number of methods.
-    """
-
-    cache: RaggedCache
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    last_logits: Tensor
-    window: int
-    config: Any
-    timings: dict[str, float] = field(default_factory=dict)
-    model_id: str = ""
-
-    @property
-    def tokens(self) -> int:
-        return self.cache.get_seq_length()
-
-    def observed(self, layer: int) -> Observed:
-        """What a method sees of one layer (padded columns included, if there are any).
-
-        Raises:
-            UserError: if this layer is not one that can be compressed.
-        """
-        found = self.cache.layers[layer]
-        if not isinstance(found, RaggedLayer):
-            raise UserError(f"layer {layer} is a sliding-window layer and is not compressed")
-        return found.observed()[0]
-
-    def compress(self, method: Method) -> Context:
-        """The context as ``method`` would have left it, had it been prefilled with it.
-
-        Raises:
-            UserError: if the method looks at more queries than were recorded.
-        """
-        if method.needs.window > self.window:
-            raise UserError(
-                f"method {method.name!r} looks at {method.needs.window} queries, the prompt was "
-                f"observed with {self.window}; call observe(window={method.needs.window})"
-            )
-        clock = time.perf_counter()
-        cache = RaggedCache(self.config, method, self.tokens)
-        for index, source in enumerate(self.cache.layers):
-            if not isinstance(source, RaggedLayer):
-                # transformers replaces the tensors of such layers and never writes into them
-                cache.layers[index] = copy.copy(source)
-                continue
-            observed, valid = source.observed(method.needs.window)
-            target = cache.layers[index]
-            target.lazy_initialization(observed.keys, observed.values)
-            target.seen, target.scaling = source.seen, source.scaling
-            target.query_heads = source.query_heads
-            target._adopt(compress_observed(method, observed, valid), valid, TokenBuffer())
-        timings = {**self.timings, "compress_seconds": time.perf_counter() - clock}
-        return Context(
-            cache,
-            self.input_ids,
-            self.attention_mask,
-            self.last_logits,
-            timings,
-            self.model_id,
-        )
 
 
 class CateKVModel:
@@ -259,7 +126,7 @@ class CateKVModel:
             **method_options,
         )
         target = resolve_device(device)
-        base = _attention_base(attention)
+        base = attention_base(attention)
         name = str(path)
         local = Path(name).expanduser()
         if local.is_dir():
@@ -270,10 +137,11 @@ class CateKVModel:
             raise UserError(f"there is no checkpoint folder {name}; pass a folder or a hub name")
         try:
             config = AutoConfig.from_pretrained(name)
-            kind = _dtype(dtype, target)
-            model = AutoModelForCausalLM.from_pretrained(
+            kind = resolve_dtype(dtype, target)
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 name, config=config, dtype=kind, attn_implementation=base
-            ).to(target)
+            )
+            model.to(target)
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             hint = "" if local.is_dir() else " (for a hub name the network or a filled cache)"
@@ -282,7 +150,7 @@ class CateKVModel:
                 "checkpoint"
             ) from error
         return cls(
-            model, chosen, _tokenizer(name), attention_base=base or "sdpa", model_id=str(path)
+            model, chosen, load_tokenizer(name), attention_base=base or "sdpa", model_id=str(path)
         )
 
     @classmethod
@@ -316,7 +184,7 @@ class CateKVModel:
             raise UserError("from_config has no weights to load; use from_pretrained for those")
         chosen = None if method is None else make_method(method, **method_options)
         target = resolve_device(device)
-        base = _attention_base(attention) or "sdpa"
+        base = attention_base(attention) or "sdpa"
         if isinstance(config, str):
             model_id = f"{config} (random weights)"
             config = presets.preset_config(config, layers)
@@ -325,7 +193,7 @@ class CateKVModel:
             config = copy.deepcopy(config)
             if layers is not None:
                 text_config(config).num_hidden_layers = layers
-        kind = _dtype(dtype, target)
+        kind = resolve_dtype(dtype, target)
         if kind == "auto":
             kind = torch.bfloat16
         with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []), target:
@@ -346,15 +214,15 @@ class CateKVModel:
         if isinstance(prompt, Tensor):
             ids = prompt if prompt.ndim == 2 else prompt[None]
             return ids.to(self.device, torch.long), None
-        items = [prompt] if isinstance(prompt, str) else list(prompt)
+        items: list[Any] = [prompt] if isinstance(prompt, str) else list(prompt)
         if not items or isinstance(items[0], int):
-            rows: list[list[int]] = [list(items)]  # type: ignore[arg-type]
+            rows: list[list[int]] = [items]
         elif isinstance(items[0], str):
             if self.tokenizer is None:
                 raise UserError("this model was loaded without a tokenizer; pass token ids")
             rows = [self.tokenizer(item, add_special_tokens=begin)["input_ids"] for item in items]
         else:
-            rows = [list(item) for item in items]  # type: ignore[arg-type]
+            rows = [list(item) for item in items]
         width = max(len(row) for row in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -458,23 +326,7 @@ class CateKVModel:
         Raises:
             UserError: missing or torn files, or a context of another model.
         """
-        from safetensors.torch import load_file
-
-        folder = Path(path)
-        cache = RaggedCache.load(folder, self)
-        try:
-            tensors = load_file(str(folder / CONTEXT_FILE), device=str(self.device))
-            description = json.loads((folder / "cache.json").read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} holds no saved context: {error}") from error
-        return Context(
-            cache,
-            tensors["input_ids"],
-            tensors.get("attention_mask"),
-            tensors["last_logits"],
-            description.get("timings", {}),
-            description.get("model_id", ""),
-        )
+        return Context.load(Path(path), self)
 
     # --- answers ----------------------------------------------------------------------------------
 
@@ -607,98 +459,3 @@ class CateKVModel:
             **options,
         )
         return output[:, whole.shape[1] :].tolist()
-
-
-def make_method(method: str | Method, **options: Any) -> Method:
-    """A method from its name and the options that are not None.
-
-    Raises:
-        UserError: unknown name or option, or options beside a ready-made method.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    if isinstance(method, Method):
-        if given:
-            raise UserError(
-                f"options {', '.join(given)} have no effect beside a ready-made method; set them "
-                "when making it"
-            )
-        return method
-    return methods.create(method, **given)
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """``auto`` or the name of a device, checked to exist."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from error
-    if target.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (target.index or 0) >= count:
-            raise UserError(
-                f"device {str(device)!r} was asked for, but {count} CUDA devices are usable here; "
-                "use device='cpu' or install a CUDA build of torch"
-            )
-    return target
-
-
-def probe(model: Any) -> None:
-    """Check with a one-token forward that every layer's keys reach our attention function.
-
-    Raises:
-        UserError: if the architecture cannot be compressed, with the reason.
-    """
-    name = type(model).__name__
-    cache = RaggedCache(model.config, None, hold_window=1)
-    if not cache.ragged_layers:
-        warnings.warn(
-            f"{name} has no layer with full attention, so nothing will be compressed", stacklevel=3
-        )
-        return
-    ids = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
-    with torch.no_grad():
-        try:
-            model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{name} does not run with a compressed cache: {error}") from error
-    fed = [layer for layer in cache.ragged_layers if layer.seen]
-    deaf = [layer.index for layer in fed if layer.pending]
-    if deaf or not fed:
-        which = f"layers {deaf}" if deaf else "its layers"
-        raise UserError(
-            f"{name} is not supported: {which} do not hand the cache's keys to the attention "
-            "function unchanged, so queries and keys cannot be observed together"
-        )
-
-
-def _attention_base(name: str) -> str | None:
-    if name == "auto":
-        return None
-    if name not in attention.NAMES:
-        raise UserError(f"unknown attention {name!r}; use auto, {', '.join(attention.NAMES)}")
-    return name
-
-
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
-        raise UserError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
-    return found
-
-
-def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError):
-        # token ids work without one; text asks for it by name
-        return None

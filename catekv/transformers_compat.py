@@ -16,7 +16,7 @@ def text_config(config: Any) -> Any:
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The decoder layers in order: the module list as long as the configuration says."""
-    count = text_config(model.config).num_hidden_layers  # type: ignore[arg-type]
+    count = text_config(model.config).num_hidden_layers
     base: Any = getattr(model, "model", model)
     for owner in (base, getattr(base, "language_model", None)):
         layers = getattr(owner, "layers", None)

@@ -1,0 +1,182 @@
+"""Prompts that were read: compressed (:class:`Context`) or whole (:class:`DensePrompt`)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from catekv.cache import RaggedCache
+from catekv.cache_files import DESCRIPTION_FILE
+from catekv.errors import UserError
+from catekv.methods.base import Method, Observed
+from catekv.ragged_layer import RaggedLayer, compress_observed
+from catekv.token_buffer import TokenBuffer
+
+CONTEXT_FILE = "context.safetensors"
+
+
+@dataclass
+class Context:
+    """A compressed prompt. Questions fork it, so it can be asked any number of times.
+
+    Attributes:
+        cache: the compressed cache after the whole context.
+        input_ids: int64 [batch, columns]; attention_mask: [batch, columns] or None (no padding).
+        last_logits: [batch, vocabulary] of the last context token.
+        timings: ``prefill_seconds`` (without compression) and ``compress_seconds``.
+    """
+
+    cache: RaggedCache
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    last_logits: Tensor
+    timings: dict[str, float] = field(default_factory=dict)
+    model_id: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """True number of context columns (padding included)."""
+        return self.cache.get_seq_length()
+
+    def lengths(self) -> list[Tensor]:
+        """Stored tokens of every layer, int64 [batch, kv_heads]."""
+        return self.cache.lengths()
+
+    def stored_bytes(self) -> int:
+        """Bytes the cache really allocates."""
+        return self.cache.stored_bytes()
+
+    def full_bytes(self) -> int:
+        """Bytes an uncompressed cache of the same model and length needs."""
+        return self.cache.full_bytes()
+
+    def kept_share(self) -> float:
+        """Stored tokens over all tokens."""
+        return self.cache.kept_share()
+
+    def fork(self) -> Context:
+        """An independent copy that shares the compressed storage."""
+        return Context(
+            self.cache.fork(),
+            self.input_ids,
+            self.attention_mask,
+            self.last_logits,
+            dict(self.timings),
+            self.model_id,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the context to a folder that ``CateKVModel.load_context`` reads."""
+        from safetensors.torch import save_file
+
+        tensors = {"input_ids": self.input_ids, "last_logits": self.last_logits}
+        if self.attention_mask is not None:
+            tensors["attention_mask"] = self.attention_mask
+        folder = Path(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                str(folder / CONTEXT_FILE),
+            )
+            self.cache.save(
+                folder,
+                model_id=self.model_id,
+                timings=self.timings,
+            )
+        except OSError as error:
+            raise UserError(f"cannot write the context to {folder}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any) -> Context:
+        """Read what :meth:`save` wrote, for the model it was made with (a ``CateKVModel``)."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(path)
+        cache = RaggedCache.load(folder, model)
+        try:
+            tensors = load_file(str(folder / CONTEXT_FILE), device=str(model.device))
+            description = json.loads((folder / DESCRIPTION_FILE).read_text())
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"{folder} holds no saved context: {error}") from error
+        return cls(
+            cache,
+            tensors["input_ids"],
+            tensors.get("attention_mask"),
+            tensors["last_logits"],
+            description.get("timings", {}),
+            description.get("model_id", ""),
+        )
+
+
+@dataclass
+class DensePrompt:
+    """An uncompressed prompt with the last queries of every layer: one prefill for many methods.
+
+    ``cache`` stays as it is; :meth:`compress` may be called with any number of methods.
+    """
+
+    cache: RaggedCache
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    last_logits: Tensor
+    window: int
+    config: Any
+    timings: dict[str, float] = field(default_factory=dict)
+    model_id: str = ""
+
+    @property
+    def tokens(self) -> int:
+        return self.cache.get_seq_length()
+
+    def observed(self, layer: int) -> Observed:
+        """What a method sees of one layer (padded columns included, if there are any).
+
+        Raises:
+            UserError: if this layer is not one that can be compressed.
+        """
+        found = self.cache.layers[layer]
+        if not isinstance(found, RaggedLayer):
+            raise UserError(f"layer {layer} is a sliding-window layer and is not compressed")
+        return found.observed()[0]
+
+    def compress(self, method: Method) -> Context:
+        """The context as ``method`` would have left it, had it been prefilled with it.
+
+        Raises:
+            UserError: if the method looks at more queries than were recorded.
+        """
+        if method.needs.window > self.window:
+            raise UserError(
+                f"method {method.name!r} looks at {method.needs.window} queries, the prompt was "
+                f"observed with {self.window}; call observe(window={method.needs.window})"
+            )
+        clock = time.perf_counter()
+        cache = RaggedCache(self.config, method, self.tokens)
+        for index, source in enumerate(self.cache.layers):
+            if not isinstance(source, RaggedLayer):
+                # transformers replaces the tensors of such layers and never writes into them
+                cache.layers[index] = copy.copy(source)
+                continue
+            observed, valid = source.observed(method.needs.window)
+            target: Any = cache.layers[index]
+            target.lazy_initialization(observed.keys, observed.values)
+            target.seen, target.scaling = source.seen, source.scaling
+            target.query_heads = source.query_heads
+            target._adopt(compress_observed(method, observed, valid), valid, TokenBuffer())
+        timings = {**self.timings, "compress_seconds": time.perf_counter() - clock}
+        return Context(
+            cache,
+            self.input_ids,
+            self.attention_mask,
+            self.last_logits,
+            timings,
+            self.model_id,
+        )
