@@ -7,7 +7,10 @@ gets proportionally smaller ones. This is the only place that says which.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from catekv.errors import UserError
 
 #: CateKV on the embedded model: 12.5 % of 1024 tokens in a consistent head, 3.1 % of 4096.
 EMBEDDED_BUDGET = 128
@@ -32,6 +35,18 @@ _PAPER: dict[str, dict[str, Any]] = {
     "streaming_llm": {"sinks": 128},
 }
 
+#: RULER tasks of the embedded model's vocabulary that its table is made of
+EMBEDDED_TASKS = (
+    "ruler/niah_single_1",
+    "ruler/niah_single_2",
+    "ruler/niah_multikey_1",
+    "ruler/niah_multikey_2",
+    "ruler/niah_multiquery",
+    "ruler/niah_multivalue",
+    "ruler/vt",
+    "ruler/vt_dense",
+    "ruler/fwe",
+)
 EMBEDDED_LENGTH = 1024
 EMBEDDED_SAMPLES = 20
 EMBEDDED_RATIO = 0.4
@@ -41,3 +56,17 @@ def method_defaults(embedded: bool) -> dict[str, dict[str, Any]]:
     """Options per method name that hold unless the user sets them."""
     source = _EMBEDDED if embedded else _PAPER
     return {name: dict(options) for name, options in source.items()}
+
+
+def embedded_masks() -> Path:
+    """Folder of the head masks that come with the embedded model.
+
+    Raises ``UserError`` when the package was installed without the repository around it.
+    """
+    folder = Path(__file__).resolve().parents[2] / "select_headmask" / "embedded"
+    if not folder.is_dir():
+        raise UserError(
+            f"no head masks at {folder}: work in a clone of the repository, make them with "
+            "./run_headmask.sh, or give --mask PATH"
+        )
+    return folder

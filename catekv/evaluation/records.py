@@ -64,6 +64,7 @@ class Record:
     compress_seconds: float | None = None
     question_seconds: float | None = None
     decode_seconds: float | None = None
+    decode_steps: int = 0
     peak_bytes: int | None = None
     depths: tuple[float, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)

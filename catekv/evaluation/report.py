@@ -164,11 +164,10 @@ def _scores(records: Sequence[Record], name: str) -> dict[int, float]:
 
 
 def _decode_seconds_per_token(record: Record) -> float | None:
-    # the first new token comes from the question's own forward pass
-    steps = record.new_tokens - 1
-    if record.decode_seconds is None or steps < 1:
+    # the first new token comes from the question's own forward pass and takes no step
+    if record.decode_seconds is None or not record.decode_steps:
         return None
-    return record.decode_seconds / steps
+    return record.decode_seconds / record.decode_steps
 
 
 def _hundred(estimate: Estimate | None) -> dict[str, float] | None:

@@ -11,6 +11,7 @@ from catekv.errors import UserError
 from catekv.evaluation.settings import MethodSpec
 from catekv.head_mask import HeadMask
 from catekv.methods import ModelShape, available, method_class
+from catekv.methods.catekv import DEFAULT_RATIO
 
 _NAME = re.compile(r"[\w.+-]+")
 
@@ -78,8 +79,9 @@ def parse_masks(
     """Named masks from ``[NAME=]SOURCE``.
 
     A source is a path (see :meth:`catekv.HeadMask.load`), ``random:SEED`` (as many adaptive heads
-    as the first mask of the list) or ``reversed`` (the first mask read backwards). A mask without a
-    name is called ``mask``, ``random-SEED`` or ``reversed``.
+    as the first mask of the list; the share ``ratio`` if it is the first itself) or ``reversed``
+    (:meth:`catekv.HeadMask.reversed` of the first mask). A mask without a name is called ``mask``,
+    ``random-SEED`` or ``reversed``.
 
     Raises:
         UserError: unreadable mask, mask of another shape, or a relative one without a first.
@@ -96,7 +98,8 @@ def parse_masks(
             seed = argument or "0"
             if not seed.isdigit():
                 raise UserError(f"cannot read mask {text!r}; write random:SEED with a number")
-            mask, default = random_like(_first(masks, text), int(seed)), f"random-{seed}"
+            share = next(iter(masks.values())).ratio if masks else ratio or DEFAULT_RATIO
+            mask, default = HeadMask.random(shape, share, int(seed)), f"random-{seed}"
         else:
             mask, default = HeadMask.load(source, ratio), "mask"
         mask.validate(shape)
@@ -105,11 +108,6 @@ def parse_masks(
             raise UserError(f"mask name {name!r} is used twice; write NAME=SOURCE")
         masks[name] = mask
     return masks
-
-
-def random_like(mask: HeadMask, seed: int) -> HeadMask:
-    """A random mask with exactly as many adaptive heads as ``mask``."""
-    return HeadMask.random((mask.layers, mask.kv_heads), mask.ratio, seed)
 
 
 def _first(masks: Mapping[str, HeadMask], text: str) -> HeadMask:
@@ -152,7 +150,7 @@ def method_specs(
             MethodSpec(item.label or item.name, item.name, options, reference if follows else None)
         )
     for spec in result:
-        spec.create(budget=None)
+        spec.create()
     return tuple(result)
 
 

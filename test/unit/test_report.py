@@ -46,6 +46,7 @@ def record(task: str, index: int, method: str, score: float | None, **changes: A
         "kept_share": 1.0 if method == "full" else 0.5,
         "stored_bytes": 1 << (20 if method == "full" else 19),
         "new_tokens": 5,
+        "decode_steps": 4,
         "prefill_seconds": 0.2,
         "decode_seconds": 0.4,
     }

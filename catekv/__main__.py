@@ -1,0 +1,10 @@
+"""``python -m catekv``."""
+
+from __future__ import annotations
+
+import sys
+
+from catekv.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,493 @@
+"""``catekv``: thin commands over the functions of the package.
+
+Exit codes: 0 done; 1 the run finished but samples failed; 2 wrong usage or input (one line on
+stderr says what and what to do); 130 interrupted (records are kept).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from catekv.errors import UserError
+from catekv.version import __version__
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line with the remedy, and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"error: {message}; see `{self.prog} --help`\n")
+
+
+def run_safely(action: Callable[[], int]) -> int:
+    """Run a command; user mistakes become one line on stderr, interruption a kind word.
+
+    Returns the exit code.
+    """
+    try:
+        return action()
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted; finished records are kept, the same command goes on with them",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our output went away (`catekv ... | head`); nothing is wrong
+        sys.stderr.close()
+        return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the command ``catekv`` and of ``python -m catekv``."""
+    parser = make_parser()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words:
+        parser.print_help()
+        return USAGE_ERROR
+    parsed = parser.parse_args(words)
+    parsed.command_line = shlex.join(["catekv", *words])
+    handler: Handler = parsed.handler
+    return run_safely(lambda: handler(parsed))
+
+
+def make_parser() -> Parser:
+    """The parser of all commands. Heavy modules are imported by the commands, not here."""
+    parser = Parser(
+        prog="catekv", description="Head-wise compressed KV caches: evaluate, measure, calibrate."
+    )
+    parser.add_argument("--version", action="version", version=f"catekv {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=Parser
+    )
+
+    def add(name: str, help_text: str, handler: Handler) -> Parser:
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        command.set_defaults(handler=handler)
+        return command
+
+    _evaluate_arguments(add("evaluate", "Accuracy of methods on tasks, side by side.", _evaluate))
+    _efficiency_arguments(
+        add("efficiency", "Latency, memory and throughput of a method against full.", _efficiency)
+    )
+    _calibrate_parser(commands)
+    _mask_arguments(add("mask", "Show, convert or make head masks.", _mask))
+    _tasks_arguments(add("tasks", "List tasks, or build their samples as JSONL.", _tasks))
+    _methods_arguments(add("methods", "List methods and their options.", _methods))
+    _generate_arguments(add("generate", "Ask questions about a text file.", _generate))
+    _plan_arguments(add("plan", "Memory and speed to expect, without running anything.", _plan))
+    _report_arguments(add("report", "Summarise a run directory again.", _report))
+    add("doctor", "Versions, devices and optional parts: for bug reports.", _doctor)
+    return parser
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that say which model runs, and how."""
+    parser.add_argument(
+        "--model", metavar="MODEL", help="local folder or hub name (default: the embedded model)"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--attention", default="auto", help="attention of the prefill: auto, sdpa, eager, ..."
+    )
+
+
+def add_method_arguments(parser: argparse.ArgumentParser, default: Sequence[str]) -> None:
+    """Options that say which methods run, with which masks."""
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(default),
+        metavar="METHOD",
+        help=f"[LABEL=]NAME[:option=value,...] (default: {' '.join(default)}); "
+        "`catekv methods` lists names and options",
+    )
+    parser.add_argument(
+        "--mask",
+        action="append",
+        default=[],
+        metavar="[NAME=]SOURCE",
+        help="head mask: folder, CSV, DuoAttention TSV, random:SEED or reversed; may be repeated, "
+        "catekv then appears once per mask",
+    )
+    parser.add_argument("--ratio", type=float, help="r, share of adaptive heads (default: 0.4)")
+    parser.add_argument(
+        "--retention", type=float, help="eta, share of chunks adaptive heads keep (default: 1)"
+    )
+    parser.add_argument(
+        "--budget", type=int, help="b, tokens a consistent head keeps (default: 2048)"
+    )
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--tasks", nargs="+", default=[], metavar="TASK", help="task names or JSONL files"
+    )
+    parser.add_argument(
+        "--lengths", nargs="+", default=[], metavar="TOKENS", help="prompt lengths in tokens"
+    )
+    parser.add_argument("--samples", type=int, help="samples per task and length")
+    add_method_arguments(parser, ("full", "catekv"))
+    parser.add_argument(
+        "--question",
+        choices=("agnostic", "aware", "both"),
+        default="agnostic",
+        help="question asked after compression (agnostic, default), inside the compressed prompt "
+        "(aware), or both",
+    )
+    parser.add_argument("--seed", type=int, default=42, help="seed of the samples (default: 42)")
+    parser.add_argument(
+        "--chat-template", default="auto", help="auto, none, or a name or text with {prompt}"
+    )
+    parser.add_argument("--max-new-tokens", type=int, help="instead of the tasks' own allowance")
+    parser.add_argument(
+        "--task-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of the sample builders, e.g. essay_path=FILE or num_hops=2; may be repeated",
+    )
+    parser.add_argument(
+        "--prefill",
+        choices=("auto", "shared", "separate"),
+        default="auto",
+        help="one prefill for all methods (shared), or one per method with least memory",
+    )
+    parser.add_argument(
+        "--chunk-size", type=int, default=8192, help="tokens per prefill chunk (default: 8192)"
+    )
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="published settings: 12 RULER tasks, 96 samples, 131072 tokens, r 0.4, eta 1, b 2048",
+    )
+    add_output_arguments(parser)
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that say where results go."""
+    parser.add_argument("--output", type=Path, help="run directory (default: one under results/)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete the results in the run directory first"
+    )
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on where an earlier run of the same configuration stopped (default)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from catekv.evaluation.session import Request, run, split_list
+
+    questions = ("agnostic", "aware") if arguments.question == "both" else (arguments.question,)
+    request = Request(
+        model=arguments.model,
+        tasks=split_list(arguments.tasks),
+        lengths=integers("--lengths", split_list(arguments.lengths)),
+        samples=arguments.samples,
+        methods=tuple(arguments.methods),
+        masks=tuple(arguments.mask),
+        ratio=arguments.ratio,
+        retention=arguments.retention,
+        budget=arguments.budget,
+        questions=questions,
+        seed=arguments.seed,
+        chat_template=arguments.chat_template,
+        max_new_tokens=arguments.max_new_tokens,
+        task_options=options_from("--task-option", arguments.task_option),
+        prefill=arguments.prefill,
+        chunk_size=arguments.chunk_size,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        attention=arguments.attention,
+        paper=arguments.paper,
+        output=arguments.output,
+        overwrite=arguments.overwrite,
+        resume=arguments.resume,
+    )
+    return run(request, command=arguments.command_line, progress=not arguments.quiet)
+
+
+def integers(option: str, texts: Sequence[str]) -> tuple[int, ...]:
+    """Whole numbers from words; ``UserError`` names the option and the bad word."""
+    for text in texts:
+        if not text.isdigit():
+            raise UserError(f"{option} takes whole numbers of tokens, not {text!r}; e.g. 4096")
+    return tuple(int(text) for text in texts)
+
+
+def options_from(option: str, texts: Sequence[str]) -> dict[str, object]:
+    """NAME=VALUE words as a dict; ``UserError`` names the option and the bad word."""
+    from catekv.evaluation.specification import parse_value
+
+    values: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"{option} takes NAME=VALUE, not {text!r}")
+        values[name] = parse_value(value)
+    return values
+
+
+def _efficiency_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--length", type=int, default=4096, help="prompt length in tokens (default: 4096)"
+    )
+    add_method_arguments(parser, ("catekv",))
+    parser.add_argument(
+        "--new-tokens", type=int, default=32, help="decode steps measured (default: 32)"
+    )
+    parser.add_argument(
+        "--batch-sizes", nargs="+", default=["1"], metavar="N", help="batch sizes (default: 1)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="measurements per case (default: 3)")
+    parser.add_argument(
+        "--layers", type=int, help="use only so many layers of a configuration by name"
+    )
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="MODEL is a known configuration (e.g. llama3-8b-1m); make its weights up",
+    )
+    parser.add_argument(
+        "--chunk-size", type=int, default=8192, help="tokens per prefill chunk (default: 8192)"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="write efficiency.json and .md into this folder"
+    )
+
+
+def _efficiency(arguments: argparse.Namespace) -> int:
+    from catekv.evaluation import efficiency
+
+    return efficiency.run(arguments)
+
+
+def _calibrate_parser(commands: argparse._SubParsersAction[Parser]) -> None:
+    help_text = "Make head masks for a model from a reference set."
+    parser = commands.add_parser("calibrate", help=help_text, description=help_text, add_help=False)
+    # its options live beside the code, which is imported only when the command is used
+    parser.add_argument("rest", nargs=argparse.REMAINDER)
+    parser.set_defaults(handler=_calibrate)
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from catekv.evaluation import calibrate
+
+    parser = Parser(prog="catekv calibrate", description=calibrate.__doc__)
+    calibrate.add_arguments(parser)
+    parsed = parser.parse_args(arguments.rest)
+    parsed.command_line = arguments.command_line
+    return calibrate.run(parsed)
+
+
+def _mask_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(
+        title="actions", metavar="ACTION", required=True, parser_class=Parser, dest="action"
+    )
+    show = actions.add_parser("show", help="print which heads are adaptive")
+    show.add_argument("path", type=Path)
+    show.add_argument("--ratio", type=float, help="which mask of a folder")
+    convert = actions.add_parser(
+        "convert", help="DuoAttention pattern or stored statistics to mask files"
+    )
+    convert.add_argument("path", type=Path)
+    convert.add_argument("output", type=Path)
+    convert.add_argument("--ratios", type=float, nargs="+", required=True)
+    random = actions.add_parser("random", help="a mask of random heads, for comparison")
+    random.add_argument("output", type=Path)
+    random.add_argument("--layers", type=int, required=True)
+    random.add_argument("--kv-heads", type=int, required=True)
+    random.add_argument("--ratio", type=float, required=True)
+    random.add_argument("--seed", type=int, default=0)
+
+
+def _mask(arguments: argparse.Namespace) -> int:
+    from catekv.head_mask import HeadMask
+
+    if arguments.action == "show":
+        print(HeadMask.load(arguments.path, arguments.ratio).show())
+    elif arguments.action == "convert":
+        for ratio in arguments.ratios:
+            print(HeadMask.load(arguments.path, ratio).save(arguments.output))
+    else:
+        if min(arguments.layers, arguments.kv_heads) < 1:
+            raise UserError("a mask needs at least one layer and one KV head; give both above 0")
+        shape = (arguments.layers, arguments.kv_heads)
+        print(HeadMask.random(shape, arguments.ratio, arguments.seed).save(arguments.output))
+    return 0
+
+
+def _tasks_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--build", nargs="+", default=[], metavar="TASK", help="tasks to build")
+    parser.add_argument(
+        "--model", help="model whose tokenizer counts the tokens (default: the embedded model)"
+    )
+    parser.add_argument("--length", type=int, default=4096, help="tokens (default: 4096)")
+    parser.add_argument("--samples", type=int, default=10, help="samples per task (default: 10)")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--output", type=Path, default=Path("data/ruler/data"), help="folder")
+
+
+def _tasks(arguments: argparse.Namespace) -> int:
+    from catekv import tasks
+
+    if not arguments.build:
+        print("\n".join(tasks.available()))
+        return 0
+    tokenizer = load_tokenizer(arguments.model)
+    for name in arguments.build:
+        samples = tasks.build(
+            name, tokenizer, arguments.length, arguments.samples, seed=arguments.seed
+        )
+        path = arguments.output / str(arguments.length) / name.split("/")[-1] / "validation.jsonl"
+        tasks.write(path, samples)
+        print(f"{path}: {len(samples)} samples")
+    return 0
+
+
+def load_tokenizer(model: str | None) -> object:
+    """Tokenizer of a model; ``UserError`` where there is none."""
+    from transformers import AutoTokenizer
+
+    from catekv import embedded
+
+    path = str(embedded.path()) if model is None else model
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no tokenizer at {path!r}; give a model folder that holds one, or a hub name that can "
+            "be reached"
+        ) from error
+
+
+def _methods_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="show the options of this method")
+
+
+def _methods(arguments: argparse.Namespace) -> int:
+    import dataclasses
+    import inspect
+
+    from catekv.evaluation.specification import canonical_name
+    from catekv.methods import available, method_class
+
+    if arguments.name is None:
+        for name in available():
+            line = (inspect.getdoc(method_class(name)) or "").partition("\n")[0]
+            print(f"{name:<16} {line}")
+        return 0
+    cls = method_class(canonical_name(arguments.name))
+    print(f"{cls.name}: {cls.paper or 'no paper'}\n\n{inspect.getdoc(cls)}\n\noptions:")
+    for item in dataclasses.fields(cls):
+        print(f"  {item.name} = {item.default!r}")
+    return 0
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("--context", type=Path, required=True, help="text file to read once")
+    parser.add_argument("--question", action="append", required=True, help="may be repeated")
+    parser.add_argument("--method", default="catekv", help="NAME[:option=value,...]")
+    parser.add_argument("--mask", help="head mask for methods that take one")
+    parser.add_argument("--ratio", type=float, help="r, share of adaptive heads (default: 0.4)")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from catekv.evaluation.session import Request, open_model, settings_for
+
+    try:
+        text = arguments.context.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {arguments.context} as text; give a text file") from error
+    request = Request(
+        model=arguments.model,
+        methods=(arguments.method,),
+        masks=(arguments.mask,) if arguments.mask else (),
+        ratio=arguments.ratio,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        attention=arguments.attention,
+    )
+    model = open_model(request)
+    spec = settings_for(request, model).methods[0]
+    context = model.prefill(text, method=spec.create())
+    print(
+        f"{context.tokens} tokens read, {100 * context.kept_share():.1f}% kept, "
+        f"{context.stored_bytes() / 1024**2:.1f} of {context.full_bytes() / 1024**2:.1f} MiB",
+        file=sys.stderr,
+    )
+    for question in arguments.question:
+        print(model.generate(question, context=context, max_new_tokens=arguments.max_new_tokens))
+    return 0
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="folder, or known configuration (default: embedded)")
+    parser.add_argument("--length", type=int, required=True, help="prompt length in tokens")
+    parser.add_argument("--ratio", type=float, default=0.4, help="r (default: 0.4)")
+    parser.add_argument("--retention", type=float, default=1.0, help="eta (default: 1)")
+    parser.add_argument("--budget", type=int, default=2048, help="b (default: 2048)")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument(
+        "--bandwidth", type=float, help="GB/s of the device, for times (A100: 2039, H200: 4800)"
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from catekv.evaluation import plan
+
+    print(plan.describe(arguments))
+    return 0
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="run directory")
+    parser.add_argument(
+        "--rescore", action="store_true", help="score the stored predictions again first"
+    )
+    parser.add_argument(
+        "--official", action="store_true", help="also write predictions in RULER's own forms"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from catekv.evaluation import report
+
+    summary = report.report(arguments.folder, rescore=arguments.rescore)
+    print(report.render(summary, markdown=arguments.markdown))
+    if arguments.official:
+        for folder in report.export_official(arguments.folder):
+            print(folder)
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from catekv.evaluation.doctor import describe
+
+    print(describe())
+    return 0

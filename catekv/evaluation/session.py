@@ -1,0 +1,223 @@
+"""From what somebody asks for on a command line to a loaded model, settings and a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catekv.evaluation import defaults, environment, report
+from catekv.evaluation.distributed import Process, process_group
+from catekv.evaluation.settings import (
+    PAPER_BUDGET,
+    PAPER_LENGTH,
+    PAPER_RATIO,
+    PAPER_RETENTION,
+    PAPER_SAMPLES,
+    PAPER_TASKS,
+    RunSettings,
+    stable_hash,
+)
+from catekv.evaluation.specification import canonical_name, method_specs, parse_masks
+
+if TYPE_CHECKING:
+    from catekv.model import CateKVModel
+
+RESULTS = Path("results")
+#: Without a wish: what a model of unknown window surely takes and a small machine can run.
+DEFAULT_LENGTH = 4096
+DEFAULT_SAMPLES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a user asks for; None means: the default of the model at hand.
+
+    Attributes:
+        model: local folder or hub name; None: the embedded model.
+        tasks, lengths, samples, questions, seed, chat_template, max_new_tokens, task_options,
+            prefill, chunk_size: see :class:`RunSettings`.
+        methods: as :func:`catekv.evaluation.specification.parse_method` reads them.
+        masks: as :func:`catekv.evaluation.specification.parse_masks` reads them.
+        ratio, retention, budget: for every method that takes a head mask.
+        options: more options per method name.
+        dtype, device, attention: as :meth:`CateKVModel.from_pretrained` takes them.
+        paper: the published settings for all that is not given.
+        output: run directory; None: one under ``results/`` named after the settings.
+    """
+
+    model: str | None = None
+    tasks: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+    samples: int | None = None
+    methods: tuple[str, ...] = ("full", "catekv")
+    masks: tuple[str, ...] = ()
+    ratio: float | None = None
+    retention: float | None = None
+    budget: int | None = None
+    options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    questions: tuple[str, ...] = ("agnostic",)
+    seed: int = 42
+    chat_template: str = "auto"
+    max_new_tokens: int | None = None
+    task_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prefill: str = "auto"
+    chunk_size: int = 8192
+    dtype: str = "auto"
+    device: str = "auto"
+    attention: str = "auto"
+    paper: bool = False
+    output: Path | None = None
+    overwrite: bool = False
+    resume: bool = True
+
+    @property
+    def embedded(self) -> bool:
+        return self.model is None
+
+
+def open_model(request: Request, process: Process | None = None) -> CateKVModel:
+    """Load the model that a request names (the embedded one without a name)."""
+    from transformers.utils import logging
+
+    from catekv.model import CateKVModel
+
+    # its bar would stand between a user and the one line that says what is wrong
+    logging.disable_progress_bar()
+    process = process or Process()
+    return CateKVModel.from_pretrained(
+        model_path(request),
+        method="full",
+        dtype=request.dtype,
+        device=process.device(request.device),
+        attention=request.attention,
+    )
+
+
+def model_path(request: Request) -> str:
+    """Folder or hub name of the model."""
+    if request.model is not None:
+        return request.model
+    from catekv import embedded
+
+    return str(embedded.path())
+
+
+def settings_for(request: Request, model: CateKVModel) -> RunSettings:
+    """Fill in every default and read the masks.
+
+    Raises:
+        UserError: unknown tasks, methods or options, unreadable masks, numbers out of range.
+    """
+    path = model_path(request)
+    ratio, retention, budget = request.ratio, request.retention, request.budget
+    tasks, lengths, samples = request.tasks, request.lengths, request.samples
+    if request.paper:
+        ratio = PAPER_RATIO if ratio is None else ratio
+        retention = PAPER_RETENTION if retention is None else retention
+        budget = PAPER_BUDGET if budget is None else budget
+        tasks = tasks or PAPER_TASKS
+        lengths = lengths or (PAPER_LENGTH,)
+        samples = PAPER_SAMPLES if samples is None else samples
+    if request.embedded:
+        tasks = tasks or defaults.EMBEDDED_TASKS
+        lengths = lengths or (defaults.EMBEDDED_LENGTH,)
+        samples = defaults.EMBEDDED_SAMPLES if samples is None else samples
+    ratio = defaults.EMBEDDED_RATIO if ratio is None else ratio
+    sources = request.masks or ((str(defaults.embedded_masks()),) if request.embedded else ())
+    masks = parse_masks(sources, model.shape, ratio)
+    options = defaults.method_defaults(request.embedded)
+    chosen = {"retention": retention, "budget": budget}
+    options["catekv"] = {
+        **options.get("catekv", {}),
+        **{name: value for name, value in chosen.items() if value is not None},
+    }
+    for name, extra in request.options.items():
+        options[name] = {**options.get(name, {}), **extra}
+    return RunSettings(
+        model=request.model or "embedded",
+        model_hash=environment.model_identity(path, revision_of(model)),
+        tasks=tuple(tasks or PAPER_TASKS),
+        lengths=tuple(lengths or (DEFAULT_LENGTH,)),
+        samples=DEFAULT_SAMPLES if samples is None else samples,
+        methods=method_specs(request.methods, masks, options),
+        questions=request.questions,
+        seed=request.seed,
+        chat_template="base" if request.chat_template == "none" else request.chat_template,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device).split(":")[0],
+        attention=request.attention,
+        max_new_tokens=request.max_new_tokens,
+        task_options=dict(request.task_options),
+        prefill=request.prefill,
+        chunk_size=request.chunk_size,
+        paper=request.paper,
+    )
+
+
+def revision_of(model: CateKVModel) -> str | None:
+    """Commit of a hub model, None for a local folder."""
+    commit = getattr(model.config, "_commit_hash", None)
+    return str(commit) if commit else None
+
+
+def default_output(settings: RunSettings) -> Path:
+    """``results/<model>-<hash>``: the same command finds its folder again and goes on there.
+
+    The number of samples is not part of the hash: asking for more adds to what is there.
+    """
+    name = re.sub(r"[^\w.-]+", "_", Path(settings.model).name) or "model"
+    parts = [
+        settings.configuration(),
+        list(settings.tasks),
+        list(settings.lengths),
+        list(settings.questions),
+        [[spec.label, spec.to_dict()] for spec in settings.methods],
+    ]
+    return RESULTS / f"{name}-{stable_hash(parts)[:8]}"
+
+
+def run(request: Request, *, command: str = "", progress: bool = True) -> int:
+    """Evaluate, print the table, and return the exit code (0, or 1 if a sample failed)."""
+    from catekv.evaluation.runner import evaluate
+
+    with process_group() as process:
+        for text in request.methods:
+            canonical_name(text.partition(":")[0].rpartition("=")[2])
+        model = open_model(request, process)
+        settings = settings_for(request, model)
+        output = request.output or default_output(settings)
+        outcome = evaluate(
+            model,
+            settings,
+            output,
+            resume=request.resume,
+            overwrite=request.overwrite,
+            process=process,
+            progress=progress,
+            command=command,
+        )
+    if outcome.summary is not None:
+        print(report.render(outcome.summary))
+        _print_where(output, outcome.measured, outcome.failed)
+    return 1 if outcome.failed else 0
+
+
+def _print_where(output: Path, measured: int, failed: int) -> None:
+    print(f"Results: {output} (summary.md, summary.csv, summary.json, samples.jsonl)")
+    if not measured:
+        print("All of this had been measured before; --overwrite measures it again.")
+    if failed:
+        print(
+            f"error: {failed} measurements failed, see the error records in {output}; starting "
+            "the same command again retries them",
+            file=sys.stderr,
+        )
+
+
+def split_list(texts: Sequence[str]) -> tuple[str, ...]:
+    """Values given with spaces, commas or both."""
+    return tuple(part for text in texts for part in text.split(",") if part)
