@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.tasks.fit import TooLongError, largest_fit
+from catekv.tasks.fit import TooLongError, WordCounter, confirmed_fit
 from catekv.tasks.prompt import PromptFormat, prompt_format
 from catekv.tasks.registry import PREFIX, Task, find
 from catekv.tasks.ruler.plan import Draft, Request
@@ -90,12 +90,11 @@ def generate(
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "chat_template": chat_template or "base",
     }
+    key = (stream, seed, task.name, length)
+    words = WordCounter(tokenizer)
     for index in range(first, first + count):
-        key = (seed, task.name, length, index) + ((stream,) if stream != "test" else ())
-        request = Request(
-            key, index, length, language, tokens=lambda text: len(wrapped.tokens(text))
-        )
-        yield _sample(task, settings, request, wrapped, answer_tokens, shared)
+        request = Request(key, index, length, language, lambda text: len(wrapped.tokens(text)))
+        yield _sample(task, settings, request, wrapped, words, answer_tokens, shared)
 
 
 def _sample(
@@ -103,19 +102,28 @@ def _sample(
     settings: Any,
     request: Request,
     wrapped: PromptFormat,
+    words: WordCounter,
     answer_tokens: int,
     shared: dict[str, Any],
 ) -> Sample:
     """One sample, fitted."""
     plan = task.plan(request, settings)
 
-    def measure(draft: Draft) -> int:
+    def exact(draft: Draft) -> int:
         return len(wrapped.encode(draft.context, draft.question, draft.answer_prefix))
+
+    def estimate(draft: Draft) -> int:
+        text = draft.context + draft.question + wrapped.after + draft.answer_prefix
+        return words(wrapped.before + text)
 
     budget = request.length - answer_tokens
     try:
-        units, tokens = largest_fit(
-            lambda units: measure(plan.draft(units)), plan.minimum, budget, plan.limit
+        units, tokens = confirmed_fit(
+            lambda units: estimate(plan.draft(units)),
+            lambda units: exact(plan.draft(units)),
+            plan.minimum,
+            budget,
+            plan.limit,
         )
     except TooLongError as error:
         raise UserError(
@@ -124,8 +132,13 @@ def _sample(
         ) from None
     extra = 0
     if plan.extra_limit and tokens + answer_tokens < _TOP_UP_BELOW * request.length:
-        extra, tokens = largest_fit(
-            lambda extra: measure(plan.draft(units, extra)), 0, budget, plan.extra_limit, step=2
+        extra, tokens = confirmed_fit(
+            lambda extra: estimate(plan.draft(units, extra)),
+            lambda extra: exact(plan.draft(units, extra)),
+            0,
+            budget,
+            plan.extra_limit,
+            step=2,
         )
     length = tokens + answer_tokens
     if length < MINIMUM_FILL * request.length:

@@ -58,7 +58,7 @@ def read(
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
-    samples = []
+    samples: list[Sample] = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -80,7 +80,7 @@ def read(
 
 
 def _sample(
-    row: Any, position: int, task: str | None, file: Path, question_pattern: str | None
+    row: dict[str, Any] | Any, position: int, task: str | None, file: Path, question_pattern: str | None
 ) -> Sample:
     if not isinstance(row, dict):
         raise ValueError("expected a JSON object with the fields index, input and outputs")
@@ -106,11 +106,12 @@ def _sample(
         prefix = str(row.get("answer_prefix", ""))
     else:
         text, prefix = str(row["input"]), str(row.get("answer_prefix", ""))
-        if has_template(text) and "context_characters" not in row:
-            metadata["chat_template"] = "base"
+        boundary: int | None
         if "context_characters" in row:
-            boundary: int | None = int(row["context_characters"])
+            boundary = int(row["context_characters"])
         else:
+            if has_template(text):
+                metadata["chat_template"] = "base"
             boundary = question_start(text, known.name, question_pattern)
         if boundary is None:
             context, question = text, ""

@@ -13,6 +13,7 @@ from catekv.tasks.ruler.cwe import CommonOptions, CommonPlan
 from catekv.tasks.ruler.fwe import FrequentOptions, FrequentPlan
 from catekv.tasks.ruler.niah import NeedleOptions, NeedlePlan
 from catekv.tasks.ruler.plan import Plan, Request
+from catekv.tasks.ruler.qa import DocumentOptions, DocumentPlan
 from catekv.tasks.ruler.vt import ChainOptions, ChainPlan
 
 PREFIX = "ruler/"
@@ -69,6 +70,8 @@ _TASKS = (
     Task("vt_dense", ChainPlan, ChainOptions(dense=True), 30, "all", metrics.multi_words, True),
     Task("cwe", CommonPlan, CommonOptions(), 120, "all", metrics.multi_words, True),
     Task("fwe", FrequentPlan, FrequentOptions(), 50, "all", metrics.multi_words),
+    Task("qa_1", DocumentPlan, DocumentOptions(), 32, "part", metrics.string_match_part),
+    Task("qa_2", DocumentPlan, DocumentOptions(hops=2), 32, "part", metrics.string_match_part),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
 #: the 13 tasks of RULER, and the 12 of them that CateKV and ShadowKV report

@@ -53,6 +53,18 @@ def past_tense(verb: str) -> str:
     return verb + "ed"
 
 
+def plural(noun: str) -> str:
+    """The plural of a regular noun."""
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s")
+
+
+def with_articles(text: str) -> str:
+    """The text with "a" turned into "an" where a vowel sound follows."""
+    return _SPOKEN_CONSONANT.sub(r"\1 ", _ARTICLE.sub(r"\1n ", text))
+
+
 def place_name(random: Random) -> str:
     """A name for a place, e.g. "Tolvermin"."""
     return (words.syllable(random) + words.noun(random)).capitalize()
@@ -103,7 +115,7 @@ def sentence(random: Random) -> str:
         text = f"{_fill(random.choice(_parsed('openers')), random)}, {text}"
     elif kind < 0.65:
         text = f"{text} {_fill(random.choice(_parsed('closers')), random)}"
-    text = _SPOKEN_CONSONANT.sub(r"\1 ", _ARTICLE.sub(r"\1n ", text))
+    text = with_articles(text)
     return text[0].upper() + text[1:] + "."
 
 

@@ -8,6 +8,8 @@ from random import Random
 from catekv.tasks.randomness import generator
 
 _BLOCK = 128
+#: blocks in a row without a new item after which a source counts as used up
+_FRUITLESS = 4
 
 
 class Pool:
@@ -27,15 +29,21 @@ class Pool:
         self._draw, self._seed, self._capacity = draw, seed, capacity
         self._seen = set(taken)
         self._items: list[str] = []
-        self._blocks = 0
+        self._blocks = self._fruitless = 0
 
     def first(self, count: int) -> list[str]:
         """The first ``count`` items, or all if there are fewer."""
-        while len(self._items) < count and not (self._capacity is not None and self._blocks):
+        while len(self._items) < count and not self._used_up():
             random = generator(self._seed, self._blocks)
             block = self._draw(_BLOCK if self._capacity is None else self._capacity, random)
             fresh = [item for item in dict.fromkeys(block) if item not in self._seen]
             self._seen.update(fresh)
             self._items.extend(fresh)
             self._blocks += 1
+            self._fruitless = 0 if fresh else self._fruitless + 1
         return self._items[:count]
+
+    def _used_up(self) -> bool:
+        if self._capacity is not None:
+            return self._blocks > 0
+        return self._fruitless >= _FRUITLESS

@@ -19,7 +19,7 @@ DEPTH_GRID = tuple(step / 10 for step in range(11))
 
 @dataclass(frozen=True)
 class Request:
-    """One sample to be drawn: everything random follows from ``key`` alone."""
+    """One sample to be drawn: everything random follows from ``key`` and ``index``."""
 
     key: tuple[object, ...]
     index: int
@@ -30,10 +30,16 @@ class Request:
     tokens: Callable[[str], int]
 
     def random(self, purpose: str) -> Random:
+        """A generator for one purpose of this sample."""
+        return generator(*self.key, self.index, purpose)
+
+    def shared_random(self, purpose: str) -> Random:
+        """A generator that all samples of one (seed, task, length, stream) have in common."""
         return generator(*self.key, purpose)
 
     def seed(self, purpose: str) -> tuple[object, ...]:
-        return (*self.key, purpose)
+        """Seed of a source that makes generators of its own."""
+        return (*self.key, self.index, purpose)
 
 
 @dataclass(frozen=True)
