@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from random import Random
 
 import numpy as np
@@ -115,9 +116,13 @@ def _value(random: Random) -> list[int]:
 class DocumentSampler:
     """Draws training documents of an exact length; the stream depends on ``seed`` alone."""
 
-    def __init__(self, seed: int, frequent_share: float = 0.12) -> None:
+    def __init__(
+        self, seed: int, frequent_share: float = 0.12, shuffled_values: bool = False
+    ) -> None:
+        """``shuffled_values``: answers list the values of a key in any order, not in the text's."""
         self.seed = seed
         self.frequent_share = frequent_share
+        self.shuffled_values = shuffled_values
 
     def document(self, number: int, length: int, farthest: int = MAX_POSITION) -> Document:
         """Document ``number`` with exactly ``length`` tokens and positions below ``farthest``."""
@@ -168,15 +173,17 @@ class DocumentSampler:
             value = _value(random)
             chain = [free.pop() for _ in range(random.choice((1, 2, 3, 4, 5, 5, 5, 5)))]
             lines = [assignment(value, chain[0])]
-            lines += [assignment([a], b) for a, b in zip(chain, chain[1:], strict=False)]
+            lines += [assignment([a], b) for a, b in pairwise(chain)]
             facts.sentences.append(lines)
             facts.questions.append((chain_question(value), chain_answer(chain)))
         elif kind > 0.8 and flavour > 0.25:
             key = free.pop()
             values = [_value(random) for _ in range(random.choice((2, 3, 4, 4, 4)))]
-            # one group, because the answer lists the values in the order of the text
+            # one group, so that the values stay in the order of the list
             facts.sentences.append([needle(key, value) for value in values])
             keys = [key] * len(values)
+            if self.shuffled_values:
+                values = random.sample(values, len(values))
             facts.questions.append((needle_question([key], True), needle_answer(keys, values)))
         else:
             count = random.choice((1, 1, 1, 2, 3, 4, 4, 4))
@@ -234,7 +241,7 @@ class DocumentSampler:
                 continue
             best = sorted(seen, key=lambda item: -seen[item])[:4]
             if len(best) < 4 or any(
-                seen[a] - seen[b] < 1 + seen[a] // 10 for a, b in zip(best, best[1:], strict=False)
+                seen[a] - seen[b] < 1 + seen[a] // 10 for a, b in pairwise(best)
             ):
                 continue
             pieces.append((stream[last : position + 1], False))
