@@ -1,0 +1,183 @@
+"""An infinite budget changes nothing: logits and tokens are those of the stock model.
+
+Exactly (0.0) for one unpadded prompt on sdpa in float32; to 2e-5 where the arithmetic is grouped
+differently (padding, chunks, eager).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import FAMILIES, VOCABULARY, KeepEverything, tiny_model
+from torch import Tensor
+from transformers import DynamicCache
+
+from catekv import generation
+from catekv.cache import RaggedCache
+from catekv.transformers_compat import set_attention
+
+TOLERANCE = 2e-5
+PROMPT, STEPS, TURN = 60, 4, 9
+
+
+@functools.lru_cache(maxsize=2)
+def shared_model(family: str) -> Any:
+    return tiny_model(family)
+
+
+def with_attention(family: str, name: str) -> Any:
+    model = shared_model(family)
+    set_attention(model, name)
+    return model
+
+
+def random_ids(*shape: int, seed: int) -> Tensor:
+    return torch.randint(3, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def left_padding(batch: int, width: int) -> Tensor:
+    """Mask of a batch whose row ``i`` begins with ``5 i`` padding columns."""
+    mask = torch.ones(batch, width, dtype=torch.long)
+    for row in range(batch):
+        mask[row, : 5 * row] = 0
+    return mask
+
+
+@torch.no_grad()
+def two_turns(
+    model: Any,
+    cache: Any,
+    mask: Tensor | None = None,
+    batch: int = 1,
+    *,
+    feed_prompt: bool = True,
+) -> list[Tensor]:
+    """Last logits after the prompt, decode steps, a second turn (padded too), decode steps."""
+    pieces = [random_ids(batch, PROMPT, seed=0)]
+    pieces += [random_ids(batch, 1, seed=i) for i in range(1, 1 + STEPS)]
+    pieces += [random_ids(batch, TURN, seed=20)]
+    pieces += [random_ids(batch, 1, seed=30 + i) for i in range(STEPS)]
+    results = []
+    seen = torch.zeros(batch, 0, dtype=torch.long)
+    for index, ids in enumerate(pieces):
+        options = {}
+        if mask is not None:
+            new = torch.ones_like(ids)
+            if index == 0:
+                new = mask
+            elif ids.shape[1] > 1:
+                new = left_padding(batch, ids.shape[1]).flip(0)[:, : ids.shape[1]]
+            seen = torch.cat([seen, new], dim=1)
+            positions = generation.positions_of(seen)[:, -ids.shape[1] :]
+            options = {"attention_mask": seen, "position_ids": positions}
+        if index or feed_prompt:
+            output = model(ids, past_key_values=cache, use_cache=True, **options)
+            results.append(output.logits[:, -1])
+    return results
+
+
+def largest_difference(left: list[Tensor], right: list[Tensor]) -> float:
+    assert len(left) == len(right) > 0
+    # an unexpectedly flat model would make any comparison pass
+    assert all(float(logits.std()) > 0.1 for logits in right)
+    return max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
+
+
+def stock(family: str, mask: Tensor | None = None, batch: int = 1, base: str = "sdpa") -> list:
+    model = with_attention(family, base)
+    return two_turns(model, DynamicCache(config=model.config), mask, batch)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_prompt_is_bit_equal(family: str):
+    expected = stock(family)
+    model = with_attention(family, "catekv")
+    cache = RaggedCache(model.config, KeepEverything(), PROMPT)
+    actual = two_turns(model, cache)
+    assert cache.compressed
+    assert largest_difference(actual, expected) == 0.0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_batch_over_two_turns(family: str):
+    mask = left_padding(3, PROMPT)
+    expected = stock(family, mask, 3)
+    model = with_attention(family, "catekv")
+    cache = RaggedCache(model.config, KeepEverything(), PROMPT)
+    actual = two_turns(model, cache, mask, 3)
+    assert largest_difference(actual, expected) <= TOLERANCE
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.equal(a.argmax(-1), b.argmax(-1))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layer_by_layer_chunks(family: str, padded: bool):
+    batch = 3 if padded else 1
+    mask = left_padding(batch, PROMPT) if padded else None
+    expected = stock(family, mask, batch)
+    model = with_attention(family, "catekv")
+    cache = RaggedCache(model.config, KeepEverything(), PROMPT)
+    ids = random_ids(batch, PROMPT, seed=0)
+    first = generation.prefill(model, ids, cache, mask, chunk_size=17)
+    assert generation._layerwise[model] is None, "this family fell back to one forward"
+    assert cache.compressed
+    actual = [first, *two_turns(model, cache, mask, batch, feed_prompt=False)]
+    assert largest_difference(actual, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_eager_base(family: str, padded: bool):
+    batch = 3 if padded else 1
+    mask = left_padding(batch, PROMPT) if padded else None
+    expected = stock(family, mask, batch, base="eager")
+    model = with_attention(family, "catekv_eager")
+    for chunk in (None, 17):
+        cache = RaggedCache(model.config, KeepEverything(), PROMPT)
+        ids = random_ids(batch, PROMPT, seed=0)
+        first = generation.prefill(model, ids, cache, mask, chunk_size=chunk)
+        actual = [first, *two_turns(model, cache, mask, batch, feed_prompt=False)]
+        assert largest_difference(actual, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_other_caches_pass_through_untouched(family: str):
+    """The registered attention changes nothing for a model that uses an ordinary cache or none."""
+    ids = random_ids(1, PROMPT, seed=0)
+    expected = stock(family)
+    model = with_attention(family, "sdpa")
+    with torch.no_grad():
+        bare = model(ids).logits
+    model = with_attention(family, "catekv")
+    actual = two_turns(model, DynamicCache(config=model.config))
+    assert largest_difference(actual, expected) == 0.0
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, bare)
+
+
+def test_a_boundary_inside_a_forward_puts_the_rest_into_the_tail():
+    """Count mode: however the prompt is fed, the context ends at exactly ``prefill_tokens``."""
+    expected = stock("llama")
+    model = with_attention("llama", "catekv")
+    cache = RaggedCache(model.config, KeepEverything(), PROMPT - 7)
+    actual = two_turns(model, cache)
+    assert {layer.prefix.slots for layer in cache.ragged_layers} == {4 * (PROMPT - 7)}
+    assert largest_difference(actual, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("prefill_tokens", [None, "auto", PROMPT, PROMPT - 7])
+def test_generate_gives_the_same_tokens(prefill_tokens: Any):
+    model = with_attention("llama", "sdpa")
+    ids = random_ids(3, PROMPT, seed=0)
+    mask = left_padding(3, PROMPT)
+    options = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
+    expected = model.generate(ids, **options)
+    model = with_attention("llama", "catekv")
+    cache = RaggedCache(model.config, KeepEverything(), prefill_tokens)
+    actual = model.generate(ids, past_key_values=cache, **options)
+    assert cache.compressed
+    assert torch.equal(actual, expected)
