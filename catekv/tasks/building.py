@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from catekv.errors import UserError
 from catekv.tasks.fit import TooLongError, WordCounter, confirmed_fit
@@ -16,7 +18,7 @@ from catekv.tasks.sample import Sample
 
 #: every sample fills at least this share of its target length
 MINIMUM_FILL = 0.97
-#: below this share smaller pieces of filler are added after the last whole unit
+#: below this share words of filler are added to the whole units
 _TOP_UP_BELOW = 0.99
 
 
@@ -42,10 +44,28 @@ def find_wording(
     raise UserError(f"unknown wording {wording!r}; use 'english', 'small' or a Wording")
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What is worked out once per tokenizer: both take long for large vocabularies."""
+
+    counter: WordCounter
+    hash: str
+
+
+_KNOWN: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+
+
+def _known(tokenizer: Any) -> _Known:
+    if tokenizer not in _KNOWN:
+        vocabulary = sorted(tokenizer.get_vocab().items())
+        digest = hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16]
+        _KNOWN[tokenizer] = _Known(WordCounter(), digest)
+    return _KNOWN[tokenizer]
+
+
 def tokenizer_hash(tokenizer: Any) -> str:
     """Sixteen hexadecimal digits that tell tokenizers with different vocabularies apart."""
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16]
+    return _known(tokenizer).hash
 
 
 def max_new_tokens(name: str, wording: Wording | None = None) -> int:
@@ -91,10 +111,10 @@ def generate(
         "chat_template": chat_template or "base",
     }
     key = (stream, seed, task.name, length)
-    words = WordCounter(tokenizer)
+    counter = _known(tokenizer).counter
     for index in range(first, first + count):
         request = Request(key, index, length, language, lambda text: len(wrapped.tokens(text)))
-        yield _sample(task, settings, request, wrapped, words, answer_tokens, shared)
+        yield _sample(task, settings, request, wrapped, counter, answer_tokens, shared)
 
 
 def _sample(
@@ -102,25 +122,31 @@ def _sample(
     settings: Any,
     request: Request,
     wrapped: PromptFormat,
-    words: WordCounter,
+    counter: WordCounter,
     answer_tokens: int,
     shared: dict[str, Any],
 ) -> Sample:
     """One sample, fitted."""
     plan = task.plan(request, settings)
 
-    def exact(draft: Draft) -> int:
-        return len(wrapped.encode(draft.context, draft.question, draft.answer_prefix))
+    def draft(units: int, extra: int = 0) -> Draft:
+        made = plan.draft(units, extra)
+        prefix = made.answer_prefix
+        separate = " " if prefix and not prefix[0].isspace() else ""
+        return replace(made, answer_prefix=separate + prefix)
 
-    def estimate(draft: Draft) -> int:
-        text = draft.context + draft.question + wrapped.after + draft.answer_prefix
-        return words(wrapped.before + text)
+    def exact(made: Draft) -> int:
+        return len(wrapped.encode(made.context, made.question, made.answer_prefix))
+
+    def estimate(made: Draft) -> int:
+        text = made.context + made.question + wrapped.after + made.answer_prefix
+        return counter(wrapped.tokenizer, wrapped.before + text)
 
     budget = request.length - answer_tokens
     try:
         units, tokens = confirmed_fit(
-            lambda units: estimate(plan.draft(units)),
-            lambda units: exact(plan.draft(units)),
+            lambda units: estimate(draft(units)),
+            lambda units: exact(draft(units)),
             plan.minimum,
             budget,
             plan.limit,
@@ -133,8 +159,8 @@ def _sample(
     extra = 0
     if plan.extra_limit and tokens + answer_tokens < _TOP_UP_BELOW * request.length:
         extra, tokens = confirmed_fit(
-            lambda extra: estimate(plan.draft(units, extra)),
-            lambda extra: exact(plan.draft(units, extra)),
+            lambda extra: estimate(draft(units, extra)),
+            lambda extra: exact(draft(units, extra)),
             0,
             budget,
             plan.extra_limit,
@@ -146,19 +172,19 @@ def _sample(
             f"{PREFIX}{task.name} reaches only {length} of {request.length} tokens: the text it is "
             "made of is used up; give more text or a smaller length"
         )
-    draft = plan.draft(units, extra)
+    final = draft(units, extra)
     return Sample(
         task=PREFIX + task.name,
         index=request.index,
-        context=draft.context,
-        question=draft.question,
-        answer_prefix=draft.answer_prefix,
+        context=final.context,
+        question=final.question,
+        answer_prefix=final.answer_prefix,
         outputs=plan.outputs,
         max_new_tokens=answer_tokens,
         length=length,
         target_length=request.length,
         metric=task.metric,
         wording=request.wording.name,
-        depths=draft.depths(),
-        metadata={**shared, **draft.notes},
+        depths=final.depths(),
+        metadata={**shared, **final.notes},
     )

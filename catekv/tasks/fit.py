@@ -79,13 +79,15 @@ def largest_fit(
 
 
 class WordCounter:
-    """Estimates tokens as the sum over words, each with the white space before it."""
+    """Estimates tokens as the sum over words, each with the white space before it.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    One counter serves one tokenizer; it does not keep it alive.
+    """
+
+    def __init__(self) -> None:
         self._known: dict[str, int] = {}
 
-    def __call__(self, text: str) -> int:
+    def __call__(self, tokenizer: Any, text: str) -> int:
         words = _WORD.findall(text)
         known = self._known
         unknown = [word for word in dict.fromkeys(words) if word not in known]
@@ -93,7 +95,7 @@ class WordCounter:
             if len(known) > _REMEMBERED:
                 known.clear()
                 unknown = list(dict.fromkeys(words))
-            encoded = self._tokenizer(unknown, add_special_tokens=False)["input_ids"]
+            encoded = tokenizer(unknown, add_special_tokens=False)["input_ids"]
             known.update(zip(unknown, map(len, encoded), strict=True))
         return sum(map(known.__getitem__, words))
 

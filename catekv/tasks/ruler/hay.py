@@ -25,6 +25,16 @@ class Filler:
             lines.append(" ".join(self._sentences[:rest]))
         return lines
 
+    def words(self, count: int) -> str:
+        """So many words of filler on one line, the last sentence cut."""
+        sentences: list[str] = []
+        while count > 0:
+            sentence = self._sentences[len(sentences) % len(self._sentences)]
+            size = sentence.count(" ") + 1
+            sentences.append(sentence if size <= count else _cut(sentence, count))
+            count -= size
+        return " ".join(sentences)
+
 
 class Prose:
     """Sentences from an endless source; one unit is one word, the last sentence is cut."""

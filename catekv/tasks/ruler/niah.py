@@ -81,6 +81,7 @@ class NeedlePlan(Plan):
         self._question = wording.needle_question(options.value_kind, asked, options.num_values)
         self._prefix = wording.needle_answer_prefix(options.value_kind, asked, options.num_values)
         self._filler = Filler(wording.filler_line)
+        self.extra_limit = 256
         self._notes: dict[str, object] = {"keys": asked}
         if options.haystack == "essay":
             seed = request.random("essay")
@@ -89,10 +90,10 @@ class NeedlePlan(Plan):
                 if options.essay_path
                 else wording.essay(seed)
             )
-            self.minimum = 8
+            self.minimum, self.extra_limit = 8, 0
         elif options.haystack == "needle":
             self._pools(set(keys), set(values))
-            self.minimum, self.extra_limit = 0, 64
+            self.minimum = 0
 
     def _positions(self, count: int, answers: int) -> list[float]:
         options, random = self._options, self._request.random("positions")
@@ -137,7 +138,7 @@ class NeedlePlan(Plan):
             hay = self._filler.lines(units) if haystack == "noise" else self._facts(units)
             if extra:
                 place = int(self._request.random("extra").random() * (len(hay) + 1))
-                hay[place:place] = self._filler.lines(extra)
+                hay.insert(place, self._filler.words(extra))
             body = "\n".join(insert(hay, self._needles))
         return Draft(
             paragraph(self._instruction, body),

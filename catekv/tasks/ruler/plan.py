@@ -69,8 +69,8 @@ class Draft:
 class Plan(ABC):
     """One sample with all its random draws made; only its length is still open.
 
-    ``extra`` adds smaller pieces of filler where one unit more would be too long, and 0 is always
-    allowed; ``extra_limit`` is the largest useful number of them.
+    ``extra`` adds words of filler where one unit more would be too long, and 0 is always allowed;
+    ``extra_limit`` is the largest number of them.
     """
 
     outputs: tuple[str, ...]

@@ -71,9 +71,8 @@ class ChainPlan(Plan):
         self._instruction = wording.chain_instruction()
         self._filler = Filler(wording.filler_line)
         self._example = self._solved_example() if wording.with_examples else ""
-        self.minimum = 0
+        self.minimum, self.extra_limit = 0, 256
         if options.dense:
-            self.extra_limit = 8 * LINE
             self._names = Pool(
                 wording.variables,
                 request.seed("other names"),
@@ -133,13 +132,18 @@ class ChainPlan(Plan):
         notes: dict[str, object] = {}
         if self._options.dense:
             others = self._other_statements(units)
-            lines = self._filler.lines(LINE * (units - len(others)) + extra)
+            lines = self._filler.lines(LINE * (units - len(others)))
+            if extra:
+                lines.append(self._filler.words(extra))
             spread = [((n + 0.5) / len(lines), line) for n, line in enumerate(lines)]
             merged = sorted([*self._statements, *others, *spread], key=lambda item: item[0])
             body = [text for _, text in merged]
             notes = {"other_statements": len(others), "filler_lines": len(lines)}
         else:
-            body = insert(self._filler.lines(units), self._statements)
+            hay = self._filler.lines(units)
+            if extra:
+                hay.append(self._filler.words(extra))
+            body = insert(hay, self._statements)
         return Draft(
             self._example + paragraph(self._instruction, *body),
             wording.chain_question(self._value),
