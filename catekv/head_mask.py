@@ -195,10 +195,9 @@ class HeadMask:
         ``shape`` is a ModelShape, a transformers configuration or (layers, kv_heads).
         """
         layers, heads = shape if isinstance(shape, tuple) else model_shape_of(shape)
-        count = adaptive_count(ratio, layers * heads)
         order = torch.randperm(layers * heads, generator=torch.Generator().manual_seed(seed))
-        meta = {"ratio": ratio, "recipe": {"kind": "random", "seed": seed}}
-        return cls.from_order(order.tolist(), count, layers, heads, meta)
+        meta = {"recipe": {"kind": "random", "seed": seed}}
+        return cls.from_ratio(order.tolist(), ratio, layers, heads, meta)
 
     @classmethod
     def from_scores(cls, scores: Tensor, ratio: float, **meta: Any) -> HeadMask:
@@ -207,9 +206,8 @@ class HeadMask:
         ``scores`` [layers, kv_heads].
         """
         layers, heads = scores.shape
-        count = adaptive_count(ratio, layers * heads)
         order = scores.flatten().double().sort(descending=True, stable=True).indices
-        return cls.from_order(order.tolist(), count, layers, heads, {"ratio": ratio, **meta})
+        return cls.from_ratio(order.tolist(), ratio, layers, heads, meta)
 
     @classmethod
     def from_order(
@@ -219,6 +217,14 @@ class HeadMask:
         adaptive = torch.zeros(layers * heads, dtype=torch.bool)
         adaptive[list(order[:count])] = True
         return cls(adaptive.view(layers, heads), meta, tuple(order))
+
+    @classmethod
+    def from_ratio(
+        cls, order: Sequence[int], ratio: float, layers: int, heads: int, meta: dict[str, Any]
+    ) -> HeadMask:
+        """The first ``ceil(ratio * heads)`` of all flat head indices in ``order`` are adaptive."""
+        count = adaptive_count(ratio, layers * heads)
+        return cls.from_order(order, count, layers, heads, {**meta, "ratio": ratio})
 
     @classmethod
     def load(cls, path: str | Path, ratio: float | None = None) -> HeadMask:

@@ -1,0 +1,260 @@
+"""The whole sweep on a tiny random model: references, masks, scores, report, resume."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoint import save_tiny_checkpoint
+
+from catekv import calibration, tasks
+from catekv.calibration import CVConfig
+from catekv.cli import Parser
+from catekv.errors import UserError
+from catekv.evaluation import answers, calibrate
+from catekv.evaluation.ablation import head_losses
+from catekv.evaluation.reference import (
+    HELD_OUT_STREAM,
+    REFERENCE_STREAM,
+    ReferencePass,
+    build_samples,
+    context_hash,
+    observe_prompt,
+    refuse_overlap,
+)
+from catekv.head_mask import STANDARD_RATIOS, HeadMask, load_statistics
+from catekv.methods import create
+from catekv.model import CateKVModel
+from catekv.tasks.prompt import encode
+
+GEOMETRY = {"window": 8, "init_tokens": 4, "recent_tokens": 8, "chunk_size": 4, "guard_tokens": 8}
+OPTIONS: dict[str, Any] = {"budget": 24, **GEOMETRY}
+LENGTH = 160
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> CateKVModel:
+    return CateKVModel.from_pretrained(checkpoint, method="full")
+
+
+def settings(**changes: Any) -> calibrate.SweepSettings:
+    base: dict[str, Any] = {
+        "references": ("ruler/vt", "ruler/niah_multikey_2"),
+        "length": LENGTH,
+        "samples": 3,
+        "ks": (0.9, 0.98),
+        "alphas": (1.0, 0.8),
+        "ratio": 0.5,
+        "cv": CVConfig(**GEOMETRY),
+        "method_options": OPTIONS,
+        "held_out_tasks": ("ruler/vt", "ruler/niah_multikey_1"),
+        "held_out_samples": 1,
+        "max_new_tokens": 2,
+    }
+    return calibrate.SweepSettings(**{**base, **changes})
+
+
+def test_sweep_writes_masks_statistics_and_report(model: CateKVModel, tmp_path: Path) -> None:
+    result = calibrate.sweep(
+        model, settings(oracle=True), tmp_path, model_name="tiny", progress=False
+    )
+    folders = calibrate.write_masks(result, tmp_path)
+    assert [folder.name for folder in folders] == ["chosen", "vt", "niah_multikey_2", "oracle"]
+    assert len(result.candidates) == 8
+    for ratio in STANDARD_RATIOS:
+        mask = HeadMask.load(tmp_path / "chosen", ratio)
+        mask.validate(model.config)
+        assert mask == calibration.vote(result.chosen.cvs, ratio)
+        assert HeadMask.load(tmp_path / "oracle", ratio).layers == 2
+    cvs, recipe = load_statistics(tmp_path / "vt" / "statistics.npz")
+    assert cvs.shape == (3, 2, 2)
+    assert recipe["recipe"]["reference"] == "ruler/vt"
+    assert len(recipe["reference_contexts"]) == 3
+    meta = json.loads((tmp_path / "chosen" / "meta.json").read_text())
+    assert meta["ratio"] == 0.5
+    assert meta["recipe"]["k"] == result.chosen.config.k
+    calibrate.calibration_report.write(result, tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["candidates"]) == 8
+    assert sum(row["chosen"] for row in report["candidates"]) == 1
+    assert {"full", "random-0", "chosen, reversed", "oracle"} <= set(report["controls"])
+    with (tmp_path / "candidates.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 8
+    assert "## All candidates" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "heads.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_one_pass_serves_all_pairs_and_is_taken_up_again(
+    model: CateKVModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = settings().configs()
+    reference = ReferencePass(tmp_path, "ruler/vt", configs, {"model": "tiny"})
+    samples = build_samples("ruler/vt", model.tokenizer, LENGTH, 3, 1, REFERENCE_STREAM)
+    prefills: list[int] = []
+    original = model.prefill
+    monkeypatch.setattr(
+        model, "prefill", lambda ids, **kw: (prefills.append(len(ids)), original(ids, **kw))[1]
+    )
+    first = reference.run(model, samples[:2])
+    assert len(prefills) == 2
+    assert first.shape == (4, 2, 2, 2)
+    files = sorted(tmp_path.glob("vt_fraction*/*.csv"))
+    assert len(files) == 8
+    assert {path.parent.name for path in files} == {
+        f"vt_fraction{k}_top{alpha}_lastq8" for k in (0.9, 0.98) for alpha in (1.0, 0.8)
+    }
+    assert all(len(path.stem) == 10 for path in files)
+    files[0].unlink()
+    again = reference.run(model, samples)
+    assert len(prefills) == 4
+    assert torch.equal(again[:, :2], first)
+    with pytest.raises(UserError, match=r"other settings \(model\)"):
+        ReferencePass(tmp_path, "ruler/vt", configs, {"model": "other"}).prepare()
+
+
+def test_observation_of_a_prompt_equals_that_of_its_dense_layers(model: CateKVModel) -> None:
+    (sample,) = build_samples("ruler/vt", model.tokenizer, LENGTH, 1, 2, REFERENCE_STREAM)
+    ids = encode(sample, model.tokenizer).ids
+    configs = settings().configs()
+    found = observe_prompt(model, ids, configs, chunk_size=50)
+    dense = model.observe(ids, window=8)
+    for layer in range(2):
+        seen = dense.observed(layer)
+        for number, config in enumerate(configs):
+            expected = calibration.observe(seen.queries, seen.keys, config).cv[0]
+            torch.testing.assert_close(found[number, layer], expected)
+
+
+def test_streams_are_disjoint_and_overlap_is_refused(model: CateKVModel) -> None:
+    streams = (REFERENCE_STREAM, HELD_OUT_STREAM, "test")
+    built = [build_samples("ruler/vt", model.tokenizer, LENGTH, 6, 42, s) for s in streams]
+    assert len({context_hash(sample) for samples in built for sample in samples}) == 18
+    hashes = [context_hash(sample) for sample in built[0]]
+    refuse_overlap(hashes, built[2])
+    with pytest.raises(UserError, match="stands in the reference set and in the test set"):
+        refuse_overlap(hashes, [*built[2], built[0][3]])
+
+
+def test_a_reference_file_with_test_samples_is_refused(model: CateKVModel, tmp_path: Path) -> None:
+    samples = tasks.build("ruler/vt", model.tokenizer, LENGTH, 3)
+    path = tmp_path / "validation.jsonl"
+    tasks.write(path, samples)
+    with pytest.raises(UserError, match="disjoint"):
+        calibrate.sweep(
+            model,
+            settings(references=(str(path),)),
+            tmp_path / "out",
+            test_samples=tasks.read(path),
+            progress=False,
+        )
+
+
+def test_checked_answers_equal_generated_ones(model: CateKVModel) -> None:
+    samples = [
+        dataclasses.replace(sample, max_new_tokens=3)
+        for sample in build_samples("ruler/vt", model.tokenizer, LENGTH, 2, 3, HELD_OUT_STREAM)
+    ]
+    methods = {
+        f"random-{seed}": create("catekv", head_mask=HeadMask.random((2, 2), 0.5, seed), **OPTIONS)
+        for seed in range(2)
+    }
+    methods["all"] = create("catekv", head_mask=HeadMask(torch.ones(2, 2)), **OPTIONS)
+    for sample in samples:
+        prompt = encode(sample, model.tokenizer)
+        dense = model.observe(prompt.context_ids, window=8)
+        full = dense.compress(create("full"))
+        allowance = sample.max_new_tokens
+        answer = model.generate_ids(prompt.question_ids, full, allowance).tokens
+        for method in methods.values():
+            context = dense.compress(method)
+            own = model.generate_ids(prompt.question_ids, context, allowance).tokens
+            same, log_probability = answers.check_answer(
+                model, context, prompt.question_ids, answer, sample
+            )
+            assert same == (own == answer)
+            assert log_probability <= 0
+    found = answers.score_methods(model, samples, methods, ("agnostic", "aware"))
+    assert len(found) == 2 * 2 * 4
+    full_values = [a.log_probability for a in found if a.label == "full"]
+    all_values = [a.log_probability for a in found if a.label == "all"]
+    assert all_values == pytest.approx(full_values, abs=1e-4)
+
+
+def test_best_candidate_breaks_ties_as_stated() -> None:
+    def candidate(accuracy: float, log_probability: float) -> calibrate.Candidate:
+        mask = HeadMask.random((2, 2), 0.5)
+        cvs = torch.ones(1, 2, 2)
+        return calibrate.Candidate("vt", CVConfig(), cvs, mask, "", accuracy, log_probability)
+
+    found = [candidate(0.5, -9.0), candidate(0.7, -3.0), candidate(0.7, -2.0), candidate(0.7, -2.0)]
+    assert calibrate.best(found) is found[2]
+    assert calibrate.best(found[:2]) is found[1]
+
+
+def test_ablation_finds_the_heads_that_matter(model: CateKVModel) -> None:
+    (sample,) = build_samples("ruler/vt", model.tokenizer, LENGTH, 1, 4, HELD_OUT_STREAM)
+    samples = [dataclasses.replace(sample, max_new_tokens=3)]
+    accuracy, log_probability = head_losses(model, samples, OPTIONS)
+    assert accuracy.shape == log_probability.shape == (2, 2)
+    prompt = encode(samples[0], model.tokenizer)
+    dense = model.observe(prompt.context_ids, window=8)
+    full = dense.compress(create("full"))
+    answer = model.generate_ids(prompt.question_ids, full, samples[0].max_new_tokens).tokens
+    one = torch.ones(2, 2, dtype=torch.bool)
+    one[1, 0] = False
+    alone = dense.compress(create("catekv", head_mask=HeadMask(one), **OPTIONS))
+    _, before = answers.check_answer(model, full, prompt.question_ids, answer, samples[0])
+    _, after = answers.check_answer(model, alone, prompt.question_ids, answer, samples[0])
+    assert log_probability[1, 0].item() == pytest.approx(before - after, abs=1e-5)
+    # one more head compressed never keeps everything, so the probabilities differ
+    assert int((log_probability != 0).sum()) > 0
+
+
+def command(checkpoint: Path, output: Path, *more: str) -> int:
+    parser = Parser()
+    calibrate.add_arguments(parser)
+    words = ["--model", str(checkpoint), "--output", str(output), "--length", str(LENGTH)]
+    words += ["--samples", "2", "--k", "0.9", "--alpha", "1.0", "--held-out-samples", "1"]
+    words += ["--held-out-tasks", "ruler/vt", "--references", "ruler/vt", "--budget", "24"]
+    words += ["--window", "8", "--init-tokens", "4", "--recent-tokens", "8", "--no-picture"]
+    words += ["--max-new-tokens", "2", *more]
+    return calibrate.run(parser.parse_args(words))
+
+
+def test_command_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(checkpoint, tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "best of ruler/vt" in printed
+    assert str(tmp_path / "chosen") in printed
+    assert HeadMask.load(tmp_path / "chosen", 0.4).adaptive.shape == (2, 2)
+    assert not (tmp_path / "heads.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--recent-tokens", "150", "--budget", "200"), "no middle to observe"),
+        (("--k", "1.2"), "k 1.2 is outside"),
+        (("--alpha", "0"), "alpha 0.0 is outside"),
+        (("--ratio", "0"), "ratio 0.0 is outside"),
+        (("--budget", "8"), "smaller than the edges"),
+        (("--references", "ruler/nothing"), "unknown task"),
+        (("--samples", "0"), "samples 0 must be at least 1"),
+        (("--test", "/nowhere.jsonl"), "/nowhere.jsonl"),
+    ],
+)
+def test_bad_input_is_refused(
+    checkpoint: Path, tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        command(checkpoint, tmp_path, *more)
