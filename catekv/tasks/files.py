@@ -80,7 +80,11 @@ def read(
 
 
 def _sample(
-    row: dict[str, Any] | Any, position: int, task: str | None, file: Path, question_pattern: str | None
+    row: dict[str, Any] | Any,
+    position: int,
+    task: str | None,
+    file: Path,
+    question_pattern: str | None,
 ) -> Sample:
     if not isinstance(row, dict):
         raise ValueError("expected a JSON object with the fields index, input and outputs")
@@ -220,6 +224,9 @@ def write(path: str | os.PathLike[str], samples: Iterable[Sample]) -> None:
         partial.replace(file)
     except OSError as error:
         raise UserError(f"cannot write {file}: {error}") from error
+    finally:
+        if partial.exists():
+            partial.unlink()
 
 
 def sample_path(root: str | os.PathLike[str], family: str, length: int, task: str) -> Path:

@@ -1,0 +1,14 @@
+"""Build RULER JSONL files; see ``--help``. The work is done by :mod:`catekv.tasks.preparing`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# the package may not be installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from catekv.tasks.preparing import main
+
+if __name__ == "__main__":
+    sys.exit(main())
