@@ -3,8 +3,8 @@
 Every probe is a text of one RULER task in the embedded language. The answer is judged with
 teacher forcing: it counts if every one of its tokens, ``</s>`` included, is the most likely one,
 which is when greedy decoding gives exactly this answer. Several values of one key may come in any
-order: each value may begin like any that has not been listed. (The numbers of the model card come from
-the real task builders and real generation, see :mod:`catekv.embedded.evaluate`.)
+order: each value may begin like any that has not been listed. (The numbers of the model card come
+from the real task builders and real generation, see :mod:`catekv.embedded.evaluate`.)
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ WORKERS = 2
 class Recipe:
     """Everything that decides the result, besides the library versions."""
 
-    steps: int = 1900
+    steps: int = 2200
     seed: int = 1
     #: tokens a step, shared by documents of one length
     tokens: int = 4096
@@ -99,8 +99,6 @@ def rate_factor(recipe: Recipe, step: int) -> float:
 
 class Trainer:
     """Weights, optimiser and the number of the next step."""
-
-    export_dtype = torch.bfloat16
 
     def __init__(self, recipe: Recipe, config: Any) -> None:
         from transformers import LlamaForCausalLM
@@ -177,9 +175,9 @@ class Trainer:
         state = torch.load(file, weights_only=True)
         # Before the cool-down runs of any length are the same, so another end may be set.
         before = Recipe(**state["recipe"])
-        trunk = {"steps": self.recipe.steps, "cooldown": self.recipe.cooldown}
+        same_end = replace(before, steps=self.recipe.steps, cooldown=self.recipe.cooldown)
         late = max(cooling(before, state["next_step"]), cooling(self.recipe, state["next_step"]))
-        if replace(before, **trunk) != self.recipe or (before != self.recipe and late > 0):
+        if same_end != self.recipe or (before != self.recipe and late > 0):
             raise UserError(f"{file} belongs to another recipe: use its settings or another --work")
         with torch.no_grad():
             for name, weight in self.weights.items():
@@ -189,9 +187,15 @@ class Trainer:
         return state["curve"], state["seconds"]
 
     def export(self, folder: Path) -> None:
-        """Write the model (bfloat16) and the tokenizer as transformers reads them."""
+        """Write the model and the tokenizer as transformers reads them.
+
+        Weights are stored in bfloat16 to halve the file, but ``config.json`` asks for float32, in
+        which the model is meant to be run on a CPU and in which equality can be tested.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        copy.deepcopy(self.model).to(self.export_dtype).save_pretrained(folder)
+        copy.deepcopy(self.model).to(torch.bfloat16).save_pretrained(folder)
+        file = folder / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "dtype": "float32"}, indent=2))
         build_tokenizer().save_pretrained(folder)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from catekv import embedded
+from catekv.embedded.card import accuracy_table, wilson
 from catekv.embedded.network import build_config, hidden_states, logits
 from catekv.embedded.optimiser import orthogonalise
 from catekv.embedded.train import Recipe, Trainer, cooling, document_length, rate_factor, run
@@ -57,12 +59,13 @@ def test_loss_falls_and_the_checkpoint_loads(tmp_path: Path) -> None:
     assert [row["step"] for row in curve] == [6, 12]
     assert trainer.gradients(0, 0)[1] < 0.8 * before
     assert (tmp_path / "out" / "curve.csv").read_text().startswith("step,seconds,answer_loss")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").float()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.float32
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, trainer.weights[name].bfloat16().float()), name
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    ids = tokenizer("note zovof 94 30 02 . ask zovof ?", return_tensors="pt").input_ids
-    with torch.no_grad():
-        expected = trainer.model.to(trainer.export_dtype).float()(ids).logits
-        assert torch.equal(model(ids).logits, expected)
+    prompt = tokenizer("note zovof 94 30 02 . ask zovof ?", return_tensors="pt")
+    assert model.generate(**prompt, max_new_tokens=2, do_sample=False).shape[1] > 10
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -105,3 +108,24 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
         values = torch.linalg.svdvals(orthogonalise(torch.randn(*shape, generator=generator)))
         assert values.min() > 0.5
         assert values.max() < 1.4
+
+
+def test_intervals_and_the_table_of_the_card() -> None:
+    assert wilson(100, 100) == (pytest.approx(0.9630, abs=1e-4), 1.0)
+    assert wilson(0, 100)[0] == 0.0
+    low, high = wilson(50, 100)
+    assert (low, high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
+    scores = {
+        "vt 1024": {"official": [1.0, 1.0], "strict": [1.0, 1.0]},
+        "fwe 1024": {"official": [1.0, 1.0], "strict": [1.0, 0.5]},
+    }
+    table, shortfall = accuracy_table(scores)
+    assert "| vt | 100.0 (100: 34 to 100) | 2 |" in table
+    assert "| fwe | 75.0 (50: 9 to 91) | 2 |" in table
+    assert shortfall == "Below 95 %: fwe at 1024 (75.0)."
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "__file__", str(tmp_path / "catekv" / "embedded" / "x.py"))
+    with pytest.raises(UserError, match=r"no embedded model at .*catekv\.embedded\.train"):
+        embedded.path()
