@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from catekv.cache import RaggedCache
 from catekv.cache_files import DESCRIPTION_FILE
 from catekv.errors import UserError
+from catekv.layout import concatenate
 from catekv.methods.base import Method, Observed
 from catekv.ragged_layer import RaggedLayer, compress_observed
 from catekv.token_buffer import TokenBuffer
@@ -114,6 +117,42 @@ class Context:
             description.get("timings", {}),
             description.get("model_id", ""),
         )
+
+
+def stack(contexts: Sequence[Context]) -> Context:
+    """One batch of contexts of the same prompt that different methods compressed.
+
+    A decode step over the batch costs little more than one over a single context, so a comparison
+    of many methods on one prompt decodes them together. Timings are not kept: they belong to one
+    method each.
+
+    Raises:
+        UserError: the contexts are not fresh compressions of one prompt.
+    """
+    first = contexts[0]
+    for context in contexts:
+        if not context.cache.compressed or not torch.equal(context.input_ids, first.input_ids):
+            raise UserError("only compressed contexts of one and the same prompt can be stacked")
+        if any(layer.tail_length for layer in context.cache.ragged_layers):
+            raise UserError("contexts that have gone on past their prompt cannot be stacked")
+    cache = first.cache.fork()
+    for index, layer in enumerate(cache.layers):
+        if not isinstance(layer, RaggedLayer):
+            # the same prompt leaves the same state in layers that no method compresses
+            layer.batch_repeat_interleave(len(contexts))
+            continue
+        layers: list[Any] = [context.cache.layers[index] for context in contexts]
+        layer.prefix = concatenate([source.prefix for source in layers])
+        layer.padding = [count for source in layers for count in source.padding_per_sequence()]
+    masks = [context.attention_mask for context in contexts if context.attention_mask is not None]
+    return Context(
+        cache,
+        torch.cat([context.input_ids for context in contexts]),
+        torch.cat(masks) if masks else None,
+        torch.cat([context.last_logits for context in contexts]),
+        {},
+        first.model_id,
+    )
 
 
 @dataclass

@@ -283,3 +283,26 @@ def pack_merged(merged: Sequence[Sequence[Merged]]) -> RaggedPrefix:
     keys = torch.cat([entries[i].keys for i in order])
     values = torch.cat([entries[i].values for i in order])
     return from_rows(keys, values, bias, rows, heads)
+
+
+def concatenate(prefixes: Sequence[RaggedPrefix]) -> RaggedPrefix:
+    """One prefix whose batch is that of all the given ones behind each other (copied once)."""
+    heads = prefixes[0].kv_heads
+    entries = [
+        prefix.row(batch, head)
+        for prefix in prefixes
+        for batch in range(prefix.batch)
+        for head in range(heads)
+    ]
+    order, rows = _storage_order([keys.shape[0] for keys, _, _ in entries])
+    bias = None
+    if any(prefix.bias is not None for prefix in prefixes):
+        bias = torch.cat(
+            [
+                keys.new_zeros(keys.shape[0], dtype=torch.float32) if own is None else own
+                for keys, _, own in (entries[i] for i in order)
+            ]
+        )
+    keys = torch.cat([entries[i][0] for i in order])
+    values = torch.cat([entries[i][1] for i in order])
+    return from_rows(keys, values, bias, rows, heads)
