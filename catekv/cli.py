@@ -23,7 +23,19 @@ Handler = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line with the remedy, and exit code 2."""
+    """A parser whose errors are one line with the remedy, and exit code 2.
+
+    ``add_later`` adds options when the parser is first used: they may live in a module that is
+    slow to import.
+    """
+
+    add_later: Callable[[Parser], None] | None = None
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        if self.add_later is not None:
+            add, self.add_later = self.add_later, None
+            add(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"error: {message}; see `{self.prog} --help`\n")
@@ -285,21 +297,21 @@ def _efficiency(arguments: argparse.Namespace) -> int:
 
 
 def _calibrate_parser(commands: argparse._SubParsersAction[Parser]) -> None:
+    def add_arguments(parser: Parser) -> None:
+        from catekv.evaluation import calibrate
+
+        calibrate.add_arguments(parser)
+
     help_text = "Make head masks for a model from a reference set."
-    parser = commands.add_parser("calibrate", help=help_text, description=help_text, add_help=False)
-    # its options live beside the code, which is imported only when the command is used
-    parser.add_argument("rest", nargs=argparse.REMAINDER)
+    parser = commands.add_parser("calibrate", help=help_text, description=help_text)
+    parser.add_later = add_arguments
     parser.set_defaults(handler=_calibrate)
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     from catekv.evaluation import calibrate
 
-    parser = Parser(prog="catekv calibrate", description=calibrate.__doc__)
-    calibrate.add_arguments(parser)
-    parsed = parser.parse_args(arguments.rest)
-    parsed.command_line = arguments.command_line
-    return calibrate.run(parsed)
+    return calibrate.run(arguments)
 
 
 def _mask_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from tiny_checkpoint import save_tiny_checkpoint
 
 from catekv import calibration, tasks
 from catekv.calibration import CVConfig
-from catekv.cli import Parser
+from catekv.cli import Parser, main
 from catekv.errors import UserError
 from catekv.evaluation import answers, calibrate
 from catekv.evaluation.ablation import head_losses
@@ -238,6 +238,15 @@ def test_command_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert str(tmp_path / "chosen") in printed
     assert HeadMask.load(tmp_path / "chosen", 0.4).adaptive.shape == (2, 2)
     assert not (tmp_path / "heads.png").exists()
+
+
+def test_subcommand_knows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["calibrate", "--help"])
+    assert stopped.value.code == 0
+    assert "--held-out-samples" in capsys.readouterr().out
+    assert main(["calibrate", "--model", "/nowhere/x", "--k", "0.9"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
