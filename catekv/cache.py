@@ -113,8 +113,6 @@ class RaggedCache(Cache):
             "cache no longer has; generate without assistant_model and prompt lookup"
         )
 
-    # --- sizes ----------------------------------------------------------------------------------
-
     def lengths(self) -> list[Tensor]:
         """Stored tokens of every layer, int64 [batch, kv_heads]."""
         return [
@@ -142,8 +140,6 @@ class RaggedCache(Cache):
             padding = sum(layer.padding_per_sequence())
             full += lengths.shape[-1] * (lengths.shape[0] * layer.seen - padding)
         return stored / full if full else 1.0
-
-    # --- copies and files -------------------------------------------------------------------------
 
     def fork(self) -> RaggedCache:
         """An independent cache in the same state; the compressed part is shared, not copied."""
@@ -220,7 +216,7 @@ def _tensors(layer: Any) -> list[Tensor]:
 
 
 def _plain_bytes(layer: Any) -> int:
-    return storage_bytes(_tensors(layer))
+    return sum(tensor.nbytes for tensor in _tensors(layer))
 
 
 def _plain_lengths(layer: Any) -> Tensor:

@@ -23,6 +23,7 @@ from catekv.loading import (
     probe,
     resolve_device,
     resolve_dtype,
+    used_base,
 )
 from catekv.methods.base import Method, ModelShape
 from catekv.transformers_compat import context_window, set_attention, text_config
@@ -79,8 +80,6 @@ class CateKVModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.get_input_embeddings().weight.dtype
-
-    # --- making one -------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
@@ -150,7 +149,7 @@ class CateKVModel:
                 "checkpoint"
             ) from error
         return cls(
-            model, chosen, load_tokenizer(name), attention_base=base or "sdpa", model_id=str(path)
+            model, chosen, load_tokenizer(name), attention_base=used_base(model), model_id=str(path)
         )
 
     @classmethod
@@ -184,7 +183,7 @@ class CateKVModel:
             raise UserError("from_config has no weights to load; use from_pretrained for those")
         chosen = None if method is None else make_method(method, **method_options)
         target = resolve_device(device)
-        base = attention_base(attention) or "sdpa"
+        base = attention_base(attention)
         if isinstance(config, str):
             model_id = f"{config} (random weights)"
             config = presets.preset_config(config, layers)
@@ -199,9 +198,7 @@ class CateKVModel:
         with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []), target:
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=kind, attn_implementation=base)
-        return cls(model, chosen, tokenizer, attention_base=base, model_id=model_id)
-
-    # --- prompts ----------------------------------------------------------------------------------
+        return cls(model, chosen, tokenizer, attention_base=used_base(model), model_id=model_id)
 
     def encode(self, prompt: Prompt, *, begin: bool = True) -> tuple[Tensor, Tensor | None]:
         """Token ids [batch, columns], left-padded, and their mask (None: no padding).
@@ -328,8 +325,6 @@ class CateKVModel:
         """
         return Context.load(Path(path), self)
 
-    # --- answers ----------------------------------------------------------------------------------
-
     def stop_token_ids(self) -> list[int]:
         """Token ids that end an answer, from the model's generation configuration."""
         configured = getattr(self.model, "generation_config", None)
@@ -451,6 +446,11 @@ class CateKVModel:
             dim=1,
         )
         self._check_length(whole.shape[1] + max_new_tokens)
+        # transformers repeats the ids for beams and returned sequences, but not a given cache
+        beams = options.get("num_beams") or self.model.generation_config.num_beams or 1
+        copies = max(beams, options.get("num_return_sequences") or 1)
+        if copies > 1:
+            cache.batch_repeat_interleave(copies)
         output = self.model.generate(
             whole,
             attention_mask=full_mask,

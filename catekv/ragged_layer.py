@@ -65,8 +65,6 @@ class RaggedLayer(CacheLayerMixin):
         self.pending = False
         self.is_initialized = False
 
-    # --- state --------------------------------------------------------------------------------
-
     @property
     def compressed(self) -> bool:
         return self.prefix is not None
@@ -108,8 +106,6 @@ class RaggedLayer(CacheLayerMixin):
             return 0
         per_token = (keys.shape[-1] + values.shape[-1]) * keys.element_size()
         return lengths.numel() * self.seen * per_token
-
-    # --- life cycle ---------------------------------------------------------------------------
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -223,8 +219,6 @@ class RaggedLayer(CacheLayerMixin):
         self.padding = [] if valid is None else (~valid).sum(dim=-1).tolist()
         self.buffer = tail
         self.queries = self.valid = None
-
-    # --- what transformers asks ----------------------------------------------------------------
 
     def get_seq_length(self) -> int:
         """True number of columns ever fed, padding included: positions continue from it."""
