@@ -10,8 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from catekv.errors import UserError
-
 #: CateKV on the embedded model: 12.5 % of 1024 tokens in a consistent head, 3.1 % of 4096.
 EMBEDDED_BUDGET = 128
 EMBEDDED_INIT_TOKENS = 16
@@ -58,15 +56,15 @@ def method_defaults(embedded: bool) -> dict[str, dict[str, Any]]:
     return {name: dict(options) for name, options in source.items()}
 
 
-def embedded_masks() -> Path:
-    """Folder of the head masks that come with the embedded model.
+def shipped_masks(name: str) -> Path | None:
+    """Folder of the head masks of a model, found by the model's name; None if there is none.
 
-    Raises ``UserError`` when the package was installed without the repository around it.
+    Looked for, in this order: ``select_headmask/NAME`` of the repository (``chosen`` in it if there
+    is such a folder), then ``results/headmask-NAME/chosen``, where `catekv calibrate` writes.
     """
-    folder = Path(__file__).resolve().parents[2] / "select_headmask" / "embedded"
-    if not folder.is_dir():
-        raise UserError(
-            f"no head masks at {folder}: work in a clone of the repository, make them with "
-            "./run_headmask.sh, or give --mask PATH"
-        )
-    return folder
+    repository = Path(__file__).resolve().parents[2]
+    shipped = repository / "select_headmask" / name
+    for folder in (shipped / "chosen", shipped, Path("results") / f"headmask-{name}" / "chosen"):
+        if folder.is_dir():
+            return folder
+    return None

@@ -20,6 +20,7 @@ from catekv.evaluation import environment, report
 from catekv.evaluation.distributed import Process
 from catekv.evaluation.records import Key, Record, RunDirectory
 from catekv.evaluation.settings import MethodSpec, RunSettings, stable_hash
+from catekv.head_mask import HeadMask
 from catekv.methods import Method
 from catekv.tasks.prompt import EncodedPrompt, encode
 from catekv.tasks.sample import Sample
@@ -213,6 +214,7 @@ def make_manifest(settings: RunSettings, cells: list[Cell], command: str) -> dic
                 "hash": settings.method_hash(spec),
                 "name": spec.name,
                 "options": spec.to_dict(),
+                "mask": _mask_origin(spec),
             }
             for spec in settings.methods
         },
@@ -230,10 +232,17 @@ def make_manifest(settings: RunSettings, cells: list[Cell], command: str) -> dic
     }
 
 
+def _mask_origin(spec: MethodSpec) -> dict[str, Any] | None:
+    """Where a method's head mask comes from; its heads are among the options."""
+    mask = spec.options.get("head_mask")
+    return dict(mask.meta) if isinstance(mask, HeadMask) else None
+
+
 @dataclasses.dataclass
 class _Phase:
-    """Where a measurement is; error records name it."""
+    """Where a measurement is, and for which method; error records name both."""
 
+    spec: MethodSpec
     name: str = "prompt"
 
 
@@ -317,7 +326,7 @@ class _Runner:
         """
         mode = self.settings.prefill
         while missing:
-            phase = _Phase()
+            phase = _Phase(missing[0])
             results = self._results(cell, position, question, missing, mode, phase)
             failure: dict[str, str] | None = None
             retry = False
@@ -337,9 +346,9 @@ class _Runner:
             if retry:
                 mode = "separate"
                 continue
-            blank = self._blank(cell, position, question, missing[0])
+            blank = self._blank(cell, position, question, phase.spec)
             self._keep(dataclasses.replace(blank, error=failure))
-            missing = missing[1:]
+            missing = [spec for spec in missing if spec is not phase.spec]
 
     def _results(
         self,
@@ -350,13 +359,12 @@ class _Runner:
         mode: str,
         phase: _Phase,
     ) -> Generator[Record, None, None]:
-        phase.name = "prompt"
         sample = cell.sample(position)
         prompt = encode(sample, self.model.tokenizer, self.settings.chat_template)
         context_ids, question_ids = split_prompt(prompt, question)
-        methods = {
-            spec.label: spec.for_prompt(len(context_ids), self.model.shape) for spec in specs
-        }
+        methods = {}
+        for phase.spec in specs:
+            methods[phase.spec.label] = phase.spec.for_prompt(len(context_ids), self.model.shape)
         allowance = self.settings.max_new_tokens or sample.max_new_tokens
         shared = mode == "shared" or (mode == "auto" and self._dense_fits(len(context_ids)))
         base: dict[str, Any] = {
@@ -379,7 +387,7 @@ class _Runner:
                 context_ids, window=window, chunk_size=self.settings.chunk_size
             )
         for spec in specs:
-            method = methods[spec.label]
+            phase.spec, method = spec, methods[spec.label]
             self._reset_peak()
             if dense is not None:
                 phase.name = "compress"

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catekv.errors import UserError
 from catekv.evaluation import defaults, environment, report
 from catekv.evaluation.distributed import Process, process_group
+from catekv.evaluation.records import RunDirectory
 from catekv.evaluation.settings import (
     PAPER_BUDGET,
     PAPER_LENGTH,
@@ -18,10 +20,12 @@ from catekv.evaluation.settings import (
     PAPER_RETENTION,
     PAPER_SAMPLES,
     PAPER_TASKS,
+    MethodSpec,
     RunSettings,
     stable_hash,
 )
 from catekv.evaluation.specification import canonical_name, method_specs, parse_masks
+from catekv.head_mask import HeadMask
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -44,6 +48,7 @@ class Request:
         masks: as :func:`catekv.evaluation.specification.parse_masks` reads them.
         ratio, retention, budget: for every method that takes a head mask.
         options: more options per method name.
+        made_with: calibration options (k, alpha) that masks must agree with where they say.
         dtype, device, attention: as :meth:`CateKVModel.from_pretrained` takes them.
         paper: the published settings for all that is not given.
         output: run directory; None: one under ``results/`` named after the settings.
@@ -59,6 +64,7 @@ class Request:
     retention: float | None = None
     budget: int | None = None
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    made_with: Mapping[str, float] = dataclasses.field(default_factory=dict)
     questions: tuple[str, ...] = ("agnostic",)
     seed: int = 42
     chat_template: str = "auto"
@@ -113,12 +119,8 @@ def settings_for(request: Request, model: CateKVModel) -> RunSettings:
         UserError: unknown tasks, methods or options, unreadable masks, numbers out of range.
     """
     path = model_path(request)
-    ratio, retention, budget = request.ratio, request.retention, request.budget
     tasks, lengths, samples = request.tasks, request.lengths, request.samples
     if request.paper:
-        ratio = PAPER_RATIO if ratio is None else ratio
-        retention = PAPER_RETENTION if retention is None else retention
-        budget = PAPER_BUDGET if budget is None else budget
         tasks = tasks or PAPER_TASKS
         lengths = lengths or (PAPER_LENGTH,)
         samples = PAPER_SAMPLES if samples is None else samples
@@ -126,24 +128,13 @@ def settings_for(request: Request, model: CateKVModel) -> RunSettings:
         tasks = tasks or defaults.EMBEDDED_TASKS
         lengths = lengths or (defaults.EMBEDDED_LENGTH,)
         samples = defaults.EMBEDDED_SAMPLES if samples is None else samples
-    ratio = defaults.EMBEDDED_RATIO if ratio is None else ratio
-    sources = request.masks or ((str(defaults.embedded_masks()),) if request.embedded else ())
-    masks = parse_masks(sources, model.shape, ratio)
-    options = defaults.method_defaults(request.embedded)
-    chosen = {"retention": retention, "budget": budget}
-    options["catekv"] = {
-        **options.get("catekv", {}),
-        **{name: value for name, value in chosen.items() if value is not None},
-    }
-    for name, extra in request.options.items():
-        options[name] = {**options.get(name, {}), **extra}
     return RunSettings(
         model=request.model or "embedded",
         model_hash=environment.model_identity(path, revision_of(model)),
         tasks=tuple(tasks or PAPER_TASKS),
         lengths=tuple(lengths or (DEFAULT_LENGTH,)),
         samples=DEFAULT_SAMPLES if samples is None else samples,
-        methods=method_specs(request.methods, masks, options),
+        methods=method_specs_for(request, model),
         questions=request.questions,
         seed=request.seed,
         chat_template="base" if request.chat_template == "none" else request.chat_template,
@@ -158,10 +149,54 @@ def settings_for(request: Request, model: CateKVModel) -> RunSettings:
     )
 
 
+def method_specs_for(request: Request, model: CateKVModel) -> tuple[MethodSpec, ...]:
+    """The methods of a request with their masks read and their defaults filled in."""
+    ratio, retention, budget = request.ratio, request.retention, request.budget
+    if request.paper:
+        ratio = PAPER_RATIO if ratio is None else ratio
+        retention = PAPER_RETENTION if retention is None else retention
+        budget = PAPER_BUDGET if budget is None else budget
+    ratio = defaults.EMBEDDED_RATIO if ratio is None else ratio
+    masks = parse_masks(request.masks or default_masks(request), model.shape, ratio)
+    for name, mask in masks.items():
+        _check_made_with(name, mask, request.made_with)
+    options = defaults.method_defaults(request.embedded)
+    chosen = {"retention": retention, "budget": budget}
+    options["catekv"] = {
+        **options.get("catekv", {}),
+        **{name: value for name, value in chosen.items() if value is not None},
+    }
+    for name, extra in request.options.items():
+        options[name] = {**options.get(name, {}), **extra}
+    return method_specs(request.methods, masks, options)
+
+
+def _check_made_with(name: str, mask: HeadMask, wanted: Mapping[str, float]) -> None:
+    recipe = mask.meta.get("recipe")
+    for option, value in wanted.items():
+        known = recipe.get(option) if isinstance(recipe, dict) else None
+        if isinstance(known, int | float) and abs(known - value) > 1e-9:
+            raise UserError(
+                f"head mask {name!r} was made with {option} {known:g}, not {value:g}; leave the "
+                "flag out, or make a mask with ./run_headmask.sh"
+            )
+
+
 def revision_of(model: CateKVModel) -> str | None:
     """Commit of a hub model, None for a local folder."""
     commit = getattr(model.config, "_commit_hash", None)
     return str(commit) if commit else None
+
+
+def model_name(request: Request) -> str:
+    """Short name of the model: that of its folder or repository."""
+    return "embedded" if request.model is None else Path(request.model).name
+
+
+def default_masks(request: Request) -> tuple[str, ...]:
+    """The masks that come with the model or were made for it; empty if there are none."""
+    folder = defaults.shipped_masks(model_name(request))
+    return () if folder is None else (str(folder),)
 
 
 def default_output(settings: RunSettings) -> Path:
@@ -212,10 +247,18 @@ def _print_where(output: Path, measured: int, failed: int) -> None:
         print("All of this had been measured before; --overwrite measures it again.")
     if failed:
         print(
-            f"error: {failed} measurements failed, see the error records in {output}; starting "
-            "the same command again retries them",
+            f"error: {failed} measurements failed, the first with {_first_error(output)}; see the "
+            f"error records in {output}, the same command tries them again",
             file=sys.stderr,
         )
+
+
+def _first_error(output: Path) -> str:
+    """Type and message of the first error record of a run directory, on one line."""
+    for record in RunDirectory(output).records().values():
+        if record.error is not None:
+            return " ".join(f"{record.error['type']}: {record.error['message']}".split())
+    return "an error"
 
 
 def split_list(texts: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,40 @@
+"""Latency, memory and throughput with the flags of the published script; see `catekv efficiency`.
+
+    python test/eval_efficiency.py --datalen 4096 --method CateKV
+    python test/eval_efficiency.py --model_name llama3-8b-1m --random_weights --layers 2
+
+Full attention and the method are measured in the same run with equal token counts.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from catekv.cli import Parser, run_safely
+from catekv.evaluation.published import add_efficiency_arguments, efficiency_arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the published flags, measure, print the table; returns the exit code."""
+    parser = Parser(prog="eval_efficiency.py", description=(__doc__ or "").partition("\n")[0])
+    add_efficiency_arguments(parser)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = parser.parse_args(words)
+
+    def action() -> int:
+        from catekv.evaluation.efficiency import run
+
+        translated = efficiency_arguments(parsed)
+        translated.command_line = shlex.join(["test/eval_efficiency.py", *words])
+        return run(translated)
+
+    return run_safely(action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
