@@ -40,6 +40,23 @@ class Document:
     answers: np.ndarray
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """What the documents of a phase of the training contain.
+
+    ``frequent_share`` is the share of frequent-words documents, in which about every
+    ``frequent_every``-th word is followed by a question. A question for all values of a key is
+    about one of ``value_counts`` values; the answer lists them in the order of the text or
+    shuffled, each after ``list_marker``.
+    """
+
+    frequent_share: float = 0.12
+    frequent_every: int = 48
+    value_counts: tuple[int, ...] = (2, 3, 4, 4, 4)
+    shuffled: bool = False
+    list_marker: str = "all"
+
+
 @dataclass
 class _Facts:
     """Sentences to hide and the questions that they answer."""
@@ -72,17 +89,18 @@ def needle(key: int, value: list[int]) -> list[int]:
     return [*_ids("note"), key, *value, *_ids(".")]
 
 
-def needle_question(keys: list[int], many: bool) -> list[int]:
-    """``ask K1 K2 ? note K1``, or ``ask K all ? note K``, answer prefix included."""
-    listed = [token for key in keys for token in ((key, *_ids("all")) if many else (key,))]
-    return [*_ids("ask"), *listed, *_ids("? note"), keys[0]]
+def needle_question(keys: list[int], many: bool, list_marker: str = "all") -> list[int]:
+    """``ask K1 K2 ? note K1``, or ``ask K all ? all K``, answer prefix included."""
+    if many:
+        return [*_ids("ask"), keys[0], *_ids("all ?"), *_ids(list_marker), keys[0]]
+    return [*_ids("ask"), *keys, *_ids("? note"), keys[0]]
 
 
-def needle_answer(keys: list[int], values: list[list[int]]) -> list[int]:
-    """What follows the prefix: the first value, then whole needles, then ``</s>``."""
+def needle_answer(keys: list[int], values: list[list[int]], list_marker: str = "note") -> list[int]:
+    """What follows the prefix: the first value, then ``note K d d d .`` again, then ``</s>``."""
     answer = [*values[0], *_ids(".")]
     for key, value in zip(keys[1:], values[1:], strict=True):
-        answer += needle(key, value)
+        answer += [*_ids(list_marker), key, *value, *_ids(".")]
     return [*answer, vocabulary.END]
 
 
@@ -116,18 +134,14 @@ def _value(random: Random) -> list[int]:
 class DocumentSampler:
     """Draws training documents of an exact length; the stream depends on ``seed`` alone."""
 
-    def __init__(
-        self, seed: int, frequent_share: float = 0.12, shuffled_values: bool = False
-    ) -> None:
-        """``shuffled_values``: answers list the values of a key in any order, not in the text's."""
+    def __init__(self, seed: int, mixture: Mixture | None = None) -> None:
         self.seed = seed
-        self.frequent_share = frequent_share
-        self.shuffled_values = shuffled_values
+        self.mixture = mixture or Mixture()
 
     def document(self, number: int, length: int, farthest: int = MAX_POSITION) -> Document:
         """Document ``number`` with exactly ``length`` tokens and positions below ``farthest``."""
         random = Random(f"{STREAM} {self.seed} {number}")
-        if random.random() < self.frequent_share:
+        if random.random() < self.mixture.frequent_share:
             parts = self._frequent(random, length)
         else:
             parts = self._facts(random, length)
@@ -178,13 +192,15 @@ class DocumentSampler:
             facts.questions.append((chain_question(value), chain_answer(chain)))
         elif kind > 0.8 and flavour > 0.25:
             key = free.pop()
-            values = [_value(random) for _ in range(random.choice((2, 3, 4, 4, 4)))]
+            values = [_value(random) for _ in range(random.choice(self.mixture.value_counts))]
             # one group, so that the values stay in the order of the list
             facts.sentences.append([needle(key, value) for value in values])
             keys = [key] * len(values)
-            if self.shuffled_values:
+            if self.mixture.shuffled:
                 values = random.sample(values, len(values))
-            facts.questions.append((needle_question([key], True), needle_answer(keys, values)))
+            marker = self.mixture.list_marker
+            question = needle_question([key], True, marker)
+            facts.questions.append((question, needle_answer(keys, values, marker)))
         else:
             count = random.choice((1, 1, 1, 2, 3, 4, 4, 4))
             keys = [free.pop() for _ in range(count)]
@@ -237,7 +253,7 @@ class DocumentSampler:
             if word != noise:
                 seen[word] = seen.get(word, 0) + 1
             end = position == len(stream) - 1
-            if not end and (position < 48 or random.random() > 1 / 48):
+            if not end and (position < 48 or random.random() > 1 / self.mixture.frequent_every):
                 continue
             best = sorted(seen, key=lambda item: -seen[item])[:4]
             if len(best) < 4 or any(

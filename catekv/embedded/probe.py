@@ -57,7 +57,10 @@ def probe_text(task: str, length: int, random: Random) -> tuple[str, str]:
     answers = [line for key in asked for line in text if line.startswith(f"note {key} ")]
     question = wording.needle_question("numbers", asked, repeats)
     prefix = wording.needle_answer_prefix("numbers", asked, repeats)
-    answer = " ".join(answers)[len(prefix) :]
+    answer = " ".join(answers)
+    if repeats > 1:
+        answer = answer.replace("note", prefix.split()[0])
+    answer = answer[len(prefix) :]
     return " ".join([*text, question, prefix]), answer
 
 

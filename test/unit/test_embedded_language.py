@@ -122,12 +122,15 @@ def test_answers_in_documents_are_true() -> None:
     words = vocabulary.words()
     checked = 0
     for number in range(60):
-        document = language.DocumentSampler(seed=6, frequent_share=0.0).document(number, 512)
+        document = language.DocumentSampler(6, language.Mixture(frequent_share=0.0)).document(
+            number, 512
+        )
         text = " ".join(words[token] for token in document.tokens)
         for end in [match.start() for match in re.finditer(" </s>", text)]:
             start = text.rindex("? ", 0, end) + 2
             answer, before = text[start:end], text[:start]
-            if answer.startswith("note"):
+            if not answer.startswith("pass"):
+                answer = answer.replace("all", "note")
                 for needle in answer.split(" .")[:-1]:
                     assert f"{needle.strip()} ." in before
                     checked += 1

@@ -94,8 +94,11 @@ class SmallWording(Wording):
         return "ask " + " ".join(keys) + " ?"
 
     def needle_answer_prefix(self, kind: str, keys: Sequence[str], values_per_key: int) -> str:
-        """The answer repeats the needles, hence begins with the first key's."""
-        return f"note {keys[0]}"
+        """The answer repeats the needles; in a list of a key's values it says ``all`` for ``note``.
+
+        So the model can tell what it has listed from what the text says.
+        """
+        return f"all {keys[0]}" if values_per_key > 1 else f"note {keys[0]}"
 
     def essay(self, random: Random) -> Iterator[str]:
         """Sentences about a theme: each essay keeps returning to its own people and places."""
