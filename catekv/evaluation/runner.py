@@ -115,6 +115,11 @@ class Cell:
 
 
 def _check(model: CateKVModel, settings: RunSettings) -> None:
+    if model.tokenizer is None:
+        raise UserError(
+            f"{settings.model} holds no tokenizer, tasks are text; put the tokenizer's files into "
+            "the folder"
+        )
     window = context_window(model.config)
     for length in settings.lengths:
         if window is not None and length > window and not all(map(is_file, settings.tasks)):

@@ -1,0 +1,494 @@
+"""The command line: what each command prints, and one line with exit code 2 for every mistake."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from tiny_checkpoint import save_tiny_checkpoint
+
+from catekv import cli
+from catekv.head_mask import HeadMask
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EDGES = "catekv:init_tokens=8,recent_tokens=16,guard_tokens=8,window=16"
+COMMANDS = (
+    "evaluate", "efficiency", "calibrate", "mask", "tasks", "methods", "generate", "plan",
+    "report", "doctor",
+)  # fmt: skip
+
+Run = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("masks")
+    HeadMask(torch.tensor([[1, 0], [0, 1]]), {"ratio": 0.5, "recipe": {"k": 0.99}}).save(folder)
+    return folder
+
+
+def exit_code(action: Callable[[], int]) -> int:
+    try:
+        return action()
+    except SystemExit as left:
+        return int(left.code or 0)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must fail: exit code 2, one line on stderr, nothing else."""
+
+    def run(*words: object, main: Callable[..., int] = cli.main) -> str:
+        capsys.readouterr()
+        assert exit_code(lambda: main([str(word) for word in words])) == 2
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith("error: ")
+        assert output.err.count("\n") == 1, output.err
+        assert "Traceback" not in output.err
+        return output.err
+
+    return run
+
+
+@pytest.fixture
+def evaluate(checkpoint: Path, masks: Path, tmp_path: Path) -> Callable[..., list[object]]:
+    """Words of a small evaluation; options given replace or extend them."""
+
+    def words(**options: object) -> list[object]:
+        values: dict[str, object] = {
+            "model": checkpoint,
+            "tasks": "ruler/vt",
+            "lengths": 192,
+            "samples": 1,
+            "methods": f"full {EDGES}",
+            "mask": masks,
+            "ratio": 0.5,
+            "budget": 64,
+            "max-new-tokens": 2,
+            "output": tmp_path / "run",
+            **{name.replace("_", "-"): value for name, value in options.items()},
+        }
+        found: list[object] = ["evaluate", "--quiet"]
+        for name, value in values.items():
+            if value is not None:
+                found += [f"--{name}", *str(value).split()]
+        return found
+
+    return words
+
+
+def published(name: str) -> ModuleType:
+    """One of the thin scripts beside the tests."""
+    path = REPOSITORY / "test" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"published_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- help ----------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from catekv import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'heavy import'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(lambda: cli.main([command, "--help"])) == 0
+    assert capsys.readouterr().out.startswith(f"usage: catekv {command}")
+
+
+@pytest.mark.parametrize("name", ["eval_acc", "eval_efficiency"])
+def test_the_published_flags_are_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(lambda: published(name).main(["--help"])) == 0
+    text = capsys.readouterr().out
+    for flag in (
+        "model_name", "head_classification_path", "batch_size", "datalen", "method",
+        "sparse_budget", "chunk_size", "last_q", "init_tokens", "recent_tokens", "top_threshold",
+        "top_fraction", "cv_threshold", "full_fraction", "minference",
+    ):  # fmt: skip
+        assert f"--{flag}" in text
+    if name == "eval_acc":
+        assert "--dataset_name" in text
+        assert "--num_samples" in text
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "evaluate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (["evaluat"], "invalid choice"),
+        (["evaluate", "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["evaluate", "--samples", "many"], "invalid int value"),
+        (["mask"], "ACTION"),
+        (["tasks", "--build", "ruler/absent"], "unknown task 'ruler/absent'; available: ruler/"),
+        (["methods", "absent"], "unknown method 'absent'; available: catekv"),
+        (["plan", "--length", "0"], "--length must be at least 1"),
+        (["plan", "--length", "9", "--ratio", "2"], "ratio 2.0 is outside (0, 1]"),
+        (["plan", "--length", "9", "--model", "absent"], "known: "),
+        (["report", "absent"], "no run directory"),
+        (["mask", "show", "absent"], "no head mask at absent"),
+        (["generate", "--context", "absent", "--question", "?"], "cannot read absent as text"),
+    ],
+)
+def test_mistakes_without_a_model(
+    words: list[str], cause: str, refused: Callable[..., str], checkpoint: Path
+) -> None:
+    if words[0] == "tasks":
+        words = [*words, "--model", str(checkpoint)]
+    assert cause in refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        ({"model": "/absent/model"}, "/absent/model"),
+        ({"tasks": "ruler/absent"}, "unknown task 'ruler/absent'; available: ruler/"),
+        ({"tasks": "ruler/qa_1"}, "qa_1"),
+        ({"methods": "absent"}, "unknown method 'absent'; available: catekv, full"),
+        ({"methods": "snapkv:budgett=3"}, "no option 'budgett'; valid options: budget"),
+        ({"methods": "snapkv:budget"}, "write option=value"),
+        ({"methods": "full full"}, "label 'full' is used twice"),
+        ({"ratio": 0}, "ratio 0.0 is outside (0, 1]"),
+        ({"ratio": 1.5}, "ratio 1.5 is outside (0, 1]"),
+        ({"retention": 0}, "retention 0.0 is outside (0, 1]"),
+        ({"retention": 1.01}, "retention 1.01 is outside (0, 1]"),
+        ({"budget": 16}, "budget 16 is smaller than the edges it includes"),
+        ({"lengths": 2048}, "length 2048 exceeds the model's window of 1024"),
+        ({"lengths": "4k"}, "--lengths takes whole numbers of tokens, not '4k'"),
+        ({"lengths": 16}, "needs a length of at least"),
+        ({"samples": 0}, "it must be at least 1"),
+        ({"dtype": "float99"}, "unknown dtype 'float99'"),
+        ({"device": "abacus"}, "unknown device 'abacus'"),
+        ({"attention": "absent"}, "unknown attention 'absent'"),
+        ({"chat_template": "absent"}, "unknown chat template 'absent'"),
+        ({"mask": "/absent/mask"}, "no head mask at /absent/mask"),
+        ({"mask": None}, "method 'catekv' needs a head mask; give --mask PATH"),
+        ({"mask": "reversed"}, "needs a first mask"),
+        ({"task_option": "hops"}, "--task-option takes NAME=VALUE, not 'hops'"),
+        ({"task_option": "hops=3"}, "has no option 'hops'"),
+    ],
+)
+def test_mistakes_in_an_evaluation(
+    options: dict[str, object],
+    cause: str,
+    refused: Callable[..., str],
+    evaluate: Callable[..., list[object]],
+    tmp_path: Path,
+) -> None:
+    assert cause in refused(*evaluate(**options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_foreign_checkpoint(
+    refused: Callable[..., str], evaluate: Callable[..., list[object]], tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "it has no config.json" in refused(*evaluate(model=empty))
+    (empty / "config.json").write_text('{"model_type": "absent"}')
+    assert "cannot load" in refused(*evaluate(model=empty))
+    (empty / "config.json").write_text("{")
+    assert "cannot load" in refused(*evaluate(model=empty))
+
+
+def test_a_checkpoint_without_tokenizer(
+    refused: Callable[..., str],
+    evaluate: Callable[..., list[object]],
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((checkpoint / name).read_bytes())
+    assert "tokenizer" in refused(*evaluate(model=folder))
+
+
+def test_a_mask_of_another_shape(
+    refused: Callable[..., str], evaluate: Callable[..., list[object]], tmp_path: Path
+) -> None:
+    HeadMask(torch.ones(3, 4), {"ratio": 0.5}).save(tmp_path / "other")
+    message = refused(*evaluate(mask=tmp_path / "other"))
+    assert "3 layers x 4 KV heads but the model has 2 layers x 2 KV heads" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_asked_for_but_absent(
+    refused: Callable[..., str], evaluate: Callable[..., list[object]]
+) -> None:
+    assert "0 CUDA devices are usable" in refused(*evaluate(device="cuda"))
+
+
+def test_unreadable_and_torn_sample_files(
+    refused: Callable[..., str], evaluate: Callable[..., list[object]], tmp_path: Path
+) -> None:
+    assert "absent.jsonl" in refused(*evaluate(tasks="/absent.jsonl"))
+    path = tmp_path / "vt" / "validation.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"index": 0, "input": "a b c\\nwhat is it", "outp')
+    assert "line 1" in refused(*evaluate(tasks=path))
+    path.write_text('{"index": 0}\n')
+    assert "line 1: field" in refused(*evaluate(tasks=path))
+
+
+def test_a_folder_of_another_configuration_keeps_its_records(
+    refused: Callable[..., str],
+    evaluate: Callable[..., list[object]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main([str(word) for word in evaluate()]) == 0
+    samples = tmp_path / "run" / "samples.jsonl"
+    before = samples.read_bytes()
+    assert "different: seed" in refused(*evaluate(seed=43))
+    assert "method 'catekv' with other options" in refused(*evaluate(budget=72))
+    assert "--no-resume was given" in refused(*evaluate(), "--no-resume")
+    assert samples.read_bytes() == before
+    lines = before.splitlines(keepends=True)
+    samples.write_bytes(lines[0][:40] + b"\n" + lines[1])
+    assert "line 1 is no record" in refused(*evaluate())
+    assert "line 1 is no record" in refused("report", tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").write_text("{")
+    assert "cannot be read as JSON" in refused(*evaluate())
+    assert cli.main([str(word) for word in evaluate()] + ["--overwrite"]) == 0
+
+
+def test_no_write_permission(
+    refused: Callable[..., str], evaluate: Callable[..., list[object]], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    message = refused(*evaluate(output=tmp_path / "file" / "run"))
+    assert "cannot write results to" in message
+    assert "--output" in message
+
+
+def test_an_interruption_keeps_the_records(
+    evaluate: Callable[..., list[object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from catekv.model import CateKVModel
+
+    generate_ids = CateKVModel.generate_ids
+    calls = iter(range(100))
+
+    def interrupted(self: CateKVModel, *arguments: object, **options: object) -> object:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return generate_ids(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CateKVModel, "generate_ids", interrupted)
+    assert cli.main([str(word) for word in evaluate()]) == 130
+    assert "records are kept" in capsys.readouterr().err
+    assert (tmp_path / "run" / "samples.jsonl").read_bytes().count(b"\n") == 1
+
+
+def test_failed_samples_lead_to_exit_code_1(
+    evaluate: Callable[..., list[object]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from catekv.model import CateKVModel
+
+    def broken(*arguments: object, **options: object) -> object:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(CateKVModel, "generate_ids", broken)
+    assert cli.main([str(word) for word in evaluate()]) == 1
+    output = capsys.readouterr()
+    assert "2 measurements failed, the first with RuntimeError: planted" in output.err
+    assert "2 measurements failed" in output.out
+
+
+def test_published_flags_that_cannot_be_honoured(
+    refused: Callable[..., str], checkpoint: Path, masks: Path
+) -> None:
+    accuracy, efficiency = published("eval_acc").main, published("eval_efficiency").main
+    for main in (accuracy, efficiency):
+        assert "sparse prefill" in refused("--minference", main=main)
+        assert "unknown method 'Quest9'" in refused("--method", "Quest9", main=main)
+    assert "one at a time" in refused("--batch_size", 4, main=accuracy)
+    assert "--num_samples -2" in refused("--num_samples", -2, main=accuracy)
+    message = refused(
+        "--model_name", checkpoint, "--head_classification_path", masks, "--cv_threshold", 0.5,
+        "--top_fraction", 0.984, "--dataset_name", "ruler/vt", "--datalen", 192, main=accuracy,
+    )  # fmt: skip
+    assert "was made with k 0.99, not 0.984" in message
+
+
+# --- what commands print -------------------------------------------------------------------------
+
+
+def test_evaluate_prints_the_table_and_resumes(
+    evaluate: Callable[..., list[object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(word) for word in evaluate(question="both")]
+    assert cli.main(words) == 0
+    first = capsys.readouterr().out
+    assert first.count("score x 100") == 2
+    assert "wording small-1" in first
+    assert "had been measured before" not in first
+    assert cli.main(words) == 0
+    assert "had been measured before" in capsys.readouterr().out
+    assert cli.main(["report", str(tmp_path / "run"), "--rescore", "--official"]) == 0
+    assert "score x 100" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["starts"][0]["command"].startswith("catekv evaluate --quiet")
+
+
+def test_eval_acc_puts_the_method_beside_full(
+    checkpoint: Path, masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = published("eval_acc").main
+    words = [
+        "--model_name", str(checkpoint), "--head_classification_path", str(masks),
+        "--method", "CateKV", "--dataset_name", "ruler/vt,ruler/niah_multikey_1",
+        "--cv_threshold", "0.5", "--full_fraction", "1.0", "--num_samples", "1",
+        "--datalen", "192", "--sparse_budget", "64", "--init_tokens", "8",
+        "--recent_tokens", "16", "--output", str(tmp_path / "run"),
+    ]  # fmt: skip
+    assert main(words) == 0
+    header = next(
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("score x 100")
+    )
+    assert header.split()[-2:] == ["full", "catekv"]
+
+
+def test_eval_efficiency_compares_with_two_full_caches(
+    checkpoint: Path, masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = published("eval_efficiency").main
+    words = [
+        "--model_name", str(checkpoint), "--head_classification_path", str(masks),
+        "--method", "CateKV", "--cv_threshold", "0.5", "--datalen", "600",
+        "--sparse_budget", "384", "--gen_len", "2", "--repeats", "2",
+        "--batch_size", "1", "2", "--output", str(tmp_path),
+    ]  # fmt: skip
+    assert main(words) == 0
+    assert "full, DynamicCache" in capsys.readouterr().out
+    written = json.loads((tmp_path / "efficiency.json").read_text())
+    assert len(written["results"]) == 6
+    for result in written["results"]:
+        assert len(result["step_seconds"]) == 2 * 2
+        assert result["full_bytes"] == 600 * 2 * 2 * 2 * 8 * 4 * result["batch"]
+        ours = result["variant"] == "catekv"
+        assert (result["stored_bytes"] < 0.9 * result["full_bytes"]) == ours
+        assert (result["ideal"] > 1.0) == ours
+
+
+def test_random_weights_of_a_known_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["efficiency", "--model", "llama3-8b-1m", "--layers", "1"]
+    assert exit_code(lambda: cli.main(words)) == 2
+    assert "add --random-weights" in capsys.readouterr().err
+
+
+def test_plan_reproduces_the_published_memory_arithmetic(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["plan", "--model", "llama3-8b-1m", "--length", "131072", "--bandwidth", "4800"]
+    assert cli.main(words) == 0
+    rows = {
+        line.rsplit(maxsplit=3)[0].strip(): line.split()[-3:]
+        for line in capsys.readouterr().out.splitlines()
+        if line.endswith("x")
+    }
+    assert rows["cache GiB"][:2] == ["16.00", "6.55"]
+    assert rows["cache and weights GiB"] == ["30.96", "21.51", "1.44x"]
+    assert rows["GB read per decode step"] == ["32.19", "22.05", "1.46x"]
+
+
+def test_masks_are_shown_converted_and_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = ["mask", "random", str(tmp_path), "--layers", "4", "--kv-heads", "4", "--ratio", "0.25"]
+    assert cli.main(made) == 0
+    path = capsys.readouterr().out.strip()
+    assert cli.main(["mask", "show", path]) == 0
+    assert "4 of 16 KV heads adaptive" in capsys.readouterr().out
+    pattern = tmp_path / "full_attention_heads.tsv"
+    pattern.write_text("0.9\t0.1\n0.2\t0.8\n")
+    assert (
+        cli.main(["mask", "convert", str(pattern), str(tmp_path / "out"), "--ratios", "0.5"]) == 0
+    )
+    assert (tmp_path / "out" / "head_type_p50.csv").read_text() == "1,0\n0,1\n"
+
+
+def test_tasks_are_listed_and_built(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["tasks"]) == 0
+    assert "ruler/niah_multikey_1" in capsys.readouterr().out.splitlines()
+    words = ["tasks", "--build", "ruler/vt", "--model", str(checkpoint), "--length", "192",
+             "--samples", "2", "--output", str(tmp_path)]  # fmt: skip
+    assert cli.main(words) == 0
+    lines = (tmp_path / "192" / "vt" / "validation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == [0, 1]
+
+
+def test_methods_are_listed_with_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["methods"]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} >= {
+        "catekv", "full", "snapkv", "streaming_llm",
+    }  # fmt: skip
+    assert cli.main(["methods", "SnapKV"]) == 0
+    assert "budget = 1024" in capsys.readouterr().out
+
+
+def test_generate_answers_about_a_file(
+    checkpoint: Path, masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the road is long . the rain is soft . " * 20)
+    words = ["generate", "--model", str(checkpoint), "--context", str(text), "--question", "the",
+             "--question", "rain", "--method", f"{EDGES},budget=64", "--mask", str(masks),
+             "--ratio", "0.5", "--max-new-tokens", "3"]  # fmt: skip
+    assert cli.main(words) == 0
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 2
+    assert "tokens read" in output.err
+
+
+def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for word in ("torch", "transformers", "cuda", "extra gpu"):
+        assert word in text
