@@ -69,7 +69,7 @@ class RaggedCache(Cache):
         self.settings = CacheSettings(
             method=method,
             num_layers=len(layers),
-            kv_heads=getattr(text_config, "num_key_value_heads", None),
+            kv_heads=getattr(text_config, "num_key_value_heads", None) or 0,
             window=method.needs.window if method is not None else hold_window or 0,
             trigger=trigger,
             prefill_tokens=prefill_tokens if isinstance(prefill_tokens, int) else None,

@@ -136,6 +136,7 @@ def stack(contexts: Sequence[Context]) -> Context:
         if any(layer.tail_length for layer in context.cache.ragged_layers):
             raise UserError("contexts that have gone on past their prompt cannot be stacked")
     cache = first.cache.fork()
+    layer: Any
     for index, layer in enumerate(cache.layers):
         if not isinstance(layer, RaggedLayer):
             # the same prompt leaves the same state in layers that no method compresses

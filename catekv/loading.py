@@ -1,4 +1,4 @@
-"""What loading a model needs: devices, numbers formats, methods by name, and the support probe."""
+"""What loading a model needs: devices, number formats, methods by name, and the support probe."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import warnings
 from typing import Any
 
 import torch
+from transformers.cache_utils import CacheLayerMixin
 
 from catekv import methods
 from catekv.attention import NAMES
 from catekv.cache import RaggedCache
 from catekv.errors import UserError
-from catekv.methods.base import Method
+from catekv.methods.base import Method, ModelShape
+from catekv.sharding import is_sharded
+from catekv.transformers_compat import text_config
 
 
 def make_method(method: str | Method, **options: Any) -> Method:
@@ -49,19 +52,20 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return target
 
 
-def probe(model: Any) -> None:
+def probe(model: Any) -> ModelShape:
     """Check with a one-token forward that every layer's keys reach our attention function.
+
+    Returns:
+        The shape of the model, as its attention layers really are.
 
     Raises:
         UserError: if the architecture cannot be compressed, with the reason.
     """
     name = type(model).__name__
     cache = RaggedCache(model.config, None, hold_window=1)
-    if not cache.ragged_layers:
-        warnings.warn(
-            f"{name} has no layer with full attention, so nothing will be compressed", stacklevel=3
-        )
-        return
+    layers = cache.ragged_layers
+    if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        raise UserError(f"{name} is not supported: it has no attention layers with a cache")
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
     with torch.no_grad():
         try:
@@ -70,17 +74,36 @@ def probe(model: Any) -> None:
             raise
         except Exception as error:
             raise UserError(f"{name} does not run with a compressed cache: {error}") from error
-    fed = [layer for layer in cache.ragged_layers if layer.seen]
+    fed = [layer for layer in layers if layer.seen]
     deaf = [layer.index for layer in fed if layer.pending]
-    if deaf or not fed:
+    if deaf or (layers and not fed):
         which = f"layers {deaf}" if deaf else "its layers"
         raise UserError(
             f"{name} is not supported: {which} do not hand the cache's keys to the attention "
             "function unchanged, so queries and keys cannot be observed together"
         )
+    config = text_config(model.config)
+    if not fed:
+        warnings.warn(
+            f"{name} has no layer with full attention, so nothing will be compressed", stacklevel=3
+        )
+        heads = config.num_attention_heads
+        return ModelShape(
+            layers=config.num_hidden_layers,
+            query_heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        )
+    keys, _ = fed[0].buffer.views()
+    kv_heads, query_heads = keys.shape[1], fed[0].query_heads
+    if is_sharded(kv_heads, cache.settings.kv_heads):
+        # this process holds some of the heads; the shape is that of the whole model
+        kv_heads, query_heads = cache.settings.kv_heads, config.num_attention_heads
+    return ModelShape(config.num_hidden_layers, query_heads, kv_heads, keys.shape[-1])
 
 
 def attention_base(name: str) -> str | None:
+    """The base implementation a user asked for; None for ``auto``."""
     if name == "auto":
         return None
     if name not in NAMES:
@@ -88,7 +111,14 @@ def attention_base(name: str) -> str | None:
     return name
 
 
+def used_base(model: Any) -> str:
+    """The base implementation transformers chose for a loaded model."""
+    name = text_config(model.config)._attn_implementation
+    return name if name in NAMES else "sdpa"
+
+
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
+    """A torch dtype, or ``auto`` where the checkpoint's own is to be used."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
@@ -100,6 +130,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch
 
 
 def load_tokenizer(name: str) -> Any:
+    """The checkpoint's tokenizer, or None if it has none."""
     from transformers import AutoTokenizer
 
     try:

@@ -25,7 +25,7 @@ from catekv.loading import (
     resolve_dtype,
     used_base,
 )
-from catekv.methods.base import Method, ModelShape
+from catekv.methods.base import Method
 from catekv.transformers_compat import context_window, set_attention, text_config
 
 __all__ = ["CateKVModel", "Context", "DensePrompt", "Generation", "Prompt"]
@@ -60,15 +60,7 @@ class CateKVModel:
         self.method = method
         self.model_id = model_id
         self.config = model.config
-        config = text_config(self.config)
-        heads = config.num_attention_heads
-        self.shape = ModelShape(
-            layers=config.num_hidden_layers,
-            query_heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        )
-        probe(self.model)
+        self.shape = probe(self.model)
         if method is not None:
             method.validate(self.shape)
 

@@ -14,7 +14,7 @@ from catekv.attention import HANDLE, Handle
 from catekv.errors import UserError
 from catekv.layout import RaggedPrefix, pack, pack_merged
 from catekv.methods.base import Method, Observed
-from catekv.sharding import local_heads
+from catekv.sharding import is_sharded, local_heads
 from catekv.token_buffer import TokenBuffer
 
 
@@ -30,7 +30,7 @@ class CacheSettings:
 
     method: Method | None
     num_layers: int
-    kv_heads: int | None
+    kv_heads: int
     window: int
     trigger: str
     prefill_tokens: int | None = None
@@ -204,7 +204,7 @@ class RaggedLayer(CacheLayerMixin):
         start = time.perf_counter()
         observed, valid = self.observed()
         kv_heads = observed.keys.shape[1]
-        if self.settings.kv_heads is not None and kv_heads != self.settings.kv_heads:
+        if is_sharded(kv_heads, self.settings.kv_heads):
             method = method.for_heads(local_heads(kv_heads, self.settings.kv_heads))
         tail = TokenBuffer()
         if self.seen > observed.tokens:

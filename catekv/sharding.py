@@ -7,6 +7,19 @@ import torch
 from catekv.errors import UserError
 
 
+def _group() -> tuple[int, int]:
+    """(rank, processes) of the running process group; (0, 1) without one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def is_sharded(local: int, total: int) -> bool:
+    """Whether a layer of this process holds only part of the model's KV heads. (Some
+    configurations give a number that their model does not use; alone, that means nothing.)"""
+    return local != total and _group()[1] > 1
+
+
 def local_heads(local: int, total: int, rank: int | None = None, world: int | None = None) -> slice:
     """The KV heads of this process, as a slice of the model's.
 
@@ -24,9 +37,7 @@ def local_heads(local: int, total: int, rank: int | None = None, world: int | No
     if local == total:
         return slice(0, total)
     if rank is None or world is None:
-        running = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank = torch.distributed.get_rank() if running else 0
-        world = torch.distributed.get_world_size() if running else 1
+        rank, world = _group()
     if local * world != total:
         raise UserError(
             f"a layer holds {local} KV heads where the model has {total} and {world} processes "
