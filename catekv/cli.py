@@ -160,9 +160,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--question",
         choices=("agnostic", "aware", "both"),
-        default="agnostic",
         help="question asked after compression (agnostic, default), inside the compressed prompt "
-        "(aware), or both",
+        "(aware; default with --paper), or both",
     )
     parser.add_argument("--seed", type=int, default=42, help="seed of the samples (default: 42)")
     parser.add_argument(
@@ -188,7 +187,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--paper",
         action="store_true",
-        help="published settings: 12 RULER tasks, 96 samples, 131072 tokens, r 0.4, eta 1, b 2048",
+        help="published settings: 12 RULER tasks, 96 samples, 131072 tokens, r 0.4, eta 1, b 2048, "
+        "question inside the compressed prompt",
     )
     add_output_arguments(parser)
 
@@ -209,9 +209,8 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from catekv.evaluation.session import Request, run, split_list
+    from catekv.evaluation.session import Request, question_modes, run, split_list
 
-    questions = ("agnostic", "aware") if arguments.question == "both" else (arguments.question,)
     request = Request(
         model=arguments.model,
         tasks=split_list(arguments.tasks),
@@ -222,7 +221,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         ratio=arguments.ratio,
         retention=arguments.retention,
         budget=arguments.budget,
-        questions=questions,
+        questions=question_modes(arguments.question),
         seed=arguments.seed,
         chat_template=arguments.chat_template,
         max_new_tokens=arguments.max_new_tokens,

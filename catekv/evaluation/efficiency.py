@@ -333,7 +333,13 @@ def _row(result: Measurement, base: float | None, bandwidth: float) -> list[str]
 def run(arguments: argparse.Namespace) -> int:
     """The command ``catekv efficiency``; returns the exit code."""
     from catekv.cli import integers
-    from catekv.evaluation.session import Request, method_specs_for, open_model, split_list
+    from catekv.evaluation.session import (
+        Request,
+        method_specs_for,
+        model_name,
+        open_model,
+        split_list,
+    )
 
     batch_sizes = integers("--batch-sizes", split_list(arguments.batch_sizes))
     request = Request(
@@ -373,7 +379,7 @@ def run(arguments: argparse.Namespace) -> int:
     kind = "random weights, " if arguments.random_weights else ""
     layers = f"{model.shape.layers} layers, " if arguments.layers is not None else ""
     title = (
-        f"{request.model or 'embedded'} ({kind}{layers}{str(model.dtype).removeprefix('torch.')}), "
+        f"{model_name(request)} ({kind}{layers}{str(model.dtype).removeprefix('torch.')}), "
         f"{arguments.length} tokens, {device['name']}"
     )
     print(render(results, bandwidth, title))

@@ -56,8 +56,8 @@ def add_accuracy_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--question",
         choices=("agnostic", "aware", "both"),
-        default="agnostic",
-        help="question after compression (agnostic, default) or inside the compressed prompt",
+        help="question after compression (agnostic, default) or inside the compressed prompt "
+        "(aware, default with --paper)",
     )
     add("--seed", type=int, default=42)
     add("--output", type=Path, help="run directory (default: one under results/)")
@@ -108,7 +108,7 @@ def accuracy_request(parsed: argparse.Namespace) -> Request:
     Raises:
         UserError: flags that cannot be honoured, or an unknown method.
     """
-    from catekv.evaluation.session import Request, split_list
+    from catekv.evaluation.session import Request, question_modes, split_list
     from catekv.evaluation.settings import PAPER_SAMPLES
     from catekv.evaluation.specification import canonical_name
 
@@ -133,7 +133,7 @@ def accuracy_request(parsed: argparse.Namespace) -> Request:
         budget=parsed.sparse_budget,
         options=_method_options(parsed),
         made_with=_made_with(parsed),
-        questions=("agnostic", "aware") if parsed.question == "both" else (parsed.question,),
+        questions=question_modes(parsed.question),
         seed=parsed.seed,
         dtype=parsed.dtype,
         device=parsed.device,

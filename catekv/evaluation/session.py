@@ -50,7 +50,8 @@ class Request:
         options: more options per method name.
         made_with: calibration options (k, alpha) that masks must agree with where they say.
         dtype, device, attention: as :meth:`CateKVModel.from_pretrained` takes them.
-        paper: the published settings for all that is not given.
+        paper: the published settings for all that is not given, the question inside the compressed
+            prompt among them.
         output: run directory; None: one under ``results/`` named after the settings.
     """
 
@@ -65,7 +66,7 @@ class Request:
     budget: int | None = None
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     made_with: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    questions: tuple[str, ...] = ("agnostic",)
+    questions: tuple[str, ...] = ()
     seed: int = 42
     chat_template: str = "auto"
     max_new_tokens: int | None = None
@@ -82,7 +83,15 @@ class Request:
 
     @property
     def embedded(self) -> bool:
-        return self.model is None
+        """Whether this is the embedded model, named or not."""
+        from catekv import embedded
+
+        if self.model is None:
+            return True
+        try:
+            return Path(self.model).resolve() == embedded.path().resolve()
+        except UserError:
+            return False
 
 
 def open_model(request: Request, process: Process | None = None) -> CateKVModel:
@@ -129,13 +138,13 @@ def settings_for(request: Request, model: CateKVModel) -> RunSettings:
         lengths = lengths or (defaults.EMBEDDED_LENGTH,)
         samples = defaults.EMBEDDED_SAMPLES if samples is None else samples
     return RunSettings(
-        model=request.model or "embedded",
+        model="embedded" if request.embedded else path,
         model_hash=environment.model_identity(path, revision_of(model)),
         tasks=tuple(tasks or PAPER_TASKS),
         lengths=tuple(lengths or (DEFAULT_LENGTH,)),
         samples=DEFAULT_SAMPLES if samples is None else samples,
         methods=method_specs_for(request, model),
-        questions=request.questions,
+        questions=request.questions or (("aware",) if request.paper else ("agnostic",)),
         seed=request.seed,
         chat_template="base" if request.chat_template == "none" else request.chat_template,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -190,7 +199,7 @@ def revision_of(model: CateKVModel) -> str | None:
 
 def model_name(request: Request) -> str:
     """Short name of the model: that of its folder or repository."""
-    return "embedded" if request.model is None else Path(request.model).name
+    return "embedded" if request.embedded else Path(model_path(request)).name
 
 
 def default_masks(request: Request) -> tuple[str, ...]:
@@ -264,3 +273,10 @@ def _first_error(output: Path) -> str:
 def split_list(texts: Sequence[str]) -> tuple[str, ...]:
     """Values given with spaces, commas or both."""
     return tuple(part for text in texts for part in text.split(",") if part)
+
+
+def question_modes(chosen: str | None) -> tuple[str, ...]:
+    """Question modes of the option ``--question``; none were chosen: the default decides."""
+    if chosen is None:
+        return ()
+    return ("agnostic", "aware") if chosen == "both" else (chosen,)
