@@ -6,6 +6,13 @@ from typing import Any
 
 from catekv.errors import UserError
 
+#: How Qwen2.5 is run beyond its 32K training length.
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32768,
+}
 #: name -> (transformers model type, configuration values). Only what differs from the defaults of
 #: the model type and matters for shapes, positions and cache sizes.
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -114,8 +121,8 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_attention_heads": 28,
             "num_key_value_heads": 4,
             "vocab_size": 152064,
-            "max_position_embeddings": 32768,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+            "max_position_embeddings": 131072,
+            "rope_parameters": YARN,
         },
     ),
     "qwen2.5-32b": (
@@ -127,8 +134,8 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_attention_heads": 40,
             "num_key_value_heads": 8,
             "vocab_size": 152064,
-            "max_position_embeddings": 32768,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+            "max_position_embeddings": 131072,
+            "rope_parameters": YARN,
         },
     ),
     "glm4-9b-1m": (

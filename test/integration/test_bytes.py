@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import PROMPT, left_padding, random_ids, two_turns, with_attention
+from scenarios import PROMPT, left_padding, random_ids, two_turns, with_attention
 from tiny_models import LAYERS, KeepEverything, RandomKeep
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef

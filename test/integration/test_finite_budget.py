@@ -8,7 +8,7 @@ from typing import Any
 import masked_reference
 import pytest
 import torch
-from test_equivalence import (
+from scenarios import (
     PROMPT,
     largest_difference,
     left_padding,

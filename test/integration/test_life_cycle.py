@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import (
+from scenarios import (
     PROMPT,
     left_padding,
     random_ids,
