@@ -22,10 +22,10 @@ NUM_SAMPLES = 96
 
 def load_tokenizer(model: str) -> Any:
     """The tokenizer of a local folder or hub name; ``UserError`` says why it cannot be had."""
-    from transformers import AutoTokenizer
-
     if (model.startswith(("/", ".", "~")) or model.count("/") > 1) and not Path(model).is_dir():
         raise UserError(f"there is no folder {model}; give a folder with a tokenizer or a hub name")
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(model)
     except Exception as error:

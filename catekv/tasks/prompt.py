@@ -101,7 +101,7 @@ class PromptFormat:
         that cut falls inside a token, the text is tokenised on its own.
         """
         text = question + self.after + answer_prefix
-        anchor = (self.before + context)[-32:]
+        anchor = context[-32:] if len(context) >= 32 else (self.before + context)[-32:]
         anchor = anchor[anchor.find(" ") + 1 :] if " " in anchor[:-1] else anchor
         if anchor not in self._anchors:
             self._anchors = {anchor: self.tokens(anchor)}
@@ -155,7 +155,10 @@ def prompt_format(tokenizer: Any, chat_template: str | None = "auto") -> PromptF
             [{"role": "user", "content": _MARKER}],
             tokenize=False,
             add_generation_prompt=True,
+            # a begun answer leaves no room for a thinking phase, and today's date (which some
+            # templates write) would make the prompts of two days differ
             enable_thinking=False,
+            date_string="26 Jul 2024",
         )
     else:
         template = "{prompt}" if name == "auto" else TEMPLATES.get(name.lower(), name)

@@ -7,6 +7,7 @@ cannot find what is not there. All draws take the caller's generator.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -92,6 +93,7 @@ def variable(random: Random, letters: int) -> str:
     return "".join(random.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=letters))
 
 
+@cache
 def read_words(path: str) -> tuple[str, ...]:
     """The different words of a file with one word a line, or of all ``*.txt`` in a folder."""
     place = Path(path)
@@ -116,3 +118,8 @@ def sample(listed: Sequence[str], count: int, random: Random) -> list[str]:
             "give a longer list or a shorter length"
         )
     return random.sample(listed, count)
+
+
+def pair(listed: Sequence[str], random: Random) -> str:
+    """Two different listed words joined by a hyphen."""
+    return "-".join(random.sample(listed, min(2, len(listed))))

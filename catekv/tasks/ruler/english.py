@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from random import Random
 from typing import ClassVar
 
@@ -59,9 +60,11 @@ class EnglishWording(Wording):
         self._listed = words.read_words(words_path) if words_path else None
 
     def capacity(self, kind: str) -> int | None:
-        if kind == "words" and self._listed is not None:
-            return len(self._listed)
-        return None
+        if self._listed is None:
+            return None
+        if kind == "words":
+            return len(self._listed) * (len(self._listed) - 1)
+        return len(self._listed) if kind == "common_words" else None
 
     # --- needles ------------------------------------------------------------------------------
     def keys(self, kind: str, count: int, random: Random) -> list[str]:
@@ -70,7 +73,9 @@ class EnglishWording(Wording):
         if kind == "uuids":
             return words.distinct(lambda: words.uuid(random), count, 1 << 122, "uuids")
         if self._listed is not None:
-            return words.sample(self._listed, count, random)
+            available = len(self._listed) * (len(self._listed) - 1)
+            pairs = partial(words.pair, self._listed, random)
+            return words.distinct(pairs, count, available, "pairs of listed words")
         available = words.ADJECTIVES * words.NOUNS
         return words.distinct(lambda: words.key(random), count, available, "keys")
 

@@ -64,7 +64,10 @@ class NeedlePlan(Plan):
         wording, random = request.wording, request.random("needles")
         key_count = max(options.num_keys, options.num_queries)
         keys = wording.keys(options.key_kind, key_count, random)
-        values = wording.values(options.value_kind, key_count * options.num_values, random)
+        value_count = key_count * options.num_values
+        spare = key_count if options.key_kind == options.value_kind else 0
+        drawn = wording.values(options.value_kind, value_count + spare, random)
+        values = [value for value in drawn if value not in keys][:value_count]
         pairs = [
             (key, values[number * options.num_values + copy])
             for number, key in enumerate(keys)
