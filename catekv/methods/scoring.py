@@ -46,30 +46,29 @@ def window_attention(
     batch, heads, tokens, dim = keys.shape
     group, window = queries.shape[1] // heads, queries.shape[2]
     stop = tokens if stop is None else stop
-    row_queries = queries.reshape(batch * heads, group, window, dim)
-    row_keys = keys[:, :, start:stop]
+    grouped = queries.unflatten(1, (heads, group))
     hidden = None
     if stop > tokens - window + 1:
         positions = torch.arange(tokens - window, tokens, device=keys.device)
         hidden = torch.arange(start, stop, device=keys.device) > positions[:, None]
     step = max(1, block_bytes // (4 * max(1, (stop - start) * max(window, dim))))
-    for first in range(0, batch * heads, step):
-        rows = slice(first, min(first + step, batch * heads))
-        if batch == 1:
-            block = row_keys[0, rows].float()
-        else:
-            block = row_keys.reshape(batch * heads, stop - start, dim)[rows].float()
-        mean: Tensor | None = None
-        for member in range(group):
-            logits = (row_queries[rows, member].float() * scaling) @ block.transpose(-1, -2)
-            if hidden is not None:
-                logits.masked_fill_(hidden, -torch.inf)
-            probability = torch.softmax(logits, dim=-1)
-            if hidden is not None:
-                probability.nan_to_num_(nan=0.0)
-            mean = probability if mean is None else mean.add_(probability)
-        assert mean is not None
-        yield rows, mean.div_(group) if group > 1 else mean
+    for row in range(batch):
+        for first in range(0, heads, step):
+            last = min(first + step, heads)
+            block = keys[row, first:last, start:stop].float().transpose(-1, -2)
+            mean: Tensor | None = None
+            for member in range(group):
+                logits = (grouped[row, first:last, member].float() * scaling) @ block
+                if hidden is not None:
+                    logits.masked_fill_(hidden, -torch.inf)
+                probability = torch.softmax(logits, dim=-1)
+                if hidden is not None:
+                    # a query before the whole range
+                    probability.nan_to_num_(nan=0.0)
+                mean = probability if mean is None else mean.add_(probability)
+            assert mean is not None
+            rows = slice(row * heads + first, row * heads + last)
+            yield rows, mean.div_(group) if group > 1 else mean
 
 
 def chunk_maximum(attention: Tensor, chunk_size: int) -> Tensor:

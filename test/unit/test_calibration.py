@@ -227,7 +227,9 @@ def test_blocks_give_the_same_attention_as_one_piece() -> None:
     generator = torch.Generator().manual_seed(6)
     queries = torch.randn(2, 8, 6, 8, generator=generator)
     keys = torch.randn(2, 4, 50, 8, generator=generator)
-    whole = torch.cat([a for _, a in window_attention(queries, keys, 0.3, 4, 40)])
+    pieces = list(window_attention(queries, keys, 0.3, 4, 40))
+    assert [rows for rows, _ in pieces] == [slice(0, 4), slice(4, 8)]
+    whole = torch.cat([attention for _, attention in pieces])
     blocks = list(window_attention(queries, keys, 0.3, 4, 40, block_bytes=1))
     assert [rows for rows, _ in blocks] == [slice(i, i + 1) for i in range(8)]
     torch.testing.assert_close(torch.cat([a for _, a in blocks]), whole)
