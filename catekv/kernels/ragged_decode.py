@@ -110,7 +110,7 @@ def ragged_decode_torch(
         tail_mask = tail_mask.expand(batch, 1, query_tokens, tail)
 
     for bucket in prefix.buckets:
-        stored = bucket.query_rows.shape[0]
+        stored, readers = bucket.query_rows.shape
         keys, values, bias = _read(prefix, bucket)
         flat_rows = bucket.query_rows.flatten()
         own_keys, own_values = row_tail_keys[flat_rows], row_tail_values[flat_rows]
@@ -121,11 +121,13 @@ def ragged_decode_torch(
             part = own_queries[:, :, start : start + step]
             size = part.shape[2]
             # readers of one stored row are further queries of it: [stored, readers * group * size]
-            logits = _product(part.reshape(stored, -1, head_dim), keys.transpose(1, 2)) * scaling
+            shared = (stored, readers * group * size)
+            single = (len(flat_rows), group * size)
+            logits = _product(part.reshape(*shared, head_dim), keys.transpose(1, 2)) * scaling
             if bias is not None:
                 logits = logits + bias[:, None]
             logits = logits.view(len(flat_rows), group, size, bucket.length)
-            own = _product(part.reshape(len(flat_rows), -1, head_dim), own_keys.transpose(1, 2))
+            own = _product(part.reshape(*single, head_dim), own_keys.transpose(1, 2))
             own = (own * scaling).view(len(flat_rows), group, size, tail)
             if own_mask is not None:
                 own = own.masked_fill(
@@ -134,11 +136,10 @@ def ragged_decode_torch(
             weights = torch.cat([logits, own], dim=-1)
             weights = weights.softmax(dim=-1, dtype=torch.promote_types(own.dtype, torch.float32))
             weights = weights.to(values.dtype)
-            result = torch.bmm(
-                weights[..., : bucket.length].reshape(stored, -1, bucket.length), values
-            ).view(len(flat_rows), group, size, value_dim)
-            result = result + torch.bmm(
-                weights[..., bucket.length :].reshape(len(flat_rows), -1, tail), own_values
-            ).view(len(flat_rows), group, size, value_dim)
+            seen, own_seen = weights.split([bucket.length, tail], dim=-1)
+            result = torch.bmm(seen.reshape(*shared, bucket.length), values)
+            own_result = torch.bmm(own_seen.reshape(*single, tail), own_values)
+            result = result.view(own_result.shape) + own_result
+            result = result.view(len(flat_rows), group, size, value_dim)
             output[flat_rows, :, start : start + step] = result.to(output.dtype)
     return output.view(batch, query_heads, query_tokens, value_dim)
