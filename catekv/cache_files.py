@@ -23,18 +23,22 @@ DESCRIPTION_FILE = "cache.json"
 
 def write(folder: Path, layers: Sequence[Any], description: dict[str, Any]) -> None:
     """Write all layers of a compressed cache; ``description`` holds further plain values."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
     records = [_save_layer(layer, f"{index}.", tensors) for index, layer in enumerate(layers)]
-    folder.mkdir(parents=True, exist_ok=True)
-    # the description comes last: a torn write leaves a folder that read() refuses
-    (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
-    save_file(tensors, str(folder / TENSOR_FILE))
     whole = {"format": FORMAT_VERSION, "version": __version__, "layers": records, **description}
     partial = folder / (DESCRIPTION_FILE + ".partial")
-    partial.write_text(json.dumps(whole, indent=1))
-    partial.replace(folder / DESCRIPTION_FILE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # the description comes last: a torn write leaves a folder that read() refuses
+        (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
+        save_file(tensors, str(folder / TENSOR_FILE))
+        partial.write_text(json.dumps(whole, indent=1))
+        partial.replace(folder / DESCRIPTION_FILE)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the cache to {folder}: {error}") from error
 
 
 def read(folder: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -131,7 +131,7 @@ def layerwise(model: torch.nn.Module, cache: RaggedCache, chunk_size: int) -> It
     """Within it a forward runs every decoder layer over chunks of the prompt.
 
     The last layer returns the last position only: neither the final norm nor the head sees the
-    whole prompt. One such forward at a time per model.
+    whole prompt. One such forward at a time per model; other threads' forwards are not touched.
     """
     layers = decoder_layers(model)
     lock = _locks.setdefault(model, threading.RLock())
@@ -153,7 +153,11 @@ def layerwise(model: torch.nn.Module, cache: RaggedCache, chunk_size: int) -> It
 def _in_chunks(
     forward: Callable[..., Any], cache: RaggedCache, index: int, chunk_size: int, last: bool
 ) -> Callable[..., Any]:
+    owner = threading.get_ident()
+
     def run(hidden_states: Tensor, *arguments: Any, **options: Any) -> Any:
+        if threading.get_ident() != owner:
+            return forward(hidden_states, *arguments, **options)
         tokens = hidden_states.shape[1]
         layer: Any = cache.layers[index]
         result: Any = None

@@ -188,24 +188,34 @@ def _plan(rows: Sequence[tuple[int, int]], device: torch.device) -> tuple[Bucket
     return tuple(buckets)
 
 
+#: Positions at which :func:`_cut` may cut; bounds its work for large batches.
+_CUT_POSITIONS = 48
+
+
 def _cut(rows: list[tuple[int, int, int]], parts: int) -> list[list[tuple[int, int, int]]]:
-    """Cut rows, longest first, into at most ``parts`` groups with the least padding."""
-    count = len(rows)
-    best: list[list[float]] = [[0.0] + [float("inf")] * count for _ in range(parts + 1)]
-    choice = [[0] * (count + 1) for _ in range(parts + 1)]
+    """Cut rows, longest first, into at most ``parts`` groups with little padding.
+
+    Dynamic programming over (groups, cut position): exact for up to :data:`_CUT_POSITIONS` rows,
+    for more rows cuts are only tried at evenly spaced ones.
+    """
+    steps = min(len(rows), _CUT_POSITIONS)
+    positions = [round(step * len(rows) / steps) for step in range(steps + 1)]
+    best = [[0.0] + [float("inf")] * steps for _ in range(parts + 1)]
+    choice = [[0] * (steps + 1) for _ in range(parts + 1)]
     for part in range(1, parts + 1):
-        for stop in range(1, count + 1):
+        for stop in range(1, steps + 1):
             for start in range(stop):
                 # a group costs what it is padded to: its longest row times its rows
-                cost = best[part - 1][start] + rows[start][0] * (stop - start)
+                size = positions[stop] - positions[start]
+                cost = best[part - 1][start] + rows[positions[start]][0] * size
                 if cost < best[part][stop]:
                     best[part][stop], choice[part][stop] = cost, start
     groups = []
-    stop = count
+    stop = steps
     for part in range(parts, 0, -1):
         if stop:
             start = choice[part][stop]
-            groups.append(rows[start:stop])
+            groups.append(rows[positions[start] : positions[stop]])
             stop = start
     return groups
 

@@ -3,7 +3,7 @@ tokens or a share of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -153,6 +153,11 @@ class CateKV(Method):
 
     def validate(self, shape: ModelShape) -> None:
         self.mask.validate(shape)
+
+    def for_heads(self, heads: slice) -> CateKV:
+        """The method with the part of the mask that a tensor-parallel process needs."""
+        part = HeadMask(self.mask.adaptive[:, heads], {**self.mask.meta, "ratio": self.ratio})
+        return replace(self, head_mask=part)
 
     def layout(self, tokens: int) -> PromptLayout:
         """Edges and scored chunks of a prompt of ``tokens`` tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tiny_models import LAYERS, KeepEverything, RandomKeep, tiny_model
 from torch import Tensor
 from transformers import DynamicCache
 
-from catekv import generation
+from catekv import HeadMask, generation, methods
 from catekv.cache import RaggedCache
 from catekv.errors import UserError
 from catekv.methods.base import Merged, Method, Needs, Observed, Selection
@@ -107,6 +108,55 @@ class KeyedKeep(Method):
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name}
+
+
+@pytest.mark.parametrize("sizes", [[9], [4, 5], [1] * 9])
+def test_a_later_turn_in_pieces_gives_the_same(model: Any, sizes: list[int]):
+    cache = RaggedCache(model.config, RandomKeep(0.5), PROMPT)
+    feed(model, cache, PROMPT)
+    whole = copy.deepcopy(cache)
+    turn = random_ids(1, 9, seed=3)
+    start = 0
+    with torch.no_grad():
+        expected = model(turn, past_key_values=whole).logits[:, -1]
+        for size in sizes:
+            logits = model(turn[:, start : start + size], past_key_values=cache).logits[:, -1]
+            start += size
+    assert float((logits - expected).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("prefill_tokens", [None, PROMPT])
+def test_transformers_own_chunked_prefill(model: Any, prefill_tokens: int | None):
+    """``prefill_chunk_size`` feeds the prompt in several forwards; the tokens do not change."""
+    ids = random_ids(1, PROMPT, seed=0)
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
+    results = []
+    for chunk in (None, 16):
+        if chunk is not None:
+            options["prefill_chunk_size"] = chunk
+        cache = RaggedCache(model.config, KeyedKeep(), prefill_tokens)
+        results.append(model.generate(ids, past_key_values=cache, **options))
+        assert cache.compressed
+        assert cache.get_seq_length() == PROMPT + 5
+    assert torch.equal(*results)
+
+
+def test_a_forward_of_another_thread_is_not_driven_in_chunks(model: Any):
+    """While one thread prefills layer by layer, another gets the logits of all its tokens."""
+    cache = RaggedCache(model.config, RandomKeep(), PROMPT)
+    ids = random_ids(1, 20, seed=4)
+    expected = model(ids, past_key_values=DynamicCache(config=model.config)).logits
+    found: list[Tensor] = []
+
+    def other() -> None:
+        with torch.no_grad():
+            found.append(model(ids, past_key_values=DynamicCache(config=model.config)).logits)
+
+    with generation.layerwise(model, cache, 8):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert torch.equal(found[0], expected)
 
 
 @torch.no_grad()
@@ -413,6 +463,14 @@ def test_a_process_with_some_heads_gets_its_part_of_the_method(monkeypatch: pyte
     layer.update(torch.randn(1, 2, PROMPT, 8), torch.randn(1, 2, PROMPT, 8))
     layer.observe(torch.randn(1, 4, PROMPT, 8), None, 1.0)
     assert PerHead.narrowed == [slice(2, 4)]
+
+
+def test_catekv_narrows_its_mask_to_the_heads_of_a_process():
+    mask = HeadMask.random((3, 4), 0.5, seed=0)
+    method = methods.create("catekv", head_mask=mask)
+    part = method.for_heads(slice(2, 4))
+    assert torch.equal(part.mask.adaptive, mask.adaptive[:, 2:4])
+    assert part.budget == method.budget
 
 
 def test_other_caches_do_not_interfere(model: Any):

@@ -85,6 +85,21 @@ def test_many_lengths_stay_within_the_bucket_limit_and_cover_every_row_once():
     assert sorted(covered.tolist()) == list(range(25))
 
 
+@pytest.mark.parametrize("count", [20, 300])
+def test_gathered_rows_are_grouped_with_little_padding(count: int):
+    lengths = [17 * i % 101 + 1 for i in range(count)]
+    rows, start = [], 0
+    for length in lengths:
+        rows.append((start, length))
+        start += length
+    flat = torch.zeros(start, DIM)
+    prefix = from_rows(flat, flat, None, rows, 1)
+    padded = sum(bucket.length * bucket.query_rows.shape[0] for bucket in prefix.buckets)
+    covered = torch.cat([bucket.query_rows.flatten() for bucket in prefix.buckets])
+    assert sorted(covered.tolist()) == list(range(count))
+    assert padded <= 1.25 * start
+
+
 def test_merged_entries_keep_their_bias_and_missing_ones_count_as_zero():
     entries = [
         [
