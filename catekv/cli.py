@@ -182,6 +182,12 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="one prefill for all methods (shared), or one per method with least memory",
     )
     parser.add_argument(
+        "--joint-decode",
+        action="store_true",
+        help="decode all methods of a sample as one batch: faster with many methods, without "
+        "decode times per method",
+    )
+    parser.add_argument(
         "--chunk-size", type=int, default=8192, help="tokens per prefill chunk (default: 8192)"
     )
     parser.add_argument(
@@ -227,6 +233,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         max_new_tokens=arguments.max_new_tokens,
         task_options=options_from("--task-option", arguments.task_option),
         prefill=arguments.prefill,
+        joint_decode=arguments.joint_decode,
         chunk_size=arguments.chunk_size,
         dtype=arguments.dtype,
         device=arguments.device,

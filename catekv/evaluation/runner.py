@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from catekv import tasks
+from catekv.context import stack
 from catekv.errors import UserError
 from catekv.evaluation import environment, report
 from catekv.evaluation.distributed import Process
@@ -27,7 +28,9 @@ from catekv.tasks.sample import Sample
 from catekv.transformers_compat import context_window
 
 if TYPE_CHECKING:
-    from catekv.model import CateKVModel, Context
+    from catekv.context import Context, DensePrompt
+    from catekv.generation import Generation
+    from catekv.model import CateKVModel
 
 #: Share of the free memory that a dense prefill for all methods may take; the rest is for
 #: activations, the compressed copy and the decode step.
@@ -327,20 +330,24 @@ class _Runner:
         """Measure one sample with the methods that lack it.
 
         What fails becomes an error record. Out of memory is tried once more after freeing, with
-        the prefill that needs least memory.
+        the prefill that needs least memory; a joint decode that fails, method by method.
         """
-        mode = self.settings.prefill
+        mode, joint = self.settings.prefill, self.settings.joint_decode
+        failed: list[MethodSpec] = []
         while missing:
             phase = _Phase(missing[0])
-            results = self._results(cell, position, question, missing, mode, phase)
+            # a joint batch always holds all methods, also those measured before an interruption:
+            # its rounding, and so its answers, must not depend on what was missing
+            batch = [s for s in self.settings.methods if s not in failed] if joint else []
+            results = self._results(cell, position, question, missing, batch, mode, phase)
             failure: dict[str, str] | None = None
-            retry = False
+            lacked_memory = False
             while missing and failure is None:
                 try:
                     record = next(results)
                 except Exception as error:
                     failure = _describe(error, phase.name)
-                    retry = _is_out_of_memory(error) and mode != "separate"
+                    lacked_memory = _is_out_of_memory(error)
                 else:
                     self._keep(record)
                     missing = missing[1:]
@@ -348,12 +355,16 @@ class _Runner:
             if failure is None:
                 return
             self._free()
-            if retry:
-                mode = "separate"
-                continue
-            blank = self._blank(cell, position, question, phase.spec)
-            self._keep(dataclasses.replace(blank, error=failure))
-            missing = [spec for spec in missing if spec is not phase.spec]
+            if lacked_memory and mode != "separate":
+                mode, joint = "separate", False
+            elif joint and phase.name == "generate":
+                joint = False
+            else:
+                failed.append(phase.spec)
+                if phase.spec in missing:
+                    blank = self._blank(cell, position, question, phase.spec)
+                    self._keep(dataclasses.replace(blank, error=failure))
+                    missing = [spec for spec in missing if spec is not phase.spec]
 
     def _results(
         self,
@@ -361,14 +372,16 @@ class _Runner:
         position: int,
         question: str,
         specs: list[MethodSpec],
+        batch: list[MethodSpec],
         mode: str,
         phase: _Phase,
     ) -> Generator[Record, None, None]:
+        """Records of ``specs`` in order; ``batch`` are the methods to decode jointly, if any."""
         sample = cell.sample(position)
         prompt = encode(sample, self.model.tokenizer, self.settings.chat_template)
         context_ids, question_ids = split_prompt(prompt, question)
         methods = {}
-        for phase.spec in specs:
+        for phase.spec in batch or specs:
             methods[phase.spec.label] = phase.spec.for_prompt(len(context_ids), self.model.shape)
         allowance = self.settings.max_new_tokens or sample.max_new_tokens
         shared = mode == "shared" or (mode == "auto" and self._dense_fits(len(context_ids)))
@@ -391,19 +404,26 @@ class _Runner:
             dense = self.model.observe(
                 context_ids, window=window, chunk_size=self.settings.chunk_size
             )
+        joint: dict[str, tuple[Context, Generation]] = {}
+        if dense is not None and batch:
+            joint = self._decode_together(dense, batch, methods, question_ids, allowance, phase)
+        joint_run = bool(joint)
         for spec in specs:
             phase.spec, method = spec, methods[spec.label]
-            self._reset_peak()
-            if dense is not None:
-                phase.name = "compress"
-                context = dense.compress(method)
+            if joint_run:
+                context, generation = joint.pop(spec.label)
             else:
-                phase.name = "prefill"
-                context = self.model.prefill(
-                    context_ids, chunk_size=self.settings.chunk_size, method=method
-                )
-            phase.name = "generate"
-            generation = self.model.generate_ids(question_ids, context, max_new_tokens=allowance)
+                self._reset_peak()
+                if dense is not None:
+                    phase.name = "compress"
+                    context = dense.compress(method)
+                else:
+                    phase.name = "prefill"
+                    context = self.model.prefill(
+                        context_ids, chunk_size=self.settings.chunk_size, method=method
+                    )
+                phase.name = "generate"
+                generation = self.model.generate_ids(question_ids, context, allowance)
             phase.name = "score"
             prediction = self.model.tokenizer.decode(generation.tokens, skip_special_tokens=True)
             scores = tasks.score(prediction, sample)
@@ -419,12 +439,33 @@ class _Runner:
                 new_tokens=len(generation.tokens),
                 prefill_seconds=context.timings.get("prefill_seconds"),
                 compress_seconds=context.timings.get("compress_seconds"),
-                question_seconds=generation.question_seconds,
-                decode_seconds=generation.decode_seconds,
-                decode_steps=generation.steps,
-                peak_bytes=self._peak(),
+                # times and memory of a joint batch belong to no single method
+                **({} if joint_run else {**_times(generation), "peak_bytes": self._peak()}),
             )
             del context
+
+    def _decode_together(
+        self,
+        dense: DensePrompt,
+        batch: list[MethodSpec],
+        methods: Mapping[str, Method],
+        question_ids: list[int],
+        allowance: int,
+        phase: _Phase,
+    ) -> dict[str, tuple[Context, Generation]]:
+        """Compress one prompt with every method and decode the answers as one batch."""
+        phase.name = "compress"
+        contexts = {}
+        for phase.spec in batch:
+            contexts[phase.spec.label] = dense.compress(methods[phase.spec.label])
+        phase.name = "generate"
+        together = self.model.generate_ids(
+            [question_ids] * len(batch), stack(list(contexts.values())), allowance
+        )
+        return {
+            spec.label: (contexts[spec.label], dataclasses.replace(together, tokens=row))
+            for spec, row in zip(batch, together.rows, strict=True)
+        }
 
     def _dense_fits(self, tokens: int) -> bool:
         free = environment.free_memory_bytes(self.settings.device)
@@ -502,6 +543,14 @@ def _sizes(context: Context) -> dict[str, Any]:
         "kept_share": context.kept_share(),
         "stored_bytes": context.stored_bytes(),
         "full_bytes": context.full_bytes(),
+    }
+
+
+def _times(generation: Generation) -> dict[str, Any]:
+    return {
+        "question_seconds": generation.question_seconds,
+        "decode_seconds": generation.decode_seconds,
+        "decode_steps": generation.steps,
     }
 
 

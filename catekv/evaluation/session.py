@@ -43,7 +43,7 @@ class Request:
     Attributes:
         model: local folder or hub name; None: the embedded model.
         tasks, lengths, samples, questions, seed, chat_template, max_new_tokens, task_options,
-            prefill, chunk_size: see :class:`RunSettings`.
+            prefill, chunk_size, joint_decode: see :class:`RunSettings`.
         methods: as :func:`catekv.evaluation.specification.parse_method` reads them.
         masks: as :func:`catekv.evaluation.specification.parse_masks` reads them.
         ratio, retention, budget: for every method that takes a head mask.
@@ -73,6 +73,7 @@ class Request:
     task_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prefill: str = "auto"
     chunk_size: int = 8192
+    joint_decode: bool = False
     dtype: str = "auto"
     device: str = "auto"
     attention: str = "auto"
@@ -154,6 +155,7 @@ def settings_for(request: Request, model: CateKVModel) -> RunSettings:
         task_options=dict(request.task_options),
         prefill=request.prefill,
         chunk_size=request.chunk_size,
+        joint_decode=request.joint_decode,
         paper=request.paper,
     )
 

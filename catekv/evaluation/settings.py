@@ -108,6 +108,8 @@ class RunSettings:
         prefill: ``shared`` (one dense prefill per sample serves all methods), ``separate`` (one
             layer-by-layer prefill per method: least memory) or ``auto`` (by free memory).
         chunk_size: tokens per prefill chunk.
+        joint_decode: decode all methods of a sample as one batch where prefill is shared; much
+            faster with many methods, but decode times are then not recorded.
         paper: whether the published settings were asked for.
     """
 
@@ -127,6 +129,7 @@ class RunSettings:
     task_options: Mapping[str, Any] = field(default_factory=dict)
     prefill: str = "auto"
     chunk_size: int = 8192
+    joint_decode: bool = False
     paper: bool = False
 
     def __post_init__(self) -> None:

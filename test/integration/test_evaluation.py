@@ -107,6 +107,55 @@ def test_shared_and_separate_prefill_give_the_same_answers(
     assert answers(tmp_path / "shared") == answers(tmp_path / "separate")
 
 
+def test_joint_decoding_gives_the_same_answers_without_times(
+    model: CateKVModel, settings: RunSettings, tmp_path: Path
+) -> None:
+    joint = dataclasses.replace(settings, joint_decode=True)
+    run(model, joint, tmp_path / "joint")
+    run(model, settings, tmp_path / "single")
+    assert answers(tmp_path / "joint") == answers(tmp_path / "single")
+    assert all(r.decode_seconds is None for r in records_of(tmp_path / "joint"))
+    assert all(r.decode_seconds for r in records_of(tmp_path / "single"))
+    sizes = [[(r.stored_bytes, r.kept_share) for r in records_of(tmp_path / name)]
+             for name in ("joint", "single")]  # fmt: skip
+    assert sizes[0] == sizes[1]
+
+
+def test_an_interrupted_joint_batch_is_decoded_as_a_whole_again(
+    model: CateKVModel, settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joint = dataclasses.replace(settings, joint_decode=True, samples=1)
+    run(model, joint, tmp_path)
+    lines = (tmp_path / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "samples.jsonl").write_bytes(b"".join(lines[:2]))
+    sizes = []
+    generate_ids = CateKVModel.generate_ids
+
+    def counting(self: CateKVModel, questions: Any, *arguments: Any) -> Any:
+        sizes.append(len(questions))
+        return generate_ids(self, questions, *arguments)
+
+    monkeypatch.setattr(CateKVModel, "generate_ids", counting)
+    assert run(model, joint, tmp_path).measured == 6
+    assert sizes == [4, 4]
+
+
+def test_a_failing_joint_decode_is_tried_method_by_method(
+    model: CateKVModel, settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate_ids = CateKVModel.generate_ids
+
+    def no_batches(self: CateKVModel, questions: Any, context: Any, *arguments: Any) -> Any:
+        if context.input_ids.shape[0] > 1:
+            raise RuntimeError("planted")
+        return generate_ids(self, questions, context, *arguments)
+
+    monkeypatch.setattr(CateKVModel, "generate_ids", no_batches)
+    joint = dataclasses.replace(settings, joint_decode=True, samples=1)
+    outcome = run(model, joint, tmp_path)
+    assert (outcome.failed, outcome.measured) == (0, 8)
+
+
 def test_the_question_is_inside_or_outside_the_compressed_part(
     model: CateKVModel, settings: RunSettings, tmp_path: Path
 ) -> None:
