@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 
 import pytest
@@ -304,3 +305,20 @@ def test_facts_run_out_into_filler_lines():
     assert sample.metadata["other_statements"] < 26**2
     assert sample.metadata["filler_lines"] > 10
     assert sample.length >= 0.97 * 16384
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["niah_multivalue", "qa_1"])
+def test_hundred_samples_of_32k_in_a_minute(name):
+    tokenizer = ruler_tokenizers.byte_level()
+    start = time.process_time()
+    build(name, 32768, 100, tokenizer)
+    assert time.process_time() - start < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_longest_published_length(name):
+    (sample,) = build(name, 131072, 1)
+    assert 0.97 * 131072 <= sample.length <= 131072
+    assert tasks.score(oracle(sample), sample)["strict"] == 1
