@@ -173,7 +173,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="option of the sample builders, e.g. essay_path=FILE or num_hops=2; may be repeated",
+        help="option of the sample builders, e.g. essay_path=FILE or num_hops=2, for the tasks "
+        "that have it; may be repeated",
     )
     parser.add_argument(
         "--prefill",
@@ -365,7 +366,13 @@ def _tasks_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, default=4096, help="tokens (default: 4096)")
     parser.add_argument("--samples", type=int, default=10, help="samples per task (default: 10)")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--output", type=Path, default=Path("data/ruler/data"), help="folder")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("data/ruler/data"),
+        help="root of MODEL/LENGTH/TASK/validation.jsonl (default: data/ruler/data)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files made differently")
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
@@ -374,31 +381,24 @@ def _tasks(arguments: argparse.Namespace) -> int:
     if not arguments.build:
         print("\n".join(tasks.available()))
         return 0
-    tokenizer = load_tokenizer(arguments.model)
-    for name in arguments.build:
-        samples = tasks.build(
-            name, tokenizer, arguments.length, arguments.samples, seed=arguments.seed
-        )
-        path = arguments.output / str(arguments.length) / name.split("/")[-1] / "validation.jsonl"
-        tasks.write(path, samples)
-        print(f"{path}: {len(samples)} samples")
+    from catekv.evaluation.session import Request, model_name, model_path
+    from catekv.tasks.preparing import load_tokenizer, prepare
+
+    if min(arguments.length, arguments.samples) < 1:
+        raise UserError("--length and --samples must be at least 1")
+    request = Request(model=arguments.model)
+    paths = prepare(
+        load_tokenizer(model_path(request)),
+        arguments.output,
+        model_name(request),
+        tasks=arguments.build,
+        lengths=[arguments.length],
+        num_samples=arguments.samples,
+        seed=arguments.seed,
+        overwrite=arguments.overwrite,
+    )
+    print("\n".join(str(path) for path in paths))
     return 0
-
-
-def load_tokenizer(model: str | None) -> object:
-    """Tokenizer of a model; ``UserError`` where there is none."""
-    from transformers import AutoTokenizer
-
-    from catekv import embedded
-
-    path = str(embedded.path()) if model is None else model
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no tokenizer at {path!r}; give a model folder that holds one, or a hub name that can "
-            "be reached"
-        ) from error
 
 
 def _methods_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,6 +33,9 @@ def summarise(
     paired difference to the full cache on the same samples. ``time`` holds medians. Everything but
     ``time`` and ``peak_bytes`` is the same however often the run was interrupted.
 
+    ``metrics`` are the means of the other scores, e.g. ``catekv``, the score that the CateKV and
+    ShadowKV papers report.
+
     Args:
         records: merged records; those of methods the manifest does not name are left out.
         manifest: of the run directory; says which label is the full cache.
@@ -130,6 +133,14 @@ def _numbers(
             else bootstrap_mean(next(iter(values.values())))
         )
         result[name] = _hundred(estimate)
+    # further metrics of the task family, e.g. the one that CateKV and ShadowKV publish
+    result["metrics"] = {
+        name: _mean(
+            _mean(100 * record.scores[name] for record in records if name in record.scores)
+            for records in per_task.values()
+        )
+        for name in sorted({name for record in good for name in record.scores})
+    }
     differences = {
         task: paired_difference(
             _scores(records, "official"), _scores(reference.get(task, []), "official")
@@ -347,6 +358,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / "summary.md", render(summary, markdown=True))
     header = ["task", "length", "question", "method", "count", "errors", "nulls"]
+    metrics = sorted({name for row in summary["cells"] for name in row["metrics"]})
     estimates = ("official", "strict", "difference")
     plain = ("kept_share", "kept_tokens", "stored_bytes", "full_bytes", "prompt_tokens")
     columns = [f"{name}_{part}" for name in estimates for part in ("mean", "low", "high")]
@@ -357,10 +369,11 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
             values += [(row[name] or {}).get(part, "") for part in ("mean", "low", "high")]
         values += ["" if row[name] is None else row[name] for name in (*plain, "peak_bytes")]
         values += ["" if row["time"][name] is None else row["time"][name] for name in _TIMES]
+        values += [row["metrics"].get(name, "") for name in metrics]
         rows.append(values)
     write_text(
         folder / "summary.csv",
-        tables.csv_table([*header, *columns, *plain, "peak_bytes", *_TIMES], rows),
+        tables.csv_table([*header, *columns, *plain, "peak_bytes", *_TIMES, *metrics], rows),
     )
 
 

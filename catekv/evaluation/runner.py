@@ -24,6 +24,7 @@ from catekv.evaluation.settings import MethodSpec, RunSettings, stable_hash
 from catekv.head_mask import HeadMask
 from catekv.methods import Method
 from catekv.tasks.prompt import EncodedPrompt, encode
+from catekv.tasks.registry import find
 from catekv.tasks.sample import Sample
 from catekv.transformers_compat import context_window
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 #: activations, the compressed copy and the decode step.
 _SHARED_MEMORY_SHARE = 0.5
 _SHOWN_SCORES = 6
+#: options of :func:`catekv.tasks.build` that every task has
+_BUILD_OPTIONS = frozenset({"wording", "words_path"})
 #: what the sample builder writes into every sample and the manifest holds once
 _SHARED_METADATA = ("seed", "stream", "options", "tokenizer", "tokenizer_hash", "chat_template")
 
@@ -147,6 +150,7 @@ def build_cells(model: CateKVModel, settings: RunSettings) -> list[Cell]:
             file whose samples do not fit the model or the question mode.
     """
     cells: list[Cell] = []
+    _check_task_options(settings)
     for task in settings.tasks:
         if is_file(task):
             cells.append(_file_cell(task, model, settings))
@@ -162,6 +166,24 @@ def build_cells(model: CateKVModel, settings: RunSettings) -> list[Cell]:
     return cells
 
 
+def _task_options(task: str, settings: RunSettings) -> dict[str, Any]:
+    """Those of the run's task options that a task has: a file of essays concerns essay tasks."""
+    known = {item.name for item in dataclasses.fields(find(task).options)} | _BUILD_OPTIONS
+    return {name: value for name, value in settings.task_options.items() if name in known}
+
+
+def _check_task_options(settings: RunSettings) -> None:
+    built = [task for task in settings.tasks if not is_file(task)]
+    used = {name for task in built for name in _task_options(task, settings)}
+    unused = sorted(set(settings.task_options) - used)
+    if unused:
+        names = [item.name for task in built for item in dataclasses.fields(find(task).options)]
+        raise UserError(
+            f"no task of this run has an option {unused[0]!r}; valid options: "
+            f"{', '.join(sorted({*names, *_BUILD_OPTIONS}))}"
+        )
+
+
 def _built_cell(task: str, length: int, model: CateKVModel, settings: RunSettings) -> Cell:
     def build(index: int) -> Sample:
         (sample,) = tasks.build(
@@ -172,7 +194,7 @@ def _built_cell(task: str, length: int, model: CateKVModel, settings: RunSetting
             seed=settings.seed,
             first=index,
             chat_template=settings.chat_template,
-            **settings.task_options,
+            **_task_options(task, settings),
         )
         return sample
 

@@ -203,7 +203,7 @@ def test_mistakes_without_a_model(
         ({"mask": None}, "method 'catekv' needs a head mask; give --mask PATH"),
         ({"mask": "reversed"}, "needs a first mask"),
         ({"task_option": "hops"}, "--task-option takes NAME=VALUE, not 'hops'"),
-        ({"task_option": "hops=3"}, "has no option 'hops'"),
+        ({"task_option": "hops=3"}, "has an option 'hops'; valid options: dense"),
     ],
 )
 def test_mistakes_in_an_evaluation(
@@ -460,7 +460,9 @@ def test_tasks_are_listed_and_built(
     words = ["tasks", "--build", "ruler/vt", "--model", str(checkpoint), "--length", "192",
              "--samples", "2", "--output", str(tmp_path)]  # fmt: skip
     assert cli.main(words) == 0
-    lines = (tmp_path / "192" / "vt" / "validation.jsonl").read_text().splitlines()
+    path = Path(capsys.readouterr().out.splitlines()[-1])
+    assert path == tmp_path / checkpoint.name / "192" / "vt" / "validation.jsonl"
+    lines = path.read_text().splitlines()
     assert [json.loads(line)["index"] for line in lines] == [0, 1]
 
 

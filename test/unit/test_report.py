@@ -43,6 +43,7 @@ def record(task: str, index: int, method: str, score: float | None, **changes: A
         "wording": "small-1",
         "official": score,
         "strict": score,
+        "scores": {} if score is None else {"catekv": score / 2},
         "kept_share": 1.0 if method == "full" else 0.5,
         "stored_bytes": 1 << (20 if method == "full" else 19),
         "new_tokens": 5,
@@ -83,6 +84,7 @@ def test_scores_differences_errors_and_nulls() -> None:
     vt = cell(summary, "ruler/vt", "catekv")
     assert (vt["official"]["mean"], vt["difference"]["mean"], vt["count"]) == (62.5, -12.5, 4)
     assert (vt["errors"], vt["kept_share"]) == (0, 0.5)
+    assert vt["metrics"] == {"catekv": 31.25}
     assert vt["time"]["decode_seconds_per_token"] == pytest.approx(0.1)
     needle = cell(summary, "ruler/niah_single_1", "catekv")
     assert (needle["count"], needle["errors"]) == (1, 1)
@@ -91,6 +93,7 @@ def test_scores_differences_errors_and_nulls() -> None:
     assert cell(summary, "ruler/vt", "full")["difference"] is None
     average = cell(summary, "average", "catekv")
     assert average["official"]["mean"] == pytest.approx((62.5 + 100) / 2)
+    assert average["metrics"] == {"catekv": (31.25 + 50) / 2}
     assert average["difference"]["mean"] == pytest.approx(-12.5 / 2)
 
 
