@@ -33,7 +33,7 @@ __all__ = ["CateKVModel", "Context", "DensePrompt", "Generation", "Prompt"]
 #: Text or token ids of one prompt, or of several.
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
-_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "custom_generate")
+_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens")
 
 
 class CateKVModel:
@@ -187,7 +187,10 @@ class CateKVModel:
         kind = resolve_dtype(dtype, target)
         if kind == "auto":
             kind = torch.bfloat16
-        with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []), target:
+        with (
+            torch.random.fork_rng(devices=[target.index or 0] if target.type == "cuda" else []),
+            target,
+        ):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=kind, attn_implementation=base)
         return cls(model, chosen, tokenizer, attention_base=used_base(model), model_id=model_id)
@@ -385,7 +388,8 @@ class CateKVModel:
         Args:
             question: text or ids after the context, one per sequence of it.
             context: from :meth:`prefill`; not consumed. None: the question is the whole prompt,
-                prefilled and compressed with the model's method.
+                prefilled and compressed with the model's method (with ``options`` all of it but
+                its last token, which starts the decoding).
             options: passed to transformers' ``generate`` (sampling, beams ...); without any the
                 project's own greedy loop runs.
 
@@ -403,7 +407,14 @@ class CateKVModel:
                 )
         if self.tokenizer is None:
             raise UserError("this model was loaded without a tokenizer; use generate_ids")
-        if context is None:
+        if context is None and options:
+            # transformers needs a token to feed: the last one of the prompt
+            ids, mask = self._prompt(question, None)
+            context = self.prefill(
+                ids[:, :-1], attention_mask=None if mask is None else mask[:, :-1]
+            )
+            question = ids[:, -1:]
+        elif context is None:
             context = self.prefill(question)
             question = [[] for _ in range(context.input_ids.shape[0])]
         if not options:

@@ -176,6 +176,12 @@ def test_text_in_text_out(checkpoint: CateKVModel):
     assert isinstance(several, list)
     assert len(several) == 2
     assert isinstance(checkpoint.generate(words, max_new_tokens=3), str)
+    greedy = checkpoint.generate(words, max_new_tokens=3, do_sample=False)
+    assert greedy == checkpoint.generate(
+        checkpoint.encode(words)[0][:, -1:],
+        context=checkpoint.prefill(checkpoint.encode(words)[0][:, :-1]),
+        max_new_tokens=3,
+    )
     assert len(checkpoint.generate([words, words[:40]], max_new_tokens=3)) == 2
 
 
