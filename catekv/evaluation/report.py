@@ -16,7 +16,6 @@ from catekv.evaluation.settings import stable_hash
 from catekv.evaluation.statistics import (
     Estimate,
     bootstrap_average,
-    bootstrap_mean,
     paired_difference,
 )
 
@@ -24,9 +23,7 @@ AVERAGE = "average"
 _TIMES = ("prefill_seconds", "compress_seconds", "question_seconds", "decode_seconds_per_token")
 
 
-def summarise(
-    records: Iterable[Record], manifest: Mapping[str, Any], *, pending: int = 0
-) -> dict[str, Any]:
+def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a run as plain values.
 
     Scores are means x 100 with bootstrap 95 % intervals over the samples; ``difference`` is the
@@ -39,7 +36,6 @@ def summarise(
     Args:
         records: merged records; those of methods the manifest does not name are left out.
         manifest: of the run directory; says which label is the full cache.
-        pending: samples that are still to be measured.
     """
     methods: Mapping[str, Any] = manifest.get("methods", {})
     used = [
@@ -92,7 +88,6 @@ def summarise(
         "wordings": sorted({record.wording for record in used if record.wording}),
         "methods": dict(methods),
         "full": full,
-        "pending": pending,
         "cells": cells,
         "averages": averages,
     }
@@ -127,12 +122,7 @@ def _numbers(
     }
     for name in ("official", "strict"):
         values = {task: list(_scores(records, name).values()) for task, records in per_task.items()}
-        estimate = (
-            bootstrap_average(values)
-            if len(values) > 1
-            else bootstrap_mean(next(iter(values.values())))
-        )
-        result[name] = _hundred(estimate)
+        result[name] = _hundred(bootstrap_average(values))
     # further metrics of the task family, e.g. the one that CateKV and ShadowKV publish
     result["metrics"] = {
         name: _mean(
@@ -335,8 +325,6 @@ def _notes(summary: Mapping[str, Any]) -> str:
     )
     if any(row["tasks"] != _task_count(summary, row) for row in summary["averages"]):
         lines.append("* average over fewer tasks than other methods; not comparable.")
-    if summary["pending"]:
-        lines.append(f"Unfinished: {summary['pending']} measurements are still to be made.")
     failed = sum(row["errors"] for row in summary["cells"])
     if failed:
         lines.append(f"{failed} measurements failed; their records in samples.jsonl say why.")
