@@ -1,16 +1,16 @@
-"""From records to ``summary.{json,csv,md}`` and the table on the screen. No model is needed."""
+"""From records to summary files and the table on the screen. No model is needed."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import statistics as standard
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.evaluation import tables
+from catekv.evaluation import html_report, tables
 from catekv.evaluation.records import Record, RunDirectory, write_text
 from catekv.evaluation.settings import stable_hash
 from catekv.evaluation.statistics import (
@@ -208,23 +208,37 @@ def render(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
     blocks: list[str] = []
     if markdown:
         blocks.append(f"# {summary['model']}")
-    runs = list(dict.fromkeys((row["length"], row["question"]) for row in summary["cells"]))
-    for length, question in runs:
-        blocks.append(("## " if markdown else "") + _title(length, question))
-        cells = [
-            row
-            for row in summary["cells"]
-            if (row["length"], row["question"]) == (length, question)
-        ]
-        averages = [
-            row
-            for row in summary["averages"]
-            if (row["length"], row["question"]) == (length, question)
-        ]
+    for title, cells, averages in _runs(summary):
+        blocks.append(("## " if markdown else "") + title)
         blocks.append(table(*_score_rows(cells, averages)))
         blocks.append(table(*_method_rows(averages, summary["full"])))
     blocks.append(_notes(summary))
     return "\n\n".join(blocks) + "\n"
+
+
+def render_html(summary: Mapping[str, Any]) -> str:
+    """The same tables with plots, as one HTML page without outside references."""
+    sections = [
+        html_report.section(
+            title,
+            averages,
+            _score_rows(cells, averages),
+            _method_rows(averages, summary["full"]),
+        )
+        for title, cells, averages in _runs(summary)
+    ]
+    return html_report.page(str(summary["model"]), sections, _notes(summary))
+
+
+def _runs(summary: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], list[Any]]]:
+    """Title, cells and averages of every length and question mode."""
+    runs = dict.fromkeys((row["length"], row["question"]) for row in summary["cells"])
+    for run in runs:
+        cells, averages = (
+            [row for row in summary[part] if (row["length"], row["question"]) == run]
+            for part in ("cells", "averages")
+        )
+        yield _title(*run), cells, averages
 
 
 def _title(length: int, question: str) -> str:
@@ -342,9 +356,10 @@ def _task_count(summary: Mapping[str, Any], average: Mapping[str, Any]) -> int:
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``summary.json``, ``summary.csv`` and ``summary.md`` into a run directory."""
+    """Write ``summary.{json,csv,md}`` and ``report.html`` into a run directory."""
     write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / "summary.md", render(summary, markdown=True))
+    write_text(folder / "report.html", render_html(summary))
     header = ["task", "length", "question", "method", "count", "errors", "nulls"]
     metrics = sorted({name for row in summary["cells"] for name in row["metrics"]})
     estimates = ("official", "strict", "difference")

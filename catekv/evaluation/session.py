@@ -167,7 +167,6 @@ def method_specs_for(request: Request, model: CateKVModel) -> tuple[MethodSpec, 
         ratio = PAPER_RATIO if ratio is None else ratio
         retention = PAPER_RETENTION if retention is None else retention
         budget = PAPER_BUDGET if budget is None else budget
-    ratio = defaults.EMBEDDED_RATIO if ratio is None else ratio
     masks = parse_masks(request.masks or default_masks(request), model.shape, ratio)
     for name, mask in masks.items():
         _check_made_with(name, mask, request.made_with)
@@ -253,7 +252,7 @@ def run(request: Request, *, command: str = "", progress: bool = True) -> int:
 
 
 def _print_where(output: Path, measured: int, failed: int) -> None:
-    print(f"Results: {output} (summary.md, summary.csv, summary.json, samples.jsonl)")
+    print(f"Results: {output} (summary.md, report.html, summary.csv, summary.json, samples.jsonl)")
     if not measured:
         print("All of this had been measured before; --overwrite measures it again.")
     if failed:

@@ -21,23 +21,14 @@ class Estimate:
     count: int
 
 
-def bootstrap_mean(
-    values: Sequence[float], *, confidence: float = 0.95, seed: int = SEED
-) -> Estimate | None:
-    """Mean of ``values`` with a percentile bootstrap interval; None without values.
-
-    The same values in the same order give the same interval: the generator is seeded.
-    """
-    return bootstrap_average({"": values}, confidence=confidence, seed=seed)
-
-
 def bootstrap_average(
     groups: Mapping[str, Sequence[float]], *, confidence: float = 0.95, seed: int = SEED
 ) -> Estimate | None:
     """Unweighted mean of the groups' means; every group is resampled on its own.
 
-    RULER's average over tasks is such a mean. Groups without values are left out; None if none is
-    left.
+    RULER's average over tasks is such a mean; with a single group it is an ordinary mean. The same
+    values in the same order give the same percentile interval: the generator is seeded. Groups
+    without values are left out; None if none is left.
     """
     arrays = [np.asarray(values, dtype=np.float64) for values in groups.values() if len(values)]
     if not arrays:

@@ -7,6 +7,7 @@ import json
 import random
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -122,6 +123,19 @@ def test_the_tables_name_the_wording_and_the_errors() -> None:
     assert row.split() == ["ruler/vt", "75.0", "62.5"]
 
 
+def test_the_page_is_well_formed_and_shows_every_method() -> None:
+    named = {"full": METHODS["full"], "catekv": {**METHODS["catekv"]}}
+    summary = report.summarise(records(), {**MANIFEST, "methods": named, "model": "a<b & c"})
+    text = report.render_html(summary)
+    root = ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
+    assert root.findtext("head/title") == "a<b & c"
+    svg = "{http://www.w3.org/2000/svg}"
+    labels = [item.text for item in root.iter(f"{svg}text")]
+    assert labels.count("full") == labels.count("catekv") == 2
+    assert len(list(root.iter(f"{svg}circle"))) == 2
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
 def test_an_average_over_fewer_tasks_is_marked() -> None:
     some = [r for r in records() if r.method == "full" or r.task == "ruler/vt"]
     text = report.render(report.summarise(some, MANIFEST))
@@ -139,9 +153,10 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_report_writes_all_three_files(run_folder: Path) -> None:
+def test_report_writes_all_files(run_folder: Path) -> None:
     summary = report.report(run_folder)
     assert json.loads((run_folder / "summary.json").read_text()) == summary
+    assert (run_folder / "report.html").read_text() == report.render_html(summary)
     rows = list(csv.DictReader((run_folder / "summary.csv").open()))
     assert len(rows) == len(summary["cells"]) + len(summary["averages"])
     assert rows[0]["task"] == "ruler/vt"

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from catekv.evaluation.statistics import bootstrap_average, bootstrap_mean, paired_difference
+from catekv.evaluation.statistics import Estimate, bootstrap_average, paired_difference
+
+
+def bootstrap_mean(values: list[float], **options: int) -> Estimate | None:
+    return bootstrap_average({"task": values}, **options)
 
 
 def test_no_values_give_no_estimate() -> None:
