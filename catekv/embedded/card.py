@@ -42,11 +42,12 @@ All other heads, the MLPs and all codes are random. No head was made consistent 
 compression method's sense, none is frozen, and nothing was chosen by looking at compression.
 
 ## Training
-`python -m catekv.embedded.train --seed {seed} --steps {steps} --cooldown {cooldown}`: {steps} steps
-of about {tokens} tokens (documents of 64 to 4096 tokens, several questions in each; random jumps of
-the positions train distances that short documents do not have), Muon on matrices, AdamW on the
-rest, loss on the answers plus {language_weight} times the language loss on the other words,
-products in {training_dtype}. {minutes:.0f} minutes on two shared CPU cores (torch {torch}).
+`python -m catekv.embedded.train --seed {seed} --steps {steps} --cooldown {cooldown} --long-steps
+{long_steps}`: {steps} steps of about {tokens} tokens (documents of 64 to 4096 tokens, several
+questions in each; random jumps of the positions train distances that short documents do not have)
+and {long_steps} on longer documents (512 to 4096), Muon on matrices, AdamW on the rest, loss on the
+answers plus {language_weight} times the language loss on the other words, products in
+{training_dtype}. {minutes:.0f} minutes on two shared CPU cores (torch {torch}).
 Losses and quick probes at 512 tokens: `curve.csv`; the whole recipe: `training.json`.
 {notes}
 Training documents, probes, calibration samples and test samples come from random streams with
@@ -138,6 +139,7 @@ def write_card(folder: Path) -> None:
             seed=recipe["seed"],
             steps=recipe["steps"],
             cooldown=recipe["cooldown"],
+            long_steps=recipe["long_steps"],
             tokens=recipe["tokens"],
             language_weight=recipe["language_weight"],
             training_dtype=recipe["dtype"],

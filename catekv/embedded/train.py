@@ -50,6 +50,9 @@ class Recipe:
     other_rate: float = 1e-3
     #: the last steps, in which the learning rates fall linearly and documents become long
     cooldown: int = 800
+    #: further steps on long documents, with rates that start again at ``long_rate`` and fall
+    long_steps: int = 260
+    long_rate: float = 0.3
     #: weight of plain language modelling beside the answers
     language_weight: float = 0.05
     #: share of the other tokens whose language loss is computed
@@ -81,6 +84,14 @@ COOLDOWN_STAGES: tuple[tuple[float, tuple[int, ...]], ...] = (
 )
 
 
+#: document lengths of the long steps
+LONG_LENGTHS = (512, 1024, 2048, 4096, 4096)
+
+
+def total_steps(recipe: Recipe) -> int:
+    return recipe.steps + recipe.long_steps
+
+
 def cooling(recipe: Recipe, step: int) -> float:
     """Progress of the cool-down, 0 before it and below 1 in it."""
     return max(0.0, 1.0 - (recipe.steps - step) / recipe.cooldown)
@@ -89,7 +100,9 @@ def cooling(recipe: Recipe, step: int) -> float:
 def document_length(recipe: Recipe, step: int) -> int:
     """Length of all documents of a step."""
     progress = cooling(recipe, step)
-    if progress > 0:
+    if progress >= 1:
+        lengths = LONG_LENGTHS
+    elif progress > 0:
         lengths = next(lengths for end, lengths in COOLDOWN_STAGES if progress < end)
     else:
         lengths = next(lengths for end, lengths in STAGES if step < end)
@@ -97,8 +110,20 @@ def document_length(recipe: Recipe, step: int) -> int:
 
 
 def rate_factor(recipe: Recipe, step: int) -> float:
-    """Warm-up over 50 steps, plateau, linear fall to a fiftieth in the cool-down."""
+    """Warm-up over 50 steps, plateau, linear fall to a fiftieth; the long steps fall again."""
+    if step >= recipe.steps:
+        return recipe.long_rate * (1.0 - 0.98 * (step - recipe.steps) / recipe.long_steps)
     return min(1.0, (step + 1) / 50) * (1.0 - 0.98 * cooling(recipe, step))
+
+
+def same_until(one: Recipe, other: Recipe, step: int) -> bool:
+    """Whether two recipes, which may end differently, are the same before ``step``."""
+    ends = {name: getattr(other, name) for name in ("steps", "cooldown", "long_steps", "long_rate")}
+    return replace(one, **ends) == other and all(
+        rate_factor(one, earlier) == rate_factor(other, earlier)
+        and document_length(one, earlier) == document_length(other, earlier)
+        for earlier in range(step)
+    )
 
 
 class Trainer:
@@ -176,11 +201,7 @@ class Trainer:
 
     def load_state(self, file: Path) -> tuple[list[dict[str, float]], float]:
         state = torch.load(file, weights_only=True)
-        # Before the cool-down runs of any length are the same, so another end may be set.
-        before = Recipe(**state["recipe"])
-        same_end = replace(before, steps=self.recipe.steps, cooldown=self.recipe.cooldown)
-        late = max(cooling(before, state["next_step"]), cooling(self.recipe, state["next_step"]))
-        if same_end != self.recipe or (before != self.recipe and late > 0):
+        if not same_until(Recipe(**state["recipe"]), self.recipe, state["next_step"]):
             raise UserError(f"{file} belongs to another recipe: use its settings or another --work")
         with torch.no_grad():
             for name, weight in self.weights.items():
@@ -229,7 +250,9 @@ def run(
         curve, spent = trainer.load_state(state_file)
     started = time.monotonic()
     recipe = trainer.recipe
-    last = recipe.steps if stop_after is None else min(recipe.steps, stop_after)
+    last = total_steps(recipe)
+    if stop_after is not None:
+        last = min(last, stop_after)
     recent: list[tuple[float, float]] = []
     while trainer.next_step < last:
         recent.append(trainer.step())
@@ -251,7 +274,7 @@ def run(
         print(" ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         seconds = spent + time.monotonic() - started
         trainer.save_state(state_file, curve, seconds)
-    if trainer.next_step == recipe.steps:
+    if trainer.next_step == total_steps(recipe):
         trainer.export(output)
         write_curve(output / "curve.csv", curve)
         summary = {
@@ -262,6 +285,7 @@ def run(
             "machine": platform.machine(),
             "stages": (*STAGES[:-1], (None, STAGES[-1][1])),
             "cooldown_stages": COOLDOWN_STAGES,
+            "long_lengths": LONG_LENGTHS,
             "curriculum": [(end, asdict(mixture)) for end, mixture in CURRICULUM],
         }
         (output / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -275,6 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/embedded"))
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--cooldown", type=int, default=defaults.cooldown)
+    parser.add_argument("--long-steps", type=int, default=defaults.long_steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--tokens", type=int, default=defaults.tokens, help="tokens a step")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=defaults.dtype)
@@ -287,6 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = Recipe(
         steps=options.steps,
         cooldown=options.cooldown,
+        long_steps=options.long_steps,
         seed=options.seed,
         tokens=options.tokens,
         dtype=options.dtype,

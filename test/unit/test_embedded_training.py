@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from catekv.embedded.optimiser import orthogonalise
 from catekv.embedded.train import Recipe, Trainer, cooling, document_length, rate_factor, run
 from catekv.errors import UserError
 
-RECIPE = Recipe(steps=4, cooldown=2, seed=3, tokens=256, dtype="float32")
+RECIPE = Recipe(steps=4, cooldown=2, long_steps=0, seed=3, tokens=256, dtype="float32")
 
 
 def tiny() -> Any:
@@ -52,7 +53,7 @@ def brief(trainer: Trainer, folder: Path, **options: Any) -> list[dict[str, floa
 def test_loss_falls_and_the_checkpoint_loads(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    recipe = Recipe(steps=12, cooldown=2, seed=3, tokens=512, dtype="float32")
+    recipe = replace(RECIPE, steps=12, tokens=512)
     trainer = Trainer(recipe, tiny())
     before = trainer.gradients(0, 0)[1]
     curve = brief(trainer, tmp_path, report_every=6)
@@ -81,23 +82,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 
 def test_only_a_run_before_its_cooldown_may_be_given_another_end(tmp_path: Path) -> None:
     brief(Trainer(RECIPE, tiny()), tmp_path, stop_after=2)
-    longer = Trainer(Recipe(steps=8, cooldown=4, seed=3, tokens=256, dtype="float32"), tiny())
+    longer = Trainer(replace(RECIPE, steps=8, cooldown=4, long_steps=5), tiny())
     longer.load_state(tmp_path / "work" / "state.pt")
     assert longer.next_step == 2
-    for other in (
-        Recipe(steps=4, cooldown=2, seed=4, tokens=256, dtype="float32"),
-        Recipe(steps=4, cooldown=3, seed=3, tokens=256, dtype="float32"),
-    ):
+    for other in (replace(RECIPE, seed=4), replace(RECIPE, cooldown=4)):
         with pytest.raises(UserError, match="another recipe"):
             Trainer(other, tiny()).load_state(tmp_path / "work" / "state.pt")
 
 
 def test_rates_and_lengths_follow_the_recipe() -> None:
-    recipe = Recipe(steps=2000, cooldown=800)
+    recipe = Recipe(steps=2000, cooldown=800, long_steps=100, long_rate=0.3)
     assert cooling(recipe, 1200) == 0 < cooling(recipe, 1201)
     assert rate_factor(recipe, 0) == pytest.approx(1 / 50)
     assert rate_factor(recipe, 1000) == 1.0
     assert 0.02 < rate_factor(recipe, 1999) < 0.03
+    assert rate_factor(recipe, 2000) == 0.3
+    assert 0.005 < rate_factor(recipe, 2099) < 0.01
+    assert min(document_length(recipe, step) for step in range(2000, 2100)) == 512
     assert {document_length(recipe, step) for step in range(180)} == {64, 128}
     assert 4096 in {document_length(recipe, step) for step in range(1900, 2000)}
 
