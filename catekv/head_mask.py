@@ -227,7 +227,9 @@ class HeadMask:
         return cls.from_order(order, count, layers, heads, {**meta, "ratio": ratio})
 
     @classmethod
-    def load(cls, path: str | Path, ratio: float | None = None) -> HeadMask:
+    def load(
+        cls, path: str | Path, ratio: float | None = None, default_ratio: float | None = None
+    ) -> HeadMask:
         """Read a mask.
 
         Args:
@@ -236,6 +238,7 @@ class HeadMask:
             ratio: which file of a folder; any other ratio in (0, 1] is made from the folder's
                 ``statistics.npz``. Needed for a DuoAttention pattern, whose heads with the largest
                 gates become adaptive. Optional for a folder with one mask and for a single CSV.
+            default_ratio: taken where a ratio is needed and none is given.
 
         Raises:
             UserError: nothing there, no such ratio, or a file that is no mask.
@@ -245,11 +248,11 @@ class HeadMask:
             check_ratio(ratio)
         if not path.exists():
             raise UserError(f"no head mask at {path}; ./run_headmask.sh makes masks for a model")
-        if path.is_dir():
-            return _load_folder(path, ratio)
-        if path.suffix == ".tsv":
-            return _load_duo(path, ratio)
-        return _load_csv(path, ratio)
+        if path.is_file() and path.suffix != ".tsv":
+            return _load_csv(path, ratio)
+        if path.is_file():
+            return _load_duo(path, default_ratio if ratio is None else ratio)
+        return _load_folder(path, ratio, default_ratio)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``head_type_pNN.csv`` and ``meta.json`` into ``folder``; returns the CSV's path.
@@ -400,7 +403,7 @@ def _nested_order(files: Iterable[Path]) -> tuple[int, ...] | None:
     return HeadMask.from_scores(torch.stack(masks).sum(dim=0), 1.0).order
 
 
-def _load_folder(folder: Path, ratio: float | None) -> HeadMask:
+def _load_folder(folder: Path, ratio: float | None, default_ratio: float | None) -> HeadMask:
     files = {
         int(match.group(1)): path
         for path in folder.iterdir()
@@ -408,13 +411,15 @@ def _load_folder(folder: Path, ratio: float | None) -> HeadMask:
     }
     statistics = folder / STATISTICS_FILE
     if ratio is None:
-        if len(files) == 1:
+        if len(files) == 1 and not statistics.is_file():
             return _load_csv(next(iter(files.values())), None)
         if not files and not statistics.is_file() and not (folder / DUO_FILE).is_file():
             raise UserError(
                 f"{folder} holds no head_type_pNN.csv; ./run_headmask.sh makes masks for a model"
             )
-        raise UserError(f"{folder} holds masks of several ratios; say which one with ratio=0.4")
+        if default_ratio is None:
+            raise UserError(f"{folder} holds masks of several ratios; say which with ratio=0.4")
+        ratio = default_ratio
     voted: HeadMask | None = None
     if statistics.is_file():
         from catekv.calibration import vote

@@ -34,6 +34,7 @@ from catekv.head_mask import (
     save_statistics,
 )
 from catekv.methods import create
+from catekv.methods.catekv import DEFAULT_RATIO
 from catekv.tasks.sample import Sample
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class SweepSettings:
     samples: int = DEFAULT_SAMPLES
     ks: tuple[float, ...] = K_GRID
     alphas: tuple[float, ...] = ALPHA_GRID
-    ratio: float = 0.4
+    ratio: float = DEFAULT_RATIO
     cv: CVConfig = field(default_factory=CVConfig)
     method_options: Mapping[str, Any] = field(default_factory=dict)
     held_out_tasks: tuple[str, ...] = HELD_OUT_TASKS
@@ -177,6 +178,8 @@ def sweep(
     Raises:
         UserError: overlapping sets, prompts that are too short to observe, options out of range.
     """
+    if model.tokenizer is None:
+        raise UserError("this model came without a tokenizer; pass a folder that holds one too")
     base = create("catekv", head_mask=HeadMask.random(model.shape, 1.0), **settings.method_options)
     base.validate(model.shape)
     references = {
@@ -508,7 +511,7 @@ def settings_from(arguments: argparse.Namespace, embedded: bool) -> SweepSetting
         samples=arguments.samples,
         ks=tuple(arguments.k),
         alphas=tuple(arguments.alpha),
-        ratio=defaults.EMBEDDED_RATIO if ratio is None else ratio,
+        ratio=DEFAULT_RATIO if ratio is None else ratio,
         cv=CVConfig(**{name: options[name] for name in of_cv if name in options}),
         method_options=options,
         held_out_tasks=tuple(held_out),

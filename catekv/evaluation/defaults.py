@@ -47,7 +47,6 @@ EMBEDDED_TASKS = (
 )
 EMBEDDED_LENGTH = 1024
 EMBEDDED_SAMPLES = 20
-EMBEDDED_RATIO = 0.4
 
 
 def method_defaults(embedded: bool) -> dict[str, dict[str, Any]]:

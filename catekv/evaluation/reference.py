@@ -20,6 +20,7 @@ from catekv import tasks
 from catekv.calibration import CVConfig, observe_many
 from catekv.errors import UserError
 from catekv.evaluation.cv_files import pair_folder, read_cv, short_task, stack, write_cv
+from catekv.head_mask import STATISTICS_FILE, load_statistics
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.tasks.prompt import encode
 from catekv.tasks.sample import Sample
@@ -53,6 +54,14 @@ def refuse_overlap(
                 f"sample {sample.index} of {sample.task} stands in the reference set and in {what};"
                 " choose another seed or other files, so that they are disjoint"
             )
+
+
+def reference_contexts(folder: str | Path) -> set[str]:
+    """Hashes of the contexts that a folder of masks was made from; empty if it does not say."""
+    path = Path(folder) / STATISTICS_FILE
+    if not path.is_file():
+        return set()
+    return set(load_statistics(path)[1].get("reference_contexts", []))
 
 
 def build_samples(

@@ -101,7 +101,7 @@ def parse_masks(
             share = next(iter(masks.values())).ratio if masks else ratio or DEFAULT_RATIO
             mask, default = HeadMask.random(shape, share, int(seed)), f"random-{seed}"
         else:
-            mask, default = HeadMask.load(source, ratio), "mask"
+            mask, default = HeadMask.load(source, ratio, DEFAULT_RATIO), "mask"
         mask.validate(shape)
         name = name or default
         if name in masks:

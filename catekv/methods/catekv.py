@@ -135,10 +135,7 @@ class CateKV(Method):
         if isinstance(mask, dict):
             mask = HeadMask.from_dict(mask)
         elif not isinstance(mask, HeadMask):
-            path = Path(mask)
-            single = path.is_file() and path.suffix != ".tsv"
-            ratio = self.ratio if single or self.ratio is not None else DEFAULT_RATIO
-            mask = HeadMask.load(path, ratio)
+            mask = HeadMask.load(mask, self.ratio, DEFAULT_RATIO)
         object.__setattr__(self, "head_mask", mask)
         object.__setattr__(self, "ratio", mask.nominal_ratio)
 

@@ -25,6 +25,7 @@ from catekv.evaluation.reference import (
     build_samples,
     context_hash,
     observe_prompt,
+    reference_contexts,
     refuse_overlap,
 )
 from catekv.head_mask import STANDARD_RATIOS, HeadMask, load_statistics
@@ -32,7 +33,13 @@ from catekv.methods import create
 from catekv.model import CateKVModel
 from catekv.tasks.prompt import encode
 
-GEOMETRY = {"window": 8, "init_tokens": 4, "recent_tokens": 8, "chunk_size": 4, "guard_tokens": 8}
+GEOMETRY: dict[str, Any] = {
+    "window": 8,
+    "init_tokens": 4,
+    "recent_tokens": 8,
+    "chunk_size": 4,
+    "guard_tokens": 8,
+}
 OPTIONS: dict[str, Any] = {"budget": 24, **GEOMETRY}
 LENGTH = 160
 
@@ -80,6 +87,11 @@ def test_sweep_writes_masks_statistics_and_report(model: CateKVModel, tmp_path: 
     assert cvs.shape == (3, 2, 2)
     assert recipe["recipe"]["reference"] == "ruler/vt"
     assert len(recipe["reference_contexts"]) == 3
+    contexts = reference_contexts(tmp_path / "vt")
+    refuse_overlap(contexts, tasks.build("ruler/vt", model.tokenizer, LENGTH, 3))
+    used = build_samples("ruler/vt", model.tokenizer, LENGTH, 3, 42, REFERENCE_STREAM)
+    with pytest.raises(UserError, match="disjoint"):
+        refuse_overlap(contexts, used)
     meta = json.loads((tmp_path / "chosen" / "meta.json").read_text())
     assert meta["ratio"] == 0.5
     assert meta["recipe"]["k"] == result.chosen.config.k

@@ -80,7 +80,7 @@ def test_several_masks_share_a_folder(tmp_path: Path) -> None:
         HeadMask.random((2, 4), ratio).save(tmp_path)
     assert HeadMask.load(tmp_path, 0.25).adaptive.sum() == 2
     assert HeadMask.load(tmp_path, 0.5).adaptive.sum() == 4
-    with pytest.raises(UserError, match="several ratios"):
+    with pytest.raises(UserError, match="several ratios; say which"):
         HeadMask.load(tmp_path)
     with pytest.raises(UserError, match=r"available ratios: 0\.25, 0\.5"):
         HeadMask.load(tmp_path, 0.3)
@@ -188,6 +188,16 @@ def test_a_file_for_another_ratio_is_refused(tmp_path: Path) -> None:
     path = HeadMask.random((2, 4), 0.25).save(tmp_path)
     with pytest.raises(UserError, match=r"ratio 0\.25, not 0\.5"):
         HeadMask.load(path, ratio=0.5)
+
+
+def test_default_ratio_counts_only_where_a_ratio_is_needed(tmp_path: Path) -> None:
+    for ratio in (0.25, 0.5):
+        HeadMask.random((2, 4), ratio).save(tmp_path)
+    assert HeadMask.load(tmp_path, default_ratio=0.5).ratio == 0.5
+    assert HeadMask.load(tmp_path, 0.25, 0.5).ratio == 0.25
+    assert HeadMask.load(tmp_path / "head_type_p25.csv", default_ratio=0.5).ratio == 0.25
+    (tmp_path / "head_type_p25.csv").unlink()
+    assert HeadMask.load(tmp_path, default_ratio=0.25).ratio == 0.5
 
 
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.01, float("nan")])
