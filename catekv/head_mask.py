@@ -259,6 +259,9 @@ class HeadMask:
 
         ``meta.json`` describes the mask saved last at its top level and every mask of the folder
         under ``files``.
+
+        Raises:
+            UserError: no write permission, or a folder with masks of another model.
         """
         folder = Path(folder)
         path = folder / mask_file_name(self.nominal_ratio)
@@ -272,6 +275,7 @@ class HeadMask:
             "layers": self.layers,
             "kv_heads": self.kv_heads,
         }
+        refuse_other_model(folder, self.layers, self.kv_heads, meta["config_hash"])
         try:
             folder.mkdir(parents=True, exist_ok=True)
             rows = (",".join(str(int(head)) for head in row) for row in self.adaptive)
@@ -286,6 +290,22 @@ class HeadMask:
                 "folder"
             ) from error
         return path
+
+
+def refuse_other_model(folder: str | Path, layers: int, kv_heads: int, digest: str | None) -> None:
+    """Raise ``UserError`` if ``folder`` holds masks of another model.
+
+    ``digest`` is the model's :func:`config_hash`; None where it is unknown.
+    """
+    there = _read_meta(Path(folder))
+    wanted = {"layers": layers, "kv_heads": kv_heads, "config_hash": digest}
+    for name, now in wanted.items():
+        before = there.get(name)
+        if before is not None and now is not None and before != now:
+            raise UserError(
+                f"{folder} holds masks of another model ({name} {before}, not {now}); choose "
+                "another folder or delete it"
+            )
 
 
 def save_statistics(folder: str | Path, cvs: Tensor, **recipe: Any) -> Path:

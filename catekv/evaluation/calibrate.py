@@ -31,6 +31,7 @@ from catekv.head_mask import (
     HeadMask,
     check_ratio,
     config_hash,
+    refuse_other_model,
     save_statistics,
 )
 from catekv.methods import create
@@ -182,6 +183,8 @@ def sweep(
         raise UserError("this model came without a tokenizer; pass a folder that holds one too")
     base = create("catekv", head_mask=HeadMask.random(model.shape, 1.0), **settings.method_options)
     base.validate(model.shape)
+    digest = config_hash(model.config)
+    refuse_other_model(output / "chosen", model.shape.layers, model.shape.kv_heads, digest)
     references = {
         task: _samples(model, settings, task, settings.samples, REFERENCE_STREAM)
         for task in settings.references
@@ -245,7 +248,7 @@ def sweep(
         deciding_tasks=deciding,
         reference_hashes=hashes,
         oracle=oracle,
-        config_hash=config_hash(model.config),
+        config_hash=digest,
     )
 
 

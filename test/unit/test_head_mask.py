@@ -190,6 +190,13 @@ def test_a_file_for_another_ratio_is_refused(tmp_path: Path) -> None:
         HeadMask.load(path, ratio=0.5)
 
 
+def test_masks_of_two_models_do_not_share_a_folder(tmp_path: Path) -> None:
+    HeadMask.random((2, 4), 0.25).save(tmp_path)
+    with pytest.raises(UserError, match="masks of another model"):
+        HeadMask.random((4, 2), 0.5).save(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.csv")] == ["head_type_p25.csv"]
+
+
 def test_default_ratio_counts_only_where_a_ratio_is_needed(tmp_path: Path) -> None:
     for ratio in (0.25, 0.5):
         HeadMask.random((2, 4), ratio).save(tmp_path)
