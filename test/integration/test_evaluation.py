@@ -298,6 +298,20 @@ def test_a_prompt_longer_than_the_window_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_published_settings_are_one_flag(model: CateKVModel, checkpoint: Path) -> None:
+    request = Request(model=str(checkpoint), paper=True, masks=("random:0",))
+    paper = settings_for(request, model)
+    assert (len(paper.tasks), paper.lengths, paper.samples) == (12, (131072,), 96)
+    assert "ruler/cwe" not in paper.tasks
+    assert paper.questions == ("aware",)
+    catekv = paper.methods[1].create().to_dict()
+    assert (catekv["ratio"], catekv["retention"], catekv["budget"]) == (0.4, 1.0, 2048)
+    assert (catekv["window"], catekv["chunk_size"]) == (64, 8)
+    assert (catekv["init_tokens"], catekv["recent_tokens"]) == (64, 256)
+    changed = settings_for(dataclasses.replace(request, ratio=0.5, samples=3), model)
+    assert (changed.samples, changed.methods[1].create().to_dict()["ratio"]) == (3, 0.5)
+
+
 def test_files_are_tasks_too(model: CateKVModel, settings: RunSettings, tmp_path: Path) -> None:
     from catekv import tasks
 
@@ -377,25 +391,34 @@ def test_sigkill_and_a_restart_give_the_summary_of_an_undisturbed_run(
     assert answers(tmp_path / "run") == answers(undisturbed)
 
 
+def torchrun(checkpoint: Path, output: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "-m", "catekv", *command(checkpoint, output),
+    ]  # fmt: skip
+
+
 def test_two_ranks_give_the_summary_of_one_process(
     checkpoint: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    torchrun = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        "-m", "catekv", *command(checkpoint, folder),
-    ]  # fmt: skip
-    done = subprocess.run(torchrun, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        torchrun(checkpoint, folder), env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("score x 100") == 1
     assert same_summary(folder, undisturbed)
     assert [file.name for file in folder.glob("samples*")] == ["samples.jsonl"]
-    bad = subprocess.run(
-        [*torchrun, "--seed", "7"], env=environment(), capture_output=True, text=True
-    )
-    assert bad.returncode != 0
-    assert "different: seed" in bad.stderr
-    assert "error.py" not in bad.stderr.split("different: seed")[0]
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_when_the_folder_holds_another_configuration(
+    checkpoint: Path, undisturbed: Path
+) -> None:
+    words = [*torchrun(checkpoint, undisturbed), "--seed", "7"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.count("different: seed") == 2
 
 
 def test_files_that_ranks_left_behind_are_merged_by_fewer(
