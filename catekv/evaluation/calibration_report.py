@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from catekv.evaluation.calibrate import Candidate, SweepResult
 
 RULE = (
-    "Best: highest mean accuracy over the held-out tasks that the full cache solves (at least 50 % "
-    "right); ties: higher log probability of the full cache's answers, then the earlier line."
+    "Best: highest mean accuracy over the held-out tasks that the full cache solves (at least 90 % "
+    "right, or all tasks if there are none); ties: higher log probability of the full cache's "
+    "answers, then the earlier line."
 )
 
 
