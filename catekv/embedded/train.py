@@ -85,7 +85,7 @@ COOLDOWN_STAGES: tuple[tuple[float, tuple[int, ...]], ...] = (
 
 
 #: document lengths of the long steps
-LONG_LENGTHS = (512, 1024, 2048, 4096, 4096)
+LONG_LENGTHS: tuple[int, ...] = (512, 1024, 2048, 4096, 4096)
 
 
 def total_steps(recipe: Recipe) -> int:
