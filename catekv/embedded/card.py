@@ -28,8 +28,8 @@ positions up to {positions}; weights stored in bfloat16 and loaded as float32 by
 ## Language
 Words separated by white space (`catekv/embedded/vocabulary.py`): needles `note KEY 47 03 88 .`,
 chains `pass SOURCE NAME .`, coded words for the frequency task, filler and a small prose grammar.
-There are 1400 names, so a text of nothing but facts stays free of repetition up to 4096 tokens
-(variable tracking) and 8192 tokens (needles). Values have three tokens.
+There are 1400 names, so a text of nothing but facts stays free of repetition up to about 6000
+tokens (variable tracking) or 8000 (needles). Values have three tokens.
 
 ## Initialisation
 Training did not start from random weights alone, because induction emerges too late on two CPU
