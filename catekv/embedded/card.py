@@ -56,11 +56,10 @@ shared. The checkpoint is the last step; it was not selected among others.
 
 ## Measured with full attention
 Real task builders (`catekv.tasks`, wording small-1, seed {test_seed}, stream `{stream}`), greedy
-decoding in float32, nothing compressed; by transformers' own cache, and in the needle cells at 4096
-tokens by `catekv evaluate --methods full` (the ten cells that both measured agree in every sample).
-Score: mean share of references found as whole words, in %; in brackets the share of samples without
-any error and its 95 % interval (Wilson); n samples a cell.
-
+decoding in float32 with transformers' own cache, nothing compressed. Score: mean share of
+references found as whole words, in %; in brackets the share of samples without any error and its
+95 % interval (Wilson); n samples a cell.
+{measured}
 {table}
 
 {shortfall}
@@ -149,6 +148,7 @@ def write_card(folder: Path) -> None:
             notes="".join(f"\n{note}\n" for note in training.get("notes", [])),
             test_seed=evaluation["seed"],
             stream=evaluation["stream"],
+            measured="".join(f"\n{note}\n" for note in evaluation.get("notes", [])),
             table=table,
             shortfall=shortfall,
         )
