@@ -257,8 +257,8 @@ class HeadMask:
     def save(self, folder: str | Path) -> Path:
         """Write ``head_type_pNN.csv`` and ``meta.json`` into ``folder``; returns the CSV's path.
 
-        ``meta.json`` describes the mask saved last at its top level and every mask of the folder
-        under ``files``.
+        ``meta.json`` describes the mask saved last at its top level and lists every mask of the
+        folder under ``files``, with what differs from the top level.
 
         Raises:
             UserError: no write permission, or a folder with masks of another model.
@@ -269,7 +269,7 @@ class HeadMask:
             "model": None,
             "config_hash": None,
             "recipe": None,
-            **self.meta,
+            **{key: value for key, value in self.meta.items() if key != "source"},
             "ratio": self.nominal_ratio,
             "adaptive_heads": int(self.adaptive.sum()),
             "layers": self.layers,
@@ -280,9 +280,13 @@ class HeadMask:
             folder.mkdir(parents=True, exist_ok=True)
             rows = (",".join(str(int(head)) for head in row) for row in self.adaptive)
             path.write_text("".join(f"{row}\n" for row in rows))
-            files = _read_meta(folder).get("files", {})
-            files[path.name] = meta
-            content = {**meta, "files": dict(sorted(files.items()))}
+            described = {**_describe_files(_read_meta(folder)), path.name: meta}
+            # what all masks of a folder share stands once, at the top level
+            files = {
+                name: {key: value for key, value in one.items() if meta.get(key) != value}
+                for name, one in sorted(described.items())
+            }
+            content = {**meta, "files": files}
             (folder / META_FILE).write_text(json.dumps(content, indent=2, default=str) + "\n")
         except OSError as error:
             raise UserError(
@@ -358,6 +362,12 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _describe_files(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Full description of every mask that a folder's ``meta.json`` lists, by file name."""
+    shared = {key: value for key, value in meta.items() if key != "files"}
+    return {name: {**shared, **own} for name, own in meta.get("files", {}).items()}
+
+
 def _read_table(path: Path, separator: str) -> list[list[str]]:
     try:
         lines = path.read_text().splitlines()
@@ -383,7 +393,7 @@ def _load_csv(path: Path, ratio: float | None) -> HeadMask:
             f"{path} holds {wrong[:20]!r}; a head mask is 0/1 integers (1 = adaptive), comma "
             "separated, without header"
         )
-    meta = dict(_read_meta(path.parent).get("files", {}).get(path.name, {}))
+    meta = _describe_files(_read_meta(path.parent)).get(path.name, {})
     named = MASK_FILE.fullmatch(path.name)
     if named:
         percent = int(named.group(1))

@@ -67,7 +67,8 @@ def test_saved_masks_are_plain_published_files(tmp_path: Path) -> None:
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert (meta["model"], meta["config_hash"], meta["ratio"]) == ("tiny", "abc", 0.4)
     assert meta["recipe"] == {"k": 0.99, "alpha": 0.8}
-    assert meta["files"]["head_type_p40.csv"]["adaptive_heads"] == 3
+    assert list(meta["files"]) == ["head_type_p40.csv"]
+    assert meta["adaptive_heads"] == 3
     again = HeadMask.load(path)
     assert again == mask
     assert again.nominal_ratio == 0.4
@@ -84,6 +85,20 @@ def test_several_masks_share_a_folder(tmp_path: Path) -> None:
         HeadMask.load(tmp_path)
     with pytest.raises(UserError, match=r"available ratios: 0\.25, 0\.5"):
         HeadMask.load(tmp_path, 0.3)
+
+
+def test_every_mask_of_a_folder_keeps_its_own_description(tmp_path: Path) -> None:
+    shared = {"model": "tiny", "recipe": {"k": 0.99}}
+    for ratio in (0.25, 0.5):
+        mask = HeadMask.random((2, 4), ratio)
+        HeadMask(mask.adaptive, {**shared, "ratio": ratio}).save(tmp_path)
+    other = HeadMask(HeadMask.random((2, 4), 0.75).adaptive, {"ratio": 0.75, "recipe": {"k": 0.9}})
+    other.save(tmp_path)
+    found = {ratio: HeadMask.load(tmp_path, ratio).meta for ratio in (0.25, 0.5, 0.75)}
+    assert [meta["recipe"]["k"] for meta in found.values()] == [0.99, 0.99, 0.9]
+    assert [meta["ratio"] for meta in found.values()] == [0.25, 0.5, 0.75]
+    assert [meta["adaptive_heads"] for meta in found.values()] == [2, 4, 6]
+    assert found[0.75]["model"] is None
 
 
 def test_any_ratio_comes_from_the_statistics(tmp_path: Path) -> None:
