@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures the tables of docs/results/embedded_model.md: every mask and baseline on the embedded
 # model at 1024 and 4096 tokens, question asked after compression and before it.
-# About an hour on two cores; stopped at any moment, it goes on where it was.
+# About 36 minutes on two cores; stopped at any moment, it goes on where it was.
 #   scripts/embedded_tables.sh [SAMPLES]        (default: 100 per task)
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -121,7 +121,7 @@ class Selection:
         if self.merged is None or all(r.bias is None for rows in self.merged for r in rows):
             return None
         return [
-            [torch.zeros(r.keys.shape[0]) if r.bias is None else r.bias for r in rows]
+            [r.keys.new_zeros(r.keys.shape[0]) if r.bias is None else r.bias for r in rows]
             for rows in self.merged
         ]
 
