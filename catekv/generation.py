@@ -1,31 +1,17 @@
-"""Running a model over a prompt with little memory, and decoding greedily.
-
-Prefill goes layer by layer: a decoder layer reads the whole prompt in chunks before the next one
-starts, so that only one layer is uncompressed at a time and temporaries are as large as a chunk.
-"""
+"""Decoding greedily from a compressed context."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from catekv.attention import DeferredMask, deferred_masks
 from catekv.cache import RaggedCache
-from catekv.ragged_layer import RaggedLayer
-from catekv.transformers_compat import decoder_layers
-
-#: Models whose layers cannot be driven in chunks, with the reason (found by trying once).
-_layerwise: WeakKeyDictionary[torch.nn.Module, str | None] = WeakKeyDictionary()
-_locks: WeakKeyDictionary[torch.nn.Module, threading.RLock] = WeakKeyDictionary()
+from catekv.prefill import positions_of
 
 
 @dataclass(frozen=True)
@@ -48,148 +34,6 @@ def synchronize(device: torch.device) -> None:
     """Wait for an accelerator, so that clocks measure work and not its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def positions_of(attention_mask: Tensor) -> Tensor:
-    """Position ids [batch, columns] of a left-padded batch: padding does not count."""
-    return (attention_mask.long().cumsum(dim=-1) - 1).clamp_(min=0)
-
-
-@torch.no_grad()
-def prefill(
-    model: torch.nn.Module,
-    input_ids: Tensor,
-    cache: RaggedCache,
-    attention_mask: Tensor | None = None,
-    chunk_size: int | None = 8192,
-) -> Tensor:
-    """Feed a prompt and return the logits of its last column, [batch, vocabulary].
-
-    Args:
-        input_ids: [batch, tokens], left-padded where lengths differ.
-        cache: receives the prompt; made with ``prefill_tokens`` it is compressed layer by layer.
-        attention_mask: [batch, tokens], 0 on padding. None: no padding.
-        chunk_size: tokens a layer processes at a time; None: the whole prompt.
-    """
-    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-    if attention_mask is not None and bool(attention_mask.all()):
-        attention_mask = None
-    if attention_mask is not None:
-        options.update(attention_mask=attention_mask, position_ids=positions_of(attention_mask))
-    if chunk_size is None or input_ids.shape[1] <= chunk_size:
-        return model(input_ids, **options).logits[:, -1]
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size {chunk_size} must be at least 1")
-    reason = _why_not_layerwise(model)
-    if reason is not None:
-        return model(input_ids, **options).logits[:, -1]
-    with layerwise(model, cache, chunk_size):
-        return model(input_ids, **options).logits[:, -1]
-
-
-def _why_not_layerwise(model: torch.nn.Module) -> str | None:
-    """None if the model's layers can be driven in chunks, else the reason (warned about once)."""
-    if model not in _layerwise:
-        reason = _try_layerwise(model)
-        _layerwise[model] = reason
-        if reason is not None:
-            warnings.warn(
-                f"{type(model).__name__} cannot be prefilled layer by layer in chunks ({reason}); "
-                "its prompts run in one forward and need more memory",
-                stacklevel=3,
-            )
-    return _layerwise[model]
-
-
-def _try_layerwise(model: torch.nn.Module) -> str | None:
-    """Compare a chunked with an ordinary forward over a few tokens."""
-    parameter = next(model.parameters())
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    ids = (torch.arange(7, device=parameter.device) * 31 % vocabulary)[None]
-    logits = []
-    for chunk in (None, 3):
-        cache = RaggedCache(model.config, None, hold_window=1)
-        context = contextlib.nullcontext() if chunk is None else layerwise(model, cache, chunk)
-        try:
-            with context:
-                output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        except Exception as error:
-            if chunk is None:
-                raise
-            return f"{type(error).__name__}: {error}"
-        logits.append(output.logits[:, -1].float())
-    plain, chunked = logits
-    scale = float(plain.abs().max().clamp(min=1.0))
-    difference = float((plain - chunked).abs().max()) / scale
-    # a wrong mask or position changes logits by far more than rounding does
-    allowed = 1e-3 if parameter.dtype == torch.float32 else 0.1
-    return None if difference <= allowed else f"logits differ by {difference:.1e}"
-
-
-@contextlib.contextmanager
-def layerwise(model: torch.nn.Module, cache: RaggedCache, chunk_size: int) -> Iterator[None]:
-    """Within it a forward runs every decoder layer over chunks of the prompt.
-
-    The last layer returns the last position only: neither the final norm nor the head sees the
-    whole prompt. One such forward at a time per model; other threads' forwards are not touched.
-    """
-    layers = decoder_layers(model)
-    lock = _locks.setdefault(model, threading.RLock())
-    with lock, deferred_masks():
-        originals = [layer.__dict__.get("forward") for layer in layers]
-        try:
-            for index, layer in enumerate(layers):
-                last = index == len(layers) - 1
-                layer.forward = _in_chunks(layer.forward, cache, index, chunk_size, last)
-            yield
-        finally:
-            for layer, original in zip(layers, originals, strict=True):
-                if original is None:
-                    layer.__dict__.pop("forward", None)
-                else:
-                    layer.forward = original
-
-
-def _in_chunks(
-    forward: Callable[..., Any], cache: RaggedCache, index: int, chunk_size: int, last: bool
-) -> Callable[..., Any]:
-    owner = threading.get_ident()
-
-    def run(hidden_states: Tensor, *arguments: Any, **options: Any) -> Any:
-        if threading.get_ident() != owner:
-            return forward(hidden_states, *arguments, **options)
-        tokens = hidden_states.shape[1]
-        layer: Any = cache.layers[index]
-        result: Any = None
-        part = hidden_states
-        for start in range(0, tokens, chunk_size):
-            stop = min(start + chunk_size, tokens)
-            size = stop - start
-
-            def piece(value: Any, start: int = start, stop: int = stop, size: int = size) -> Any:
-                if isinstance(value, DeferredMask):
-                    length, offset = layer.get_mask_sizes(size)
-                    ragged = isinstance(layer, RaggedLayer)
-                    return value.build(size, layer.get_seq_length(), length, offset, ragged)
-                if isinstance(value, tuple | list) and all(isinstance(v, Tensor) for v in value):
-                    return type(value)(piece(v) for v in value)
-                # everything given per token has the tokens in its second dimension
-                if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == tokens:
-                    return value[:, start:stop]
-                return value
-
-            result = forward(
-                hidden_states[:, start:stop],
-                *(piece(value) for value in arguments),
-                **{name: piece(value) for name, value in options.items()},
-            )
-            part = result[0] if isinstance(result, tuple) else result
-            # in place: the layer's input is not needed again and the prompt is held once
-            hidden_states[:, start:stop] = part
-        output = part[:, -1:] if last else hidden_states
-        return (output, *result[1:]) if isinstance(result, tuple) else output
-
-    return run
 
 
 @torch.no_grad()

@@ -39,6 +39,29 @@ class Bucket:
 
 
 @dataclass(frozen=True, eq=False)
+class BlockList:
+    """Which blocks of every row a decode step reads; block ``i`` of a row is its entries
+    ``[i * size, (i + 1) * size)``, as far as the row reaches.
+
+    Attributes:
+        indices: int32 [rows, capacity], rows in (batch, head) order; no block twice in a row.
+        counts: int32 [rows], how many of a row's indices count.
+        size: entries per block.
+    """
+
+    indices: Tensor
+    counts: Tensor
+    size: int
+
+    def tokens(self, row: int, length: int) -> Tensor:
+        """Entries that one row of ``length`` entries reads, int64, in the order of the list."""
+        listed = self.indices[row, : int(self.counts[row])].long()
+        inner = torch.arange(self.size, device=listed.device)
+        entries = (listed[:, None] * self.size + inner).flatten()
+        return entries[entries < length]
+
+
+@dataclass(frozen=True, eq=False)
 class RaggedPrefix:
     """Keys and values of all rows of one layer; immutable, so forks and beams share it.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catekv import attention, generation, presets
+from catekv import attention, generation, prefill, presets
 from catekv.cache import RaggedCache
 from catekv.context import Context, DensePrompt
 from catekv.errors import UserError
@@ -280,7 +280,7 @@ class CateKVModel:
         self, ids: Tensor, mask: Tensor | None, cache: RaggedCache, chunk_size: int | None
     ) -> Context:
         clock = time.perf_counter()
-        logits = generation.prefill(self.model, ids, cache, mask, chunk_size)
+        logits = prefill.prefill(self.model, ids, cache, mask, chunk_size)
         generation.synchronize(ids.device)
         seconds = time.perf_counter() - clock
         timings = {

@@ -1,24 +1,26 @@
-"""Attention kernels over ragged rows, each beside its torch reference.
+"""Kernels over ragged rows, each beside its torch reference.
 
-:func:`ragged_decode` is the only entry point: it picks the implementation. Kernels know layouts
-and tensors; they know neither methods nor transformers.
+The functions here are the only entry points: they pick the implementation
+(:mod:`catekv.kernels.dispatch`). Kernels know layouts and tensors; they know neither methods nor
+transformers.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from catekv.kernels.dispatch import backends, choose
 from catekv.kernels.ragged_decode import ragged_decode_reference, ragged_decode_torch
-from catekv.layout import RaggedPrefix
+from catekv.kernels.workspace import Workspace
+from catekv.layout import BlockList, RaggedPrefix
 
-__all__ = ["backends", "ragged_decode", "ragged_decode_reference", "ragged_decode_torch"]
-
-_BACKENDS = {"torch": ragged_decode_torch, "reference": ragged_decode_reference}
-
-
-def backends() -> list[str]:
-    """Names that ``ragged_decode(backend=...)`` accepts besides ``auto``."""
-    return sorted(_BACKENDS)
+__all__ = [
+    "Workspace",
+    "backends",
+    "ragged_decode",
+    "ragged_decode_reference",
+    "ragged_decode_torch",
+]
 
 
 def ragged_decode(
@@ -28,21 +30,39 @@ def ragged_decode(
     tail_values: Tensor,
     scaling: float,
     tail_mask: Tensor | None = None,
+    *,
+    tail_length: Tensor | None = None,
+    blocks: BlockList | None = None,
+    workspace: Workspace | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention of the newest tokens over a ragged prefix and a dense tail.
 
+    A query sees the whole prefix (or the listed blocks of it), and the tail up to and including
+    its own position.
+
     Args:
         queries: [batch, query_heads, query_tokens, head_dim], the last ``query_tokens`` positions.
-        prefix: what is kept of the context, seen by every query.
+        prefix: what is kept of the context.
         tail_keys, tail_values: [batch, kv_heads, tail, dim], the queries' own tokens included.
         scaling: factor of the logits.
-        tail_mask: bool [batch or 1, 1, query_tokens, tail], True where a query may look.
-            None: query ``i`` sees the tail up to and including its own position.
+        tail_mask: bool [batch or 1, 1, query_tokens or 1, tail], False where the tail is hidden in
+            addition (padding).
+        tail_length: int32 [1] on the device: how many of the tail's columns are in use, the
+            queries' own included. None: all of them. With it the tail may be a buffer of fixed
+            size, and nothing depends on the host (CUDA graphs).
+        blocks: the part of the prefix to read; None: all of it.
+        workspace: scratch memory to use; None: allocate it.
         backend: ``auto`` or one of :func:`backends`.
 
     Returns:
         [batch, query_heads, query_tokens, value_dim] in the dtype of the queries.
+
+    Raises:
+        UserError: unknown backend, or one that cannot take these arguments.
     """
-    function = _BACKENDS["torch" if backend == "auto" else backend]
-    return function(queries, prefix, tail_keys, tail_values, scaling, tail_mask)
+    function = choose("ragged_decode", queries.device, backend)
+    result: Tensor = function(
+        queries, prefix, tail_keys, tail_values, scaling, tail_mask, tail_length, blocks, workspace
+    )
+    return result

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from catekv.layout import Bucket, RaggedPrefix
+from catekv.kernels.workspace import Workspace
+from catekv.layout import BlockList, Bucket, RaggedPrefix
 
 #: Upper bound of the logits held at once on the torch path, in elements (256 MiB of float32).
 MAX_LOGITS = 1 << 26
@@ -17,6 +18,24 @@ def causal_tail_mask(query_tokens: int, tail: int, device: torch.device) -> Tens
     return (torch.arange(tail, device=device) <= rows)[None, None]
 
 
+def visible_tail(
+    query_tokens: int,
+    tail: int,
+    tail_mask: Tensor | None,
+    tail_length: Tensor | None,
+    device: torch.device,
+) -> Tensor | None:
+    """bool [batch or 1, 1, query_tokens, tail]: what each query sees of the tail; None: all."""
+    if tail_length is None:
+        if tail_mask is None and query_tokens == 1:
+            return None
+        causal = causal_tail_mask(query_tokens, tail, device)
+    else:
+        last = tail_length - query_tokens + torch.arange(query_tokens, device=device)
+        causal = (torch.arange(tail, device=device) <= last[:, None])[None, None]
+    return causal if tail_mask is None else causal & tail_mask
+
+
 def ragged_decode_reference(
     queries: Tensor,
     prefix: RaggedPrefix,
@@ -24,6 +43,9 @@ def ragged_decode_reference(
     tail_values: Tensor,
     scaling: float,
     tail_mask: Tensor | None = None,
+    tail_length: Tensor | None = None,
+    blocks: BlockList | None = None,
+    workspace: Workspace | None = None,
 ) -> Tensor:
     """The definition, row by row in float32 (float64 for float64 input); arguments as in
     :func:`catekv.kernels.ragged_decode`."""
@@ -31,18 +53,21 @@ def ragged_decode_reference(
     kv_heads, tail = tail_keys.shape[1:3]
     group = query_heads // kv_heads
     dtype = torch.promote_types(queries.dtype, torch.float32)
-    if tail_mask is None:
-        tail_mask = causal_tail_mask(query_tokens, tail, queries.device)
-    tail_mask = tail_mask.expand(batch, 1, query_tokens, tail)
+    seen = visible_tail(query_tokens, tail, tail_mask, tail_length, queries.device)
+    if seen is None:
+        seen = torch.ones(1, 1, query_tokens, tail, dtype=torch.bool, device=queries.device)
+    seen = seen.expand(batch, 1, query_tokens, tail)
     output = queries.new_zeros(batch, query_heads, query_tokens, tail_values.shape[-1])
     for b in range(batch):
         for head in range(kv_heads):
             row_keys, row_values, row_bias = prefix.row(b, head)
+            if blocks is not None:
+                chosen = blocks.tokens(b * kv_heads + head, len(row_keys))
+                row_keys, row_values = row_keys[chosen], row_values[chosen]
+                row_bias = None if row_bias is None else row_bias[chosen]
             keys = torch.cat([row_keys, tail_keys[b, head]]).to(dtype)
             values = torch.cat([row_values, tail_values[b, head]]).to(dtype)
-            visible = torch.cat(
-                [tail_mask.new_ones(query_tokens, len(row_keys)), tail_mask[b, 0]], dim=-1
-            )
+            visible = torch.cat([seen.new_ones(query_tokens, len(row_keys)), seen[b, 0]], dim=-1)
             for query_head in range(head * group, (head + 1) * group):
                 logits = queries[b, query_head].to(dtype) @ keys.T * scaling
                 if row_bias is not None:
@@ -57,6 +82,29 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     if left.is_cuda and left.dtype in (torch.float16, torch.bfloat16):
         return torch.bmm(left, right, out_dtype=torch.float32)
     return torch.bmm(left, right)
+
+
+def _read_blocks(
+    prefix: RaggedPrefix, blocks: BlockList
+) -> tuple[Bucket, tuple[Tensor, Tensor, Tensor | None]]:
+    """All rows as one gathered bucket that holds the listed blocks only."""
+    rows = blocks.indices.shape[0]
+    device = prefix.keys.device
+    inner = torch.arange(blocks.size, device=device)
+    token = (blocks.indices.long()[..., None] * blocks.size + inner).view(rows, -1)
+    listed = torch.arange(blocks.indices.shape[1], device=device) < blocks.counts[:, None]
+    inside = listed.repeat_interleave(blocks.size, dim=1) & (token >= 0)
+    inside &= token < prefix.lengths.view(rows, 1)
+    slot = (prefix.offsets.view(rows, 1) + token).clamp_(min=0, max=max(0, prefix.slots - 1))
+    if prefix.slots == 0:
+        slot = slot[:, :0]
+        inside = inside[:, :0]
+    bias = torch.zeros(inside.shape, dtype=torch.float32, device=device)
+    if prefix.bias is not None:
+        bias = prefix.bias[slot]
+    bias = bias.masked_fill(~inside, torch.finfo(torch.float32).min)
+    bucket = Bucket(slot.shape[1], torch.arange(rows, device=device)[:, None], None)
+    return bucket, (prefix.keys[slot], prefix.values[slot], bias)
 
 
 def _read(prefix: RaggedPrefix, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -89,6 +137,9 @@ def ragged_decode_torch(
     tail_values: Tensor,
     scaling: float,
     tail_mask: Tensor | None = None,
+    tail_length: Tensor | None = None,
+    blocks: BlockList | None = None,
+    workspace: Workspace | None = None,
 ) -> Tensor:
     """Vectorised path: one batched product per bucket of rows, one softmax over prefix and tail.
 
@@ -99,8 +150,7 @@ def ragged_decode_torch(
     kv_heads, tail = tail_keys.shape[1:3]
     group = query_heads // kv_heads
     rows = batch * kv_heads
-    if tail_mask is None and query_tokens > 1:
-        tail_mask = causal_tail_mask(query_tokens, tail, queries.device)
+    tail_mask = visible_tail(query_tokens, tail, tail_mask, tail_length, queries.device)
     value_dim = tail_values.shape[-1]
     output = queries.new_empty(rows, group, query_tokens, value_dim)
     per_row = queries.reshape(rows, group, query_tokens, head_dim)
@@ -109,9 +159,13 @@ def ragged_decode_torch(
     if tail_mask is not None:
         tail_mask = tail_mask.expand(batch, 1, query_tokens, tail)
 
-    for bucket in prefix.buckets:
+    parts = (
+        ((bucket, _read(prefix, bucket)) for bucket in prefix.buckets)
+        if blocks is None
+        else iter([_read_blocks(prefix, blocks)])
+    )
+    for bucket, (keys, values, bias) in parts:
         stored, readers = bucket.query_rows.shape
-        keys, values, bias = _read(prefix, bucket)
         flat_rows = bucket.query_rows.flatten()
         own_keys, own_values = row_tail_keys[flat_rows], row_tail_values[flat_rows]
         own_mask = None if tail_mask is None else tail_mask[flat_rows // kv_heads]

@@ -22,7 +22,7 @@ from tiny_models import FAMILIES, KeepEverything
 from torch import Tensor
 from transformers import DynamicCache
 
-from catekv import generation
+from catekv import prefill
 from catekv.cache import RaggedCache
 
 TOLERANCE = 2e-5
@@ -64,8 +64,8 @@ def test_layer_by_layer_chunks(family: str, padded: bool):
     model = with_attention(family, "catekv")
     cache = RaggedCache(model.config, KeepEverything(), PROMPT)
     ids = random_ids(batch, PROMPT, seed=0)
-    first = generation.prefill(model, ids, cache, mask, chunk_size=17)
-    assert generation._layerwise[model] is None, "this family fell back to one forward"
+    first = prefill.prefill(model, ids, cache, mask, chunk_size=17)
+    assert prefill._layerwise[model] is None, "this family fell back to one forward"
     assert cache.compressed
     actual = [first, *two_turns(model, cache, mask, batch, feed_prompt=False)]
     assert largest_difference(actual, expected) <= TOLERANCE
@@ -81,7 +81,7 @@ def test_eager_base(family: str, padded: bool):
     for chunk in (None, 17):
         cache = RaggedCache(model.config, KeepEverything(), PROMPT)
         ids = random_ids(batch, PROMPT, seed=0)
-        first = generation.prefill(model, ids, cache, mask, chunk_size=chunk)
+        first = prefill.prefill(model, ids, cache, mask, chunk_size=chunk)
         actual = [first, *two_turns(model, cache, mask, batch, feed_prompt=False)]
         assert largest_difference(actual, expected) <= TOLERANCE
 

@@ -20,7 +20,7 @@ from tiny_models import LAYERS, KeepEverything, RandomKeep, tiny_model
 from torch import Tensor
 from transformers import DynamicCache
 
-from catekv import HeadMask, generation, methods
+from catekv import HeadMask, methods, prefill
 from catekv.cache import RaggedCache
 from catekv.errors import UserError
 from catekv.methods.base import Merged, Method, Needs, Observed, Selection
@@ -152,7 +152,7 @@ def test_a_forward_of_another_thread_is_not_driven_in_chunks(model: Any):
         with torch.no_grad():
             found.append(model(ids, past_key_values=DynamicCache(config=model.config)).logits)
 
-    with generation.layerwise(model, cache, 8):
+    with prefill.layerwise(model, cache, 8):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
@@ -164,13 +164,13 @@ def test_padding_inside_the_tail_stays_hidden(model: Any):
     """Padding columns of an earlier turn lie in the tail: whatever they hold, nothing changes."""
     mask, turn_mask = left_padding(3, PROMPT), left_padding(3, 9)
     context = RaggedCache(model.config, RandomKeep(0.5), PROMPT)
-    generation.prefill(model, random_ids(3, PROMPT, seed=0), context, mask)
+    prefill.prefill(model, random_ids(3, PROMPT, seed=0), context, mask)
     whole = torch.cat([mask, turn_mask], dim=1)
     model(
         random_ids(3, 9, seed=20),
         past_key_values=context,
         attention_mask=whole,
-        position_ids=generation.positions_of(whole)[:, -9:],
+        position_ids=prefill.positions_of(whole)[:, -9:],
     )
     disturbed = copy.deepcopy(context)
     for layer in disturbed.ragged_layers:
@@ -182,7 +182,7 @@ def test_padding_inside_the_tail_stays_hidden(model: Any):
             random_ids(3, 1, seed=2),
             past_key_values=cache,
             attention_mask=whole,
-            position_ids=generation.positions_of(whole)[:, -1:],
+            position_ids=prefill.positions_of(whole)[:, -1:],
         ).logits
         for cache in (context, disturbed)
     )
@@ -251,14 +251,14 @@ def test_cropping_a_dense_cache_forgets_queries_too(model: Any):
 def test_batch_operations_reach_prefix_tail_and_padding(model: Any):
     mask = left_padding(3, PROMPT)
     cache = RaggedCache(model.config, RandomKeep(0.5), PROMPT)
-    generation.prefill(model, random_ids(3, PROMPT, seed=0), cache, mask)
+    prefill.prefill(model, random_ids(3, PROMPT, seed=0), cache, mask)
     cache.batch_repeat_interleave(2)
     assert [lengths.shape for lengths in cache.lengths()] == [(6, 4)] * LAYERS
     cache.reorder_cache(torch.tensor([5, 4, 3, 2, 1, 0]))
     assert cache.layers[0].padding == [10, 10, 5, 5, 0, 0]
     cache.batch_select_indices(torch.tensor([0, 2]))
     single = RaggedCache(model.config, RandomKeep(0.5), PROMPT)
-    generation.prefill(model, random_ids(3, PROMPT, seed=0), single, mask)
+    prefill.prefill(model, random_ids(3, PROMPT, seed=0), single, mask)
     expected = [lengths[[2, 1]] for lengths in single.lengths()]
     for a, b in zip(cache.lengths(), expected, strict=True):
         assert torch.equal(a, b)
@@ -391,7 +391,7 @@ def test_merged_entries_are_attended_to_with_their_bias(model: Any):
 def test_a_saved_cache_continues_where_it_was(family: str, tmp_path: Path):
     model = with_attention(family, "catekv")
     cache = RaggedCache(model.config, RandomKeep(0.5), PROMPT)
-    generation.prefill(model, random_ids(3, PROMPT, seed=0), cache, left_padding(3, PROMPT))
+    prefill.prefill(model, random_ids(3, PROMPT, seed=0), cache, left_padding(3, PROMPT))
     feed(model, cache, 2, seed=5, batch=3)
     cache.save(tmp_path / "cache")
     loaded = RaggedCache.load(tmp_path / "cache", model)

@@ -14,7 +14,7 @@ from tiny_models import BASE, KeepEverything, RandomKeep, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 import catekv
-from catekv import HeadMask, generation, methods, presets
+from catekv import HeadMask, methods, prefill, presets
 from catekv.errors import UserError
 from catekv.model import CateKVModel
 
@@ -260,6 +260,6 @@ def test_registration_is_idempotent_and_not_done_by_importing():
 def test_layerwise_verdict_is_kept_per_model():
     model = tiny_model("llama")
     wrapped = CateKVModel(model, RandomKeep())
-    assert model not in generation._layerwise
+    assert model not in prefill._layerwise
     wrapped.prefill(random_ids(1, 20, seed=0), chunk_size=8)
-    assert generation._layerwise[model] is None
+    assert prefill._layerwise[model] is None

@@ -1,0 +1,93 @@
+"""Which implementation of a kernel runs: one table, one environment variable.
+
+Implementations are named by module and loaded when they are first used, so that importing catekv
+needs neither triton nor a device.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from catekv.errors import UserError
+
+#: ``auto`` (triton where it runs, else torch), or the name of a backend to force.
+VARIABLE = "CATEKV_KERNELS"
+
+#: kernel -> backend -> module with a function ``<kernel>_<backend>`` of the same arguments.
+#: ``reference`` is the definition; a kernel whose torch path is the definition has no other.
+TABLE: dict[str, dict[str, str]] = {
+    "ragged_decode": {
+        "reference": "catekv.kernels.ragged_decode",
+        "torch": "catekv.kernels.ragged_decode",
+    },
+}
+
+
+def backends(kernel: str = "ragged_decode") -> list[str]:
+    """Names that the ``backend`` argument of a kernel accepts besides ``auto``."""
+    return sorted(TABLE[kernel])
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether triton is installed (nothing is imported)."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _load(kernel: str, backend: str) -> Callable[..., Any]:
+    module = importlib.import_module(TABLE[kernel][backend])
+    function: Callable[..., Any] = getattr(module, f"{kernel}_{backend}")
+    return function
+
+
+def choose(
+    kernel: str, device: torch.device, backend: str = "auto", *, unsupported: str | None = None
+) -> Callable[..., Any]:
+    """The function that computes ``kernel`` for tensors on ``device``.
+
+    Args:
+        kernel: a name in :data:`TABLE`.
+        device: where the tensors are.
+        backend: ``auto`` or a name in the kernel's row of the table; the environment variable
+            :data:`VARIABLE` takes the place of ``auto``.
+        unsupported: why the triton kernel cannot take these arguments, None if it can. ``auto``
+            then uses torch; a forced ``triton`` is refused with this reason.
+
+    Raises:
+        UserError: unknown backend, or triton where it cannot run.
+    """
+    row = TABLE[kernel]
+    if backend == "auto":
+        backend = os.environ.get(VARIABLE, "auto").strip().lower() or "auto"
+    if backend == "auto":
+        usable = "triton" in row and device.type == "cuda" and has_triton()
+        return _load(kernel, "triton" if usable and unsupported is None else "torch")
+    known = {name for entry in TABLE.values() for name in entry}
+    if backend not in known:
+        raise UserError(
+            f"unknown kernel backend {backend!r} (argument backend or environment variable "
+            f"{VARIABLE}); use auto, {', '.join(sorted(known))}"
+        )
+    if backend == "triton":
+        reason = _why_no_triton(kernel, device) or unsupported
+        if reason is not None:
+            raise UserError(f"the triton kernel {kernel} cannot run here: {reason}; use auto")
+    return _load(kernel, backend if backend in row else "torch")
+
+
+def _why_no_triton(kernel: str, device: torch.device) -> str | None:
+    if "triton" not in TABLE[kernel]:
+        return None
+    if not has_triton():
+        return "triton is not installed (pip install 'catekv[gpu]')"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the tensors are on {device}, and TRITON_INTERPRET=1 is not set"
+    return None
