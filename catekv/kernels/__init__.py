@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from catekv.errors import UserError
+from catekv.kernels.append import append_torch
 from catekv.kernels.dispatch import backends, choose
 from catekv.kernels.ragged_decode import ragged_decode_reference, ragged_decode_torch
 from catekv.kernels.workspace import Workspace
@@ -16,6 +18,8 @@ from catekv.layout import BlockList, RaggedPrefix
 
 __all__ = [
     "Workspace",
+    "append",
+    "append_torch",
     "backends",
     "ragged_decode",
     "ragged_decode_reference",
@@ -66,3 +70,39 @@ def ragged_decode(
         queries, prefix, tail_keys, tail_values, scaling, tail_mask, tail_length, blocks, workspace
     )
     return result
+
+
+def append(
+    tail_keys: Tensor,
+    tail_values: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tail_length: Tensor,
+    *,
+    backend: str = "auto",
+) -> None:
+    """Write the newest tokens into tail buffers of fixed size, in place.
+
+    The keys are post-rotary: models differ in their rotary embeddings, which therefore stay theirs
+    and are not part of the kernel. Nothing depends on the host (CUDA graphs).
+
+    Args:
+        tail_keys, tail_values: buffers [batch, kv_heads, capacity, dim].
+        keys, values: [batch, kv_heads, tokens, dim] in any memory order, in the buffers' dtype.
+        tail_length: int32 [1] on the device: columns in use after the call; the tokens go to
+            [tail_length - tokens, tail_length). Columns outside the buffers are not written.
+        backend: ``auto`` or one of ``backends("append")``.
+
+    Raises:
+        UserError: more tokens than the buffers have columns, or an unknown backend.
+    """
+    tokens, capacity = keys.shape[2], tail_keys.shape[2]
+    if tokens > capacity:
+        raise UserError(
+            f"{tokens} tokens do not fit into a tail of {capacity}; make it larger first"
+        )
+    unsupported = None
+    if any(tensor.stride(-1) != 1 for tensor in (tail_keys, tail_values, keys, values)):
+        unsupported = "a token's numbers do not lie behind each other in memory"
+    function = choose("append", keys.device, backend, unsupported=unsupported)
+    function(tail_keys, tail_values, keys, values, tail_length)

@@ -26,6 +26,11 @@ TABLE: dict[str, dict[str, str]] = {
     "ragged_decode": {
         "reference": "catekv.kernels.ragged_decode",
         "torch": "catekv.kernels.ragged_decode",
+        "triton": "catekv.kernels.ragged_decode_triton",
+    },
+    "append": {
+        "torch": "catekv.kernels.append",
+        "triton": "catekv.kernels.append_triton",
     },
 }
 
