@@ -35,8 +35,10 @@ NAMES = {
 #: Arguments of an attention call that change the result and that ragged layers do not implement.
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 HANDLE = "_catekv_handle"
-#: Queries per block when a chunk attends to a longer past on the torch path.
+#: Queries per block when a chunk attends to a longer past without FlashAttention, and the bytes
+#: that a block's additive mask may take; a long past means fewer queries per block.
 QUERY_BLOCK = 512
+MASK_BYTES = 16 * 2**20
 
 
 class ObservingLayer(Protocol):
@@ -135,10 +137,9 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 )
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         if handle.dense:
-            lower_right = attention_mask is None and 1 < query.shape[2] < key.shape[2]
-            if lower_right and not flash:
+            if not flash and _past_is_causal(query, key, attention_mask):
                 result: tuple[Tensor, Tensor | None] = (
-                    _past_and_self(query, key, value, scale),
+                    _past_and_self(query, key, value, scale, attention_mask),
                     None,
                 )
             else:
@@ -208,16 +209,55 @@ def _with_prefix(
     return torch.cat([ones, tail_mask], dim=-1)
 
 
-def _past_and_self(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def _past_is_causal(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+    """Whether :func:`_past_and_self` computes this call: a chunk behind a longer past, or a chunk
+    whose mask only names the padding."""
+    if mask is not None:
+        return mask.ndim == 2
+    if query.shape[2] == key.shape[2] and query.is_cuda:
+        # torch would repeat the KV heads and hold all logits where FlashAttention cannot help
+        return query.shape[1] != key.shape[1] and not _flash_serves(query, key, key)
+    return 1 < query.shape[2] < key.shape[2]
+
+
+def _flash_serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether torch's FlashAttention takes these tensors (half precision on a recent GPU)."""
+    from torch.backends.cuda import SDPAParams, can_use_flash_attention
+
+    grouped = query.shape[1] != key.shape[1]
+    return can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, False, grouped))
+
+
+def _past_and_self(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, valid: Tensor | None = None
+) -> Tensor:
     """Causal attention of the last ``query_tokens`` positions without a [queries, keys] mask.
 
-    Arguments [batch, heads, tokens, head_dim]; returns [batch, query_tokens, query_heads, dim].
+    Args:
+        query, key, value: [batch, heads, tokens, head_dim]; KV heads are never repeated.
+        valid: bool [batch, tokens], False on left padding; None without padding.
+
+    Returns:
+        [batch, query_tokens, query_heads, value_dim]; zeros for queries on padding.
     """
     batch, query_heads, query_tokens, head_dim = query.shape
     kv_heads, tokens = key.shape[1:3]
-    if query.is_cuda:
+    if valid is not None:
+        # a sequence without its padding needs no mask; a mask would hold [queries, keys] for each
+        output = query.new_zeros(batch, query_tokens, query_heads, value.shape[-1])
+        for row, padding in enumerate(valid.int().argmax(dim=-1).tolist()):
+            skipped = max(0, padding - (tokens - query_tokens))
+            own = slice(row, row + 1)
+            output[own, skipped:] = _past_and_self(
+                query[own, :, skipped:], key[own, :, padding:], value[own, :, padding:], scaling
+            )
+        return output
+    if query.is_cuda and _flash_serves(query, key, value):
         from torch.nn.attention.bias import causal_lower_right
 
+        # This bias calls FlashAttention exactly where _flash_serves says so, with the KV heads as
+        # they are (checked in torch 2.11 and 2.13: the same file). Elsewhere it would fall back to
+        # a mask of [queries, keys] and, for grouped heads, to logits of that size for every head.
         output = F.scaled_dot_product_attention(
             query,
             key,
@@ -230,36 +270,58 @@ def _past_and_self(query: Tensor, key: Tensor, value: Tensor, scaling: float) ->
     group = query_heads // kv_heads
     output = query.new_empty(batch, query_tokens, query_heads, value.shape[-1])
     past = tokens - query_tokens
-    for start in range(0, query_tokens, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, query_tokens)
-        size = stop - start
+    block = min(QUERY_BLOCK, MASK_BYTES // (group * tokens * query.element_size()))
+    block = max(1, min(block, query_tokens))
+    for start in range(0, query_tokens, block):
+        stop = min(start + block, query_tokens)
+        seen = past + stop
         # the query heads of a group become further queries of their KV head: keys stay unrepeated
-        part = query[:, :, start:stop].reshape(batch, kv_heads, group * size, head_dim)
-        mask = causal_tail_mask(size, past + stop, query.device).repeat(1, 1, group, 1)
+        part = query[:, :, start:stop].reshape(batch, kv_heads, -1, head_dim)
         result = F.scaled_dot_product_attention(
-            part, key[:, :, : past + stop], value[:, :, : past + stop], mask, scale=scaling
+            part,
+            key[:, :, :seen],
+            value[:, :, :seen],
+            _lower_right(group, stop - start, seen, query),
+            scale=scaling,
         )
-        output[:, start:stop] = result.view(batch, query_heads, size, -1).transpose(1, 2)
+        output[:, start:stop] = result.view(batch, query_heads, stop - start, -1).transpose(1, 2)
     return output
+
+
+def _lower_right(group: int, size: int, seen: int, like: Tensor) -> Tensor:
+    """Additive causal mask [group * size, seen] of the last ``size`` queries, once per head of a
+    group; torch would turn a boolean mask into an additive one beside it."""
+    mask = like.new_zeros(group, size, seen)
+    own = causal_tail_mask(size, size, like.device)[0]
+    mask[:, :, seen - size :].masked_fill_(~own, -torch.inf)
+    return mask.view(-1, seen)
 
 
 @dataclass(frozen=True)
 class DeferredMask:
     """What transformers asked of the mask function, kept so that masks can be made per chunk.
 
-    ``unrestricted`` says that the mask is plain causal without padding.
+    ``plain`` says that the mask is causal and hides nothing else but padding on the left and what
+    lies outside a local window; ``padded`` that there is padding.
     """
 
     base: str
     arguments: dict[str, Any]
-    unrestricted: bool
+    plain: bool
+    padded: bool
 
     def build(
         self, query_tokens: int, query_offset: int, kv_length: int, kv_offset: int, ragged: bool
     ) -> Tensor | None:
         """The mask of one chunk in one layer; None where the attention function needs none."""
-        if ragged and self.unrestricted and self.base != "eager":
-            return None
+        local = self.arguments.get("local_size")
+        inside = local is None or kv_offset + kv_length <= local
+        if ragged and self.plain and inside:
+            if not self.padded and self.base != "eager":
+                return None
+            if self.padded and self.base == "sdpa":
+                columns: Tensor = self.arguments["attention_mask"]
+                return columns[:, kv_offset : kv_offset + kv_length].bool()
         arguments = dict(self.arguments)
         arguments.update(
             q_length=query_tokens,
@@ -289,12 +351,15 @@ def _mask(base: str) -> Callable[..., Any]:
             return base_mask(base)(*arguments, **options)
         from transformers.masking_utils import causal_mask_function
 
-        padding = options.get("attention_mask")
-        unrestricted = (
-            options.get("mask_function", causal_mask_function) is causal_mask_function
-            and (padding is None or bool(padding.all()))
-            and options.get("allow_is_causal_skip", True)
+        local = options.get("local_size") is not None
+        function = options.get("mask_function", causal_mask_function)
+        plain = (local or function is causal_mask_function) and options.get(
+            "allow_is_causal_skip", True
         )
-        return DeferredMask(base, options, unrestricted)
+        padding = options.get("attention_mask")
+        if padding is None or bool(padding.all()):
+            return DeferredMask(base, options, plain, False)
+        ordered = padding.ndim == 2 and bool((padding[:, 1:] >= padding[:, :-1]).all())
+        return DeferredMask(base, options, plain and ordered, True)
 
     return mask
