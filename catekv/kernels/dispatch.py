@@ -32,6 +32,14 @@ TABLE: dict[str, dict[str, str]] = {
         "torch": "catekv.kernels.append",
         "triton": "catekv.kernels.append_triton",
     },
+    "window_scores": {
+        "torch": "catekv.kernels.window_scores",
+        "triton": "catekv.kernels.window_scores_triton",
+    },
+    "window_statistics": {
+        "torch": "catekv.kernels.window_statistics",
+        "triton": "catekv.kernels.window_statistics_triton",
+    },
 }
 
 

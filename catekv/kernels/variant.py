@@ -7,7 +7,7 @@ A ``*_triton.py`` module has a function ``variants()`` that lists every compiled
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -34,4 +34,11 @@ class Variant:
     num_warps: int = 4
     num_stages: int = 2
     hot: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def signature(
+    function: Any, types: Mapping[str, str], constants: Mapping[str, Any]
+) -> dict[str, str]:
+    """Types of all arguments of a kernel that are no constants; ``i32`` where none is given."""
+    names = function.arg_names
+    return {name: types.get(name, "i32") for name in names if name not in constants}

@@ -1,0 +1,189 @@
+"""Build every kernel for real chips on a machine that has none of them.
+
+``python -m catekv.kernels.compile_check`` compiles all variants for sm_80 (A100) and sm_90 (H100,
+H200) down to machine code and lists registers, spills and shared memory. It fails on a spill in a
+kernel that runs in every decode step, or on more shared memory than the chip has. It says nothing
+about results or speed: results are compared in triton's interpreter and on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from catekv.errors import UserError
+from catekv.kernels.dispatch import TABLE, has_triton
+from catekv.kernels.variant import Variant
+
+#: Shared memory that one program may use, in bytes, per compute capability.
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
+
+
+@dataclass(frozen=True)
+class Built:
+    """What one variant became on one chip; ``problem`` is empty if it is fit to ship."""
+
+    variant: str
+    chip: str
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    problem: str
+
+
+def modules() -> list[str]:
+    """Modules with triton kernels, from the dispatch table."""
+    return sorted({row["triton"] for row in TABLE.values() if "triton" in row})
+
+
+def build(variant: Variant, capability: int) -> Built:
+    """Compile one variant for one compute capability (80, 90 ...)."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = variant.function
+    names = function.arg_names
+    arguments: dict[str, Any] = {
+        "signature": {
+            name: "constexpr" if name in variant.constants else variant.signature[name]
+            for name in names
+        },
+        "constexprs": {(names.index(name),): value for name, value in variant.constants.items()},
+        # what a launch finds out about its arguments: pointers and strides are aligned
+        "attrs": {(names.index(name),): [["tt.divisibility", 16]] for name in variant.divisible},
+    }
+    chip = f"sm_{capability}"
+    try:
+        compiled = triton.compile(
+            ASTSource(fn=function, **arguments),
+            target=GPUTarget("cuda", capability, 32),
+            options={
+                "num_warps": variant.num_warps,
+                "num_stages": variant.num_stages,
+                "enable_fp_fusion": True,
+            },
+        )
+        log = _assemble(compiled.asm["ptx"])
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        return Built(variant.name, chip, 0, 0, 0, f"does not compile: {(reason or [error])[-1]}")
+    registers, spilled = (_number(log, p) for p in (r"Used (\d+) reg", r"(\d+) bytes spill stores"))
+    shared = compiled.metadata.shared
+    problem = ""
+    if spilled and variant.hot:
+        problem = f"spills {spilled} bytes of registers"
+    elif shared > SHARED_MEMORY[capability]:
+        problem = f"needs {shared} bytes of shared memory, {SHARED_MEMORY[capability]} are there"
+    return Built(variant.name, chip, registers, spilled, shared, problem)
+
+
+def _assemble(ptx: str) -> str:
+    """Output of an assembler that triton carries, which counts registers and spills."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    architecture = re.search(r"\.target (sm_\w+)", ptx)
+    assert architecture is not None
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        # two of them since Blackwell, and each knows its own versions of the language only
+        for name in ("ptxas", "ptxas-blackwell"):
+            command = [tools / name, "-v", f"-arch={architecture.group(1)}", file.name]
+            done = subprocess.run([*command, "-o", os.devnull], capture_output=True, text=True)
+            if done.returncode == 0:
+                return done.stderr
+    raise RuntimeError(done.stderr.strip())
+
+
+def _number(text: str, pattern: str) -> int:
+    found = re.search(pattern, text)
+    return int(found.group(1)) if found else 0
+
+
+def _build_named(module: str, index: int, capability: int) -> Built:
+    return build(importlib.import_module(module).variants()[index], capability)
+
+
+def check(chips: Sequence[int], pattern: str = "", jobs: int = 2) -> list[Built]:
+    """Build all variants whose name contains ``pattern``, in ``jobs`` processes.
+
+    Raises:
+        UserError: triton is not installed, or only its interpreter is active.
+    """
+    if not has_triton():
+        raise UserError("the compile check needs triton: pip install 'catekv[gpu]'")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise UserError("unset TRITON_INTERPRET: the interpreter replaces the compiler")
+    work = [
+        (module, index, chip)
+        for module in modules()
+        for index, variant in enumerate(importlib.import_module(module).variants())
+        for chip in chips
+        if pattern in variant.name
+    ]
+    if not work:
+        raise UserError(f"no variant's name contains {pattern!r}")
+    with ProcessPoolExecutor(jobs) as pool:
+        return list(pool.map(_build_named, *zip(*work, strict=True)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; exit code 1 if a variant is not fit to ship."""
+    parser = argparse.ArgumentParser(
+        prog="python -m catekv.kernels.compile_check", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument(
+        "--chips", type=int, nargs="+", default=sorted(SHARED_MEMORY), choices=SHARED_MEMORY,
+        help="compute capabilities (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--only", default="", metavar="TEXT", help="variants whose name has it")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--output", type=Path, help="also write a .md or .json table here")
+    parsed = parser.parse_args(arguments)
+    try:
+        built = check(parsed.chips, parsed.only, max(1, parsed.jobs))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    import triton
+
+    text = render(built, f"triton {triton.__version__}")
+    print(text)
+    if parsed.output is not None:
+        as_json = json.dumps([asdict(one) for one in built], indent=1) + "\n"
+        parsed.output.write_text(as_json if parsed.output.suffix == ".json" else text)
+    return 1 if any(one.problem for one in built) else 0
+
+
+def render(built: Sequence[Built], compiler: str) -> str:
+    """Markdown table of what was built."""
+    lines = [
+        f"# Kernels as compiled ({compiler})\n",
+        "Registers per thread, spilled bytes and shared memory of every variant; built without a "
+        "GPU by `python -m catekv.kernels.compile_check`.\n",
+        "| variant | chip | registers | spilled | shared KiB | problem |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for one in built:
+        lines.append(
+            f"| {one.variant} | {one.chip} | {one.registers} | {one.spilled_bytes} "
+            f"| {one.shared_bytes / 1024:.1f} | {one.problem} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

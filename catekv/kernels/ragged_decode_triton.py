@@ -1,0 +1,520 @@
+"""Decode attention over a ragged prefix and a dense tail in one launch and a small reduction.
+
+The work of the prefix is split by entries (:mod:`catekv.kernels.work_plan`), that of the tail and
+of block lists, where all rows have about the same, into equal parts of every row. Each program
+writes a normalised partial result with its log-sum-exp per segment; the reduction combines the
+segments of a row. Prefix and tail have a loop each: one merged loop with four loads needs about
+half as many registers more and twice the shared memory.
+
+Logits, softmax and accumulation are float32; products take the stored type.
+"""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from catekv.kernels.variant import Variant, signature
+from catekv.kernels.work_plan import work_plan
+from catekv.kernels.workspace import Workspace
+from catekv.layout import BlockList, RaggedPrefix
+
+#: Largest tile of queries (query tokens times group); more of them are further programs. Exact
+#: float32 products keep whole tiles in registers, so theirs is the smallest there is.
+MAX_QUERY_TILE = {2: 32, 4: 16}
+#: Blocks of the tail, or of a block list, that one program reads at least.
+LEAST_BLOCKS = 4
+#: Partial results, and columns of them, that a program of the reduction reads at a time.
+REDUCE_SEGMENTS = 32
+REDUCE_COLUMNS = 32
+_LOG2_E = 1.4426950408889634
+#: Multiprocessors assumed where there is no device (interpreter): a few, so that tests split.
+_INTERPRETED_PROCESSORS = 3
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """How a launch is shaped: ``block`` entries are read at a time; ``programs_per_processor``
+    programs share a multiprocessor."""
+
+    block: int
+    num_warps: int
+    num_stages: int
+    programs_per_processor: int
+
+
+def launch_options(head_dim: int, element_size: int, query_tile: int) -> LaunchOptions:
+    """The options for a head dimension and a tile of queries, by rule and not by search.
+
+    Aims at tiles of 16 KiB of keys and of values with two or three in flight, so that two programs
+    fit into a multiprocessor of every chip since the A100.
+    """
+    padded = _power_of_two(head_dim)
+    block = max(16, min(128, 16384 // (padded * element_size)))
+    if element_size == 4:
+        return LaunchOptions(min(block, 32), 4, 2, 1)
+    return LaunchOptions(block, 4, 3 if query_tile <= 16 else 2, 2)
+
+
+def _power_of_two(value: int) -> int:
+    """The least power of two that is at least ``value`` and 16, the least extent of a product."""
+    return max(16, triton.next_power_of_2(value))
+
+
+@triton.jit
+def _online_softmax(queries, keys, values, extra, visible, scale, top, total, acc):
+    """One block: queries [M, D], keys [N, D], values [N, DV], extra [N], visible [M or 1, N]."""
+    logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale + extra[None, :]
+    logits = tl.where(visible, logits, float("-inf"))
+    new_top = tl.maximum(top, tl.max(logits, 1))
+    # a query that has seen nothing yet must not compute inf - inf
+    finite = tl.where(new_top == float("-inf"), 0.0, new_top)
+    weights = tl.exp2(logits - finite[:, None])
+    shrink = tl.exp2(top - finite)
+    total = total * shrink + tl.sum(weights, 1)
+    acc = acc * shrink[:, None]
+    acc += tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+    return new_top, total, acc
+
+
+@triton.jit
+def _store_partial(
+    partial, log_sums, segment, member, queries_per_row, top, total, acc,
+    VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    column = tl.arange(0, BLOCK_DV)
+    wanted = member < queries_per_row
+    some = total > 0.0
+    safe = tl.where(some, total, 1.0)
+    entry = segment.to(tl.int64) * queries_per_row + member
+    tl.store(log_sums + entry, tl.where(some, top + tl.log2(safe), float("-inf")), mask=wanted)
+    tl.store(
+        partial + entry[:, None] * VALUE_DIM + column[None, :],
+        acc / safe[:, None],
+        mask=wanted[:, None] & (column[None, :] < VALUE_DIM),
+    )
+
+
+_VARYING = [
+    "tail_tokens", "tail_splits", "tail_part", "per_program", "list_capacity", "list_splits",
+    "list_part", "query_tokens", "mask_b", "mask_q", "mask_t",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _decode(
+    queries, keys, values, bias, offsets, lengths, block_start, first_row, block_indices,
+    block_counts, tail_keys, tail_values, tail_mask, tail_length, partial, log_sums,
+    scale, tail_tokens, tail_splits, tail_part, per_program, list_capacity, list_splits,
+    list_part, rows, query_tokens, query_b, query_h, query_t, key_b, key_h, key_t,
+    value_b, value_h, value_t, mask_b, mask_q, mask_t,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    LIST_SIZE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
+    DEVICE_LENGTH: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    member = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    queries_per_row = query_tokens * GROUP
+    token = member // GROUP
+    head_in_group = member % GROUP
+    column = tl.arange(0, BLOCK_D)
+    value_column = tl.arange(0, BLOCK_DV)
+    entry = tl.arange(0, BLOCK_N)
+    wanted = (member < queries_per_row)[:, None] & (column[None, :] < HEAD_DIM)
+    tail_programs = rows * tail_splits
+    log2_e: tl.constexpr = 1.4426950408889634
+
+    if program < tail_programs:
+        row = program // tail_splits
+        part = program % tail_splits
+        b = (row // KV_HEADS).to(tl.int64)
+        head = (row % KV_HEADS).to(tl.int64)
+        used = tail_tokens
+        if DEVICE_LENGTH:
+            used = tl.load(tail_length)
+        start = part * tail_part
+        stop = tl.minimum(start + tail_part, used)
+        if start < stop:
+            query_head = head * GROUP + head_in_group
+            q = tl.load(
+                queries + b * query_b + query_head[:, None] * query_h + token[:, None] * query_t
+                + column[None, :],
+                mask=wanted, other=0.0,
+            )  # fmt: skip
+            top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+            total = tl.zeros([BLOCK_M], tl.float32)
+            acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+            last_seen = used - query_tokens + token
+            no_extra = tl.zeros([BLOCK_N], tl.float32)
+            for first in range(start, stop, BLOCK_N):
+                position = first + entry
+                inside = position < stop
+                place = position.to(tl.int64)
+                k = tl.load(
+                    tail_keys + b * key_b + head * key_h + place[:, None] * key_t
+                    + column[None, :],
+                    mask=inside[:, None] & (column[None, :] < HEAD_DIM), other=0.0,
+                )  # fmt: skip
+                v = tl.load(
+                    tail_values + b * value_b + head * value_h + place[:, None] * value_t
+                    + value_column[None, :],
+                    mask=inside[:, None] & (value_column[None, :] < VALUE_DIM), other=0.0,
+                )  # fmt: skip
+                visible = inside[None, :] & (position[None, :] <= last_seen[:, None])
+                if HAS_MASK:
+                    shown = tl.load(
+                        tail_mask + b * mask_b + token[:, None] * mask_q
+                        + position[None, :] * mask_t,
+                        mask=visible & (member < queries_per_row)[:, None], other=0,
+                    )  # fmt: skip
+                    visible = visible & (shown != 0)
+                top, total, acc = _online_softmax(
+                    q, k, v, no_extra, visible, scale, top, total, acc
+                )
+            _store_partial(
+                partial, log_sums, program, member, queries_per_row, top, total, acc,
+                VALUE_DIM, BLOCK_DV,
+            )  # fmt: skip
+    elif LIST_SIZE > 0:
+        share = program - tail_programs
+        row = share // list_splits
+        b = (row // KV_HEADS).to(tl.int64)
+        head = (row % KV_HEADS).to(tl.int64)
+        listed = tl.load(block_counts + row) * LIST_SIZE
+        start = (share % list_splits) * list_part
+        stop = tl.minimum(start + list_part, listed)
+        if start < stop:
+            length = tl.load(lengths + row)
+            offset = tl.load(offsets + row)
+            query_head = head * GROUP + head_in_group
+            q = tl.load(
+                queries + b * query_b + query_head[:, None] * query_h + token[:, None] * query_t
+                + column[None, :],
+                mask=wanted, other=0.0,
+            )  # fmt: skip
+            top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+            total = tl.zeros([BLOCK_M], tl.float32)
+            acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+            for first in range(start, stop, BLOCK_N):
+                position = first + entry
+                inside = position < stop
+                index = tl.load(
+                    block_indices + row * list_capacity + position // LIST_SIZE,
+                    mask=inside, other=0,
+                )  # fmt: skip
+                position = index * LIST_SIZE + position % LIST_SIZE
+                inside = inside & (position < length)
+                slot = offset + position
+                k = tl.load(
+                    keys + slot[:, None] * HEAD_DIM + column[None, :],
+                    mask=inside[:, None] & (column[None, :] < HEAD_DIM), other=0.0,
+                )  # fmt: skip
+                v = tl.load(
+                    values + slot[:, None] * VALUE_DIM + value_column[None, :],
+                    mask=inside[:, None] & (value_column[None, :] < VALUE_DIM), other=0.0,
+                )  # fmt: skip
+                extra = tl.zeros([BLOCK_N], tl.float32)
+                if HAS_BIAS:
+                    extra = tl.load(bias + slot, mask=inside, other=0.0) * log2_e
+                top, total, acc = _online_softmax(
+                    q, k, v, extra, inside[None, :], scale, top, total, acc
+                )
+            _store_partial(
+                partial, log_sums, program, member, queries_per_row, top, total, acc,
+                VALUE_DIM, BLOCK_DV,
+            )  # fmt: skip
+    else:
+        share = program - tail_programs
+        block = share * per_program
+        last_block = tl.minimum(block + per_program, tl.load(block_start + rows))
+        row = tl.load(first_row + share)
+        while block < last_block:
+            row_block = tl.load(block_start + row)
+            stop_block = tl.minimum(last_block, tl.load(block_start + row + 1))
+            if block < stop_block:
+                length = tl.load(lengths + row)
+                offset = tl.load(offsets + row)
+                b = (row // KV_HEADS).to(tl.int64)
+                query_head = (row % KV_HEADS) * GROUP + head_in_group
+                q = tl.load(
+                    queries + b * query_b + query_head[:, None] * query_h
+                    + token[:, None] * query_t + column[None, :],
+                    mask=wanted, other=0.0,
+                )  # fmt: skip
+                top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+                total = tl.zeros([BLOCK_M], tl.float32)
+                acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+                for number in range(block - row_block, stop_block - row_block):
+                    position = number * BLOCK_N + entry
+                    inside = position < length
+                    slot = offset + position
+                    k = tl.load(
+                        keys + slot[:, None] * HEAD_DIM + column[None, :],
+                        mask=inside[:, None] & (column[None, :] < HEAD_DIM), other=0.0,
+                    )  # fmt: skip
+                    v = tl.load(
+                        values + slot[:, None] * VALUE_DIM + value_column[None, :],
+                        mask=inside[:, None] & (value_column[None, :] < VALUE_DIM), other=0.0,
+                    )  # fmt: skip
+                    extra = tl.zeros([BLOCK_N], tl.float32)
+                    if HAS_BIAS:
+                        extra = tl.load(bias + slot, mask=inside, other=0.0) * log2_e
+                    top, total, acc = _online_softmax(
+                        q, k, v, extra, inside[None, :], scale, top, total, acc
+                    )
+                _store_partial(
+                    partial, log_sums, tail_programs + share + row, member, queries_per_row,
+                    top, total, acc, VALUE_DIM, BLOCK_DV,
+                )  # fmt: skip
+            block = stop_block
+            row += 1
+
+
+@triton.jit
+def _combine(
+    partial, log_sums, first, count, member, queries_per_row, column, top, total, acc,
+    VALUE_DIM: tl.constexpr, SEGMENTS: tl.constexpr,
+):  # fmt: skip
+    """Fold ``count`` segments from ``first`` on into a running maximum, sum and accumulator."""
+    for done in range(0, count, SEGMENTS):
+        index = done + tl.arange(0, SEGMENTS)
+        valid = index < count
+        entry = (first + index).to(tl.int64) * queries_per_row + member
+        logs = tl.load(log_sums + entry, mask=valid, other=float("-inf"))
+        new_top = tl.maximum(top, tl.max(logs, 0))
+        finite = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weights = tl.exp2(logs - finite)
+        shrink = tl.exp2(top - finite)
+        tile = tl.load(
+            partial + entry[:, None] * VALUE_DIM + column[None, :],
+            mask=(weights > 0.0)[:, None] & (column[None, :] < VALUE_DIM), other=0.0,
+        )  # fmt: skip
+        acc = acc * shrink + tl.sum(tile * weights[:, None], 0)
+        total = total * shrink + tl.sum(weights, 0)
+        top = new_top
+    return top, total, acc
+
+
+@triton.jit(do_not_specialize=[name for name in _VARYING if name[:4] in ("tail", "list")])
+def _reduce(
+    partial, log_sums, block_start, block_counts, tail_length, output,
+    tail_tokens, tail_splits, tail_part, per_program, list_splits, list_part, rows, query_tokens,
+    output_b, output_h, output_t,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, VALUE_DIM: tl.constexpr, COLUMNS: tl.constexpr,
+    LIST_SIZE: tl.constexpr, DEVICE_LENGTH: tl.constexpr, SEGMENTS: tl.constexpr,
+):  # fmt: skip
+    queries_per_row = query_tokens * GROUP
+    row = tl.program_id(0) // queries_per_row
+    member = tl.program_id(0) % queries_per_row
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    tail_programs = rows * tail_splits
+    used = tail_tokens
+    if DEVICE_LENGTH:
+        used = tl.load(tail_length)
+    top = tl.full((), float("-inf"), tl.float32)
+    total = tl.full((), 0.0, tl.float32)
+    acc = tl.zeros([COLUMNS], tl.float32)
+    top, total, acc = _combine(
+        partial, log_sums, row * tail_splits, tl.cdiv(used, tail_part), member, queries_per_row,
+        column, top, total, acc, VALUE_DIM, SEGMENTS,
+    )  # fmt: skip
+    if LIST_SIZE > 0:
+        first = tail_programs + row * list_splits
+        count = tl.cdiv(tl.load(block_counts + row) * LIST_SIZE, list_part)
+    else:
+        start = tl.load(block_start + row)
+        stop = tl.load(block_start + row + 1)
+        first_program = start // per_program
+        first = tail_programs + row + first_program
+        count = tl.where(stop > start, (stop - 1) // per_program - first_program + 1, 0)
+    top, total, acc = _combine(
+        partial, log_sums, first, count, member, queries_per_row,
+        column, top, total, acc, VALUE_DIM, SEGMENTS,
+    )  # fmt: skip
+    result = acc / tl.where(total > 0.0, total, 1.0)
+    b = (row // KV_HEADS).to(tl.int64)
+    head = (row % KV_HEADS) * GROUP + member % GROUP
+    place = output + b * output_b + head * output_h + (member // GROUP) * output_t
+    tl.store(place + column, result.to(output.dtype.element_ty), mask=column < VALUE_DIM)
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _INTERPRETED_PROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _parts(tokens: int, block: int, most: int) -> tuple[int, int]:
+    """(parts, tokens per part): equal parts of at least :data:`LEAST_BLOCKS` blocks."""
+    blocks = max(1, -(-tokens // block))
+    parts = max(1, min(-(-blocks // LEAST_BLOCKS), most))
+    per_part = -(-blocks // parts)
+    return -(-blocks // per_part), per_part * block
+
+
+def ragged_decode_triton(
+    queries: Tensor,
+    prefix: RaggedPrefix,
+    tail_keys: Tensor,
+    tail_values: Tensor,
+    scaling: float,
+    tail_mask: Tensor | None = None,
+    tail_length: Tensor | None = None,
+    blocks: BlockList | None = None,
+    workspace: Workspace | None = None,
+    options: LaunchOptions | None = None,
+) -> Tensor:
+    """Arguments as in :func:`catekv.kernels.ragged_decode`; ``options`` overrides the rule.
+
+    Nothing waits for the device, and with a workspace only the result is allocated.
+    """
+    batch, query_heads, query_tokens, head_dim = queries.shape
+    kv_heads, tail = tail_keys.shape[1:3]
+    value_dim = tail_values.shape[-1]
+    group, rows, device = query_heads // kv_heads, batch * kv_heads, queries.device
+    queries_per_row = group * query_tokens
+    tile = min(MAX_QUERY_TILE[queries.element_size()], _power_of_two(queries_per_row))
+    tiles = -(-queries_per_row // tile)
+    options = options or launch_options(head_dim, queries.element_size(), tile)
+    block = options.block
+    resident = max(1, _processors(device) * options.programs_per_processor // tiles)
+
+    # the programs of the tail run beside those of the prefix
+    tail_splits, tail_part = _parts(tail, block, resident // rows)
+    plan = work_plan(prefix, block, max(1, resident - min(rows, resident // 4)))
+    list_splits = list_part = list_capacity = 0
+    prefix_programs, segments = plan.programs, plan.segments
+    if blocks is not None:
+        list_capacity = blocks.indices.shape[1]
+        list_splits, list_part = _parts(list_capacity * blocks.size, block, resident // rows)
+        prefix_programs = segments = rows * list_splits if prefix.slots else 0
+    segments += rows * tail_splits
+
+    workspace = workspace or Workspace()
+    entries = segments * queries_per_row
+    partial = workspace.take("decode partial", (entries, value_dim), torch.float32, device)
+    log_sums = workspace.take("decode log sums", (entries,), torch.float32, device)
+    # laid out as the output projection reads it: tokens before heads
+    output = queries.new_empty(batch, query_tokens, query_heads, value_dim).transpose(1, 2)
+    mask_strides = (0, 0, 0)
+    if tail_mask is not None:
+        tail_mask = tail_mask.expand(batch, 1, query_tokens, tail)
+        mask_strides = (tail_mask.stride(0), tail_mask.stride(2), tail_mask.stride(3))
+        tail_mask = tail_mask.view(torch.uint8)
+    if queries.stride(-1) != 1:
+        queries = queries.contiguous()
+    shape = {
+        "KV_HEADS": kv_heads,
+        "GROUP": group,
+        "VALUE_DIM": value_dim,
+        "LIST_SIZE": 0 if blocks is None else blocks.size,
+        "DEVICE_LENGTH": tail_length is not None,
+    }
+    indices, counts = (None, None) if blocks is None else (blocks.indices, blocks.counts)
+    _decode[(rows * tail_splits + prefix_programs, tiles)](
+        queries, prefix.keys, prefix.values, prefix.bias, prefix.offsets, prefix.lengths,
+        plan.block_start, plan.first_row, indices, counts, tail_keys, tail_values, tail_mask,
+        tail_length, partial, log_sums,
+        scaling * _LOG2_E, tail, tail_splits, tail_part, plan.per_program, list_capacity,
+        list_splits, list_part, rows, query_tokens,
+        queries.stride(0), queries.stride(1), queries.stride(2),
+        *tail_keys.stride()[:3], *tail_values.stride()[:3], *mask_strides,
+        HEAD_DIM=head_dim, BLOCK_D=_power_of_two(head_dim), BLOCK_DV=_power_of_two(value_dim),
+        BLOCK_M=tile, BLOCK_N=block, HAS_BIAS=prefix.bias is not None,
+        HAS_MASK=tail_mask is not None, **shape,
+        num_warps=options.num_warps, num_stages=options.num_stages, enable_fp_fusion=True,
+    )  # fmt: skip
+    _reduce[(rows * queries_per_row, -(-value_dim // REDUCE_COLUMNS))](
+        partial, log_sums, plan.block_start, counts, tail_length, output,
+        tail, tail_splits, tail_part, plan.per_program, list_splits, list_part, rows, query_tokens,
+        *output.stride()[:3],
+        COLUMNS=REDUCE_COLUMNS, SEGMENTS=REDUCE_SEGMENTS, **shape, num_warps=2,
+        enable_fp_fusion=True,
+    )  # fmt: skip
+    return output
+
+
+def variants() -> list[Variant]:
+    """Every form that a launch may take, for the compile check."""
+    found = []
+    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
+        for head_dim in (64, 96, 128, 256):
+            for use in ("decode", "decode bias", "decode list", "question"):
+                found.append(_decode_variant(dtype, name, head_dim, use))
+        found.append(_reduce_variant(name, lists=False))
+        found.append(_reduce_variant(name, lists=True))
+    return found
+
+
+def _decode_variant(dtype: torch.dtype, name: str, head_dim: int, use: str) -> Variant:
+    tile = MAX_QUERY_TILE[dtype.itemsize] if use == "question" else 16
+    options = launch_options(head_dim, dtype.itemsize, tile)
+    absent = ["bias", "block_indices", "block_counts"]
+    if use != "question":
+        absent.append("tail_mask")
+    if use == "decode bias":
+        absent.remove("bias")
+    if use == "decode list":
+        absent = ["tail_mask", "bias"]
+    types = {
+        **dict.fromkeys(("queries", "keys", "values", "tail_keys", "tail_values"), f"*{name}"),
+        **dict.fromkeys(("bias", "partial", "log_sums"), "*fp32"),
+        **dict.fromkeys(
+            ("lengths", "block_start", "first_row", "block_indices", "block_counts", "tail_length"),
+            "*i32",
+        ),
+        "offsets": "*i64",
+        "tail_mask": "*u8",
+        "scale": "fp32",
+    }
+    constants: dict[str, Any] = {
+        "KV_HEADS": 8, "GROUP": 4, "HEAD_DIM": head_dim, "VALUE_DIM": head_dim,
+        "BLOCK_D": _power_of_two(head_dim), "BLOCK_DV": _power_of_two(head_dim),
+        "BLOCK_M": tile, "BLOCK_N": options.block, "LIST_SIZE": 16 if use == "decode list" else 0,
+        "HAS_BIAS": use == "decode bias", "HAS_MASK": use == "question", "DEVICE_LENGTH": True,
+        **dict.fromkeys(absent),
+    }  # fmt: skip
+    strides = [f"{tensor}_{axis}" for tensor in ("query", "key", "value") for axis in "bht"]
+    return Variant(
+        f"ragged_decode {use} {name} d{head_dim}",
+        _decode,
+        signature(_decode, types, constants),
+        constants,
+        divisible=(*strides[1:], *(key for key in types if key not in absent and key != "scale")),
+        num_warps=options.num_warps,
+        num_stages=options.num_stages,
+        hot=use != "question" and dtype.itemsize == 2,
+    )
+
+
+def _reduce_variant(name: str, *, lists: bool) -> Variant:
+    pointers = ["block_start", "block_counts", "tail_length"]
+    types = {"partial": "*fp32", "log_sums": "*fp32", "output": f"*{name}"}
+    types |= dict.fromkeys(pointers, "*i32")
+    constants: dict[str, Any] = {
+        "KV_HEADS": 8, "GROUP": 4, "VALUE_DIM": 128, "COLUMNS": REDUCE_COLUMNS,
+        "LIST_SIZE": 16 if lists else 0, "DEVICE_LENGTH": True, "SEGMENTS": REDUCE_SEGMENTS,
+    }  # fmt: skip
+    if not lists:
+        constants["block_counts"] = None
+    divisible = tuple(key for key in types if key not in constants)
+    return Variant(
+        f"ragged_decode reduce {'list ' if lists else ''}{name}",
+        _reduce,
+        signature(_reduce, types, constants),
+        constants,
+        divisible=divisible,
+        num_warps=2,
+        num_stages=3,
+        hot=True,
+    )

@@ -1,0 +1,56 @@
+"""Every kernel builds for A100 and Hopper chips on a machine that has neither."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from catekv.kernels import compile_check
+from catekv.kernels.compile_check import Built, render
+from catekv.kernels.dispatch import TABLE
+
+pytest.importorskip("triton", reason="triton has no package for this platform")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own: the compiler and the interpreter exclude each other."""
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-m", "catekv.kernels.compile_check", *arguments],
+        capture_output=True,
+        text=True,
+        env={**clean, **environment},
+        check=False,
+    )
+
+
+def test_every_variant_builds_without_spills_in_hot_kernels(tmp_path: Path):
+    done = run("--output", str(tmp_path / "kernels.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    built = json.loads((tmp_path / "kernels.json").read_text())
+    assert {one["chip"] for one in built} == {"sm_80", "sm_90"}
+    assert all(one["registers"] > 0 for one in built)
+    for kernel, row in TABLE.items():
+        if "triton" in row:
+            assert any(kernel in one["variant"] for one in built), kernel
+
+
+def test_an_unknown_name_and_the_interpreter_are_refused():
+    assert "no variant's name contains" in run("--only", "nothing like it").stderr
+    refused = run(TRITON_INTERPRET="1")
+    assert refused.returncode == 2
+    assert "unset TRITON_INTERPRET" in refused.stderr
+
+
+def test_a_problem_is_an_exit_code(monkeypatch: pytest.MonkeyPatch):
+    one = Built("some kernel", "sm_80", 255, 16, 0, "spills 16 bytes of registers")
+    monkeypatch.setattr(compile_check, "check", lambda *_arguments: [one])
+    assert compile_check.main([]) == 1
+    assert "| some kernel | sm_80 | 255 | 16 | 0.0 | spills 16 bytes of registers |" in render(
+        [one], "triton"
+    )

@@ -1,0 +1,197 @@
+"""The triton decode kernel against the definition, in triton's interpreter (fp32 and fp16)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from catekv import kernels
+from catekv.errors import UserError
+from catekv.kernels import Workspace, ragged_decode_reference
+from catekv.layout import BlockList, from_rows
+
+pytest.importorskip("triton", reason="triton has no package for this platform")
+
+from catekv.kernels.ragged_decode_triton import (
+    LaunchOptions,
+    launch_options,
+    ragged_decode_triton,
+)
+
+#: Small blocks and few programs, so that short rows are split and programs span rows.
+SMALL = LaunchOptions(block=16, num_warps=4, num_stages=2, programs_per_processor=2)
+RAGGED = [200, 4, 0, 30, 100, 7]
+
+
+@dataclass(frozen=True)
+class Case:
+    lengths: tuple[int, ...] = tuple(RAGGED)
+    kv_heads: int = 3
+    group: int = 2
+    dim: int = 64
+    value_dim: int = 64
+    query_tokens: int = 1
+    tail: int = 5
+    dtype: torch.dtype = torch.float32
+    bias: bool = False
+    hidden: int = 0
+    capacity: int | None = None
+    blocks: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(11)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator).to(self.dtype)
+
+        batch = len(self.lengths) // self.kv_heads
+        rows, start = [], 0
+        for length in self.lengths:
+            rows.append((start, length))
+            start += length
+        logits = torch.randn(start, generator=generator) if self.bias else None
+        prefix = from_rows(
+            normal(start, self.dim), normal(start, self.value_dim), logits, rows, self.kv_heads
+        )
+        columns = self.capacity or self.tail
+        # as a projection leaves them: tokens before heads in memory
+        queries = normal(batch, self.query_tokens, self.kv_heads * self.group, self.dim)
+        mask = None
+        if self.hidden:
+            mask = torch.ones(batch, 1, 1, columns, dtype=torch.bool)
+            mask[0, ..., : self.hidden] = False
+        chosen = None
+        if self.blocks:
+            indices = torch.stack(
+                [torch.randperm(13, generator=generator)[:5] for _ in self.lengths]
+            )
+            counts = torch.randint(0, 6, (len(self.lengths),), generator=generator)
+            chosen = BlockList(indices.int(), counts.int(), 16)
+        return {
+            "queries": queries.transpose(1, 2),
+            "prefix": prefix,
+            "tail_keys": normal(batch, self.kv_heads, columns, self.dim),
+            "tail_values": normal(batch, self.kv_heads, columns, self.value_dim),
+            "scaling": self.dim**-0.5,
+            "tail_mask": mask,
+            "tail_length": (
+                torch.tensor([self.tail], dtype=torch.int32) if self.capacity else None
+            ),
+            "blocks": chosen,
+        }
+
+    @staticmethod
+    def widened(arguments: dict[str, Any]) -> dict[str, Any]:
+        """The same numbers in float32."""
+        return {
+            name: value.float() if isinstance(value, Tensor) else value
+            for name, value in arguments.items()
+        }
+
+
+CASES = {
+    "ragged": Case(),
+    "one token in the tail": Case(tail=1),
+    "no prefix at all": Case(lengths=(0,) * 6, tail=70),
+    "equal rows": Case(lengths=(50,) * 6),
+    "one long row beside short ones": Case(lengths=(500, 3, 3), group=1),
+    "bias": Case(bias=True),
+    "several queries": Case(query_tokens=4, tail=9),
+    "several queries, padding hidden": Case(query_tokens=3, tail=7, hidden=2),
+    "length on the device": Case(capacity=40, tail=21),
+    "length on the device, several queries, padding, bias": Case(
+        capacity=90, tail=70, query_tokens=3, hidden=4, bias=True
+    ),
+    "blocks": Case(blocks=True),
+    "blocks, bias, length on the device": Case(blocks=True, bias=True, capacity=80, tail=66),
+    "group of 16": Case(lengths=(60, 9), kv_heads=2, group=16),
+    "more queries than a tile": Case(lengths=(40,), kv_heads=1, group=4, query_tokens=10, tail=12),
+    "head dimension 96": Case(dim=96, value_dim=96),
+    "head dimension 128": Case(dim=128, value_dim=128),
+    "head dimension 256": Case(lengths=(70, 5, 0), dim=256, value_dim=256),
+    "values of another dimension": Case(value_dim=32),
+    "odd head dimension": Case(dim=24, value_dim=24),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_equals_the_definition(case: Case):
+    arguments = case.arguments()
+    expected = ragged_decode_reference(**arguments)
+    found = ragged_decode_triton(**arguments, options=SMALL)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_equals_the_definition_in_half_precision(head_dim: int):
+    case = Case((70, 5, 0), dim=head_dim, value_dim=head_dim, dtype=torch.float16)
+    arguments = case.arguments()
+    exact = ragged_decode_reference(**Case.widened(arguments))
+    torch.testing.assert_close(ragged_decode_triton(**arguments).float(), exact, rtol=0, atol=2e-3)
+
+
+def test_the_options_of_real_launches_give_the_same():
+    arguments = Case(lengths=(300, 70, 0)).arguments()
+    torch.testing.assert_close(
+        kernels.ragged_decode(**arguments, backend="triton"),
+        ragged_decode_reference(**arguments),
+        rtol=0,
+        atol=2e-6,
+    )
+
+
+def test_a_workspace_is_reused_and_its_contents_do_not_matter():
+    arguments = Case().arguments()
+    workspace = Workspace()
+    expected = ragged_decode_triton(**arguments, options=SMALL, workspace=workspace).clone()
+    held = {tensor.data_ptr() for tensor in workspace.tensors()}
+    for tensor in workspace.tensors():
+        tensor.fill_(torch.nan)
+    again = ragged_decode_triton(**arguments, options=SMALL, workspace=workspace)
+    torch.testing.assert_close(again, expected, rtol=0, atol=0)
+    assert {tensor.data_ptr() for tensor in workspace.tensors()} == held
+
+
+def test_the_result_lies_in_memory_as_the_output_projection_reads_it():
+    found = ragged_decode_triton(**Case(query_tokens=2).arguments(), options=SMALL)
+    assert found.transpose(1, 2).is_contiguous()
+
+
+def test_what_lies_behind_the_tail_is_never_read():
+    arguments = Case(capacity=40, tail=21).arguments()
+    expected = ragged_decode_triton(**arguments, options=SMALL)
+    for name in ("tail_keys", "tail_values"):
+        arguments[name][:, :, 21:] = torch.nan
+    torch.testing.assert_close(
+        ragged_decode_triton(**arguments, options=SMALL), expected, rtol=0, atol=0
+    )
+
+
+def test_the_environment_forces_a_backend(monkeypatch: pytest.MonkeyPatch):
+    arguments = Case(lengths=(9, 4, 2)).arguments()
+    monkeypatch.setenv("CATEKV_KERNELS", "triton")
+    by_triton = kernels.ragged_decode(**arguments)
+    assert by_triton.transpose(1, 2).is_contiguous()
+    monkeypatch.setenv("CATEKV_KERNELS", "reference")
+    torch.testing.assert_close(kernels.ragged_decode(**arguments), by_triton, rtol=0, atol=2e-6)
+    monkeypatch.setenv("CATEKV_KERNELS", "cuda")
+    with pytest.raises(UserError, match="unknown kernel backend 'cuda'"):
+        kernels.ragged_decode(**arguments)
+
+
+def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(UserError, match="TRITON_INTERPRET=1 is not set"):
+        kernels.ragged_decode(**Case().arguments(), backend="triton")
+
+
+def test_two_programs_of_every_half_precision_launch_fit_into_a_multiprocessor():
+    for head_dim in (64, 96, 128, 256):
+        options = launch_options(head_dim, 2, 16)
+        padded = 128 if head_dim == 96 else head_dim
+        in_flight = (options.num_stages - 1) * 2 * options.block * padded * 2
+        assert options.programs_per_processor * in_flight <= 160 * 1024
