@@ -2,7 +2,7 @@
 # Set-up if needed, then lint, types and the test suite.
 #   ./run_tests.sh            everything that is fast            (what CI calls)
 #   ./run_tests.sh --slow     the slow checks as well
-#   ./run_tests.sh --oldest   cache, model and run tests on the oldest supported transformers
+#   ./run_tests.sh --oldest   kernel, cache and model tests on the oldest transformers and triton
 #   other arguments go to pytest
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -10,6 +10,8 @@ cd "$REPOSITORY"
 . scripts/environment.sh
 
 OLDEST_TRANSFORMERS=5.17.0
+OLDEST_TRITON=3.6.0
+INTERPRETED_NUMPY="numpy<2.4" # the newest that the interpreter of that triton runs with
 arguments=()
 oldest=false
 for argument in "$@"; do
@@ -30,10 +32,11 @@ if $oldest; then
   [ -n "$base" ] || fail "Python 3.10 or newer was not found; install it and run this again"
   [ -x .venv-oldest/bin/python ] || "$base" -m venv .venv-oldest
   # packages that transformers itself bounds come in the versions it wants
-  grep -vE '^(transformers|huggingface_hub|hf-xet|tokenizers|safetensors)==' constraints.txt \
+  grep -vE '^(transformers|huggingface_hub|hf-xet|tokenizers|safetensors|triton|numpy)==' constraints.txt \
     >.venv-oldest/constraints.txt
   .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
-    --constraint .venv-oldest/constraints.txt "transformers==$OLDEST_TRANSFORMERS" --editable ".[dev]"
+    --constraint .venv-oldest/constraints.txt "transformers==$OLDEST_TRANSFORMERS" \
+    "triton==$OLDEST_TRITON" "$INTERPRETED_NUMPY" --editable ".[dev]"
   exec .venv-oldest/bin/python -m pytest test/kernels test/integration "${arguments[@]+"${arguments[@]}"}"
 fi
 

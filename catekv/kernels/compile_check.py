@@ -77,8 +77,8 @@ def build(variant: Variant, capability: int) -> Built:
         )
         log = _assemble(compiled.asm["ptx"])
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        return Built(variant.name, chip, 0, 0, 0, f"does not compile: {(reason or [error])[-1]}")
+        reason = str(error).strip() or type(error).__name__
+        return Built(variant.name, chip, 0, 0, 0, f"does not compile: {reason.splitlines()[-1]}")
     registers, spilled = (_number(log, p) for p in (r"Used (\d+) reg", r"(\d+) bytes spill stores"))
     shared = compiled.metadata.shared
     problem = ""
@@ -101,7 +101,7 @@ def _assemble(ptx: str) -> str:
         file.flush()
         # two of them since Blackwell, and each knows its own versions of the language only
         for name in ("ptxas", "ptxas-blackwell"):
-            command = [tools / name, "-v", f"-arch={architecture.group(1)}", file.name]
+            command = [str(tools / name), "-v", f"-arch={architecture.group(1)}", file.name]
             done = subprocess.run([*command, "-o", os.devnull], capture_output=True, text=True)
             if done.returncode == 0:
                 return done.stderr
