@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -107,62 +108,135 @@ def layerwise(model: torch.nn.Module, cache: RaggedCache, chunk_size: int) -> It
     """Within it a forward runs every decoder layer over chunks of the prompt.
 
     The last layer returns the last position only: neither the final norm nor the head sees the
-    whole prompt. One such forward at a time per model; other threads' forwards are not touched.
+    whole prompt. Rotary tables are made per chunk. One such forward at a time per model; other
+    threads' forwards are not touched.
     """
     layers = decoder_layers(model)
     lock = _locks.setdefault(model, threading.RLock())
-    with lock, deferred_masks():
-        originals = [layer.__dict__.get("forward") for layer in layers]
-        try:
-            for index, layer in enumerate(layers):
-                last = index == len(layers) - 1
-                layer.forward = _in_chunks(layer.forward, cache, index, chunk_size, last)
-            yield
-        finally:
-            for layer, original in zip(layers, originals, strict=True):
-                if original is None:
-                    layer.__dict__.pop("forward", None)
-                else:
-                    layer.forward = original
+    with lock, deferred_masks(), contextlib.ExitStack() as restored:
+        for rotary in _rotary_modules(model, layers):
+            restored.enter_context(_replaced_forward(rotary, _deferred_rotary(rotary.forward)))
+        for index, layer in enumerate(layers):
+            last = index == len(layers) - 1
+            chunked = _in_chunks(layer.forward, cache, index, chunk_size, last)
+            restored.enter_context(_replaced_forward(layer, chunked))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within it ``module`` runs ``forward``; other threads go on with what it ran before."""
+    own, original = module.__dict__.get("forward"), module.forward
+    owner = threading.get_ident()
+
+    def dispatch(*arguments: Any, **options: Any) -> Any:
+        chosen = forward if threading.get_ident() == owner else original
+        return chosen(*arguments, **options)
+
+    module.forward = dispatch
+    try:
+        yield
+    finally:
+        if own is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = own
+
+
+def _rotary_modules(
+    model: torch.nn.Module, layers: Sequence[torch.nn.Module]
+) -> list[torch.nn.Module]:
+    """Modules that make rotary tables for all layers at once (and not inside one of them)."""
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    return [
+        module
+        for module in model.modules()
+        if id(module) not in inside and type(module).__name__.endswith("RotaryEmbedding")
+    ]
+
+
+@dataclass(frozen=True)
+class DeferredRotary:
+    """A call of a rotary module that is made for one chunk at a time.
+
+    Tables over the whole prompt would stay alive through all layers. A model that looks into them
+    before its layers do gets whole ones.
+    """
+
+    forward: Callable[..., Any]
+    states: Tensor
+    positions: Tensor
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def build(self, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Tables [batch or 1, stop - start, dim] of some columns."""
+        # the largest position goes along: some scalings depend on the length of the whole prompt
+        farthest = self.positions.amax(dim=-1, keepdim=True)
+        positions = torch.cat([self.positions[:, start:stop], farthest], dim=-1)
+        tables = self.forward(self.states, positions, *self.arguments, **self.options)
+        return tuple(table[:, :-1] for table in tables)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.build(0, self.positions.shape[-1]))
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.build(0, self.positions.shape[-1])[index]
+
+
+def _deferred_rotary(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(states: Tensor, position_ids: Tensor, *arguments: Any, **options: Any) -> Any:
+        deferred = DeferredRotary(forward, states, position_ids, arguments, options)
+        if position_ids.ndim == 2:
+            tables = forward(states, position_ids[:, -1:], *arguments, **options)
+            per_token = isinstance(tables, tuple) and all(
+                isinstance(table, Tensor) and table.ndim == 3 and table.shape[1] == 1
+                for table in tables
+            )
+            if per_token:
+                return deferred
+        return forward(states, position_ids, *arguments, **options)
+
+    return run
 
 
 def _in_chunks(
     forward: Callable[..., Any], cache: RaggedCache, index: int, chunk_size: int, last: bool
 ) -> Callable[..., Any]:
-    owner = threading.get_ident()
-
     def run(hidden_states: Tensor, *arguments: Any, **options: Any) -> Any:
-        if threading.get_ident() != owner:
-            return forward(hidden_states, *arguments, **options)
         tokens = hidden_states.shape[1]
         layer: Any = cache.layers[index]
-        result: Any = None
-        part = hidden_states
-        for start in range(0, tokens, chunk_size):
+
+        def piece(value: Any, start: int, stop: int) -> Any:
+            if isinstance(value, DeferredRotary):
+                return value.build(start, stop)
+            if isinstance(value, DeferredMask):
+                length, offset = layer.get_mask_sizes(stop - start)
+                ragged = isinstance(layer, RaggedLayer)
+                return value.build(stop - start, layer.get_seq_length(), length, offset, ragged)
+            if isinstance(value, tuple | list) and all(isinstance(v, Tensor) for v in value):
+                return type(value)(piece(v, start, stop) for v in value)
+            # everything given per token has the tokens in its second dimension
+            if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == tokens:
+                return value[:, start:stop]
+            return value
+
+        def chunk(start: int) -> tuple[Tensor, tuple[Any, ...] | None]:
+            """Run one chunk in place; its last position, and what the layer returns besides."""
             stop = min(start + chunk_size, tokens)
-            size = stop - start
-
-            def piece(value: Any, start: int = start, stop: int = stop, size: int = size) -> Any:
-                if isinstance(value, DeferredMask):
-                    length, offset = layer.get_mask_sizes(size)
-                    ragged = isinstance(layer, RaggedLayer)
-                    return value.build(size, layer.get_seq_length(), length, offset, ragged)
-                if isinstance(value, tuple | list) and all(isinstance(v, Tensor) for v in value):
-                    return type(value)(piece(v) for v in value)
-                # everything given per token has the tokens in its second dimension
-                if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == tokens:
-                    return value[:, start:stop]
-                return value
-
             result = forward(
                 hidden_states[:, start:stop],
-                *(piece(value) for value in arguments),
-                **{name: piece(value) for name, value in options.items()},
+                *(piece(value, start, stop) for value in arguments),
+                **{name: piece(value, start, stop) for name, value in options.items()},
             )
-            part = result[0] if isinstance(result, tuple) else result
+            part, rest = (result[0], result[1:]) if isinstance(result, tuple) else (result, None)
             # in place: the layer's input is not needed again and the prompt is held once
             hidden_states[:, start:stop] = part
-        output = part[:, -1:] if last else hidden_states
-        return (output, *result[1:]) if isinstance(result, tuple) else output
+            return part[:, -1:].clone(), rest
+
+        for start in range(0, tokens, chunk_size):
+            newest, rest = chunk(start)
+        output = newest if last else hidden_states
+        return output if rest is None else (output, *rest)
 
     return run
