@@ -269,38 +269,41 @@ def options_from(option: str, texts: Sequence[str]) -> dict[str, object]:
 
 
 def _efficiency_arguments(parser: argparse.ArgumentParser) -> None:
+    from catekv.evaluation.efficiency.arguments import NEW_TOKENS, add_measuring_arguments
+
     add_model_arguments(parser)
     parser.add_argument(
-        "--length", type=int, default=4096, help="prompt length in tokens (default: 4096)"
+        "--lengths",
+        "--length",
+        nargs="+",
+        default=["4096"],
+        metavar="TOKENS",
+        help="context lengths in tokens (default: 4096)",
     )
     add_method_arguments(parser, ("catekv",))
     parser.add_argument(
-        "--new-tokens", type=int, default=32, help="decode steps measured (default: 32)"
+        "--new-tokens",
+        type=int,
+        default=NEW_TOKENS,
+        help=f"decode steps measured per round (default: {NEW_TOKENS})",
     )
     parser.add_argument(
-        "--batch-sizes", nargs="+", default=["1"], metavar="N", help="batch sizes (default: 1)"
+        "--batch-sizes",
+        nargs="+",
+        default=["1"],
+        metavar="N",
+        help="batch sizes (default: 1), or max: the largest that fits",
     )
-    parser.add_argument("--repeats", type=int, default=3, help="measurements per case (default: 3)")
-    parser.add_argument(
-        "--layers", type=int, help="use only so many layers of a configuration by name"
-    )
-    parser.add_argument(
-        "--random-weights",
-        action="store_true",
-        help="MODEL is a known configuration (e.g. llama3-8b-1m); make its weights up",
-    )
+    add_measuring_arguments(parser)
     parser.add_argument(
         "--chunk-size", type=int, default=8192, help="tokens per prefill chunk (default: 8192)"
-    )
-    parser.add_argument(
-        "--output", type=Path, help="write efficiency.json and .md into this folder"
     )
 
 
 def _efficiency(arguments: argparse.Namespace) -> int:
-    from catekv.evaluation import efficiency
+    from catekv.evaluation.efficiency import command
 
-    return efficiency.run(arguments)
+    return command.run(arguments)
 
 
 def _calibrate_parser(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -1,9 +1,11 @@
 """Latency, memory and throughput with the flags of the published script; see `catekv efficiency`.
 
     python test/eval_efficiency.py --datalen 4096 --method CateKV
-    python test/eval_efficiency.py --model_name llama3-8b-1m --random_weights --layers 2
+    python test/eval_efficiency.py --model_name llama3-8b-1m --datalen 512000 --method CateKV
+    python test/eval_efficiency.py --model_name llama3-8b-1m --datalen 512000 --scale 0.1
 
-Full attention and the method are measured in the same run with equal token counts.
+The second line needs a GPU; the third runs a smaller model of the same proportions anywhere. Full
+attention and the method are measured in the same run with equal token counts.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(words)
 
     def action() -> int:
-        from catekv.evaluation.efficiency import run
+        from catekv.evaluation.efficiency.command import run
 
         translated = efficiency_arguments(parsed)
         translated.command_line = shlex.join(["test/eval_efficiency.py", *words])

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catekv.errors import UserError
+from catekv.evaluation.efficiency.arguments import (
+    MEASURING,
+    NEW_TOKENS,
+    add_measuring_arguments,
+)
 
 if TYPE_CHECKING:
     from catekv.evaluation.session import Request
@@ -69,12 +74,10 @@ def add_efficiency_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``test/eval_efficiency.py``."""
     add = parser.add_argument
     add_method_arguments(parser)
-    add("--batch_size", type=int, nargs="+", default=[1], help="batch sizes (default: 1)")
-    add("--gen_len", type=int, default=32, help="decode steps measured (default: 32)")
-    add("--repeats", type=int, default=3, help="rounds in which the variants take turns")
-    add("--layers", type=int, help="only so many layers of a configuration by name")
-    add("--random_weights", action="store_true", help="--model_name is a known configuration")
-    add("--output", type=Path, help="write efficiency.json and .md into this folder")
+    add("--batch_size", nargs="+", default=["1"], help="batch sizes (default: 1), or max")
+    add("--gen_len", type=int, default=NEW_TOKENS, help="decode steps per round (default: 32)")
+    add("--lengths", nargs="+", default=[], help="several lengths instead of --datalen")
+    add_measuring_arguments(parser, "_")
 
 
 def _refuse(parsed: argparse.Namespace) -> None:
@@ -161,7 +164,7 @@ def efficiency_arguments(parsed: argparse.Namespace) -> argparse.Namespace:
     _refuse(parsed)
     return argparse.Namespace(
         model=parsed.model_name,
-        length=4096 if parsed.datalen is None else parsed.datalen,
+        lengths=parsed.lengths or [str(4096 if parsed.datalen is None else parsed.datalen)],
         methods=[canonical_name(parsed.method)],
         mask=list(_masks(parsed)),
         ratio=parsed.cv_threshold,
@@ -170,13 +173,10 @@ def efficiency_arguments(parsed: argparse.Namespace) -> argparse.Namespace:
         options=_method_options(parsed),
         made_with=_made_with(parsed),
         new_tokens=parsed.gen_len,
-        batch_sizes=[str(size) for size in parsed.batch_size],
-        repeats=parsed.repeats,
-        layers=parsed.layers,
-        random_weights=parsed.random_weights,
+        batch_sizes=parsed.batch_size,
         chunk_size=8192,
         dtype=parsed.dtype,
         device=parsed.device,
         attention=parsed.attention,
-        output=parsed.output,
+        **{name: getattr(parsed, name) for name in MEASURING},
     )

@@ -393,7 +393,7 @@ def test_eval_acc_puts_the_method_beside_full(
     assert header.split()[-2:] == ["full", "catekv"]
 
 
-def test_eval_efficiency_compares_with_two_full_caches(
+def test_eval_efficiency_compares_with_every_full_attention(
     checkpoint: Path, masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = published("eval_efficiency").main
@@ -404,21 +404,84 @@ def test_eval_efficiency_compares_with_two_full_caches(
         "--batch_size", "1", "2", "--output", str(tmp_path),
     ]  # fmt: skip
     assert main(words) == 0
-    assert "full, DynamicCache" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "full, flash-attn: absent, flash_attn is not installed" in output
+    assert "prefill s" in output
+    assert "random weights" not in output
     written = json.loads((tmp_path / "efficiency.json").read_text())
-    assert len(written["results"]) == 6
+    assert written["command"].startswith("test/eval_efficiency.py --model_name")
+    assert len(written["results"]) == 2 * 6
     for result in written["results"]:
+        if result["status"] == "absent":
+            continue
         assert len(result["step_seconds"]) == 2 * 2
         assert result["full_bytes"] == 600 * 2 * 2 * 2 * 8 * 4 * result["batch"]
         ours = result["variant"] == "catekv"
         assert (result["stored_bytes"] < 0.9 * result["full_bytes"]) == ours
         assert (result["ideal"] > 1.0) == ours
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "efficiency.json", "efficiency.md", "efficiency.png"
+    }  # fmt: skip
 
 
-def test_random_weights_of_a_known_shape(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["efficiency", "--model", "llama3-8b-1m", "--layers", "1"]
-    assert exit_code(lambda: cli.main(words)) == 2
-    assert "add --random-weights" in capsys.readouterr().err
+def test_a_known_shape_needs_a_gpu_or_a_scale(
+    refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = published("eval_efficiency").main
+    words = [
+        "--model_name", "llama3-8b-1m", "--datalen", "512000", "--method", "CateKV",
+        "--cv_threshold", "0.4", "--full_fraction", "1.0", "--device", "cpu",
+    ]  # fmt: skip
+    assert "none is used here; add --scale 0.1" in refused(*words, main=main)
+    small = [
+        "--scale",
+        "0.005",
+        "--gen_len",
+        "1",
+        "--repeats",
+        "1",
+        "--lengths",
+        "256000",
+        "512000",
+    ]
+    assert main([*words, *small]) == 0
+    output = capsys.readouterr().out
+    assert "2560 tokens, batch size 1" in output
+    assert "time of a step depends on shapes and lengths, not on the values" in output
+    assert "Scaled by 0.005: 5 layers, 8 query heads, 2 KV heads of 128" in output
+
+
+def test_throughput_finds_the_largest_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "efficiency", "--model", "llama3-8b-1m", "--device", "cpu", "--scale", "0.005",
+        "--length", "512000", "--batch-sizes", "max", "--memory", "0.2", "--new-tokens", "1",
+        "--repeats", "1", "--ratio", "0.1",
+    ]  # fmt: skip
+    assert cli.main(words) == 0
+    output = capsys.readouterr().out
+    assert "2560 tokens, largest batch that fits" in output
+    rows = {line.split("  ")[0]: line.split()[-16:] for line in output.splitlines()}
+    assert int(rows["catekv"][0]) > int(rows["full, our kernel"][0]) > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (["--layers", "1"], "--layers changes a known shape"),
+        (["--scale", "0.1"], "--scale changes a known shape"),
+        (["--random-weights"], "--random-weights needs the name of a known shape, not None"),
+        (["--model", "llama3-8b-1m", "--scale", "2"], "--scale 2 is outside (0, 1]"),
+        (["--model", "llama3-8b-1m", "--lengths", "0"], "at least one number of tokens above 0"),
+        (["--lengths", "many"], "--lengths takes whole numbers of tokens, not 'many'"),
+        (["--memory", "0"], "--memory 0 must be above 0 GiB"),
+        (["--baselines", "quick"], "invalid choice: 'quick'"),
+    ],
+)
+def test_efficiency_refuses(
+    refused: Callable[..., str], checkpoint: Path, words: list[str], cause: str
+) -> None:
+    own = [] if "--model" in words or "--random-weights" in words else ["--model", checkpoint]
+    assert cause in refused("efficiency", *own, *words, "--methods", "full", "--device", "cpu")
 
 
 def test_plan_reproduces_the_published_memory_arithmetic(

@@ -1,0 +1,215 @@
+"""Decode steps of several variants at one length, one batch size after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from catekv.errors import UserError
+from catekv.evaluation.efficiency import memory
+from catekv.evaluation.efficiency.arguments import BASELINES
+from catekv.evaluation.efficiency.breakdown import note_breakdown
+from catekv.evaluation.efficiency.clock import step_times
+from catekv.evaluation.efficiency.measurement import ABSENT, MEASURED, TOO_LARGE, Measurement
+from catekv.evaluation.efficiency.variants import (
+    FILLS,
+    RaggedStepper,
+    Setting,
+    Stepper,
+    Variant,
+    variants,
+)
+from catekv.evaluation.settings import MethodSpec
+from catekv.memory_model import GIB
+from catekv.model import CateKVModel
+
+WARM_UP_STEPS = 3
+WARM_UP_TOKENS = 64
+#: Share of the usable memory up to which all variants stay loaded and take turns.
+_TOGETHER_SHARE = 0.5
+#: Steps that the breakdown may add to those of the measurement.
+_SPARE_STEPS = 8
+
+
+def measure(
+    model: CateKVModel,
+    specs: Sequence[MethodSpec],
+    length: int,
+    *,
+    new_tokens: int = 32,
+    batch_sizes: Sequence[int] = (1,),
+    repeats: int = 3,
+    chunk_size: int = 8192,
+    fill: str = "random",
+    baselines: Sequence[str] = BASELINES,
+    graph: str = "auto",
+    breakdown: bool = True,
+    memory_limit: int | None = None,
+    report: Callable[[Measurement], None] | None = None,
+    seed: int = 0,
+) -> list[Measurement]:
+    """Measure full attention and every method at every batch size.
+
+    Args:
+        model: its weights may be random: only shapes matter here.
+        specs: the methods beside full attention.
+        length: context tokens.
+        new_tokens: decode steps per round, warm-up not counted.
+        repeats: rounds; in each one the variants take turns, so that a drifting machine hits all
+            alike (as long as they fit into memory together).
+        fill: ``random`` caches at the lengths a prompt would leave, or a real ``prefill``.
+        baselines: names out of :data:`BASELINES`.
+        graph: ``auto`` captures steps in a CUDA graph where that works, ``off`` never does, ``on``
+            fails where it does not work.
+        breakdown: also time the attention alone and the step without it.
+        memory_limit: bytes of the device to use at most, weights not counted.
+        report: called with every finished row.
+
+    Raises:
+        UserError: a number below 1, an unknown choice, or a context longer than the model's window.
+    """
+    for name, value in (("length", length), ("new tokens", new_tokens), ("repeats", repeats)):
+        if value < 1:
+            raise UserError(f"{name} {value} must be at least 1")
+    if fill not in FILLS:
+        raise UserError(f"unknown fill {fill!r}; use {' or '.join(FILLS)}")
+    steps = WARM_UP_STEPS + repeats * new_tokens + _SPARE_STEPS
+    model._check_length(length + steps)
+    for spec in specs:
+        spec.create().validate(model.shape)
+    chosen = variants(model, specs, baselines)
+    results: list[Measurement] = []
+    for batch in batch_sizes:
+        if batch < 1:
+            raise UserError(f"batch size {batch} must be at least 1")
+        setting = Setting(model, length, batch, steps, fill, chunk_size, graph, seed)
+        if fill == "prefill":
+            model.prefill(setting.prompt[:, :WARM_UP_TOKENS], method="full")
+        results += _measure_batch(
+            setting, chosen, new_tokens, repeats, breakdown, memory_limit, report
+        )
+    return results
+
+
+@torch.no_grad()
+def measure_one(
+    setting: Setting,
+    variant: Variant,
+    new_tokens: int,
+    repeats: int = 1,
+    *,
+    breakdown: bool = False,
+    memory_limit: int | None = None,
+) -> Measurement:
+    """One row; an error is a note in it, and nothing stays allocated."""
+    (result,) = _measure_batch(
+        setting, [variant], new_tokens, repeats, breakdown, memory_limit, None
+    )
+    return result
+
+
+@torch.no_grad()
+def _measure_batch(
+    setting: Setting,
+    chosen: Sequence[Variant],
+    new_tokens: int,
+    repeats: int,
+    breakdown: bool,
+    memory_limit: int | None,
+    report: Callable[[Measurement], None] | None,
+) -> list[Measurement]:
+    rows = [
+        Measurement(variant.label, setting.length, setting.batch, variant.method, fill=setting.fill)
+        for variant in chosen
+    ]
+    memory.free()
+    needed = [_needed_bytes(setting, variant) for variant in chosen]
+    usable = memory.usable_bytes(setting.model.device, memory_limit)
+    together = usable is None or sum(needed) <= _TOGETHER_SHARE * usable
+    steppers: dict[str, Stepper] = {}
+    for variant, row, size in zip(chosen, rows, needed, strict=True):
+        if variant.absent:
+            row.leave_out(ABSENT, variant.absent)
+        elif usable is not None and size > usable:
+            row.leave_out(
+                TOO_LARGE, f"needs {size / GIB:.2f} GiB of cache, {usable / GIB:.2f} GiB are usable"
+            )
+        else:
+            with memory.noting_errors(row):
+                steppers[row.variant] = _prepare(setting, variant, row)
+                if not together:
+                    _rounds(setting, [(row, steppers[row.variant])], new_tokens, repeats, breakdown)
+        if not together:
+            steppers.clear()
+            memory.free()
+            _finish(setting, row, report)
+    if together:
+        pairs = [(row, steppers[row.variant]) for row in rows if row.variant in steppers]
+        _rounds(setting, pairs, new_tokens, repeats, breakdown)
+        pairs.clear()
+        steppers.clear()
+        memory.free()
+        for row in rows:
+            _finish(setting, row, report)
+    return rows
+
+
+def _needed_bytes(setting: Setting, variant: Variant) -> float:
+    """Bytes of the cache while it decodes, as far as they are known beforehand."""
+    if variant.absent:
+        return 0.0
+    sizes = memory.memory_model(setting.model)
+    kept = variant.kept(setting.length)
+    tokens = setting.length if kept is None else kept
+    return setting.batch * sizes.cache_bytes(tokens + setting.steps)
+
+
+def _prepare(setting: Setting, variant: Variant, row: Measurement) -> Stepper:
+    sizes = memory.memory_model(setting.model)
+    row.full_bytes = int(setting.batch * sizes.cache_bytes(setting.length))
+    row.kept_tokens = float(setting.length)
+    stepper = variant.build(setting, row)
+    row.stored_bytes = stepper.stored_bytes()
+    peak = memory.Peak(setting.model.device)
+    with stepper.context():
+        for _ in range(WARM_UP_STEPS):
+            stepper.step()
+    row.resident_bytes = memory.allocated_bytes(setting.model.device)
+    row.decode_peak_bytes = peak.highest()
+    return stepper
+
+
+def _rounds(
+    setting: Setting,
+    pairs: Sequence[tuple[Measurement, Stepper]],
+    new_tokens: int,
+    repeats: int,
+    breakdown: bool,
+) -> None:
+    """Let the variants take turns; the breakdown comes last and once."""
+    device = setting.model.device
+    for _ in range(repeats):
+        for row, stepper in pairs:
+            if row.status != MEASURED:
+                continue
+            with memory.noting_errors(row), stepper.context():
+                times, wall = step_times(stepper.step, new_tokens, device)
+                row.step_seconds += times
+                row.wall_seconds.append(wall)
+    for row, stepper in pairs:
+        row.captured, row.reason = stepper.captured, stepper.reason
+        row.graph_bytes = stepper.graph_bytes
+        if breakdown and row.status == MEASURED and isinstance(stepper, RaggedStepper):
+            with memory.noting_errors(row):
+                note_breakdown(setting, stepper, row)
+
+
+def _finish(
+    setting: Setting, row: Measurement, report: Callable[[Measurement], None] | None
+) -> None:
+    sizes = memory.memory_model(setting.model)
+    row.step_bytes = sizes.step_bytes(row.kept_tokens, setting.batch)
+    row.ideal = sizes.decode_bound(setting.length, row.kept_tokens, setting.batch)
+    if report is not None:
+        report(row)

@@ -1,0 +1,108 @@
+"""Tokens per second with the largest batch that fits, for full attention and for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from catekv.errors import UserError
+from catekv.evaluation.efficiency import memory
+from catekv.evaluation.efficiency.measure import WARM_UP_STEPS, measure_one
+from catekv.evaluation.efficiency.measurement import ABSENT, TOO_LARGE, Measurement
+from catekv.evaluation.efficiency.variants import Setting, Variant, variants
+from catekv.evaluation.settings import MethodSpec
+from catekv.model import CateKVModel
+
+#: After running out of memory the batch shrinks to this share, by one sequence at least.
+SHRINK = 0.95
+TRIES = 6
+#: What every sequence takes besides its cache, in numbers per vocabulary entry: logits in the
+#: model's type and in float32.
+_LOGIT_NUMBERS = 4
+
+
+def largest_batch(
+    model: CateKVModel, kept: float, steps: int, memory_limit: int | None = None
+) -> int:
+    """Sequences whose caches fit beside the weights that are loaded already.
+
+    Args:
+        kept: tokens per KV head that one sequence keeps (the mean).
+        steps: decode steps that the cache must have room for.
+        memory_limit: bytes to use at most, instead of all that is free.
+
+    Raises:
+        UserError: nobody can tell how much memory the device has.
+    """
+    usable = memory.usable_bytes(model.device, memory_limit)
+    if usable is None:
+        raise UserError("the free memory of this device is not known; give --memory GIB")
+    sizes = memory.memory_model(model)
+    vocabulary = model.model.get_input_embeddings().weight.shape[0]
+    one = sizes.cache_bytes(kept + steps) + _LOGIT_NUMBERS * vocabulary * 4
+    return int(usable // one)
+
+
+def throughput(
+    model: CateKVModel,
+    specs: Sequence[MethodSpec],
+    length: int,
+    *,
+    new_tokens: int = 32,
+    repeats: int = 2,
+    baselines: Sequence[str] = ("kernel",),
+    graph: str = "auto",
+    memory_limit: int | None = None,
+    report: Callable[[Measurement], None] | None = None,
+    seed: int = 0,
+) -> list[Measurement]:
+    """One row per variant, each at its own largest batch, found by arithmetic and then allocated.
+
+    Caches are filled at random. Where the arithmetic was too hopeful the batch shrinks until it
+    fits. Arguments as in :func:`catekv.evaluation.efficiency.measure.measure`.
+    """
+    steps = WARM_UP_STEPS + repeats * new_tokens + 1
+    model._check_length(length + steps)
+    for spec in specs:
+        spec.create().validate(model.shape)
+    rows = []
+    for variant in variants(model, specs, baselines):
+        memory.free()
+        row = _at_largest_batch(
+            model, variant, length, steps, new_tokens, repeats, graph, memory_limit, seed
+        )
+        rows.append(row)
+        if report is not None:
+            report(row)
+    return rows
+
+
+def _at_largest_batch(
+    model: CateKVModel,
+    variant: Variant,
+    length: int,
+    steps: int,
+    new_tokens: int,
+    repeats: int,
+    graph: str,
+    memory_limit: int | None,
+    seed: int,
+) -> Measurement:
+    row = Measurement(variant.label, length, 0, variant.method)
+    kept = variant.kept(length)
+    if variant.absent:
+        row.leave_out(ABSENT, variant.absent)
+        return row
+    if kept is None:
+        row.leave_out(ABSENT, "decides its budgets for every prompt")
+        return row
+    batch = largest_batch(model, kept, steps, memory_limit)
+    for _ in range(TRIES):
+        if batch < 1:
+            break
+        setting = Setting(model, length, batch, steps, graph=graph, seed=seed)
+        row = measure_one(setting, variant, new_tokens, repeats)
+        if row.status != TOO_LARGE:
+            return row
+        batch = min(batch - 1, int(batch * SHRINK))
+    row.leave_out(TOO_LARGE, "not even a single sequence fits" if batch < 1 else "does not fit")
+    return row

@@ -1,0 +1,296 @@
+"""What is compared: full attention in several implementations, and the methods.
+
+A variant knows how to build a :class:`Stepper` for one length and batch size: something that
+decodes one token for every sequence each time it is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catekv import rotary
+from catekv.cache import RaggedCache
+from catekv.decoding import DecodeStep
+from catekv.errors import UserError
+from catekv.evaluation.efficiency import dense
+from catekv.evaluation.efficiency.arguments import BASELINES
+from catekv.evaluation.efficiency.clock import capture
+from catekv.evaluation.efficiency.fill import fill_random_, kept_lengths, random_cache
+from catekv.evaluation.efficiency.measurement import Measurement
+from catekv.evaluation.efficiency.memory import Peak
+from catekv.evaluation.settings import MethodSpec
+from catekv.generation import synchronize
+from catekv.methods import create
+from catekv.methods.base import Method
+from catekv.model import CateKVModel
+from catekv.transformers_compat import decoder_layers
+
+KERNEL, DYNAMIC = "full, our kernel", "full, DynamicCache"
+FILLS = ("random", "prefill")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One length and batch size of one model, and how it is measured.
+
+    ``steps`` is the number of decode steps that a cache must have room for. ``graph`` is ``auto``,
+    ``on`` or ``off``.
+    """
+
+    model: CateKVModel
+    length: int
+    batch: int
+    steps: int
+    fill: str = "random"
+    chunk_size: int = 8192
+    graph: str = "auto"
+    seed: int = 0
+
+    @cached_property
+    def prompt(self) -> Tensor:
+        """Random token ids [batch, length]."""
+        generator = torch.Generator().manual_seed(self.seed)
+        vocabulary = int(self.model.model.get_input_embeddings().weight.shape[0])
+        shape = (self.batch, self.length)
+        return torch.randint(0, vocabulary, shape, generator=generator).to(self.model.device)
+
+
+class Stepper:
+    """One decode step of a whole model, greedily, for every sequence of a batch.
+
+    Attributes:
+        captured, reason, graph_bytes: see :class:`Measurement`.
+    """
+
+    captured = False
+    reason = ""
+    graph_bytes: int | None = None
+
+    def step(self) -> None:
+        raise NotImplementedError
+
+    def stored_bytes(self) -> int:
+        """Bytes of the cache."""
+        raise NotImplementedError
+
+    def context(self) -> contextlib.AbstractContextManager[None]:
+        """Must be entered around steps."""
+        return contextlib.nullcontext()
+
+
+class RaggedStepper(Stepper):
+    """A compressed cache (or one with everything kept) through the project's decode step."""
+
+    def __init__(self, setting: Setting, cache: RaggedCache, logits: Tensor | None = None):
+        self.cache = cache
+        self.stored = cache.stored_bytes()
+        self.decode = DecodeStep(setting.model.model, cache, setting.steps + 1, graph=setting.graph)
+        self.tokens = _first_tokens(setting, logits)
+
+    def step(self) -> None:
+        logits = self.decode(self.tokens)
+        torch.argmax(logits, dim=-1, keepdim=True, out=self.tokens)
+        self.captured, self.reason = self.decode.captured, self.decode.reason or ""
+        self.graph_bytes = self.decode.graph_bytes
+
+    def stored_bytes(self) -> int:
+        return self.stored
+
+
+class DenseStepper(Stepper):
+    """Full attention by another library on a cache of fixed length."""
+
+    def __init__(self, setting: Setting, library: dense.Library):
+        self.model = setting.model
+        self.cache = dense.dense_cache(
+            setting.model, library, setting.length, setting.batch, setting.seed
+        )
+        self.tokens = _first_tokens(setting, None)
+        self.positions = torch.full_like(self.tokens, setting.length)
+        self.run: Callable[[], object] = self._forward
+        if setting.graph == "off":
+            self.reason = "turned off"
+        else:
+            inner = setting.model.model
+            with self.context(), rotary.fixed_frequencies(inner, self.positions) as self.kept:
+                self._forward()
+                self.run, self.reason = capture(self._forward, setting.model.device)
+        self.captured = not self.reason
+
+    def _forward(self) -> Tensor:
+        logits = self.model.model(
+            self.tokens,
+            past_key_values=self.cache,
+            position_ids=self.positions,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        return torch.argmax(logits, dim=-1, keepdim=True, out=self.tokens)
+
+    def step(self) -> None:
+        self.run()
+
+    def stored_bytes(self) -> int:
+        return dense.stored_bytes(self.cache)
+
+    def context(self) -> contextlib.AbstractContextManager[None]:
+        return dense.measured_attention(self.model)
+
+
+class DynamicStepper(Stepper):
+    """The model with transformers' own cache, which copies itself at every step."""
+
+    reason = "as transformers runs it"
+
+    def __init__(self, setting: Setting, cache: Any, logits: Tensor | None = None):
+        self.model, self.cache = setting.model, cache
+        self.tokens = _first_tokens(setting, logits)
+
+    def step(self) -> None:
+        logits = self.model.model(
+            self.tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+        ).logits[:, -1]
+        torch.argmax(logits, dim=-1, keepdim=True, out=self.tokens)
+
+    def stored_bytes(self) -> int:
+        layers = [(layer.keys, layer.values) for layer in self.cache.layers]
+        return sum(tensor.nbytes for pair in layers for tensor in pair if tensor is not None)
+
+
+def _first_tokens(setting: Setting, logits: Tensor | None) -> Tensor:
+    """Static int64 [batch, 1]."""
+    if logits is not None:
+        return logits.argmax(dim=-1, keepdim=True)
+    return torch.ones(setting.batch, 1, dtype=torch.long, device=setting.model.device)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table before it is measured.
+
+    Attributes:
+        kept: tokens per head after a context of so many tokens (the mean), None where only the
+            prompt decides.
+        build: makes the stepper and notes in the measurement what that cost.
+        absent: why it cannot run here, or nothing.
+    """
+
+    label: str
+    method: bool
+    kept: Callable[[int], float | None]
+    build: Callable[[Setting, Measurement], Stepper]
+    absent: str = ""
+
+
+def variants(
+    model: CateKVModel, specs: Sequence[MethodSpec], baselines: Sequence[str] = BASELINES
+) -> list[Variant]:
+    """The baselines that were asked for and the methods, in the order of the rows.
+
+    Raises:
+        UserError: unknown baseline.
+    """
+    found = []
+    for name in baselines:
+        if name not in BASELINES:
+            raise UserError(f"unknown baseline {name!r}; use {', '.join(BASELINES)}")
+    for name in (name for name in BASELINES if name in baselines):
+        if name == "kernel":
+            found.append(_method_variant(KERNEL, model, lambda tokens: create("full"), False))
+        elif name == "dynamic":
+            found.append(Variant(DYNAMIC, False, float, _build_dynamic))
+        else:
+            library = dense.LIBRARIES[name]
+            found.append(
+                Variant(
+                    library.label,
+                    False,
+                    float,
+                    lambda setting, _, library=library: DenseStepper(  # type: ignore[misc]
+                        setting, library
+                    ),
+                    library.absent(model.device),
+                )
+            )
+    for spec in specs:
+        found.append(
+            _method_variant(
+                spec.label,
+                model,
+                lambda tokens, spec=spec: spec.for_prompt(  # type: ignore[misc]
+                    tokens, model.shape
+                ),
+                True,
+            )
+        )
+    return found
+
+
+def _method_variant(
+    label: str, model: CateKVModel, method_for: Callable[[int], Method], is_method: bool
+) -> Variant:
+    def kept(tokens: int) -> float | None:
+        try:
+            return float(kept_lengths(model, method_for(tokens), tokens).double().mean())
+        except UserError:
+            return None
+
+    def build(setting: Setting, measurement: Measurement) -> Stepper:
+        method = method_for(setting.length)
+        if setting.fill == "random":
+            cache = random_cache(model, method, setting.length, setting.batch, setting.seed)
+            _note_kept(measurement, cache)
+            return RaggedStepper(setting, cache)
+        peak = Peak(model.device)
+        clock = time.perf_counter()
+        context = model.prefill(setting.prompt, chunk_size=setting.chunk_size, method=method)
+        synchronize(model.device)
+        measurement.first_token_seconds = time.perf_counter() - clock
+        measurement.prefill_peak_bytes = peak.since_start()
+        measurement.prefill_seconds = context.timings["prefill_seconds"]
+        measurement.compress_seconds = context.timings["compress_seconds"]
+        _note_kept(measurement, context.cache)
+        return RaggedStepper(setting, context.cache, context.last_logits)
+
+    return Variant(label, is_method, kept, build)
+
+
+def _note_kept(measurement: Measurement, cache: RaggedCache) -> None:
+    means = torch.stack([layer.double().mean() for layer in cache.lengths()])
+    measurement.kept_tokens = float(means.mean())
+
+
+def _build_dynamic(setting: Setting, measurement: Measurement) -> Stepper:
+    from transformers.cache_utils import DynamicCache
+
+    model = setting.model
+    cache = DynamicCache(config=model.config)
+    measurement.kept_tokens = float(setting.length)
+    if setting.fill == "random":
+        shape = (setting.batch, model.shape.kv_heads, setting.length, model.shape.head_dim)
+        layer: Any
+        for index, (layer, block) in enumerate(
+            zip(cache.layers, decoder_layers(model.model), strict=True)
+        ):
+            empty = torch.empty(0, dtype=model.dtype, device=next(block.parameters()).device)
+            layer.lazy_initialization(empty, empty)
+            layer.keys = fill_random_(empty.new_empty(shape), setting.seed + 2 * index)
+            layer.values = fill_random_(empty.new_empty(shape), setting.seed + 2 * index + 1)
+        return DynamicStepper(setting, cache)
+    peak = Peak(model.device)
+    clock = time.perf_counter()
+    logits = torch.empty(0)
+    for part in setting.prompt.split(setting.chunk_size, dim=1):
+        logits = model.model(part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    synchronize(model.device)
+    measurement.first_token_seconds = measurement.prefill_seconds = time.perf_counter() - clock
+    measurement.prefill_peak_bytes = peak.since_start()
+    return DynamicStepper(setting, cache, logits[:, -1])

@@ -1,0 +1,416 @@
+"""Measuring decode steps: random caches of the right lengths, fair base lines, honest rows."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import BASE, FAMILIES
+
+from catekv import CateKVModel, HeadMask, methods
+from catekv.errors import UserError
+from catekv.evaluation.efficiency import breakdown, dense, measure, memory, shapes, throughput
+from catekv.evaluation.efficiency.arguments import BASELINES
+from catekv.evaluation.efficiency.fill import fill_random_, random_cache
+from catekv.evaluation.efficiency.measurement import ABSENT, FAILED, MEASURED, TOO_LARGE
+from catekv.evaluation.efficiency.variants import (
+    DYNAMIC,
+    KERNEL,
+    RaggedStepper,
+    Setting,
+    variants,
+)
+from catekv.evaluation.settings import MethodSpec
+from catekv.methods.base import Method
+
+TOKENS = 300
+EDGES = {"init_tokens": 8, "recent_tokens": 16, "guard_tokens": 8, "window": 16, "budget": 64}
+
+
+def make_model(family: str = "llama") -> CateKVModel:
+    from transformers import AutoConfig
+
+    kind, values = FAMILIES[family]
+    config = AutoConfig.for_model(kind, **{**BASE, **values})
+    return CateKVModel.from_config(config, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> CateKVModel:
+    return make_model()
+
+
+def catekv_options(model: CateKVModel, **changes: Any) -> dict[str, Any]:
+    mask = HeadMask.random(model.shape, 0.4)
+    return {"head_mask": mask, "ratio": 0.4, **EDGES, **changes}
+
+
+def catekv_spec(model: CateKVModel, **changes: Any) -> MethodSpec:
+    return MethodSpec("catekv", "catekv", catekv_options(model, **changes))
+
+
+def every_method(model: CateKVModel) -> dict[str, Method]:
+    return {
+        "full": methods.create("full"),
+        "catekv": methods.create("catekv", **catekv_options(model)),
+        "catekv, retention": methods.create("catekv", **catekv_options(model, retention=0.7)),
+        "catekv, short": methods.create("catekv", **catekv_options(model, budget=TOKENS)),
+        "snapkv": methods.create("snapkv", budget=50, window=16),
+        "streaming": methods.create("streaming_llm", budget=70),
+    }
+
+
+# --- random fill ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_random_caches_have_the_lengths_and_layout_of_a_prefill(
+    model: CateKVModel, batch: int
+) -> None:
+    ids = torch.randint(0, 97, (batch, TOKENS), generator=torch.Generator().manual_seed(1))
+    for name, method in every_method(model).items():
+        real = model.prefill(ids, method=method).cache
+        made = random_cache(model, method, TOKENS, batch)
+        assert made.get_seq_length() == real.get_seq_length() == TOKENS
+        for ours, theirs in zip(made.ragged_layers, real.ragged_layers, strict=True):
+            assert torch.equal(ours.lengths(), theirs.lengths()), name
+            assert ours.prefix is not None
+            assert theirs.prefix is not None
+            assert ours.prefix.host_rows == theirs.prefix.host_rows, name
+        assert made.stored_bytes() == real.stored_bytes(), name
+
+
+def test_a_random_cache_decodes_at_the_positions_of_the_context(model: CateKVModel) -> None:
+    setting = Setting(model, TOKENS, 2, steps=4)
+    stepper = RaggedStepper(setting, random_cache(model, methods.create("full"), TOKENS, 2))
+    for _ in range(3):
+        stepper.step()
+    assert stepper.cache.get_seq_length() == TOKENS + 3
+    assert stepper.tokens.shape == (2, 1)
+
+
+def test_random_entries_reach_the_last_place_and_differ() -> None:
+    tensor = fill_random_(torch.zeros(5000, 1024))
+    assert tensor.std().item() == pytest.approx(1.0, abs=0.01)
+    assert tensor[-1].unique().numel() > 1000
+    assert not torch.equal(fill_random_(torch.zeros(64), seed=1), fill_random_(torch.zeros(64)))
+
+
+def test_what_cannot_be_filled_says_what_to_do() -> None:
+    windowed = make_model("gemma3")
+    with pytest.raises(UserError, match="--fill prefill"):
+        random_cache(windowed, methods.create("full"), 64)
+
+
+def test_methods_that_decide_by_content_need_a_prefill(
+    model: CateKVModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = methods.create("full")
+    monkeypatch.setattr(type(method), "budget_table", Method.budget_table)
+    with pytest.raises(UserError, match=r"decides its budgets.*--fill prefill"):
+        random_cache(model, method, 64)
+
+
+# --- base lines ----------------------------------------------------------------------------------
+
+
+def logits_of(model: CateKVModel, cache: Any, token: int) -> torch.Tensor:
+    with torch.no_grad():
+        return model.model(
+            torch.tensor([[token]]), past_key_values=cache, use_cache=True, logits_to_keep=1
+        ).logits[:, -1]
+
+
+@pytest.fixture
+def libraries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stand-ins for flash-attn and FlashInfer that compute with torch and note their use."""
+    used: list[str] = []
+
+    def attend(queries: Any, keys: Any, values: Any, scale: float) -> torch.Tensor:
+        """Queries [batch, heads, 1, dim]; keys, values [batch, tokens, kv_heads, dim]."""
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        return F.scaled_dot_product_attention(queries, keys, values, scale=scale, enable_gqa=True)
+
+    def flash(q: Any, k: Any, v: Any, *, cache_seqlens: Any, softmax_scale: float, causal: bool):  # type: ignore[no-untyped-def]
+        used.append("flash")
+        tokens = int(cache_seqlens[0])
+        assert cache_seqlens.dtype == torch.int32
+        assert causal
+        out = attend(q.transpose(1, 2), k[:, :tokens], v[:, :tokens], softmax_scale)
+        return out.transpose(1, 2)
+
+    def single(q: Any, k: Any, v: Any, *, kv_layout: str, use_tensor_cores: bool, sm_scale: float):  # type: ignore[no-untyped-def]
+        used.append("single")
+        assert kv_layout == "NHD"
+        return attend(q[None, :, None], k[None], v[None], sm_scale)[0, :, 0]
+
+    class Pages:
+        def __init__(self, space: torch.Tensor, layout: str, use_tensor_cores: bool):
+            assert space.dtype == torch.uint8
+            assert layout == "NHD"
+
+        def plan(self, indptr: Any, indices: Any, last: Any, *heads: int, **options: Any) -> None:
+            self.indptr, self.indices, self.last = indptr, indices, last
+            self.scale = options["sm_scale"]
+
+        def run(self, q: torch.Tensor, pages: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            used.append("pages")
+            rows = []
+            for row in range(len(q)):
+                own = self.indices[self.indptr[row] : self.indptr[row + 1]]
+                keys, values = (tensor[own].flatten(0, 1) for tensor in pages)
+                used_tokens = (len(own) - 1) * pages[0].shape[1] + int(self.last[row])
+                keys, values = keys[:used_tokens][None], values[:used_tokens][None]
+                rows.append(attend(q[row][None, :, None], keys, values, self.scale)[0, :, 0])
+            return torch.stack(rows)
+
+    flash_attn, flashinfer = types.ModuleType("flash_attn"), types.ModuleType("flashinfer")
+    flash_attn.flash_attn_with_kvcache = flash  # type: ignore[attr-defined]
+    flashinfer.single_decode_with_kv_cache = single  # type: ignore[attr-defined]
+    flashinfer.BatchDecodeWithPagedKVCacheWrapper = Pages  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", flash_attn)
+    monkeypatch.setitem(sys.modules, "flashinfer", flashinfer)
+    return used
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3-long"])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", sorted(dense.LIBRARIES))
+def test_every_library_computes_full_attention(
+    libraries: list[str], name: str, batch: int, family: str
+) -> None:
+    from transformers.cache_utils import DynamicCache
+
+    model = make_model(family)
+    cache = dense.dense_cache(model, dense.LIBRARIES[name], 37, batch)
+    stock = DynamicCache(config=model.config)
+    for index, layer in enumerate(cache.layers):
+        assert isinstance(layer, dense.FixedLayer)
+        reader = layer.reader
+        pair = [tensor[:, :, :37] for tensor in (reader.keys, reader.values)]
+        if not reader.heads_first:
+            pair = [tensor[:, :37].transpose(1, 2) for tensor in (reader.keys, reader.values)]
+        stock.update(pair[0].clone(), pair[1].clone(), index)
+    tokens = torch.full((batch, 1), 5)
+    with torch.no_grad():
+        with dense.measured_attention(model):
+            ours = model.model(
+                tokens, past_key_values=cache, position_ids=torch.full((batch, 1), 37)
+            ).logits
+        theirs = model.model(tokens, past_key_values=stock).logits
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    expected = {"flash": "flash", "flashinfer": "single" if batch == 1 else "pages"}
+    assert set(libraries) == {expected[name]} if name in expected else not libraries
+
+
+def test_the_models_own_attention_comes_back(model: CateKVModel) -> None:
+    before = model.config._attn_implementation
+    inside = []
+    with pytest.raises(ZeroDivisionError), dense.measured_attention(model):
+        raise ZeroDivisionError(inside.append(model.config._attn_implementation))
+    assert inside != [before]
+    assert model.config._attn_implementation == before
+
+
+def test_libraries_that_are_not_installed_are_named(model: CateKVModel) -> None:
+    found = {variant.label: variant.absent for variant in variants(model, [])}
+    assert list(found) == [
+        KERNEL, "full, torch SDPA", "full, flash-attn", "full, FlashInfer", DYNAMIC
+    ]  # fmt: skip
+    assert found["full, flash-attn"] == "flash_attn is not installed"
+    assert found["full, torch SDPA"] == ""
+    with pytest.raises(UserError, match="unknown baseline 'quick'; use kernel, sdpa"):
+        variants(model, [], ["quick"])
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fill", ["random", "prefill"])
+def test_rows_count_the_same_steps_and_their_own_bytes(model: CateKVModel, fill: str) -> None:
+    rows = measure.measure(
+        model, [catekv_spec(model)], TOKENS, new_tokens=3, repeats=2, fill=fill,
+        batch_sizes=(1, 2),
+    )  # fmt: skip
+    assert [row.batch for row in rows] == [1] * 6 + [2] * 6
+    sizes = memory.memory_model(model)
+    for row in rows:
+        if row.status == ABSENT:
+            assert row.variant in ("full, flash-attn", "full, FlashInfer")
+            continue
+        assert row.status == MEASURED, row.note
+        assert len(row.step_seconds) == 6
+        assert len(row.wall_seconds) == 2
+        assert row.full_bytes == sizes.cache_bytes(TOKENS) * row.batch
+        assert row.method == (row.variant == "catekv")
+        assert (row.ideal > 1.0) == row.method
+        assert row.step_bytes == sizes.step_bytes(row.kept_tokens, row.batch)
+        assert not row.captured
+        assert row.reason
+        assert row.resident_bytes is None
+        prefilled = fill == "prefill" and row.variant in (KERNEL, DYNAMIC, "catekv")
+        assert (row.first_token_seconds is not None) == prefilled
+        split = row.variant in (KERNEL, "catekv")
+        assert (row.attention_seconds is not None) == split
+        assert (row.rest_seconds is not None) == split
+
+
+def test_both_fills_keep_the_same(model: CateKVModel) -> None:
+    kept = [
+        measure.measure(
+            model, [catekv_spec(model)], TOKENS, new_tokens=1, repeats=1, fill=fill,
+            baselines=(), breakdown=False,
+        )[0]
+        for fill in ("random", "prefill")
+    ]  # fmt: skip
+    assert kept[0].kept_tokens == kept[1].kept_tokens < TOKENS
+    assert kept[0].stored_bytes == kept[1].stored_bytes
+
+
+def test_what_does_not_fit_is_a_row_that_says_so(model: CateKVModel) -> None:
+    sizes = memory.memory_model(model)
+    limit = int(sizes.cache_bytes(TOKENS)) + memory.LEAST_RESERVE
+    rows = measure.measure(
+        model, [catekv_spec(model)], TOKENS, new_tokens=2, repeats=1, memory_limit=limit,
+        baselines=("kernel", "dynamic"),
+    )  # fmt: skip
+    assert [row.status for row in rows] == [TOO_LARGE, TOO_LARGE, MEASURED]
+    assert "GiB are usable" in rows[0].note
+    assert rows[0].median_step is None
+
+
+def test_an_error_is_a_row_and_the_others_are_measured(
+    model: CateKVModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access\nwas encountered")
+
+    monkeypatch.setattr(dense.Sdpa, "attend", broken)
+    rows = measure.measure(
+        model, [], TOKENS, new_tokens=1, repeats=1, baselines=("kernel", "sdpa"), breakdown=False
+    )
+    assert [row.status for row in rows] == [MEASURED, FAILED]
+    assert rows[1].note == "RuntimeError: CUDA error: an illegal memory access was encountered"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"length": 0}, "length 0 must be at least 1"),
+        ({"repeats": 0}, "repeats 0 must be at least 1"),
+        ({"fill": "zeros"}, "unknown fill 'zeros'; use random or prefill"),
+        ({"batch_sizes": (0,)}, "batch size 0 must be at least 1"),
+        ({"length": 510}, "exceed the model's context window of 512"),
+        ({"graph": "on", "baselines": ("kernel",)}, "cannot be recorded"),
+    ],
+)
+def test_mistakes(model: CateKVModel, changes: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"length": 64, "new_tokens": 1, "repeats": 1, **changes}
+    with pytest.raises(UserError, match=message):
+        measure.measure(model, [], **given)
+
+
+def test_a_step_without_attention_still_counts_its_tokens(model: CateKVModel) -> None:
+    setting = Setting(model, TOKENS, 1, steps=16)
+    stepper = RaggedStepper(setting, random_cache(model, methods.create("full"), TOKENS))
+    before = stepper.cache.get_seq_length()
+    assert breakdown.rest_seconds(setting, stepper) > 0
+    assert breakdown.attention_seconds(setting, stepper) > 0
+    assert stepper.cache.get_seq_length() == before
+    assert model.config._attn_implementation == "catekv"
+
+
+# --- throughput ----------------------------------------------------------------------------------
+
+
+def test_the_largest_batch_fits_and_one_more_does_not(model: CateKVModel) -> None:
+    sizes = memory.memory_model(model)
+    steps = measure.WARM_UP_STEPS + 2 + 1
+    limit = memory.LEAST_RESERVE + 5 * int(sizes.cache_bytes(TOKENS + steps) + 16 * 97)
+    rows = throughput.throughput(
+        model, [catekv_spec(model)], TOKENS, new_tokens=2, repeats=1, memory_limit=limit
+    )
+    assert [row.variant for row in rows] == [KERNEL, "catekv"]
+    assert rows[0].batch == 5
+    assert rows[1].batch > 5
+    assert all(row.status == MEASURED and row.tokens_per_second for row in rows)
+
+
+def test_a_batch_that_the_arithmetic_missed_shrinks(
+    model: CateKVModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    build = RaggedStepper.__init__
+
+    def limited(self: RaggedStepper, setting: Setting, *rest: Any) -> None:
+        sizes.append(setting.batch)
+        if setting.batch > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        build(self, setting, *rest)
+
+    monkeypatch.setattr(RaggedStepper, "__init__", limited)
+    monkeypatch.setattr(throughput, "largest_batch", lambda *arguments: 5)
+    (row,) = throughput.throughput(model, [], TOKENS, new_tokens=1, repeats=1)
+    assert sizes == [5, 4, 3]
+    assert (row.batch, row.status) == (3, MEASURED)
+
+
+# --- shapes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["llama3-8b-1m", "llama3.1-8b", "phi3-mini-128k", "yi-9b-200k", "qwen2.5-7b"]
+)
+def test_scaled_shapes_keep_head_dim_and_group_and_run(name: str) -> None:
+    from catekv import presets
+
+    whole = presets.preset_config(name)
+    model, note = shapes.random_model(name, 256, scale=0.01, device="cpu")
+    shape = model.shape
+    head_dim = getattr(whole, "head_dim", None) or whole.hidden_size // whole.num_attention_heads
+    group = whole.num_attention_heads // whole.num_key_value_heads
+    assert (shape.head_dim, shape.query_heads // shape.kv_heads) == (head_dim, group)
+    assert (shape.layers, shape.kv_heads) == (5, 2)
+    assert note == ""
+    (row,) = measure.measure(
+        model, [], 100, new_tokens=1, repeats=1, baselines=("kernel",), breakdown=False
+    )
+    assert row.status == MEASURED
+
+
+def test_scale_one_is_the_model_itself() -> None:
+    from catekv import presets
+
+    config = presets.preset_config("llama3-8b-1m")
+    scaled = shapes.scaled_config(config, 1.0)
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
+    assert [getattr(scaled, name) for name in names] == [getattr(config, name) for name in names]
+
+
+def test_weights_and_cache_shrink_alike() -> None:
+    from catekv import presets
+    from catekv.evaluation.plan import sizes_of
+
+    config = presets.preset_config("llama3-8b-1m")
+    whole, part = sizes_of(config), sizes_of(shapes.scaled_config(config, 0.25))
+    proportion = whole.step_bytes(0) / whole.cache_bytes(512000)
+    scaled = part.step_bytes(0) / part.cache_bytes(128000)
+    assert scaled == pytest.approx(proportion, rel=0.2)
+
+
+def test_a_length_beyond_the_window_widens_it_and_says_so() -> None:
+    from catekv import presets
+
+    config, note = shapes.long_enough(presets.preset_config("phi3-mini-128k"), 200000)
+    assert config.max_position_embeddings == 200000
+    assert config.sliding_window is None
+    assert "from 131072 to 200000 tokens" in note
+    assert shapes.long_enough(config, 100)[1] == ""
+
+
+def test_every_baseline_has_a_reader_or_a_builder() -> None:
+    assert set(BASELINES) == {"kernel", "dynamic", *dense.LIBRARIES}
