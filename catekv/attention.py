@@ -21,8 +21,10 @@ from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
+from catekv.kernels.dispatch import choose
 from catekv.kernels.ragged_decode import causal_tail_mask
 from catekv.layout import RaggedPrefix
+from catekv.token_buffer import FixedTail
 
 #: Base implementation -> registered name. A name contains "flash" if and only if its base is a
 #: FlashAttention: transformers builds two-dimensional masks for such names.
@@ -53,10 +55,16 @@ class ObservingLayer(Protocol):
 
 @dataclass(frozen=True)
 class Handle:
-    """Attached to the keys that a layer's ``update`` returned; ``dense`` is its state then."""
+    """Attached to the keys that a layer's ``update`` returned; ``dense`` is its state then.
+
+    ``fixed`` is given while a decode step with tails of fixed size runs; ``workspace`` is the
+    scratch memory of the cache.
+    """
 
     layer: ObservingLayer
     dense: bool
+    fixed: FixedTail | None = None
+    workspace: kernels.Workspace | None = None
 
 
 def register_attention() -> None:
@@ -90,11 +98,9 @@ def base_mask(base: str) -> Callable[..., Any]:
     return ALL_MASK_ATTENTION_FUNCTIONS[base]
 
 
-class _BaseView:
-    """An attention module whose configuration names the base implementation.
-
-    The FlashAttention functions look their kernels up by the name in the configuration.
-    """
+class ModuleView:
+    """A module, or its configuration, with some attributes replaced for the reader of this view
+    only."""
 
     def __init__(self, target: Any, **replaced: Any):
         self.__dict__.update(_target=target, **replaced)
@@ -111,8 +117,9 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     ) -> tuple[Tensor, Tensor | None]:
         function = base_attention(base, module)
         if flash:
-            config = _BaseView(module.config, _attn_implementation=base)
-            module = _BaseView(module, config=config)
+            # FlashAttention functions look their kernels up by the name in the configuration
+            config = ModuleView(module.config, _attn_implementation=base)
+            module = ModuleView(module, config=config)
         return function(module, query, key, value, mask, **options)
 
     def attention(
@@ -151,8 +158,21 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         prefix = handle.layer.prefix
         assert prefix is not None
         handle.layer.attended()
+        workspace = handle.workspace if query.shape[2] == 1 else None
+        if handle.fixed is not None:
+            output = kernels.ragged_decode(
+                query,
+                prefix,
+                key,
+                value,
+                scale,
+                handle.fixed.mask,
+                tail_length=handle.fixed.length,
+                workspace=workspace,
+            )
+            return output.transpose(1, 2).contiguous(), None
         tail_mask = _tail_mask(attention_mask, query.shape[2], key.shape[2])
-        if base == "sdpa" and prefix.uniform_length is not None:
+        if base == "sdpa" and _on_torch(query.device) and prefix.uniform_length is not None:
             # Nothing is ragged: the very call that an ordinary cache would make, bit for bit.
             keys, values = prefix.dense()
             return delegate(
@@ -164,10 +184,17 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 scaling=scaling,
                 **options,
             )
-        output = kernels.ragged_decode(query, prefix, key, value, scale, tail_mask)
+        output = kernels.ragged_decode(
+            query, prefix, key, value, scale, tail_mask, workspace=workspace
+        )
         return output.transpose(1, 2).contiguous(), None
 
     return attention
+
+
+def _on_torch(device: torch.device) -> bool:
+    """Whether decode attention runs on the torch path there, and not through a kernel."""
+    return choose("ragged_decode", device) is kernels.ragged_decode_torch
 
 
 def _visible(mask: Tensor) -> Tensor:
@@ -345,8 +372,23 @@ def deferred_masks() -> Iterator[None]:
         _deferring.reset(token)
 
 
+_unmasked: contextvars.ContextVar[bool] = contextvars.ContextVar("catekv_unmasked", default=False)
+
+
+@contextlib.contextmanager
+def no_masks() -> Iterator[None]:
+    """Within it the mask functions return None: a decode step with fixed tails needs no mask."""
+    token = _unmasked.set(True)
+    try:
+        yield
+    finally:
+        _unmasked.reset(token)
+
+
 def _mask(base: str) -> Callable[..., Any]:
     def mask(*arguments: Any, **options: Any) -> Any:
+        if _unmasked.get():
+            return None
         if not _deferring.get() or arguments:
             return base_mask(base)(*arguments, **options)
         from transformers.masking_utils import causal_mask_function

@@ -113,6 +113,16 @@ class RaggedCache(Cache):
             "cache no longer has; generate without assistant_model and prompt lookup"
         )
 
+    def reserve_tails(self, capacity: int) -> None:
+        """Make room for ``capacity`` tokens after the context in every compressed layer, in tensors
+        that then stay where they are.
+
+        Raises:
+            UserError: if a layer is not compressed yet.
+        """
+        for layer in self.ragged_layers:
+            layer.reserve_tail(capacity)
+
     def lengths(self) -> list[Tensor]:
         """Stored tokens of every layer, int64 [batch, kv_heads]."""
         return [
@@ -121,8 +131,10 @@ class RaggedCache(Cache):
         ]
 
     def stored_bytes(self) -> int:
-        """Bytes of all storages this cache holds; a storage seen through views counts once."""
-        return storage_bytes([t for layer in self.layers for t in _tensors(layer)])
+        """Bytes of all storages this cache holds, the scratch memory of its decode steps included;
+        a storage seen through views counts once."""
+        own = [tensor for layer in self.layers for tensor in _tensors(layer)]
+        return storage_bytes(own + self.settings.workspace.tensors())
 
     def full_bytes(self) -> int:
         """Bytes that an uncompressed cache of the same model, batch and length would hold."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor
 from catekv.cache import RaggedCache
 from catekv.cache_files import DESCRIPTION_FILE
 from catekv.errors import UserError
+from catekv.generation import Session
 from catekv.layout import concatenate
 from catekv.methods.base import Method, Observed
 from catekv.ragged_layer import RaggedLayer, compress_observed
@@ -24,9 +26,59 @@ from catekv.token_buffer import TokenBuffer
 CONTEXT_FILE = "context.safetensors"
 
 
+class SessionSlot:
+    """Keeps the recorded decode step of one finished answer for the next question to a context.
+
+    Any number of threads may ask at the same time: one of them gets it, the others make their own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: Session | None = None
+
+    def take(self, cache: RaggedCache) -> Session:
+        """The session that is kept, if ``cache`` is still what it was made of, or a new one."""
+        with self._lock:
+            session, self._idle = self._idle, None
+        return session if session is not None and _continues(session, cache) else Session(cache)
+
+    def put(self, session: Session, cache: RaggedCache) -> None:
+        """Keep a session that has a recorded step; others are as quickly made anew."""
+        if session.step is not None and session.step.captured:
+            session.rewind()
+            if _continues(session, cache):
+                with self._lock:
+                    self._idle = session
+
+    def clear(self) -> None:
+        with self._lock:
+            self._idle = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SessionSlot:
+        return SessionSlot()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SessionSlot, ()
+
+
+def _continues(session: Session, cache: RaggedCache) -> bool:
+    """Whether a rewound session is in the state of a fork of ``cache``."""
+    return (
+        session.cache.get_seq_length() == cache.get_seq_length()
+        and not any(layer.tail_length for layer in cache.ragged_layers)
+        and all(
+            own.prefix is other.prefix
+            for own, other in zip(session.cache.ragged_layers, cache.ragged_layers, strict=True)
+        )
+    )
+
+
 @dataclass
 class Context:
     """A compressed prompt. Questions fork it, so it can be asked any number of times.
+
+    On a GPU the tails and the recorded decode step of the last answer are kept for the next
+    question; :meth:`release` gives their memory back.
 
     Attributes:
         cache: the compressed cache after the whole context.
@@ -41,6 +93,7 @@ class Context:
     last_logits: Tensor
     timings: dict[str, float] = field(default_factory=dict)
     model_id: str = ""
+    sessions: SessionSlot = field(default_factory=SessionSlot, repr=False, compare=False)
 
     @property
     def tokens(self) -> int:
@@ -73,6 +126,10 @@ class Context:
             dict(self.timings),
             self.model_id,
         )
+
+    def release(self) -> None:
+        """Free what is kept for the next question. The context can still be asked."""
+        self.sessions.clear()
 
     def save(self, path: str | Path) -> None:
         """Write the context to a folder that ``CateKVModel.load_context`` reads."""

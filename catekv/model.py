@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from catekv import attention, generation, prefill, presets
 from catekv.cache import RaggedCache
 from catekv.context import Context, DensePrompt
+from catekv.decoding import GRAPH_MODES
 from catekv.errors import UserError
-from catekv.generation import Generation
+from catekv.generation import Generation, Limits, Piece
 from catekv.loading import (
     attention_base,
     load_tokenizer,
@@ -26,6 +27,8 @@ from catekv.loading import (
     used_base,
 )
 from catekv.methods.base import Method
+from catekv.sampling import Sampling
+from catekv.text_stream import stop_strings
 from catekv.transformers_compat import context_window, set_attention, text_config
 
 __all__ = ["CateKVModel", "Context", "DensePrompt", "Generation", "Prompt"]
@@ -336,8 +339,16 @@ class CateKVModel:
         context: Context,
         max_new_tokens: int,
         stop_token_ids: Sequence[int] | None = None,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stream: Callable[..., Any] | None = None,
+        graph: str = "auto",
     ) -> Generation:
-        """Answer greedily with the project's own loop.
+        """Answer with the project's own loop, greedily or sampling.
 
         Args:
             question_ids: ids after the context; empty to continue the context itself. For a batch
@@ -345,42 +356,103 @@ class CateKVModel:
             context: not consumed.
             max_new_tokens: tokens to generate at most.
             stop_token_ids: default :meth:`stop_token_ids`; pass ``[]`` to ignore the end.
+            temperature, top_k, top_p, seed: with any of them tokens are drawn, see
+                :class:`catekv.sampling.Sampling`.
+            stop: a sequence ends before the first of these strings (needs a tokenizer).
+            stream: called with each new piece of text; for several sequences as
+                ``stream(text, sequence)`` (needs a tokenizer).
+            graph: whether decode steps replay a CUDA graph: ``auto`` where it is possible and
+                pays, ``on`` (an error where it is impossible), ``off``.
 
         Returns:
             ``Generation``: ``tokens`` of the first sequence, ``rows`` of all, times, steps.
 
         Raises:
-            UserError: another batch size than the context's, or more tokens than the window.
+            UserError: another batch size than the context's, more tokens than the window, or an
+                option outside of its range.
         """
-        question, mask = self.encode(question_ids, begin=False)
-        batch = context.input_ids.shape[0]
-        if question.numel() == 0:
-            question = question.new_zeros(batch, 0)
-            mask = None
-        if question.shape[0] != batch:
-            raise UserError(
-                f"{question.shape[0]} questions for a context of {batch} sequences; pass one each"
-            )
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens {max_new_tokens} must be at least 1")
-        self._check_length(context.tokens + question.shape[1] + max_new_tokens)
-        stops = self.stop_token_ids() if stop_token_ids is None else stop_token_ids
-        return generation.greedy(
-            self.model,
-            context.cache.fork(),
-            question,
-            mask,
-            context.attention_mask,
-            context.last_logits,
-            max_new_tokens,
-            stops,
+        pieces = self._answer(
+            question_ids,
+            context,
+            Limits(
+                max_new_tokens,
+                self.stop_token_ids() if stop_token_ids is None else stop_token_ids,
+                stop_strings(stop),
+            ),
+            _sampling(temperature, top_k, top_p, seed),
+            text=stream is not None,
+            graph=graph,
         )
+        return generation.finish(pieces, _of_batch(stream, context))
+
+    def _answer(
+        self,
+        question: Prompt,
+        context: Context,
+        limits: Limits,
+        sampling: Sampling | None,
+        *,
+        text: bool,
+        graph: str = "auto",
+    ) -> Generator[Piece, None, Generation]:
+        """Check a request; return the generator that answers it."""
+        ids, mask = self.encode(question, begin=False)
+        batch = context.input_ids.shape[0]
+        if ids.numel() == 0:
+            ids = ids.new_zeros(batch, 0)
+            mask = None
+        if ids.shape[0] != batch:
+            raise UserError(
+                f"{ids.shape[0]} questions for a context of {batch} sequences; pass one each"
+            )
+        if limits.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens {limits.max_new_tokens} must be at least 1")
+        if graph not in GRAPH_MODES:
+            raise UserError(f"unknown graph mode {graph!r}; use {', '.join(GRAPH_MODES)}")
+        text = text or bool(limits.stop)
+        if text and self.tokenizer is None:
+            raise UserError(
+                "this model was loaded without a tokenizer, which streaming and stop strings need"
+            )
+        self._check_length(context.tokens + ids.shape[1] + limits.max_new_tokens)
+        tokenizer = self.tokenizer if text else None
+
+        def run() -> Generator[Piece, None, Generation]:
+            session = context.sessions.take(context.cache)
+            try:
+                result = yield from generation.answer(
+                    self.model,
+                    session,
+                    ids,
+                    mask,
+                    context.attention_mask,
+                    context.last_logits,
+                    limits,
+                    sampling,
+                    tokenizer,
+                    graph,
+                )
+            except GeneratorExit:
+                # the reader of a stream has read enough
+                context.sessions.put(session, context.cache)
+                raise
+            context.sessions.put(session, context.cache)
+            return result
+
+        return run()
 
     def generate(
         self,
         question: Prompt,
         context: Context | None = None,
         max_new_tokens: int = 64,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stream: Callable[..., Any] | None = None,
         **options: Any,
     ) -> str | list[str]:
         """Answer a question, as text.
@@ -390,14 +462,17 @@ class CateKVModel:
             context: from :meth:`prefill`; not consumed. None: the question is the whole prompt,
                 prefilled and compressed with the model's method (with ``options`` all of it but
                 its last token, which starts the decoding).
-            options: passed to transformers' ``generate`` (sampling, beams ...); without any the
-                project's own greedy loop runs.
+            temperature, top_k, top_p, seed, stop, stream: as in :meth:`generate_ids`.
+            options: passed to transformers' ``generate`` (beams, penalties, ``do_sample`` ...)
+                together with temperature, top_k and top_p; without any the project's own loop
+                runs.
 
         Returns:
             One string, or a list where several prompts (or ``num_return_sequences``) were given.
 
         Raises:
-            UserError: assisted decoding, which a compressed cache cannot do; no tokenizer.
+            UserError: assisted decoding, which a compressed cache cannot do; no tokenizer; options
+                of the project's own loop beside those of transformers.
         """
         for name in _ASSISTED:
             if options.get(name) is not None:
@@ -407,22 +482,69 @@ class CateKVModel:
                 )
         if self.tokenizer is None:
             raise UserError("this model was loaded without a tokenizer; use generate_ids")
-        if context is None and options:
-            # transformers needs a token to feed: the last one of the prompt
-            ids, mask = self._prompt(question, None)
-            context = self.prefill(
-                ids[:, :-1], attention_mask=None if mask is None else mask[:, :-1]
-            )
-            question = ids[:, -1:]
-        elif context is None:
-            context = self.prefill(question)
-            question = [[] for _ in range(context.input_ids.shape[0])]
-        if not options:
-            rows = self.generate_ids(question, context, max_new_tokens).rows
+        sampling = _sampling(temperature, top_k, top_p, seed)
+        if options:
+            _only_own(options, seed=seed, stop=stop, stream=stream)
+            for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
+                if value is not None:
+                    options[name] = value
+            rows = self._generate(*self._question(question, context), max_new_tokens, options)
         else:
-            rows = self._generate(question, context, max_new_tokens, options)
+            question, context = self._whole(question, context)
+            limits = Limits(max_new_tokens, self.stop_token_ids(), stop_strings(stop))
+            pieces = self._answer(question, context, limits, sampling, text=stream is not None)
+            result = generation.finish(pieces, _of_batch(stream, context))
+            if result.texts is not None:
+                return result.texts[0] if len(result.texts) == 1 else result.texts
+            rows = result.rows
         texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
         return texts[0] if len(texts) == 1 else texts
+
+    def generate_stream(
+        self,
+        question: Prompt,
+        context: Context | None = None,
+        max_new_tokens: int = 64,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+    ) -> Iterator[str]:
+        """The pieces of one answer as they come; joined they are what :meth:`generate` returns.
+
+        Arguments as in :meth:`generate`, for a single sequence.
+
+        Raises:
+            UserError: at the call, not when reading: as :meth:`generate`, and for several prompts.
+        """
+        if self.tokenizer is None:
+            raise UserError("this model was loaded without a tokenizer; use generate_ids")
+        question, context = self._whole(question, context)
+        if context.input_ids.shape[0] > 1:
+            raise UserError(
+                "generate_stream reads one answer; for several pass stream= to generate"
+            )
+        limits = Limits(max_new_tokens, self.stop_token_ids(), stop_strings(stop))
+        sampling = _sampling(temperature, top_k, top_p, seed)
+        pieces = self._answer(question, context, limits, sampling, text=True)
+        return (text for _, text in pieces)
+
+    def _whole(self, question: Prompt, context: Context | None) -> tuple[Prompt, Context]:
+        """Question and context; without a context the question is all of it."""
+        if context is not None:
+            return question, context
+        context = self.prefill(question)
+        return [[] for _ in range(context.input_ids.shape[0])], context
+
+    def _question(self, question: Prompt, context: Context | None) -> tuple[Prompt, Context]:
+        """The same for transformers, which needs a token to feed: the last one of the prompt."""
+        if context is not None:
+            return question, context
+        ids, mask = self._prompt(question, None)
+        context = self.prefill(ids[:, :-1], attention_mask=None if mask is None else mask[:, :-1])
+        return ids[:, -1:], context
 
     def _generate(
         self, question: Prompt, context: Context, max_new_tokens: int, options: dict[str, Any]
@@ -462,3 +584,36 @@ class CateKVModel:
             **options,
         )
         return output[:, whole.shape[1] :].tolist()
+
+
+def _sampling(
+    temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
+) -> Sampling | None:
+    """How to draw; None (greedily) if nothing of it was asked for."""
+    if temperature is None and top_k is None and top_p is None and seed is None:
+        return None
+    return Sampling(1.0 if temperature is None else temperature, top_k, top_p, seed)
+
+
+def _of_batch(
+    stream: Callable[..., Any] | None, context: Context
+) -> Callable[[str, int], Any] | None:
+    """A reader of one answer is not told which one it is."""
+    if stream is None or context.input_ids.shape[0] > 1:
+        return stream
+    return lambda text, _: stream(text)
+
+
+def _only_own(options: dict[str, Any], **own: Any) -> None:
+    """``UserError`` if options of our loop stand beside those of transformers."""
+    instead = {
+        "seed": "torch.manual_seed",
+        "stop": "stop_strings= and tokenizer=",
+        "stream": "streamer=",
+    }
+    for name, value in own.items():
+        if value is not None:
+            raise UserError(
+                f"{name} belongs to catekv's own loop, {', '.join(sorted(options))} to "
+                f"transformers' generate(); leave one out or use {instead[name]}"
+            )

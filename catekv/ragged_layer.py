@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from catekv import kernels
 from catekv.attention import HANDLE, Handle
 from catekv.errors import UserError
+from catekv.kernels import Workspace
 from catekv.layout import RaggedPrefix, pack, pack_merged
 from catekv.methods.base import Method, Observed
 from catekv.sharding import is_sharded, local_heads
-from catekv.token_buffer import TokenBuffer
+from catekv.token_buffer import FixedTail, TokenBuffer
 
 
 @dataclass
@@ -26,6 +28,9 @@ class CacheSettings:
     ``trigger`` says when a layer compresses: ``count`` (as soon as ``prefill_tokens`` were seen),
     ``auto`` (at the end of the first forward of several tokens), ``lazy`` (before the first forward
     of one token) or ``hold`` (never: :class:`catekv.model.DensePrompt` does it).
+
+    ``workspace`` is the scratch memory of decode steps. ``fixed_tail`` is set while a
+    :class:`catekv.decoding.DecodeStep` runs.
     """
 
     method: Method | None
@@ -36,6 +41,14 @@ class CacheSettings:
     prefill_tokens: int | None = None
     compress_seconds: float = 0.0
     description: dict[str, Any] = field(default_factory=dict)
+    workspace: Workspace = field(default_factory=Workspace)
+    fixed_tail: FixedTail | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CacheSettings:
+        # methods are immutable; two caches may decode at the same time and share no scratch
+        return replace(
+            self, description=dict(self.description), workspace=Workspace(), fixed_tail=None
+        )
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -124,6 +137,9 @@ class RaggedLayer(CacheLayerMixin):
                 "not use catekv attention; call catekv.register_attention() and load it with "
                 'attn_implementation="catekv" (or use CateKVModel)'
             )
+        fixed = self.settings.fixed_tail
+        if fixed is not None:
+            return self._update_fixed(key_states, value_states, fixed)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.settings.trigger == "lazy" and key_states.shape[2] == 1 and self.dense_tokens:
@@ -133,8 +149,44 @@ class RaggedLayer(CacheLayerMixin):
         self.seen += key_states.shape[2]
         self.pending = True
         keys, values = self.buffer.views()
-        setattr(keys, HANDLE, Handle(self, dense=not self.compressed))
+        handle = Handle(self, dense=not self.compressed, workspace=self.settings.workspace)
+        setattr(keys, HANDLE, handle)
         return keys, values
+
+    def _update_fixed(
+        self, key_states: Tensor, value_states: Tensor, fixed: FixedTail
+    ) -> tuple[Tensor, Tensor]:
+        """Write into the reserved tail where the device says, and return the whole of it.
+
+        Touches no number of the host: :meth:`advance` does that after the step.
+        """
+        keys, values = self.buffer.keys, self.buffer.values
+        assert keys is not None
+        assert values is not None
+        kernels.append(keys, values, key_states, value_states, fixed.length)
+        self.pending = True
+        keys = keys.view(keys.shape)
+        handle = Handle(self, dense=False, fixed=fixed, workspace=self.settings.workspace)
+        setattr(keys, HANDLE, handle)
+        return keys, values
+
+    def reserve_tail(self, capacity: int) -> None:
+        """Give the tail of a compressed layer tensors of (at least) ``capacity`` columns, which
+        stay where they are as long as no more tokens come."""
+        prefix = self.prefix
+        if prefix is None:
+            raise UserError("only a compressed cache has a tail; feed the whole context first")
+        extents = (prefix.batch, prefix.kv_heads, 0)
+        self.buffer.reserve(
+            capacity,
+            prefix.keys.new_empty(*extents, prefix.keys.shape[-1]),
+            prefix.values.new_empty(*extents, prefix.values.shape[-1]),
+        )
+
+    def advance(self, tokens: int) -> None:
+        """Count the tokens that a step with fixed tails has written."""
+        self.buffer.length += tokens
+        self.seen += tokens
 
     def attended(self) -> None:
         """Called by the attention function once it has met this layer's keys."""

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 from torch import Tensor
 
 #: A tail grows by one part in this many, so that decoding does not copy it every step.
 GROWTH = 8
+
+
+@dataclass(frozen=True, eq=False)
+class FixedTail:
+    """What the device itself knows about the tails of a cache while a decode step runs.
+
+    Tails are then buffers of fixed size and no number of the host enters the computation, so that
+    it can be recorded once and replayed.
+
+    Attributes:
+        length: int32 [1], columns in use in every layer, the step's own included.
+        mask: bool [batch, 1, 1, capacity], False on padding columns; None without padding.
+    """
+
+    length: Tensor
+    mask: Tensor | None
 
 
 class TokenBuffer:
@@ -17,6 +37,17 @@ class TokenBuffer:
         self.length = 0
         # a tensor handed in by the model is referred to, never written into
         self._owned = False
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit without another allocation."""
+        return self.keys.shape[2] if self.keys is not None and self._writable() else self.length
+
+    def _writable(self) -> bool:
+        """Whether the tensors are this buffer's own, and torch lets them be changed in place."""
+        if self.keys is None or not self._owned:
+            return False
+        return not self.keys.is_inference() or torch.is_inference_mode_enabled()
 
     def append(
         self, keys: Tensor, values: Tensor, reserve: int = 0, *, exact: bool = False
@@ -34,7 +65,7 @@ class TokenBuffer:
             self.keys, self.values = keys.view(keys.shape), values.view(values.shape)
             self.length = needed
             return
-        if self.keys is None or not self._owned or needed > self.keys.shape[2]:
+        if self.keys is None or needed > self.capacity:
             spare = 0 if exact else needed // GROWTH
             self._grow(keys, values, max(needed + spare, reserve))
         assert self.keys is not None
@@ -43,10 +74,29 @@ class TokenBuffer:
         self.values[:, :, self.length : needed] = values
         self.length = needed
 
+    def reserve(self, capacity: int, keys: Tensor, values: Tensor) -> None:
+        """Make room for ``capacity`` tokens in tensors that stay where they are until then.
+
+        Unused columns hold zeros: attention over the whole buffer gives them no weight, but
+        multiplies their values.
+
+        Args:
+            keys, values: any tensors [batch, kv_heads, ..., dim] with the extents, number format
+                and device to use.
+        """
+        if self.keys is None or capacity > self.capacity:
+            # normal tensors even within inference mode: they outlive it
+            with torch.inference_mode(False):
+                self._grow(keys, values, max(capacity, self.length))
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys[:, :, self.length :] = 0
+        self.values[:, :, self.length :] = 0
+
     def _grow(self, keys: Tensor, values: Tensor, capacity: int) -> None:
         old_keys, old_values = self.keys, self.values
-        self.keys = keys.new_empty(*keys.shape[:2], capacity, keys.shape[3])
-        self.values = values.new_empty(*values.shape[:2], capacity, values.shape[3])
+        self.keys = keys.new_empty(*keys.shape[:2], capacity, keys.shape[-1])
+        self.values = values.new_empty(*values.shape[:2], capacity, values.shape[-1])
         self._owned = True
         if old_keys is not None and old_values is not None:
             self.keys[:, :, : self.length] = old_keys[:, :, : self.length]
@@ -72,3 +122,12 @@ class TokenBuffer:
 
     def tensors(self) -> list[Tensor]:
         return [tensor for tensor in (self.keys, self.values) if tensor is not None]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TokenBuffer:
+        # a copy holds what counts and not the room that was reserved for more
+        copy = TokenBuffer()
+        if self.keys is not None:
+            keys, values = self.views()
+            copy.keys, copy.values, copy.length = keys.clone(), values.clone(), self.length
+            copy._owned = True
+        return copy

@@ -1,0 +1,106 @@
+"""Choosing the next token: greedily, or drawn with temperature, top-k and top-p."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from catekv.errors import UserError
+
+#: Spreads the seeds of a batch's sequences, so that neighbouring seeds share none of them.
+_SEED_STEP = 0x9E3779B97F4A7C15
+_SEEDS = 1 << 63
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; the same filters in the same order as transformers' ``generate``.
+
+    Args:
+        temperature: divides the logits; above 0. Default 1.
+        top_k: only the ``top_k`` likeliest tokens (and those equal to the last of them) may be
+            drawn. None: all.
+        top_p: of what ``top_k`` left, only the likeliest tokens whose probabilities reach ``top_p``
+            together. None: all.
+        seed: of the random numbers. Every sequence of a batch has its own stream of them, which
+            depends on the seed and the sequence's place in the batch alone: neither on the other
+            sequences nor on when they end. None: a seed from torch's default generator.
+
+    Raises:
+        UserError: a value outside of its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise UserError(
+                f"temperature {self.temperature} must be above 0; leave all sampling options out "
+                "for greedy decoding"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k {self.top_k} must be at least 1; leave it out for all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p} must be above 0 and at most 1")
+        if self.seed is not None and not 0 <= self.seed < _SEEDS:
+            raise UserError(f"seed {self.seed} must be at least 0 and below 2^63")
+
+    def filter(self, logits: Tensor) -> Tensor:
+        """Logits [batch, vocabulary] of the distribution to draw from, float32; minus infinity on
+        tokens that are never drawn."""
+        scores = logits.float() / self.temperature
+        if self.top_k is not None:
+            least = scores.topk(min(self.top_k, scores.shape[-1])).values[:, -1:]
+            scores = scores.masked_fill(scores < least, -torch.inf)
+        if self.top_p is not None:
+            # from the least likely token on: those within the mass that may be missing go
+            ordered, order = scores.sort(dim=-1)
+            missing = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - self.top_p
+            missing[:, -1] = False
+            scores = scores.masked_fill(missing.scatter(1, order, missing), -torch.inf)
+        return scores
+
+
+class Greedy:
+    """Takes the likeliest token."""
+
+    def __call__(self, logits: Tensor, index: int) -> Tensor:
+        """Tokens [batch, 1] from logits [batch, vocabulary]; ``index`` counts the tokens before."""
+        return logits.argmax(dim=-1, keepdim=True)
+
+
+class Sampler:
+    """Draws tokens by inverting the cumulative distribution, without the host.
+
+    Args:
+        sampling: the options. batch: number of sequences. most: tokens drawn per sequence at most.
+        device: of the logits.
+    """
+
+    def __init__(self, sampling: Sampling, batch: int, most: int, device: torch.device):
+        self.sampling = sampling
+        seed = sampling.seed
+        if seed is None:
+            seed = int(torch.randint(_SEEDS - 1, ()))
+        generator = torch.Generator()
+        numbers = torch.empty(batch, most, dtype=torch.float64)
+        for row in range(batch):
+            generator.manual_seed((seed + row * _SEED_STEP) % _SEEDS)
+            numbers[row] = torch.rand(most, generator=generator, dtype=torch.float64)
+        self.numbers = numbers.to(device)
+
+    def __call__(self, logits: Tensor, index: int) -> Tensor:
+        """As :meth:`Greedy.__call__`."""
+        scores = self.sampling.filter(logits)
+        cumulative = scores.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+        total = cumulative[:, -1:]
+        drawn = self.numbers[:, index : index + 1] * total
+        # below the total also after rounding: else the search would run off the end
+        drawn = drawn.minimum(torch.nextafter(total, torch.zeros_like(total)))
+        return torch.searchsorted(cumulative, drawn, right=True)
