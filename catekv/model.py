@@ -16,7 +16,7 @@ from catekv.cache import RaggedCache
 from catekv.context import Context, DensePrompt
 from catekv.decoding import GRAPH_MODES
 from catekv.errors import UserError
-from catekv.generation import Generation, Limits, Piece
+from catekv.generation import Generation, Limits, Piece, Session
 from catekv.loading import (
     attention_base,
     load_tokenizer,
@@ -418,7 +418,9 @@ class CateKVModel:
         tokenizer = self.tokenizer if text else None
 
         def run() -> Generator[Piece, None, Generation]:
-            session = context.sessions.take(context.cache)
+            # a kept step would be a recorded one
+            kept = graph != "off"
+            session = context.sessions.take(context.cache) if kept else Session(context.cache)
             try:
                 result = yield from generation.answer(
                     self.model,

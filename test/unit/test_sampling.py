@@ -1,0 +1,115 @@
+"""Which tokens may be drawn, how often they are, and that a seed says which."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from catekv.errors import UserError
+from catekv.sampling import Greedy, Sampler, Sampling
+
+
+def random_logits(batch: int = 4, vocabulary: int = 50, seed: int = 0) -> Tensor:
+    return 3 * torch.randn(batch, vocabulary, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("top_k", [None, 1, 7, 50, 500])
+@pytest.mark.parametrize("top_p", [None, 0.05, 0.6, 0.95, 1.0])
+def test_the_distribution_is_that_of_transformers(
+    temperature: float, top_k: int | None, top_p: float | None
+):
+    logits = random_logits()
+    # equal logits at the border of top-k
+    logits[:, 10:14] = logits[:, 10:11]
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    if top_k is not None:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p is not None:
+        warpers.append(TopPLogitsWarper(top_p))
+    expected = warpers(None, logits)
+    assert torch.equal(Sampling(temperature, top_k, top_p).filter(logits), expected)
+
+
+def test_frequencies_are_the_probabilities():
+    logits = random_logits(1, 6)
+    sampling = Sampling(temperature=1.5, top_k=4, seed=3)
+    draws = 20000
+    sampler = Sampler(sampling, 1, draws, torch.device("cpu"))
+    counts = torch.zeros(6)
+    for index in range(draws):
+        counts[sampler(logits, index)[0, 0]] += 1
+    expected = sampling.filter(logits).softmax(dim=-1)[0]
+    assert torch.equal(counts == 0, expected == 0)
+    # five standard deviations of a binomial share
+    allowed = 5 * (expected * (1 - expected) / draws).sqrt()
+    assert bool(((counts / draws - expected).abs() <= allowed + 1e-9).all())
+
+
+def drawn(batch: int, most: int, seed: int | None = 11) -> Tensor:
+    sampler = Sampler(Sampling(seed=seed), batch, most, torch.device("cpu"))
+    logits = random_logits(1).expand(batch, -1)
+    return torch.cat([sampler(logits, index) for index in range(most)], dim=1)
+
+
+def test_a_sequence_draws_the_same_whatever_stands_beside_it():
+    """Batch size and allowance do not matter; sequences and seeds differ from each other."""
+    alone = drawn(1, 40)
+    assert torch.equal(drawn(3, 40)[:1], alone)
+    assert torch.equal(drawn(1, 60)[:, :40], alone)
+    assert torch.equal(drawn(1, 40), alone)
+    assert len({tuple(row) for row in drawn(3, 40).tolist()}) == 3
+    assert not torch.equal(drawn(1, 40, seed=12), alone)
+
+
+def test_without_a_seed_torch_decides():
+    torch.manual_seed(4)
+    first = drawn(2, 20, seed=None)
+    other = drawn(2, 20, seed=None)
+    torch.manual_seed(4)
+    assert torch.equal(drawn(2, 20, seed=None), first)
+    assert not torch.equal(other, first)
+
+
+def test_extreme_random_numbers_never_choose_an_impossible_token():
+    logits = torch.full((2, 8), -torch.inf)
+    logits[:, 2] = logits[:, 5] = 0.0
+    sampler = Sampler(Sampling(seed=0), 2, 1, torch.device("cpu"))
+    sampler.numbers = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    assert sampler(logits, 0).tolist() == [[2], [5]]
+
+
+def test_half_precision_is_drawn_from_in_float32():
+    logits = random_logits().bfloat16()
+    assert Sampling(temperature=0.7).filter(logits).dtype == torch.float32
+
+
+def test_greedy_takes_the_likeliest():
+    logits = random_logits()
+    assert torch.equal(Greedy()(logits, 0)[:, 0], logits.argmax(dim=-1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature 0.0 must be above 0"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_k": 0}, "top_k 0 must be at least 1"),
+        ({"top_p": 0.0}, "top_p 0.0 must be above 0"),
+        ({"top_p": 1.01}, "top_p 1.01"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 1 << 63}, "seed"),
+    ],
+)
+def test_options_outside_of_their_range(options: dict[str, float], message: str):
+    with pytest.raises(UserError, match=message):
+        Sampling(**options)  # type: ignore[arg-type]
