@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from catekv.methods import catekv, full, snapkv, streaming_llm  # noqa: F401 - they register
+from catekv.methods import (  # noqa: F401 - they register
+    catekv,
+    dynamickv,
+    full,
+    snapkv,
+    streaming_llm,
+)
 from catekv.methods.base import (
     Merged,
     Method,

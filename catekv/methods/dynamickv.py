@@ -1,0 +1,185 @@
+"""DynamicKV (Zhou et al., 2024): the prompt itself decides how many tokens each layer keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from catekv import kernels
+from catekv.errors import UserError
+from catekv.methods.base import Method, Needs, Observed, Selection, register
+from catekv.methods.budgets import ROUNDINGS, proportional
+from catekv.methods.scoring import POOLINGS, top_mask
+
+SCALINGS = ("official", "paper")
+
+
+def layer_counts(scores: Tensor, total: int) -> Tensor:
+    """How many of the ``total`` best scores of all layers lie in each: int64 [layers].
+
+    ``scores`` [layers, heads, entries]; ties go to the lower index.
+    """
+    flat = scores.flatten(1)
+    total = min(total, flat.numel())
+    if total == 0:
+        return torch.zeros(flat.shape[0], dtype=torch.int64)
+    border = flat.flatten().sort(descending=True).values[total - 1]
+    above = (flat > border).sum(dim=-1)
+    tied = (flat == border).sum(dim=-1)
+    before = tied.cumsum(0) - tied
+    room = total - above.sum()
+    return (above + torch.minimum(tied, (room - before).clamp(min=0))).cpu()
+
+
+def layer_budgets(
+    scores: Tensor,
+    base: int,
+    limit: int,
+    interval: int = 4,
+    scaling: str = "official",
+    rounding: str = "floor",
+) -> Tensor:
+    """Tokens that every head of each layer keeps besides the window: int64 [layers].
+
+    Args:
+        scores: [layers, heads, entries], the highest scores of every head.
+        base: mean budget; limit: the most that a layer can keep.
+        interval: m, layers between two updates; each may only take away.
+        scaling: what an update before the last one splits: the tokens of the whole model
+            (``official``) or those of the layers seen so far (``paper``).
+        rounding: ``floor`` gives what rounding leaves to the last layer, as far as the limit lets
+            it. ``largest_remainder`` looks at all layers before anything is taken away, and the sum
+            is ``base * layers`` exactly.
+    """
+    layers, heads = scores.shape[:2]
+    counts = layer_counts(scores, base * heads * layers)
+    if rounding == "largest_remainder":
+        return proportional(counts, base * layers, rounding, limit, redistribute=True)
+    kept = torch.full((layers,), limit)
+    for seen in range(interval, layers, interval):
+        total = base * (layers if scaling == "official" else seen)
+        part = proportional(layer_counts(scores[:seen], base * heads * seen), total)
+        kept[:seen] = torch.minimum(kept[:seen], part)
+    budgets = proportional(counts, base * layers)
+    budgets[-1] += base * layers - budgets.sum()
+    return torch.minimum(budgets, kept)
+
+
+@register
+@dataclass(frozen=True)
+class DynamicKV(Method):
+    """Score as SnapKV does, and give each layer the share of the tokens that its scores earn.
+
+    The best scores of all layers are counted; a layer's budget is proportional to its count. All
+    heads of a layer keep equally many tokens, each its own. Scores of single query heads decide the
+    budgets (``score_heads="kv"``: those of KV heads), their mean over the group which tokens a KV
+    head keeps. A prompt of at most ``budget + window`` tokens is kept whole.
+
+    The published code scales every update to the tokens of the whole model, so that updates before
+    the last one hardly take anything away; its paper means them to split what the layers seen so
+    far would have. What an update took is gone: the kept total may fall short of ``budget`` per
+    head, except with ``rounding="largest_remainder"`` (recommended).
+
+    Args:
+        budget: mean number of tokens per head besides the window.
+        window: last prompt queries that score the others; always kept (8 or 16).
+        r_max: a layer keeps at most ``r_max * budget`` tokens per head (10; 5 in some runs).
+        interval: m, layers between two updates.
+        kernel: width of the pooling, odd; 1 = none. pooling: ``max`` or ``average``.
+        scaling, rounding: as in :func:`layer_budgets`.
+        score_heads: ``query`` or ``kv``.
+    """
+
+    name: ClassVar[str] = "dynamickv"
+    paper: ClassVar[str] = (
+        "DynamicKV: Task-Aware Adaptive KV Cache Compression for Long Context LLMs, 2024"
+    )
+    recommended: ClassVar[dict[str, Any]] = {"scaling": "paper", "rounding": "largest_remainder"}
+
+    budget: int = 504
+    window: int = 8
+    r_max: float = 10
+    interval: int = 4
+    kernel: int = 7
+    pooling: str = "max"
+    scaling: str = "official"
+    rounding: str = "floor"
+    score_heads: str = "query"
+
+    def __post_init__(self) -> None:
+        for name, least in (("budget", 0), ("window", 1), ("interval", 1), ("r_max", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"dynamickv: {name} {getattr(self, name)} must be at least {least}")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise UserError(f"dynamickv: kernel {self.kernel} must be odd and at least 1")
+        for name, allowed in (
+            ("pooling", POOLINGS),
+            ("scaling", SCALINGS),
+            ("rounding", ROUNDINGS),
+            ("score_heads", ("query", "kv")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"dynamickv: unknown {name} {getattr(self, name)!r}; use {' or '.join(allowed)}"
+                )
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(window=self.window, all_layers=True)
+
+    def select_observed(self, observed: Observed) -> Selection:
+        """One layer alone keeps its mean budget, as in a model of equal layers."""
+        return self.select_layers([observed])[0]
+
+    def select_layers(self, observed: Sequence[Observed]) -> list[Selection]:
+        batch, heads, tokens = observed[0].keys.shape[:3]
+        before = tokens - observed[0].queries.shape[2]
+        keep = [torch.ones(batch, heads, tokens, dtype=torch.bool, device=layer.keys.device)
+                for layer in observed]  # fmt: skip
+        if before <= self.budget:
+            return [Selection(mask) for mask in keep]
+        limit = min(int(self.r_max * self.budget), before)
+        scored = [self._scores(layer, before, limit) for layer in observed]
+        # layers may lie on different devices; only their best scores travel
+        place = scored[0][1].device
+        best = torch.stack([top.to(place) for _, top in scored])
+        budgets = torch.stack([
+            layer_budgets(
+                best[:, b], self.budget, limit, self.interval, self.scaling, self.rounding
+            )
+            for b in range(batch)
+        ])  # fmt: skip
+        for index, (scores, _) in enumerate(scored):
+            counts = budgets[:, index, None].expand(batch, heads)
+            keep[index][:, :, :before] = top_mask(scores, counts)
+        return [Selection(mask) for mask in keep]
+
+    def _scores(self, layer: Observed, before: int, limit: int) -> tuple[Tensor, Tensor]:
+        """Scores [batch, kv_heads, before] that rank a KV head's tokens, and the ``limit`` best
+        ones [batch, heads, limit] that decide the budgets."""
+        group = layer.group
+        raw = torch.stack(
+            [
+                kernels.window_scores(
+                    layer.queries[:, member::group], layer.keys, layer.scaling, 0, layer.tokens,
+                    scored=before,
+                )
+                for member in range(group)
+            ],
+            dim=2,
+        )  # fmt: skip
+        scores = self._pooled(raw.mean(dim=2))
+        if self.score_heads == "kv" or group == 1:
+            return scores, scores.topk(limit).values
+        return scores, self._pooled(raw.flatten(1, 2)).topk(limit).values
+
+    def _pooled(self, scores: Tensor) -> Tensor:
+        if self.kernel == 1:
+            return scores
+        pool = F.max_pool1d if self.pooling == "max" else F.avg_pool1d
+        return pool(scores, self.kernel, stride=1, padding=self.kernel // 2)
