@@ -166,6 +166,8 @@ def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["report", "absent"], "no run directory"),
         (["mask", "show", "absent"], "no head mask at absent"),
         (["generate", "--context", "absent", "--question", "?"], "cannot read absent as text"),
+        (["generate", "--context", "a", "--question", "?", "--top-p", "2"], "top_p 2.0 must be"),
+        (["generate", "--context", "a", "--question", "?", "--stop", ""], "stop string is empty"),
     ],
 )
 def test_mistakes_without_a_model(
@@ -550,6 +552,16 @@ def test_generate_answers_about_a_file(
     output = capsys.readouterr()
     assert len(output.out.splitlines()) == 2
     assert "tokens read" in output.err
+    assert cli.main([*words, "--stream"]) == 0
+    assert capsys.readouterr().out == output.out
+    drawn = [*words, "--temperature", "1.5", "--top-k", "50", "--top-p", "0.9", "--seed", "4"]
+    assert cli.main(drawn) == 0
+    first = capsys.readouterr().out
+    assert cli.main([*drawn, "--stream"]) == 0
+    assert capsys.readouterr().out == first != output.out
+    cut = output.out.split()[1]
+    assert cli.main([*words, "--stop", cut, "--stop", "absent"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == output.out.split(cut)[0]
 
 
 def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
