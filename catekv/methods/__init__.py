@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from catekv.methods import (  # noqa: F401 - they register
+    adakv,
     catekv,
+    cokv,
+    duo_attention,
     dynamickv,
     full,
+    h2o,
+    headkv,
+    pyramidkv,
+    sliding_window,
     snapkv,
     streaming_llm,
 )

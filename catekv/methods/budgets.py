@@ -14,6 +14,7 @@ from catekv.methods.scoring import top_mask
 
 ROUNDINGS = ("floor", "largest_remainder")
 SHORT_PROMPTS = ("uniform", "clamped")
+STEPS = ("integer", "fractional")
 SAFEGUARDS = ("mixed", "reserved")
 
 #: Quotas that miss a whole number by less than this are that number; remainders that differ by
@@ -112,6 +113,7 @@ def pyramid_budgets(
     window: int,
     beta: float = 20,
     short_prompt: str = "uniform",
+    step: str = "integer",
     rescale: bool = False,
 ) -> Tensor:
     """PyramidKV's arithmetic budgets from the first layer to the last: int64 [layers].
@@ -120,17 +122,21 @@ def pyramid_budgets(
         base: mean budget; layers: number of layers; tokens: prompt length; window: always kept.
         beta: the last layer gets ``base // beta``, as far as the prompt is long enough.
         short_prompt: below ``2 * base`` tokens ``uniform`` budgets or the ``clamped`` pyramid.
-        rescale: repair the integer step's overshoot, so that the sum is ``base * layers``.
+        step: between neighbouring layers ``integer`` (as released; overshoots the total), or
+            ``fractional``, with budgets rounded one by one.
+        rescale: make the sum ``base * layers``.
     """
     room = max(0, tokens - window)
     uniform = torch.full((layers,), min(base, room))
     if base >= room or layers == 1 or (short_prompt == "uniform" and tokens < 2 * base):
         return uniform
-    low = int(base // beta)
+    low = base // beta if step == "integer" else base / beta
     high = 2 * base - low
     if high >= room:
         high, low = room, 2 * base - room
-    budgets = high - (high - low) // (layers - 1) * torch.arange(layers)
+    down = (high - low) / (layers - 1)
+    down = down // 1 if step == "integer" else down
+    budgets = (high - down * torch.arange(layers, dtype=torch.float64)).round().long()
     if rescale:
         budgets = proportional(budgets, base * layers, "largest_remainder", room, True)
     return budgets

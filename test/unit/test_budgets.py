@@ -68,6 +68,7 @@ def test_pyramid_worked_examples() -> None:
     assert int(pyramid_budgets(120, 32, 8000, 8, rescale=True).sum()) == 3840
     assert pyramid_budgets(120, 1, 8000, 8).tolist() == [120]
     assert pyramid_budgets(120, 4, 100, 8).tolist() == [92] * 4
+    assert pyramid_budgets(100, 4, 800, 8, step="fractional").tolist() == [195, 132, 68, 5]
 
 
 def test_pyramid_golden(golden) -> None:

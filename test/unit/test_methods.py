@@ -250,7 +250,7 @@ def test_bad_catekv_options_are_refused(options: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("snapkv", {"budget": -1}, "negative"),
+        ("snapkv", {"budget": -1}, "budget -1 must be a whole number, at least 0"),
         ("snapkv", {"kernel": 4}, "must be odd"),
         ("snapkv", {"pooling": "sum"}, "use max or average"),
         ("snapkv", {"window": 0}, "at least 1"),
@@ -275,7 +275,7 @@ def test_a_mask_of_another_model_is_refused() -> None:
 def test_snapkv_takes_one_budget_per_kv_head() -> None:
     method = methods.create("snapkv", budget=[3, 11], window=4, kernel=1)
     assert method.select(*tensors(2, 60)).budgets.tolist() == [[7, 15]] * 2
-    with pytest.raises(UserError, match="2 budgets for 4 KV heads"):
+    with pytest.raises(UserError, match="1 layers x 2 KV heads but the model has 1 layers x 4 KV heads"):
         method.validate(ModelShape(1, 4, 4, 8))
 
 

@@ -1,0 +1,403 @@
+"""The option ``budgets``: how a method's tokens are split over layers and heads, interchangeable
+between methods.
+
+An allocator answers how many tokens every head keeps *outside* what its method always keeps. It is
+written as a word (``pyramid``), a path, a table, or a dict with its ``kind`` and options; every
+allocator is a frozen dataclass that ``to_dict`` turns back into such a dict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from catekv.errors import UserError
+from catekv.head_mask import HeadMask
+from catekv.methods.allocator_files import (
+    read_allocator,
+    read_budgets,
+    read_scores,
+    to_kv_heads,
+)
+from catekv.methods.base import ModelShape, nearest
+from catekv.methods.budgets import (
+    ROUNDINGS,
+    SHORT_PROMPTS,
+    STEPS,
+    cokv_weights,
+    combine_slices,
+    headkv_quotas,
+    largest_remainder,
+    proportional,
+    pyramid_budgets,
+)
+
+SLICE_SCALINGS = ("none", "zscore")
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is to be split.
+
+    Attributes:
+        budget: tokens per head, on average, outside what is always kept.
+        tokens: length of the prompt.
+        edges: tokens that every head always keeps.
+        shape: the model.
+    """
+
+    budget: int
+    tokens: int
+    edges: int
+    shape: ModelShape
+
+    @property
+    def room(self) -> int:
+        """The most tokens a head can keep outside the edges."""
+        return max(0, self.tokens - self.edges)
+
+    @property
+    def heads(self) -> int:
+        return self.shape.layers * self.shape.kv_heads
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Base of the allocators."""
+
+    kind: ClassVar[str] = ""
+
+    def validate(self, shape: ModelShape) -> None:
+        """Raise ``UserError`` if the allocator was made for a model of another shape."""
+
+    def table(self, demand: Demand) -> Tensor:
+        """Tokens per head outside the edges, at most ``demand.room``: int64 [layers, kv_heads]."""
+        raise NotImplementedError
+
+    def weights(self, demand: Demand) -> Tensor:
+        """What :meth:`exact_table` splits a total in proportion to: [layers, kv_heads]."""
+        return self.table(demand)
+
+    def exact_table(self, demand: Demand, total: int) -> Tensor:
+        """Like :meth:`table`, with the sum ``total`` whatever the budget.
+
+        Raises:
+            UserError: the prompt does not have so many tokens.
+        """
+        if not 0 <= total <= demand.room * demand.heads:
+            raise UserError(
+                f"cannot split {total} tokens outside the {demand.edges} always kept: the prompt "
+                f"has {demand.room} such tokens in each of {demand.heads} heads; change the total"
+            )
+        demand = dataclasses.replace(demand, budget=max(1, total // demand.heads))
+        weights = self.weights(demand)
+        return proportional(weights, total, "largest_remainder", demand.room, redistribute=True)
+
+    def for_heads(self, heads: slice) -> Budgets:
+        """The allocator for some of the model's KV heads (tensor parallelism)."""
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        options = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {"kind": self.kind, **options}
+
+
+@dataclass(frozen=True)
+class Uniform(Budgets):
+    """Every head gets the budget."""
+
+    kind: ClassVar[str] = "uniform"
+
+    def table(self, demand: Demand) -> Tensor:
+        shape = (demand.shape.layers, demand.shape.kv_heads)
+        return torch.full(shape, min(demand.budget, demand.room))
+
+
+@dataclass(frozen=True)
+class Pyramid(Budgets):
+    """More tokens for lower layers (PyramidKV); options as in
+    :func:`catekv.methods.budgets.pyramid_budgets`."""
+
+    kind: ClassVar[str] = "pyramid"
+
+    beta: float = 20
+    short_prompt: str = "uniform"
+    step: str = "integer"
+    rescale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.beta < 1:
+            raise UserError(f"pyramid: beta {self.beta} must be at least 1")
+        _check_choice(self, "short_prompt", SHORT_PROMPTS)
+        _check_choice(self, "step", STEPS)
+
+    def table(self, demand: Demand) -> Tensor:
+        options = (self.beta, self.short_prompt, self.step, self.rescale)
+        layers = pyramid_budgets(
+            demand.budget, demand.shape.layers, demand.tokens, demand.edges, *options
+        )
+        return layers[:, None].repeat(1, demand.shape.kv_heads)
+
+
+@dataclass(frozen=True)
+class Table(Budgets):
+    """An explicit number of tokens for every head.
+
+    Args:
+        counts: integers [layers, kv_heads]; a single row holds for every layer. A path is read
+            (CSV, or npz with ``budgets``).
+    """
+
+    kind: ClassVar[str] = "table"
+
+    counts: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "counts", read_budgets(self.counts))
+
+    @property
+    def tensor(self) -> Tensor:
+        return torch.tensor(self.counts, dtype=torch.int64)
+
+    def validate(self, shape: ModelShape) -> None:
+        layers, heads = len(self.counts), len(self.counts[0])
+        if heads != shape.kv_heads or layers not in (1, shape.layers):
+            raise UserError(
+                f"the budget table has {layers} layers x {heads} KV heads but the model has "
+                f"{shape.layers} layers x {shape.kv_heads} KV heads; give one row per layer and "
+                "one number per KV head"
+            )
+
+    def table(self, demand: Demand) -> Tensor:
+        self.validate(demand.shape)
+        return self.tensor.clamp(max=demand.room).repeat(demand.shape.layers, 1)[
+            : demand.shape.layers
+        ]
+
+    def for_heads(self, heads: slice) -> Table:
+        return Table([row[heads] for row in self.counts])
+
+
+@dataclass(frozen=True)
+class Mask(Budgets):
+    """Adaptive heads of a head mask keep everything, the others get the budget.
+
+    Args:
+        mask: a :class:`HeadMask`, its path, or its ``to_dict()``.
+        ratio: which mask of a folder; the mask's own ratio afterwards.
+    """
+
+    kind: ClassVar[str] = "mask"
+
+    mask: HeadMask | str | Path | dict[str, Any] | None = None
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        mask = self.mask
+        if mask is None:
+            raise UserError("budgets of kind 'mask' need a head mask; give mask=FOLDER")
+        if isinstance(mask, dict):
+            mask = HeadMask.from_dict(mask)
+        elif not isinstance(mask, HeadMask):
+            mask = HeadMask.load(mask, self.ratio)
+        object.__setattr__(self, "mask", mask)
+        object.__setattr__(self, "ratio", mask.nominal_ratio)
+
+    @property
+    def adaptive(self) -> Tensor:
+        assert isinstance(self.mask, HeadMask)
+        return self.mask.adaptive
+
+    def validate(self, shape: ModelShape) -> None:
+        assert isinstance(self.mask, HeadMask)
+        self.mask.validate(shape)
+
+    def table(self, demand: Demand) -> Tensor:
+        self.validate(demand.shape)
+        return torch.where(self.adaptive, demand.room, min(demand.budget, demand.room))
+
+    def exact_table(self, demand: Demand, total: int) -> Tensor:
+        """Adaptive heads stay whole; the others share the rest evenly."""
+        self.validate(demand.shape)
+        others = ~self.adaptive
+        rest = total - demand.room * int(self.adaptive.sum())
+        if not 0 <= rest <= demand.room * int(others.sum()):
+            raise UserError(
+                f"{total} tokens outside the edges cannot be split by a mask whose "
+                f"{int(self.adaptive.sum())} adaptive heads keep all {demand.room}; change the "
+                "total or the ratio"
+            )
+        table = torch.full(self.adaptive.shape, demand.room)
+        table[others] = largest_remainder(torch.ones(int(others.sum())), rest)
+        return table
+
+    def for_heads(self, heads: slice) -> Mask:
+        return Mask(HeadMask(self.adaptive[:, heads], {"ratio": self.ratio}))
+
+    def to_dict(self) -> dict[str, Any]:
+        assert isinstance(self.mask, HeadMask)
+        heads = {key: value for key, value in self.mask.to_dict().items() if key != "meta"}
+        return {"kind": self.kind, "mask": heads, "ratio": self.ratio}
+
+
+@dataclass(frozen=True)
+class Scored(Budgets):
+    """Base of the allocators that follow a score per head.
+
+    Args:
+        scores: numbers [layers, heads] or their path (JSON of HeadKV, CSV, or npz with
+            ``scores``). Scores per query head are averaged over the group of a KV head.
+        rounding: ``floor`` (as run) or ``largest_remainder`` (the sum is exact).
+        redistribute: tokens that do not fit into a head, because the prompt is too short, go to
+            the others; otherwise they are lost.
+    """
+
+    scores: Any = None
+    rounding: str = "floor"
+    redistribute: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scores is None:
+            raise UserError(f"budgets of kind {self.kind!r} need scores; give scores=FILE")
+        object.__setattr__(self, "scores", read_scores(self.scores))
+        _check_choice(self, "rounding", ROUNDINGS)
+
+    def scores_for(self, shape: ModelShape) -> Tensor:
+        """float64 [layers, kv_heads] (CoKV: possibly [slices, layers, kv_heads])."""
+        return to_kv_heads(torch.tensor(self.scores, dtype=torch.float64), shape, self.kind)
+
+    def validate(self, shape: ModelShape) -> None:
+        self.scores_for(shape)
+
+    def table(self, demand: Demand) -> Tensor:
+        total = demand.budget * demand.heads
+        return proportional(
+            self.weights(demand), total, self.rounding, demand.room, self.redistribute
+        )
+
+    def for_heads(self, heads: slice) -> Budgets:
+        raise UserError(
+            f"budgets of kind {self.kind!r} compare the scores of all heads, which no process of a "
+            "tensor-parallel group has; write the budgets into a table (CSV) and give that"
+        )
+
+
+@dataclass(frozen=True)
+class HeadKV(Scored):
+    """A part of every head's budget is pooled and split by the heads' scores (HeadKV).
+
+    Args:
+        scores, rounding, redistribute: see :class:`Scored`.
+        beta: above 1; the pool takes ``budget // beta`` of every head.
+    """
+
+    kind: ClassVar[str] = "headkv"
+
+    beta: float = 1.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta < 1:
+            raise UserError(f"headkv: beta {self.beta} must be at least 1")
+
+    def scores_for(self, shape: ModelShape) -> Tensor:
+        scores = super().scores_for(shape)
+        if scores.dim() != 2 or float(scores.min()) < 0:
+            raise UserError("headkv: scores are one number, at least 0, per layer and head")
+        return scores
+
+    def weights(self, demand: Demand) -> Tensor:
+        return headkv_quotas(self.scores_for(demand.shape), demand.budget, self.beta)
+
+
+@dataclass(frozen=True)
+class CoKV(Scored):
+    """All tokens are split by how far a group's score lies above the worst ones (CoKV).
+
+    Args:
+        scores, rounding, redistribute: see :class:`Scored`; scores may have a leading dimension
+            of slices, [slices, layers, kv_heads].
+        alpha: so many of the lowest scores get nothing, from 1 to the number of groups.
+        slice_scaling: ``none``, or ``zscore`` before slices are averaged.
+    """
+
+    kind: ClassVar[str] = "cokv"
+
+    alpha: int = 1
+    slice_scaling: str = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choice(self, "slice_scaling", SLICE_SCALINGS)
+        groups = torch.tensor(self.scores).shape[-2:].numel()
+        if not 1 <= self.alpha <= groups:
+            raise UserError(f"cokv: alpha {self.alpha} is outside 1 to {groups}, the groups")
+
+    def weights(self, demand: Demand) -> Tensor:
+        scores = combine_slices(self.scores_for(demand.shape), self.slice_scaling)
+        return cokv_weights(scores, self.alpha)
+
+
+KINDS: dict[str, type[Budgets]] = {
+    cls.kind: cls for cls in (Uniform, Pyramid, Table, Mask, HeadKV, CoKV)
+}
+
+
+def budgets_from(value: Any) -> Budgets:
+    """Read the option ``budgets``.
+
+    Args:
+        value: None (uniform), an allocator, its dict, one of the words ``uniform`` and
+            ``pyramid``, a table of integers, or a path: CSV or npz (a table), JSON or YAML (an
+            allocator's dict; paths in it are relative to it).
+
+    Raises:
+        UserError: unknown kind or option (the valid ones are listed), or an unreadable file.
+    """
+    if value is None:
+        return Uniform()
+    if isinstance(value, Budgets):
+        return value
+    if isinstance(value, dict):
+        return _from_dict(value)
+    if isinstance(value, str) and value in KINDS:
+        return _from_dict({"kind": value})
+    if isinstance(value, str | Path):
+        if Path(value).suffix in (".json", ".yaml", ".yml"):
+            return _from_dict(read_allocator(value))
+        if not Path(value).suffix and not Path(value).exists():
+            raise UserError(
+                f"unknown budgets {str(value)!r}{nearest(str(value), list(KINDS))}; use "
+                f"{', '.join(KINDS)} or the path of a CSV, npz, JSON or YAML file"
+            )
+    return Table(value)
+
+
+def _from_dict(content: dict[str, Any]) -> Budgets:
+    kind = content.get("kind")
+    if kind not in KINDS:
+        raise UserError(
+            f"unknown kind of budgets {kind!r}{nearest(str(kind), list(KINDS))}; use "
+            f"{', '.join(KINDS)}"
+        )
+    options = {key: item for key, item in content.items() if key != "kind"}
+    valid = [item.name for item in dataclasses.fields(KINDS[kind])]
+    unknown = [name for name in options if name not in valid]
+    if unknown:
+        raise UserError(
+            f"budgets of kind {kind!r} have no option {unknown[0]!r}{nearest(unknown[0], valid)}; "
+            f"valid options: {', '.join(valid) or 'none'}"
+        )
+    return KINDS[kind](**options)
+
+
+def _check_choice(allocator: Budgets, name: str, allowed: Sequence[str]) -> None:
+    value = getattr(allocator, name)
+    if value not in allowed:
+        raise UserError(f"{allocator.kind}: unknown {name} {value!r}; use {' or '.join(allowed)}")

@@ -1,0 +1,105 @@
+"""Base of the methods whose heads keep some edges and a number of further tokens.
+
+``budget`` says how many, ``budgets`` how they are split over layers and heads
+(:mod:`catekv.methods.allocators`), ``total`` replaces the mean by an exact sum: the one place where
+these options are read for all such methods.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from catekv.errors import UserError
+from catekv.methods.allocators import Budgets, Demand, budgets_from
+from catekv.methods.base import Method, ModelShape
+
+BudgetedType = TypeVar("BudgetedType", bound="Budgeted")
+
+
+@dataclass(frozen=True)
+class Budgeted(Method):
+    """Options that all of them share.
+
+    Args:
+        budget: mean number of tokens that a head keeps.
+        total: entries that all layers and heads together keep, always-kept ones included; exact,
+            instead of ``budget``.
+    """
+
+    budget: int = 1024
+    total: int | None = None
+
+    def __post_init__(self) -> None:
+        self.refuse_below("budget", 0)
+        if self.total is not None:
+            self.refuse_below("total", 0)
+        if hasattr(self, "budgets"):
+            object.__setattr__(self, "budgets", budgets_from(self.budgets))
+
+    def refuse_below(self, name: str, least: int) -> None:
+        """Raise ``UserError`` if a numeric option is below ``least``."""
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"{self.name}: {name} {value} must be a whole number, at least {least}")
+
+    def refuse_unless(self, name: str, allowed: tuple[str, ...]) -> None:
+        """Raise ``UserError`` if an option is none of the allowed words."""
+        value = getattr(self, name)
+        if value not in allowed:
+            raise UserError(f"{self.name}: unknown {name} {value!r}; use {' or '.join(allowed)}")
+
+    @cached_property
+    def allocator(self) -> Budgets:
+        """How the budget is split."""
+        return budgets_from(getattr(self, "budgets", None))
+
+    def edges(self) -> int:
+        """Tokens that every head keeps always."""
+        raise NotImplementedError
+
+    def mean(self) -> int:
+        """Mean tokens outside the edges that ``budget`` stands for."""
+        return self.budget
+
+    def validate(self, shape: ModelShape) -> None:
+        self.allocator.validate(shape)
+
+    def counts(self, tokens: int, shape: ModelShape) -> Tensor:
+        """Tokens kept outside the edges: int64 [layers, kv_heads].
+
+        Raises:
+            UserError: budgets of another model's shape, or a total below the edges.
+        """
+        edges = min(self.edges(), tokens)
+        demand = Demand(self.mean(), tokens, edges, shape)
+        if self.total is None:
+            return self.allocator.table(demand)
+        if self.total >= tokens * demand.heads:
+            return torch.full((shape.layers, shape.kv_heads), demand.room)
+        if self.total < edges * demand.heads:
+            raise UserError(
+                f"{self.name}: a total of {self.total} tokens does not hold the {edges} that each "
+                f"of {demand.heads} heads always keeps ({edges * demand.heads}); raise the total "
+                "or lower what is always kept"
+            )
+        return self.allocator.exact_table(demand, self.total - edges * demand.heads)
+
+    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        return self.counts(tokens, shape) + min(self.edges(), tokens)
+
+    def for_heads(self: BudgetedType, heads: slice) -> BudgetedType:
+        if self.total is not None:
+            raise UserError(
+                f"{self.name}: a total is split over all heads, which no process of a "
+                "tensor-parallel group has; use budget"
+            )
+        part = self.allocator.for_heads(heads)
+        if part is self.allocator:
+            return self
+        options: dict[str, Any] = {"budgets": part}
+        return replace(self, **options)

@@ -1,0 +1,162 @@
+"""DuoAttention (Xiao et al., 2025): retrieval heads keep everything, streaming heads sinks and
+recent tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from catekv.errors import UserError
+from catekv.head_mask import DUO_FILE, HeadMask
+from catekv.methods.allocator_files import read_scores
+from catekv.methods.base import Method, ModelShape, Observed, Selection, register
+from catekv.methods.budgets import largest_remainder
+from catekv.methods.streaming_llm import first_and_last
+from catekv.prompt_layout import floor_count
+
+#: Share of streaming heads where gates, and no mask, are given.
+DEFAULT_SHARE = 0.5
+
+
+def streaming_heads(gates: Tensor, share: float) -> Tensor:
+    """Which heads stream: the ``floor(share * heads)`` with the lowest gates, bool like ``gates``.
+
+    Gates are clamped to [0, 1]. Among equal gates the lower flat index keeps everything first.
+    """
+    gates = gates.double().clamp(0, 1)
+    order = gates.flatten().sort(descending=True, stable=True).indices
+    count = floor_count(share * gates.numel())
+    streaming = torch.zeros(gates.numel(), dtype=torch.bool)
+    streaming[order[gates.numel() - count :]] = True
+    return streaming.view(gates.shape)
+
+
+@register
+@dataclass(frozen=True)
+class DuoAttention(Method):
+    """Keep everything in retrieval heads, and the first ``sinks`` and last ``recent`` tokens in
+    streaming heads.
+
+    Which head is which comes from gates that were trained once per model. Tokens generated later
+    are appended and stay in all heads.
+
+    Args:
+        pattern: gates [layers, kv_heads] as numbers or the path of a ``full_attention_heads.tsv``,
+            its folder, a CSV or an npz file; or a head mask (:class:`HeadMask`, or 0/1 numbers,
+            1 = retrieval), which says itself which heads stream.
+        streaming_share: share of heads, with the lowest gates, that stream; default 0.5, or what a
+            mask says.
+        sinks: first tokens of a streaming head (64 or 128 in the paper).
+        recent: last tokens of a streaming head.
+        total: entries of all layers and heads together, instead of ``streaming_share`` and
+            ``recent``: as many heads as fit keep everything, those with the highest gates, and
+            streaming heads get the rest as recent tokens.
+    """
+
+    name: ClassVar[str] = "duo_attention"
+    paper: ClassVar[str] = (
+        "DuoAttention: Efficient Long-Context LLM Inference with Retrieval and Streaming Heads, "
+        "ICLR 2025"
+    )
+
+    pattern: Any = None
+    streaming_share: float | None = None
+    sinks: int = 128
+    recent: int = 256
+    total: int | None = None
+
+    def __post_init__(self) -> None:
+        pattern = self.pattern
+        if pattern is None:
+            raise UserError(
+                "duo_attention needs the gates of the model's heads; give pattern=FILE (a "
+                f"{DUO_FILE}) or a head mask"
+            )
+        if isinstance(pattern, dict):
+            pattern = HeadMask.from_dict(pattern)
+        if isinstance(pattern, HeadMask):
+            pattern = pattern.adaptive.double()
+        elif isinstance(pattern, str | Path) and Path(pattern).is_dir():
+            pattern = Path(pattern) / DUO_FILE
+        rows = read_scores(pattern)
+        object.__setattr__(self, "pattern", rows)
+        gates = self.gates
+        if gates.dim() != 2:
+            raise UserError(f"duo_attention: gates are [layers, KV heads], not {list(gates.shape)}")
+        share = self.streaming_share
+        if share is None:
+            is_mask = bool(((gates == 0) | (gates == 1)).all())
+            share = float((gates == 0).double().mean()) if is_mask else DEFAULT_SHARE
+            object.__setattr__(self, "streaming_share", share)
+        if not 0 <= share <= 1:
+            raise UserError(f"duo_attention: streaming_share {share} is outside [0, 1]")
+        for name in ("sinks", "recent"):
+            if getattr(self, name) < 0:
+                raise UserError(f"duo_attention: {name} {getattr(self, name)} must be at least 0")
+        if self.sinks + self.recent < 1:
+            raise UserError("duo_attention: streaming heads need at least 1 sink or recent token")
+
+    @property
+    def gates(self) -> Tensor:
+        """float64 [layers, kv_heads]."""
+        return torch.tensor(self.pattern, dtype=torch.float64)
+
+    @property
+    def streaming(self) -> Tensor:
+        """Which heads stream, bool [layers, kv_heads]."""
+        assert self.streaming_share is not None
+        return streaming_heads(self.gates, self.streaming_share)
+
+    def validate(self, shape: ModelShape) -> None:
+        layers, heads = self.gates.shape
+        if (layers, heads) != (shape.layers, shape.kv_heads):
+            raise UserError(
+                f"duo_attention: the pattern has {layers} layers x {heads} KV heads but the model "
+                f"has {shape.layers} layers x {shape.kv_heads} KV heads; use a pattern of this "
+                "model"
+            )
+
+    def for_heads(self, heads: slice) -> DuoAttention:
+        if self.total is not None:
+            raise UserError(
+                "duo_attention: a total is split over all heads, which no process of a "
+                "tensor-parallel group has; use streaming_share"
+            )
+        mask = (~self.streaming[:, heads]).double()
+        return replace(self, pattern=mask, streaming_share=None)
+
+    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        self.validate(shape)
+        if self.total is not None:
+            return self._table_of_total(tokens)
+        edges = min(tokens, self.sinks + self.recent)
+        return torch.where(self.streaming, edges, tokens)
+
+    def _table_of_total(self, tokens: int) -> Tensor:
+        gates = self.gates
+        assert self.total is not None
+        heads, edges = gates.numel(), min(tokens, self.sinks + self.recent)
+        if self.total >= heads * tokens:
+            return torch.full(gates.shape, tokens)
+        whole = max(0, self.total - heads * edges) // max(1, tokens - edges)
+        streaming = streaming_heads(gates, (heads - whole) / heads)
+        rest = self.total - whole * tokens
+        if rest < self.sinks * (heads - whole):
+            raise UserError(
+                f"duo_attention: a total of {self.total} tokens does not hold the {self.sinks} "
+                f"sinks of {heads - whole} heads; raise the total or lower sinks"
+            )
+        table = torch.full(gates.shape, tokens)
+        table[streaming] = largest_remainder(torch.ones(heads - whole), rest)
+        return table
+
+    def select_observed(self, observed: Observed) -> Selection:
+        batch, heads, tokens, dim = observed.keys.shape
+        shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
+        kept = self.budget_table(tokens, shape)[observed.layer].to(observed.keys.device)
+        keep = first_and_last(tokens, self.sinks, (kept - self.sinks).clamp(min=0))
+        return Selection(keep.expand(batch, heads, tokens).clone())

@@ -1,0 +1,59 @@
+"""HeadKV-R2 (Fu et al., 2025): budgets by how well a head retrieves and reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from catekv.errors import UserError
+from catekv.methods.allocators import HeadKV
+from catekv.methods.base import register
+from catekv.methods.window_scored import WindowScored
+
+
+@register
+@dataclass(frozen=True)
+class HeadKVMethod(WindowScored):
+    """Pool a part of every head's budget, split the pool by scores, and select as SnapKV does.
+
+    Scores come from an offline probe of the model. The pool takes ``budget // beta`` of every head:
+    a larger beta gives a smaller pool and more uniform budgets.
+
+    Args:
+        scores: path of a score file (HeadKV's JSON, CSV or npz) or numbers [layers, heads]; those
+            of query heads are averaged over the group of a KV head.
+        budget: mean tokens per head besides the window.
+        total: entries of all layers and heads together, windows included, instead of ``budget``.
+        window, kernel, pooling, order: as in SnapKV.
+        beta: at least 1 (1.005 to 10 in the paper).
+        rounding: ``floor`` (as released) or ``largest_remainder`` (under ``recommended``).
+        redistribute: give tokens that do not fit into one head to the others (on under
+            ``recommended``).
+    """
+
+    name: ClassVar[str] = "headkv"
+    paper: ClassVar[str] = (
+        "Not All Heads Matter: A Head-Level KV Cache Compression Method with Integrated Retrieval "
+        "and Reasoning, ICLR 2025"
+    )
+    recommended: ClassVar[dict[str, Any]] = {
+        "rounding": "largest_remainder",
+        "redistribute": True,
+    }
+
+    scores: Any = None
+    window: int = 8
+    beta: float = 1.01
+    rounding: str = "floor"
+    redistribute: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scores is None:
+            raise UserError("headkv needs scores of the model's heads; give scores=FILE")
+        super().__post_init__()
+        object.__setattr__(self, "scores", self.allocator.scores)
+
+    @cached_property
+    def allocator(self) -> HeadKV:
+        return HeadKV(self.scores, self.rounding, self.redistribute, self.beta)

@@ -1,0 +1,34 @@
+"""A sliding window: the most recent tokens only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from catekv.methods.base import register
+from catekv.methods.streaming_llm import FirstAndLast
+
+
+@register
+@dataclass(frozen=True)
+class SlidingWindow(FirstAndLast):
+    """Keep the last ``budget`` prompt tokens of every head.
+
+    Without the first tokens, which models put much of their attention on, fluency breaks: that is
+    what this baseline shows. Tokens generated later are appended and stay.
+
+    Args:
+        budget: mean tokens kept per head.
+        total: entries of all layers and heads together, instead of ``budget``.
+        budgets: how they are split over layers and heads; default: evenly
+            (:mod:`catekv.methods.allocators`).
+    """
+
+    name: ClassVar[str] = "sliding_window"
+    paper: ClassVar[str] = "the window baseline of Efficient Streaming Language Models, ICLR 2024"
+
+    budgets: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_below("budget", 1)

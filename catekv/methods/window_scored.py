@@ -1,0 +1,69 @@
+"""Base of the methods that keep what the last prompt queries look at: SnapKV's selection with any
+budgets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from catekv.errors import UserError
+from catekv.methods.base import ModelShape, Needs, Observed, Selection
+from catekv.methods.budgeted import Budgeted
+from catekv.methods.scoring import ORDERS, POOLINGS, top_mask, window_token_scores
+
+
+@dataclass(frozen=True)
+class WindowScored(Budgeted):
+    """Keep the last ``window`` tokens and, per head, those that score best before them.
+
+    A token's score is its attention from the window queries (causal softmax over all keys in fp32,
+    mean over the window and over the query group), pooled over its neighbours. Ties go to the lower
+    position. What a head cannot use because the prompt is too short is kept whole.
+    """
+
+    window: int = 32
+    kernel: int = 7
+    pooling: str = "max"
+    order: str = "mean_then_pool"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_below("window", 1)
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise UserError(f"{self.name}: kernel {self.kernel} must be odd and at least 1")
+        self.refuse_unless("pooling", POOLINGS)
+        self.refuse_unless("order", ORDERS)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(window=self.window)
+
+    def edges(self) -> int:
+        return self.window
+
+    def split(self, scores: Tensor, counts: Tensor) -> Tensor:
+        """Tokens of every head before the window, after the scores were seen.
+
+        Args:
+            scores: [batch, kv_heads, entries]; counts: int64 [kv_heads], what the budgets say.
+
+        Returns:
+            int64 [batch, kv_heads] or broadcastable to it.
+        """
+        return counts
+
+    def select_observed(self, observed: Observed) -> Selection:
+        keys = observed.keys
+        batch, heads, tokens, dim = keys.shape
+        shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
+        counts = self.counts(tokens, shape)[observed.layer]
+        keep = torch.ones(batch, heads, tokens, dtype=torch.bool, device=keys.device)
+        before = tokens - observed.queries.shape[2]
+        if int(counts.min()) < before:
+            scores = window_token_scores(
+                observed.queries, keys, observed.scaling, self.kernel, self.pooling, self.order
+            )
+            keep[:, :, :before] = top_mask(scores, self.split(scores, counts))
+        return Selection(keep)
