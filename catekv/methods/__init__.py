@@ -12,6 +12,7 @@ from catekv.methods import (  # noqa: F401 - they register
     h2o,
     headkv,
     pyramidkv,
+    quest,
     sliding_window,
     snapkv,
     streaming_llm,

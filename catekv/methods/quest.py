@@ -1,0 +1,70 @@
+"""Quest (Tang et al., ICML 2024): every step reads the pages that could matter most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from catekv.decode_store import DecodeStore
+from catekv.errors import UserError
+from catekv.layout import RaggedPrefix
+from catekv.methods.base import Method, ModelShape, Observed, Selection, register
+from catekv.stores.block_reader import Reading
+from catekv.stores.quest import QuestReader
+
+
+@register
+@dataclass(frozen=True)
+class Quest(Method):
+    """Keep everything; at every step read the pages with the highest bound of their logits.
+
+    A page holds its smallest and largest key per dimension, so memory grows by ``2 / page`` of the
+    keys. The bound is taken over the query heads of a group (the paper has one query head per KV
+    head). Ties go to the earlier page. Generated tokens, and all of a prompt's pages while a
+    question of several tokens is read, are read whole.
+
+    Args:
+        budget: tokens of the prompt that a step reads; rounded down to whole pages.
+        page: tokens per page.
+        full_layers: first layers that read everything.
+        least_pages: pages that are read at least, however small the budget.
+    """
+
+    name: ClassVar[str] = "quest"
+    paper: ClassVar[str] = (
+        "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference, ICML 2024"
+    )
+    effect: ClassVar[str] = "skips"
+
+    budget: int = 2048
+    page: int = 16
+    full_layers: int = 2
+    least_pages: int = 3
+
+    def __post_init__(self) -> None:
+        for name, least in (("budget", 1), ("page", 1), ("full_layers", 0), ("least_pages", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"quest: {name} {getattr(self, name)} must be at least {least}")
+
+    @property
+    def top_pages(self) -> int:
+        """Pages that a step reads of every row."""
+        return max(self.least_pages, self.budget // self.page)
+
+    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        return torch.full((shape.layers, shape.kv_heads), tokens)
+
+    def select_observed(self, observed: Observed) -> Selection:
+        shape = observed.keys.shape[:3]
+        return Selection(torch.ones(shape, dtype=torch.bool, device=observed.keys.device))
+
+    def decode_store(
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+    ) -> DecodeStore | None:
+        if observed.layer < self.full_layers:
+            return None
+        reading = Reading(self.page, self.top_pages)
+        return QuestReader.build(prefix, [reading] * len(prefix.host_rows))
