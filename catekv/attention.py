@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from catekv import kernels
+from catekv.decode_store import DecodeStore
 from catekv.errors import UserError
 from catekv.kernels.dispatch import choose
 from catekv.kernels.ragged_decode import causal_tail_mask
@@ -47,10 +48,15 @@ class ObservingLayer(Protocol):
     """What the attention function needs of a cache layer."""
 
     prefix: RaggedPrefix | None
+    store: DecodeStore | None
 
     def observe(self, queries: Tensor, valid: Tensor | None, scaling: float) -> None: ...
 
     def attended(self) -> None: ...
+
+    def absorb(
+        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,9 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         assert prefix is not None
         handle.layer.attended()
         workspace = handle.workspace if query.shape[2] == 1 else None
+        store, blocks = handle.layer.store, None
+        if store is not None:
+            prefix, blocks = store.read(query, scale, workspace)
         if handle.fixed is not None:
             output = kernels.ragged_decode(
                 query,
@@ -168,11 +177,13 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 scale,
                 handle.fixed.mask,
                 tail_length=handle.fixed.length,
+                blocks=blocks,
                 workspace=workspace,
             )
             return output.transpose(1, 2).contiguous(), None
         tail_mask = _tail_mask(attention_mask, query.shape[2], key.shape[2])
-        if base == "sdpa" and _on_torch(query.device) and prefix.uniform_length is not None:
+        plain = store is None and prefix.uniform_length is not None
+        if base == "sdpa" and plain and _on_torch(query.device):
             # Nothing is ragged: the very call that an ordinary cache would make, bit for bit.
             keys, values = prefix.dense()
             return delegate(
@@ -185,8 +196,10 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 **options,
             )
         output = kernels.ragged_decode(
-            query, prefix, key, value, scale, tail_mask, workspace=workspace
+            query, prefix, key, value, scale, tail_mask, blocks=blocks, workspace=workspace
         )
+        if store is not None:
+            handle.layer.absorb(query, key, value, scale, tail_mask)
         return output.transpose(1, 2).contiguous(), None
 
     return attention

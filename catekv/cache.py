@@ -8,6 +8,7 @@ everything fed since. Positions always continue from the true number of tokens s
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from catekv import cache_files
 from catekv.errors import UserError
 from catekv.head_mask import config_hash
 from catekv.layout import storage_bytes
-from catekv.methods.base import Method
+from catekv.methods.base import Method, Needs
 from catekv.ragged_layer import CacheSettings, RaggedLayer
 
 
@@ -49,7 +50,7 @@ class RaggedCache(Cache):
         prefill_tokens: int | str | None = None,
         *,
         offloading: bool = False,
-        hold_window: int | None = None,
+        hold: Needs | None = None,
     ):
         if offloading:
             raise UserError(
@@ -62,7 +63,7 @@ class RaggedCache(Cache):
         trigger = "lazy" if prefill_tokens is None else "count"
         if prefill_tokens == "auto":
             trigger = "auto"
-        if hold_window is not None:
+        if hold is not None:
             trigger = "hold"
         text_config = config.get_text_config(decoder=True)
         layers = DynamicCache(config=config).layers
@@ -70,10 +71,11 @@ class RaggedCache(Cache):
             method=method,
             num_layers=len(layers),
             kv_heads=getattr(text_config, "num_key_value_heads", None) or 0,
-            window=method.needs.window if method is not None else hold_window or 0,
+            needs=method.needs if method is not None else hold or Needs(),
             trigger=trigger,
             prefill_tokens=prefill_tokens if isinstance(prefill_tokens, int) else None,
             description=method.to_dict() if method is not None else {},
+            config=config,
         )
         #: hash of the model's configuration; load() refuses a cache of another model
         self.config_hash = config_hash(config)
@@ -101,11 +103,45 @@ class RaggedCache(Cache):
         self.settings.prefill_tokens = prefill_tokens
         self.settings.trigger = "count"
 
+    @property
+    def due(self) -> bool:
+        """Whether all layers wait to be compressed together (``Needs.all_layers``)."""
+        return self.settings.needs.all_layers and all(
+            not layer.compressed and layer.due(layer.seen) for layer in self.ragged_layers
+        )
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *arguments: Any,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Store new keys and values of a layer; see :meth:`RaggedLayer.update`."""
+        if self.settings.needs.all_layers and self.layers[layer_idx] is self.ragged_layers[0]:
+            single = self.settings.trigger == "lazy" and key_states.shape[2] == 1
+            if self.due or (single and self.ragged_layers[0].dense_tokens):
+                self.compress()
+        return super().update(key_states, value_states, layer_idx, *arguments, **options)
+
     def compress(self) -> None:
         """Compress now what is still dense."""
-        for layer in self.ragged_layers:
-            if not layer.compressed:
+        waiting = [layer for layer in self.ragged_layers if not layer.compressed]
+        if not self.settings.needs.all_layers:
+            for layer in waiting:
                 layer.compress()
+        elif waiting:
+            self._compress_together(waiting)
+
+    def _compress_together(self, layers: list[RaggedLayer]) -> None:
+        start = time.perf_counter()
+        method = layers[0].method()
+        seen = [layer.observed() for layer in layers]
+        selections = method.select_padded([observed for observed, _ in seen], seen[0][1])
+        for layer, (observed, valid), selection in zip(layers, seen, selections, strict=True):
+            layer.adopt(method, observed, valid, selection)
+        self.settings.compress_seconds += time.perf_counter() - start
 
     def activate_past_recording(self) -> None:
         raise UserError(

@@ -14,14 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from catekv import kernels
 from catekv.errors import UserError
 from catekv.head_mask import STANDARD_RATIOS, HeadMask, adaptive_count, check_ratio
+from catekv.kernels.window_statistics import count_hits, order_statistics
 from catekv.methods.catekv import VARIANTS, recent_tokens_of
-from catekv.methods.scoring import chunk_maximum, window_attention
 from catekv.prompt_layout import ROUNDING_GUARD, PromptLayout, prompt_layout
 
 HIT_UNITS = ("chunk", "token")
@@ -168,6 +168,28 @@ def _round_to_fp32(values: Tensor, up: bool) -> Tensor:
     return torch.where(wrong, torch.nextafter(rounded, limit), rounded)
 
 
+def _positions(points: Sequence[float], count: int) -> list[int]:
+    """Order statistics that the quantiles of ``count`` values lie between, ascending."""
+    floors = [math.floor(_snap(point * (count - 1))) for point in points]
+    return sorted({min(p, count - 1) for floor in floors for p in (floor, floor + 1)})
+
+
+def _interpolate(
+    statistics: Tensor, positions: Sequence[int], points: Sequence[float], count: int
+) -> list[Tensor]:
+    """Quantiles fp64 [rows] at each point from the order statistics [rows, positions]."""
+    statistics = statistics.double()
+    column = {position: index for index, position in enumerate(positions)}
+    found = []
+    for point in points:
+        rank = _snap(point * (count - 1))
+        floor = math.floor(rank)
+        below = statistics[:, column[floor]]
+        above = statistics[:, column[min(floor + 1, count - 1)]]
+        found.append(below + (above - below) * (rank - floor))
+    return found
+
+
 def quantiles(values: Tensor, points: Sequence[float]) -> list[Tensor]:
     """Quantiles of each row with linear interpolation, for any number of values.
 
@@ -182,26 +204,68 @@ def quantiles(values: Tensor, points: Sequence[float]) -> list[Tensor]:
         One fp64 [rows] tensor per point.
     """
     count = values.shape[-1]
-    ranks = [_snap(point * (count - 1)) for point in points]
-    floors = [math.floor(rank) for rank in ranks]
-    positions = sorted({min(p, count - 1) for floor in floors for p in (floor, floor + 1)})
-    statistics = _order_statistics(values, positions).double()
-    column = {position: index for index, position in enumerate(positions)}
-    found = []
-    for rank, floor in zip(ranks, floors, strict=True):
-        below = statistics[:, column[floor]]
-        above = statistics[:, column[min(floor + 1, count - 1)]]
-        found.append(below + (above - below) * (rank - floor))
-    return found
+    positions = _positions(points, count)
+    return _interpolate(order_statistics(values, positions), positions, points, count)
 
 
-def _order_statistics(values: Tensor, positions: list[int]) -> Tensor:
-    """Values [rows, len(positions)] that sorting each row in ascending order puts there."""
-    if values.device.type == "cpu":
-        # Partial selection; torch's own (kthvalue, topk) takes 7 to 15 times as long on the CPU.
-        rows = np.partition(values.numpy(), positions, axis=-1)
-        return torch.from_numpy(rows[:, positions])
-    return torch.stack([row.sort().values[positions] for row in values])
+@dataclass(frozen=True)
+class _Thresholds:
+    """How the thresholds of several configurations come from ``count`` values of a row."""
+
+    configs: tuple[CVConfig, ...]
+    count: int
+
+    @property
+    def points(self) -> list[float]:
+        return sorted({k for c in self.configs for k in (c.k, 1 - c.k)})
+
+    @property
+    def positions(self) -> list[int]:
+        """Order statistics that are needed."""
+        return _positions(self.points, self.count)
+
+    @property
+    def units(self) -> list[int]:
+        """Tokens per unit of hits, for each configuration."""
+        return [c.chunk_size if c.hit_unit == "chunk" else 1 for c in self.configs]
+
+    def of(self, statistics: Tensor) -> list[Tensor]:
+        """Thresholds fp64 [rows] of each configuration from statistics [rows, positions]."""
+        points = self.points
+        at = _interpolate(statistics, self.positions, points, self.count)
+        values = dict(zip(points, at, strict=True))
+        found = []
+        for config in self.configs:
+            high = values[config.k]
+            if config.threshold == "span":
+                low = values[1 - config.k]
+                threshold = high - (1 - config.alpha) * (high - low)
+                found.append(threshold.clamp_min(LOWEST_THRESHOLD))
+            else:
+                found.append(config.alpha * high)
+        return found
+
+    def limits(self, statistics: Tensor) -> Tensor:
+        """The least fp32 number that is a hit: [rows, configurations]."""
+        found = []
+        for config, threshold in zip(self.configs, self.of(statistics), strict=True):
+            if config.comparison == "ge":
+                found.append(_round_to_fp32(threshold, up=True))
+            else:
+                below = _round_to_fp32(threshold, up=False)
+                found.append(torch.nextafter(below, torch.full_like(below, torch.inf)))
+        return torch.stack(found, dim=-1)
+
+    def observations(self, statistics: Tensor, hits: Sequence[Tensor]) -> list[Observation]:
+        """From statistics [..., positions] and each configuration's hits [..., units]."""
+        lead = statistics.shape[:-1]
+        thresholds = self.of(statistics.reshape(-1, statistics.shape[-1]))
+        found = []
+        for config, threshold, counts in zip(self.configs, thresholds, hits, strict=True):
+            assert config.std is not None
+            cv = coefficient_of_variation(counts, config.std)
+            found.append(Observation(threshold.reshape(lead), counts.long(), cv))
+        return found
 
 
 def observe_attention_many(attention: Tensor, configs: Sequence[CVConfig]) -> list[Observation]:
@@ -221,37 +285,14 @@ def observe_attention_many(attention: Tensor, configs: Sequence[CVConfig]) -> li
         )
     if len({config.chunk_size for config in configs}) > 1:
         raise UserError("configurations that share an observation need one chunk_size")
-    attention = attention.float()
+    matrices = attention.float().reshape(-1, *attention.shape[-2:])
     lead = attention.shape[:-2]
-    points = sorted({k for c in configs for k in (c.k, 1 - c.k)})
-    matrices = attention.reshape(-1, attention.shape[-2:].numel())
-    values = dict(zip(points, quantiles(matrices, points), strict=True))
-    units: dict[str, Tensor] = {}
-    found = []
-    for config in configs:
-        high = values[config.k].reshape(lead)
-        if config.threshold == "span":
-            low = values[1 - config.k].reshape(lead)
-            threshold = high - (1 - config.alpha) * (high - low)
-            threshold = threshold.clamp_min(LOWEST_THRESHOLD)
-        else:
-            threshold = config.alpha * high
-        assert config.hit_unit is not None
-        assert config.std is not None
-        if config.hit_unit not in units:
-            units[config.hit_unit] = (
-                chunk_maximum(attention, config.chunk_size)
-                if config.hit_unit == "chunk"
-                else attention
-            )
-        unit = units[config.hit_unit]
-        if config.comparison == "ge":
-            hot = unit >= _round_to_fp32(threshold, up=True)[..., None, None]
-        else:
-            hot = unit > _round_to_fp32(threshold, up=False)[..., None, None]
-        hits = hot.sum(dim=-2)
-        found.append(Observation(threshold, hits, coefficient_of_variation(hits, config.std)))
-    return found
+    rule = _Thresholds(tuple(configs), matrices.shape[1:].numel())
+    statistics = order_statistics(matrices.flatten(1), rule.positions)
+    hits = count_hits(matrices, rule.limits(statistics), rule.units)
+    return rule.observations(
+        statistics.reshape(*lead, -1), [counts.reshape(*lead, -1) for counts in hits]
+    )
 
 
 def observe_attention(attention: Tensor, config: CVConfig) -> Observation:
@@ -349,7 +390,7 @@ def _stack(parts: list[Observation]) -> Observation:
 def _observe_unpadded(
     queries: Tensor, keys: Tensor, configs: Sequence[CVConfig], scaling: float
 ) -> list[Observation]:
-    batch, heads, tokens, _ = keys.shape
+    tokens = keys.shape[2]
     config = configs[0]
     layout = config.layout(tokens)
     if not layout.chunks:
@@ -360,21 +401,12 @@ def _observe_unpadded(
             "reference texts or smaller init_tokens, recent_tokens and guard_tokens"
         )
     queries = queries[:, :, max(0, queries.shape[2] - config.window) :]
-    parts: list[list[Observation]] = []
-    blocks = window_attention(queries, keys, scaling, layout.middle_start, layout.middle_end)
-    for _, attention in blocks:
-        parts.append(observe_attention_many(attention, configs))
-    joined = []
-    for index in range(len(configs)):
-        rows = [part[index] for part in parts]
-        joined.append(
-            Observation(
-                torch.cat([row.threshold for row in rows]).view(batch, heads),
-                torch.cat([row.hits for row in rows]).view(batch, heads, -1),
-                torch.cat([row.cv for row in rows]).view(batch, heads),
-            )
-        )
-    return joined
+    start, stop = layout.middle_start, layout.middle_end
+    rule = _Thresholds(tuple(configs), queries.shape[2] * (stop - start))
+    statistics, hits = kernels.window_statistics(
+        queries, keys, scaling, start, stop, rule.positions, rule.limits, rule.units
+    )
+    return rule.observations(statistics, hits)
 
 
 def gamma(cvs: Tensor, ratio: float) -> Tensor:

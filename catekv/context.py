@@ -19,9 +19,8 @@ from catekv.cache_files import DESCRIPTION_FILE
 from catekv.errors import UserError
 from catekv.generation import Session
 from catekv.layout import concatenate
-from catekv.methods.base import Method, Observed
-from catekv.ragged_layer import RaggedLayer, compress_observed
-from catekv.token_buffer import TokenBuffer
+from catekv.methods.base import Method, Needs, Observed
+from catekv.ragged_layer import RaggedLayer
 
 CONTEXT_FILE = "context.safetensors"
 
@@ -63,8 +62,10 @@ class SessionSlot:
 
 def _continues(session: Session, cache: RaggedCache) -> bool:
     """Whether a rewound session is in the state of a fork of ``cache``."""
+    stores = [layer.store for layer in session.cache.ragged_layers if layer.store is not None]
     return (
         session.cache.get_seq_length() == cache.get_seq_length()
+        and not any(store.absorbs for store in stores)
         and not any(layer.tail_length for layer in cache.ragged_layers)
         and all(
             own.prefix is other.prefix
@@ -192,6 +193,8 @@ def stack(contexts: Sequence[Context]) -> Context:
             raise UserError("only compressed contexts of one and the same prompt can be stacked")
         if any(layer.tail_length for layer in context.cache.ragged_layers):
             raise UserError("contexts that have gone on past their prompt cannot be stacked")
+        if any(layer.store is not None for layer in context.cache.ragged_layers):
+            raise UserError("contexts whose method goes on while decoding cannot be stacked")
     cache = first.cache.fork()
     layer: Any
     for index, layer in enumerate(cache.layers):
@@ -215,7 +218,7 @@ def stack(contexts: Sequence[Context]) -> Context:
 
 @dataclass
 class DensePrompt:
-    """An uncompressed prompt with the last queries of every layer: one prefill for many methods.
+    """An uncompressed prompt with what methods need to know of it: one prefill for many methods.
 
     ``cache`` stays as it is; :meth:`compress` may be called with any number of methods.
     """
@@ -224,7 +227,7 @@ class DensePrompt:
     input_ids: Tensor
     attention_mask: Tensor | None
     last_logits: Tensor
-    window: int
+    needs: Needs
     config: Any
     timings: dict[str, float] = field(default_factory=dict)
     model_id: str = ""
@@ -248,26 +251,34 @@ class DensePrompt:
         """The context as ``method`` would have left it, had it been prefilled with it.
 
         Raises:
-            UserError: if the method looks at more queries than were recorded.
+            UserError: if the method needs more than was recorded.
         """
-        if method.needs.window > self.window:
+        missing = method.needs.missing_from(self.needs)
+        if missing:
             raise UserError(
-                f"method {method.name!r} looks at {method.needs.window} queries, the prompt was "
-                f"observed with {self.window}; call observe(window={method.needs.window})"
+                f"the prompt was observed without {', '.join(missing)}, which method "
+                f"{method.name!r} needs; call observe(needs=method.needs)"
             )
         clock = time.perf_counter()
         cache = RaggedCache(self.config, method, self.tokens)
+        seen: list[tuple[Any, Observed, Tensor | None]] = []
         for index, source in enumerate(self.cache.layers):
             if not isinstance(source, RaggedLayer):
                 # transformers replaces the tensors of such layers and never writes into them
                 cache.layers[index] = copy.copy(source)
                 continue
-            observed, valid = source.observed(method.needs.window)
+            observed, valid = source.observed(method.needs)
             target: Any = cache.layers[index]
             target.lazy_initialization(observed.keys, observed.values)
             target.seen, target.scaling = source.seen, source.scaling
             target.query_heads = source.query_heads
-            target._adopt(compress_observed(method, observed, valid), valid, TokenBuffer())
+            seen.append((target, observed, valid))
+            if not method.needs.all_layers:
+                target.adopt(method, observed, valid, method.select_padded([observed], valid)[0])
+        if method.needs.all_layers and seen:
+            selections = method.select_padded([observed for _, observed, _ in seen], seen[0][2])
+            for (target, observed, valid), selection in zip(seen, selections, strict=True):
+                target.adopt(method, observed, valid, selection)
         timings = {**self.timings, "compress_seconds": time.perf_counter() - clock}
         return Context(
             cache,

@@ -357,6 +357,9 @@ def why_not_fixed_tails(model: Any, cache: RaggedCache) -> str | None:
     plain = [i for i, layer in enumerate(cache.layers) if not isinstance(layer, RaggedLayer)]
     if plain:
         return f"layers {plain} are not compressed, transformers keeps them in its own way"
+    for layer in cache.ragged_layers:
+        if layer.store is not None and not layer.store.capturable:
+            return f"{type(layer.store).__name__} decides on the host what a step reads or keeps"
     devices = {parameter.device for parameter in model.parameters()}
     for layer in cache.ragged_layers:
         assert layer.prefix is not None

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from catekv.methods.base import Merged
+if TYPE_CHECKING:
+    from catekv.methods.base import Merged
 
 #: Largest number of buckets a layer is split into, so that a decode step on the torch path stays
 #: a handful of operations however many rows there are.

@@ -12,7 +12,7 @@ from catekv import methods
 from catekv.attention import NAMES
 from catekv.cache import RaggedCache
 from catekv.errors import UserError
-from catekv.methods.base import Method, ModelShape
+from catekv.methods.base import Method, ModelShape, Needs
 from catekv.sharding import is_sharded
 from catekv.transformers_compat import text_config
 
@@ -62,7 +62,7 @@ def probe(model: Any) -> ModelShape:
         UserError: if the architecture cannot be compressed, with the reason.
     """
     name = type(model).__name__
-    cache = RaggedCache(model.config, None, hold_window=1)
+    cache = RaggedCache(model.config, None, hold=Needs(window=1))
     layers = cache.ragged_layers
     if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
         raise UserError(f"{name} is not supported: it has no attention layers with a cache")

@@ -26,7 +26,7 @@ from catekv.loading import (
     resolve_dtype,
     used_base,
 )
-from catekv.methods.base import Method
+from catekv.methods.base import Method, Needs
 from catekv.sampling import Sampling
 from catekv.text_stream import stop_strings
 from catekv.transformers_compat import context_window, set_attention, text_config
@@ -298,18 +298,25 @@ class CateKVModel:
         window: int = 64,
         chunk_size: int | None = None,
         *,
+        needs: Needs | None = None,
         attention_mask: Tensor | None = None,
     ) -> DensePrompt:
-        """Read a prompt and keep all keys and values and the last ``window`` queries."""
+        """Read a prompt and keep all keys and values, and what methods need to choose among them.
+
+        Args:
+            window: number of last queries to keep.
+            needs: instead of ``window``; ``Needs.of_all(methods)`` serves several methods.
+        """
+        needs = Needs(window=window) if needs is None else needs
         ids, mask = self._prompt(prompt, attention_mask)
-        cache = RaggedCache(self.config, None, ids.shape[1], hold_window=window)
+        cache = RaggedCache(self.config, None, ids.shape[1], hold=needs)
         run = self._run(ids, mask, cache, chunk_size)
         return DensePrompt(
             cache,
             ids,
             mask,
             run.last_logits,
-            window,
+            needs,
             self.config,
             {"prefill_seconds": run.timings["prefill_seconds"]},
             self.model_id,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from catekv.attention import DeferredMask, deferred_masks
 from catekv.cache import RaggedCache
+from catekv.methods.base import Needs
 from catekv.ragged_layer import RaggedLayer
 from catekv.transformers_compat import decoder_layers
 
@@ -53,15 +54,41 @@ def prefill(
         attention_mask = None
     if attention_mask is not None:
         options.update(attention_mask=attention_mask, position_ids=positions_of(attention_mask))
-    if chunk_size is None or input_ids.shape[1] <= chunk_size:
-        return model(input_ids, **options).logits[:, -1]
-    if chunk_size < 1:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size {chunk_size} must be at least 1")
-    reason = _why_not_layerwise(model)
-    if reason is not None:
-        return model(input_ids, **options).logits[:, -1]
-    with layerwise(model, cache, chunk_size):
-        return model(input_ids, **options).logits[:, -1]
+    in_chunks = chunk_size is not None and input_ids.shape[1] > chunk_size
+    with contextlib.ExitStack() as stack:
+        if cache.settings.needs.hidden_states:
+            stack.enter_context(_recording_hidden_states(model, cache))
+        if in_chunks and _why_not_layerwise(model) is None:
+            assert chunk_size is not None
+            stack.enter_context(layerwise(model, cache, chunk_size))
+        logits: Tensor = model(input_ids, **options).logits[:, -1]
+    if cache.due:
+        cache.compress()
+    return logits
+
+
+@contextlib.contextmanager
+def _recording_hidden_states(model: torch.nn.Module, cache: RaggedCache) -> Iterator[None]:
+    """Within it every layer of the cache is given what its decoder layer reads."""
+
+    def recorder(own: RaggedLayer) -> Callable[..., None]:
+        def record(module: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+            own.record_hidden(arguments[0] if arguments else options["hidden_states"])
+
+        return record
+
+    hooks = [
+        layer.register_forward_pre_hook(recorder(own), with_kwargs=True)
+        for layer, own in zip(decoder_layers(model), cache.layers, strict=True)
+        if isinstance(own, RaggedLayer)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _why_not_layerwise(model: torch.nn.Module) -> str | None:
@@ -85,7 +112,7 @@ def _try_layerwise(model: torch.nn.Module) -> str | None:
     ids = (torch.arange(7, device=parameter.device) * 31 % vocabulary)[None]
     logits = []
     for chunk in (None, 3):
-        cache = RaggedCache(model.config, None, hold_window=1)
+        cache = RaggedCache(model.config, None, hold=Needs(window=1))
         context = contextlib.nullcontext() if chunk is None else layerwise(model, cache, chunk)
         try:
             with context:

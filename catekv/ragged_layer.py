@@ -12,10 +12,12 @@ from transformers.cache_utils import CacheLayerMixin
 
 from catekv import kernels
 from catekv.attention import HANDLE, Handle
+from catekv.decode_store import DecodeStore
 from catekv.errors import UserError
 from catekv.kernels import Workspace
-from catekv.layout import RaggedPrefix, pack, pack_merged
-from catekv.methods.base import Method, Observed
+from catekv.layout import RaggedPrefix, from_rows, pack, pack_merged
+from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.rotation import Rotation, rotation_of
 from catekv.sharding import is_sharded, local_heads
 from catekv.token_buffer import FixedTail, TokenBuffer
 
@@ -27,7 +29,8 @@ class CacheSettings:
 
     ``trigger`` says when a layer compresses: ``count`` (as soon as ``prefill_tokens`` were seen),
     ``auto`` (at the end of the first forward of several tokens), ``lazy`` (before the first forward
-    of one token) or ``hold`` (never: :class:`catekv.model.DensePrompt` does it).
+    of one token) or ``hold`` (never: :class:`catekv.model.DensePrompt` does it). ``needs`` is what
+    layers record of the prompt; with ``needs.all_layers`` no layer compresses by itself.
 
     ``workspace`` is the scratch memory of decode steps. ``fixed_tail`` is set while a
     :class:`catekv.decoding.DecodeStep` runs.
@@ -36,8 +39,9 @@ class CacheSettings:
     method: Method | None
     num_layers: int
     kv_heads: int
-    window: int
+    needs: Needs
     trigger: str
+    config: Any
     prefill_tokens: int | None = None
     compress_seconds: float = 0.0
     description: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +73,10 @@ class RaggedLayer(CacheLayerMixin):
     def _clear(self) -> None:
         self.buffer = TokenBuffer()
         self.prefix: RaggedPrefix | None = None
+        self.store: DecodeStore | None = None
         self.queries: Tensor | None = None
+        self.column_sums: Tensor | None = None
+        self.hidden_states: Tensor | None = None
         self.valid: Tensor | None = None
         self.padding: list[int] = []
         self.seen = 0
@@ -94,6 +101,8 @@ class RaggedLayer(CacheLayerMixin):
 
     def lengths(self) -> Tensor:
         """Stored entries per row, int64 [batch, kv_heads]."""
+        if self.store is not None:
+            return self.store.lengths() + self.tail_length
         if self.prefix is not None:
             return self.prefix.lengths.long() + self.tail_length
         if self.buffer.keys is None:
@@ -105,7 +114,10 @@ class RaggedLayer(CacheLayerMixin):
         return self.padding or [0] * self.lengths().shape[0]
 
     def tensors(self) -> list[Tensor]:
-        own = self.buffer.tensors() + [t for t in (self.queries, self.valid) if t is not None]
+        recorded = (self.queries, self.column_sums, self.hidden_states, self.valid)
+        own = self.buffer.tensors() + [tensor for tensor in recorded if tensor is not None]
+        if self.store is not None:
+            return own + self.store.tensors()
         return own + ([] if self.prefix is None else self.prefix.tensors())
 
     def full_bytes(self) -> int:
@@ -142,7 +154,8 @@ class RaggedLayer(CacheLayerMixin):
             return self._update_fixed(key_states, value_states, fixed)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.settings.trigger == "lazy" and key_states.shape[2] == 1 and self.dense_tokens:
+        single = key_states.shape[2] == 1 and not self.settings.needs.all_layers
+        if self.settings.trigger == "lazy" and single and self.dense_tokens:
             self.compress()
         reserve = 0 if self.compressed else self.settings.prefill_tokens or 0
         self.buffer.append(key_states, value_states, reserve, exact=not self.compressed)
@@ -209,32 +222,66 @@ class RaggedLayer(CacheLayerMixin):
             self.valid = valid
         boundary = self.settings.prefill_tokens or self.seen
         before = min(queries.shape[2], queries.shape[2] + boundary - self.seen)
-        window = self.settings.window
-        if window and before > 0:
-            # cloned: a slice would keep the whole query tensor alive
-            newest = queries[:, :, max(0, before - window) : before].clone()
-            if self.queries is not None and newest.shape[2] < window:
-                newest = torch.cat([self.queries, newest], dim=2)[:, :, -window:].contiguous()
-            self.queries = newest
-        trigger = self.settings.trigger
-        counted = self.settings.prefill_tokens
-        if (trigger == "count" and counted is not None and self.seen >= counted) or (
-            trigger == "auto" and queries.shape[2] > 1
-        ):
+        if before > 0:
+            self._record(queries[:, :, :before])
+        # with all_layers the cache compresses all of them when the forward is over
+        if self.due(queries.shape[2]) and not self.settings.needs.all_layers:
             self.compress()
 
-    def observed(self, window: int | None = None) -> tuple[Observed, Tensor | None]:
-        """The dense context as a method sees it, and its padding mask (None: no padding)."""
+    def due(self, query_tokens: int) -> bool:
+        """Whether the whole context is there, after a forward of ``query_tokens`` tokens."""
+        trigger, counted = self.settings.trigger, self.settings.prefill_tokens
+        if trigger == "count" and counted is not None:
+            return self.seen >= counted
+        return trigger == "auto" and query_tokens > 1
+
+    def _record(self, queries: Tensor) -> None:
+        """Keep what the method wants to know of these newest context queries."""
+        needs = self.settings.needs
+        if needs.window:
+            # cloned: a slice would keep the whole query tensor alive
+            newest = queries[:, :, max(0, queries.shape[2] - needs.window) :].clone()
+            if self.queries is not None and newest.shape[2] < needs.window:
+                newest = torch.cat([self.queries, newest], dim=2)
+                newest = newest[:, :, -needs.window :].contiguous()
+            self.queries = newest
+        if needs.column_sums:
+            boundary = min(self.settings.prefill_tokens or self.seen, self.seen)
+            keys = self.buffer.views()[0][:, :, :boundary]
+            valid = None if self.valid is None else self.valid[:, :boundary]
+            sums = kernels.column_sums(queries, keys, self.scaling, valid)
+            if self.column_sums is not None:
+                sums[:, :, : self.column_sums.shape[-1]] += self.column_sums
+            self.column_sums = sums
+
+    def record_hidden(self, hidden_states: Tensor) -> None:
+        """Keep what the decoder layer reads [batch, tokens, hidden_size] until compression."""
+        if self.compressed:
+            return
+        past = [] if self.hidden_states is None else [self.hidden_states]
+        # cloned: the layer-by-layer prefill writes each layer's output over its input
+        self.hidden_states = torch.cat([*past, hidden_states.detach().clone()], dim=1)
+
+    def observed(self, needs: Needs | None = None) -> tuple[Observed, Tensor | None]:
+        """The dense context as a method with these ``needs`` sees it (default: all that was
+        recorded), and its padding mask (None: no padding)."""
+        needs = self.settings.needs if needs is None else needs
         keys, values = self.buffer.views()
         tokens = min(self.settings.prefill_tokens or self.seen, self.seen)
         queries = self.queries
         if queries is None:
             queries = keys.new_empty(keys.shape[0], self.query_heads, 0, keys.shape[-1])
-        elif window is not None:
-            queries = queries[:, :, max(0, queries.shape[2] - window) :]
+        else:
+            queries = queries[:, :, max(0, queries.shape[2] - needs.window) :]
         valid = None
         if self.valid is not None and not bool(self.valid[:, :tokens].all()):
             valid = self.valid[:, :tokens]
+        hidden = self.hidden_states if needs.hidden_states else None
+        if needs.hidden_states and hidden is None:
+            raise UserError(
+                "this method looks at hidden states, which only CateKVModel.prefill and observe "
+                "record; prefill with them and then generate"
+            )
         observed = Observed(
             queries,
             keys[:, :, :tokens],
@@ -242,35 +289,74 @@ class RaggedLayer(CacheLayerMixin):
             self.scaling,
             self.index,
             self.settings.num_layers,
+            column_sums=self.column_sums if needs.column_sums else None,
+            hidden_states=None if hidden is None else hidden[:, :tokens],
+            rotation=self._rotation(tokens, valid) if needs.rotation else None,
         )
         return observed, valid
+
+    def _rotation(self, tokens: int, valid: Tensor | None) -> Rotation:
+        longest = tokens if valid is None else int(valid.sum(dim=-1).max())
+        rotation = rotation_of(self.settings.config, longest, self.index)
+        assert self.buffer.keys is not None
+        return rotation.to(self.buffer.keys.device)
+
+    def method(self) -> Method:
+        """The cache's method, for the KV heads that this process holds.
+
+        Raises:
+            UserError: there is none, or no prompt that it could compress.
+        """
+        method = self.settings.method
+        if method is None:
+            raise UserError("this cache has no method to compress with; make it with one")
+        if self.pending or not self.seen or self.buffer.keys is None:
+            raise UserError(f"layer {self.index} has seen no prompt that it could compress")
+        kv_heads = self.buffer.keys.shape[1]
+        if is_sharded(kv_heads, self.settings.kv_heads):
+            method = method.for_heads(local_heads(kv_heads, self.settings.kv_heads))
+        return method
 
     def compress(self) -> None:
         """Let the method choose among the context seen so far and free the rest; tokens beyond
         ``prefill_tokens`` become the tail."""
-        method = self.settings.method
-        if method is None:
-            raise UserError("this cache has no method to compress with; make it with one")
-        if self.pending or not self.seen:
-            raise UserError(f"layer {self.index} has seen no prompt that it could compress")
+        method = self.method()
         start = time.perf_counter()
         observed, valid = self.observed()
-        kv_heads = observed.keys.shape[1]
-        if is_sharded(kv_heads, self.settings.kv_heads):
-            method = method.for_heads(local_heads(kv_heads, self.settings.kv_heads))
+        (selection,) = method.select_padded([observed], valid)
+        self.adopt(method, observed, valid, selection)
+        self.settings.compress_seconds += time.perf_counter() - start
+
+    def adopt(
+        self, method: Method, observed: Observed, valid: Tensor | None, selection: Selection
+    ) -> None:
+        """Store what was selected of this layer and let go of the dense context."""
+        prefix = _packed(observed, selection)
+        store = method.decode_store(prefix, observed, valid)
         tail = TokenBuffer()
-        if self.seen > observed.tokens:
+        if self.buffer.length > observed.tokens:
             keys, values = self.buffer.views()
             part = slice(observed.tokens, None)
             tail.append(keys[:, :, part].clone(), values[:, :, part].clone())
-        self._adopt(compress_observed(method, observed, valid), valid, tail)
-        self.settings.compress_seconds += time.perf_counter() - start
-
-    def _adopt(self, prefix: RaggedPrefix, valid: Tensor | None, tail: TokenBuffer) -> None:
-        self.prefix = prefix
+        # a store holds the entries itself; what stays of the prefix is its shape
+        self.prefix = prefix if store is None else _without_entries(prefix)
+        self.store = store
         self.padding = [] if valid is None else (~valid).sum(dim=-1).tolist()
         self.buffer = tail
-        self.queries = self.valid = None
+        self.queries = self.column_sums = self.hidden_states = self.valid = None
+
+    def absorb(
+        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None
+    ) -> None:
+        """Called by the attention function after attending: the store may take over tail tokens.
+
+        Args:
+            keys, values: the tail; mask: bool [batch or 1, 1, query_tokens, tail] or None.
+        """
+        if self.store is None:
+            return
+        visible = None if mask is None else mask[:, 0, -1].expand(queries.shape[0], -1)
+        self.buffer.drop_first(self.store.absorb(queries, keys, values, scaling, visible))
 
     def get_seq_length(self) -> int:
         """True number of columns ever fed, padding included: positions continue from it."""
@@ -311,6 +397,8 @@ class RaggedLayer(CacheLayerMixin):
             return
         host = indices.tolist()
         self.buffer.select(indices)
+        if self.store is not None:
+            self.store = self.store.select_rows(host)
         if self.prefix is not None:
             self.prefix = self.prefix.select_rows(host)
         if self.padding:
@@ -319,6 +407,10 @@ class RaggedLayer(CacheLayerMixin):
             self.queries = self.queries[indices.to(self.queries.device)]
         if self.valid is not None:
             self.valid = self.valid[indices.to(self.valid.device)]
+        if self.column_sums is not None:
+            self.column_sums = self.column_sums[indices.to(self.column_sums.device)]
+        if self.hidden_states is not None:
+            self.hidden_states = self.hidden_states[indices.to(self.hidden_states.device)]
 
     def _batch(self) -> int:
         return self.lengths().shape[0]
@@ -341,18 +433,17 @@ class RaggedLayer(CacheLayerMixin):
     prefetch = offload
 
 
-def compress_observed(method: Method, observed: Observed, valid: Tensor | None) -> RaggedPrefix:
-    """What ``method`` keeps of one observed layer, packed."""
-    selection = method.select(
-        observed.queries,
-        observed.keys,
-        observed.values,
-        observed.layer,
-        observed.num_layers,
-        valid=valid,
-        scaling=observed.scaling,
-    )
+def _packed(observed: Observed, selection: Selection) -> RaggedPrefix:
+    """What was selected of one layer, in flat storage."""
     if selection.merged is not None:
         return pack_merged(selection.merged)
     assert selection.keep is not None
     return pack(observed.keys, observed.values, selection.keep)
+
+
+def _without_entries(prefix: RaggedPrefix) -> RaggedPrefix:
+    """A prefix of the same batch, heads and types that stores nothing."""
+    rows = [(0, 0)] * len(prefix.host_rows)
+    return from_rows(
+        prefix.keys[:0].clone(), prefix.values[:0].clone(), None, rows, prefix.kv_heads
+    )

@@ -108,6 +108,15 @@ class TokenBuffer:
         assert self.values is not None
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
+    def drop_first(self, tokens: int) -> None:
+        """Forget the oldest ``tokens`` tokens."""
+        rest = self.length - tokens
+        if tokens and rest and self.keys is not None and self.values is not None:
+            self.keys = self.keys[:, :, tokens : self.length].clone()
+            self.values = self.values[:, :, tokens : self.length].clone()
+            self._owned = True
+        self.length = rest
+
     def crop(self, remove: int) -> None:
         """Forget the last ``remove`` tokens."""
         self.length -= remove

@@ -15,7 +15,7 @@ import torch
 
 from catekv import tasks
 from catekv.evaluation.runner import split_prompt
-from catekv.methods import Method, create
+from catekv.methods import Method, Needs, create
 from catekv.tasks.prompt import encode
 from catekv.tasks.sample import Sample
 
@@ -61,12 +61,12 @@ def score_methods(
         advance: called after every sample and question mode.
     """
     found: list[Answer] = []
-    window = max([1, *(method.needs.window for method in methods.values())])
+    needs = Needs.of_all(methods.values())
     for sample in samples:
         prompt = encode(sample, model.tokenizer, chat_template)
         for question in questions:
             context_ids, question_ids = split_prompt(prompt, question)
-            dense = model.observe(context_ids, window=window, chunk_size=chunk_size)
+            dense = model.observe(context_ids, needs=needs, chunk_size=chunk_size)
 
             def keep(
                 label: str,

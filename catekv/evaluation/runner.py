@@ -22,7 +22,7 @@ from catekv.evaluation.distributed import Process
 from catekv.evaluation.records import Key, Record, RunDirectory
 from catekv.evaluation.settings import MethodSpec, RunSettings, stable_hash
 from catekv.head_mask import HeadMask
-from catekv.methods import Method
+from catekv.methods import Method, Needs
 from catekv.tasks.prompt import EncodedPrompt, encode
 from catekv.tasks.registry import find
 from catekv.tasks.sample import Sample
@@ -422,9 +422,10 @@ class _Runner:
         dense = None
         if shared:
             phase.name = "prefill"
-            window = max(1, *(method.needs.window for method in methods.values()))
             dense = self.model.observe(
-                context_ids, window=window, chunk_size=self.settings.chunk_size
+                context_ids,
+                needs=Needs.of_all(methods.values()),
+                chunk_size=self.settings.chunk_size,
             )
         joint: dict[str, tuple[Context, Generation]] = {}
         if dense is not None and batch:

@@ -7,12 +7,17 @@ transformers.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.kernels.append import append_torch
+from catekv.kernels.column_sums import column_sums_torch
 from catekv.kernels.dispatch import backends, choose
 from catekv.kernels.ragged_decode import ragged_decode_reference, ragged_decode_torch
+from catekv.kernels.window_scores import why_no_window_kernel, window_scores_torch
+from catekv.kernels.window_statistics import window_statistics_torch
 from catekv.kernels.workspace import Workspace
 from catekv.layout import BlockList, RaggedPrefix
 
@@ -21,9 +26,15 @@ __all__ = [
     "append",
     "append_torch",
     "backends",
+    "column_sums",
+    "column_sums_torch",
     "ragged_decode",
     "ragged_decode_reference",
     "ragged_decode_torch",
+    "window_scores",
+    "window_scores_torch",
+    "window_statistics",
+    "window_statistics_torch",
 ]
 
 
@@ -106,3 +117,92 @@ def append(
         unsupported = "a token's numbers do not lie behind each other in memory"
     function = choose("append", keys.device, backend, unsupported=unsupported)
     function(tail_keys, tail_values, keys, values, tail_length)
+
+
+def window_scores(
+    queries: Tensor,
+    keys: Tensor,
+    scaling: float,
+    start: int,
+    stop: int,
+    chunk_size: int = 1,
+    rule: str = "sum_of_chunk_max",
+    *,
+    scored: int | None = None,
+    heads: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Score of every chunk from ``start`` on by the attention of the last prompt queries.
+
+    The softmax runs over ``[start, stop)``, causal where it reaches into the window; probabilities
+    are averaged over the query heads of a group and pooled by
+    :func:`catekv.kernels.window_scores.chunk_scores`.
+
+    Args:
+        queries: [batch, query_heads, window, head_dim], the last queries of the prompt.
+        keys: [batch, kv_heads, tokens, head_dim], the whole prompt.
+        scaling: factor of the logits.
+        start, stop: range of keys.
+        chunk_size: tokens per chunk; the last chunk may be shorter.
+        rule: ``sum_of_chunk_max`` or ``max_of_chunk_sum``; with ``chunk_size`` 1 both are the sum
+            over the window's queries.
+        scored: how many tokens from ``start`` on get a score; None: all of the range.
+        heads: int64 [scored], ascending: the KV heads to score; None: all.
+        backend: ``auto`` or one of ``backends("window_scores")``.
+
+    Returns:
+        fp32 [batch, kv_heads or scored, chunks].
+    """
+    unsupported = why_no_window_kernel(queries, keys, chunk_size)
+    function = choose("window_scores", keys.device, backend, unsupported=unsupported)
+    scored = stop - start if scored is None else scored
+    result: Tensor = function(queries, keys, scaling, start, stop, chunk_size, rule, scored, heads)
+    return result
+
+
+def window_statistics(
+    queries: Tensor,
+    keys: Tensor,
+    scaling: float,
+    start: int,
+    stop: int,
+    positions: Sequence[int],
+    limits: Callable[[Tensor], Tensor],
+    units: Sequence[int],
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, list[Tensor]]:
+    """Order statistics of the observation window's probabilities, and hits above limits that are
+    made from them; exact beyond 2^24 values.
+
+    A row (sequence, KV head) has the window * (stop - start) probabilities of
+    :func:`catekv.kernels.window_scores.window_attention`.
+
+    Args:
+        queries, keys, scaling, start, stop: as in :func:`window_scores`.
+        positions: which order statistics, counted from the smallest value (0).
+        limits: makes fp32 [rows, len(units)] from the statistics fp32 [rows, len(positions)]: the
+            least value that is a hit, at least 0.
+        units: tokens per unit of each limit. A query hits a unit if its largest value reaches the
+            limit.
+        backend: ``auto`` or one of ``backends("window_statistics")``.
+
+    Returns:
+        The statistics, fp32 [batch, kv_heads, len(positions)], and for each limit the queries that
+        hit each unit, an integer tensor [batch, kv_heads, ceil((stop - start) / unit)].
+    """
+    unsupported = why_no_window_kernel(queries, keys, max(units, default=1))
+    function = choose("window_statistics", keys.device, backend, unsupported=unsupported)
+    result: tuple[Tensor, list[Tensor]] = function(
+        queries, keys, scaling, start, stop, positions, limits, units
+    )
+    return result
+
+
+def column_sums(
+    queries: Tensor, keys: Tensor, scaling: float, valid: Tensor | None = None
+) -> Tensor:
+    """Attention that every key receives, summed over the queries: float32 [batch, query_heads,
+    tokens]; arguments as in :func:`catekv.kernels.column_sums.column_sums_torch`."""
+    sums: Tensor = choose("column_sums", keys.device)(queries, keys, scaling, valid)
+    return sums

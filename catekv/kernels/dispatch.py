@@ -40,6 +40,7 @@ TABLE: dict[str, dict[str, str]] = {
         "torch": "catekv.kernels.window_statistics",
         "triton": "catekv.kernels.window_statistics_triton",
     },
+    "column_sums": {"torch": "catekv.kernels.column_sums"},
 }
 
 

@@ -7,14 +7,23 @@ prompts without padding; batches, left padding and the packing of what is kept a
 from __future__ import annotations
 
 import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from catekv import kernels
 from catekv.errors import UserError
+from catekv.stores import check_store, stored
+
+if TYPE_CHECKING:
+    from catekv.decode_store import DecodeStore
+    from catekv.layout import RaggedPrefix
+    from catekv.rotation import Rotation
 
 
 @dataclass(frozen=True)
@@ -31,10 +40,41 @@ class ModelShape:
 class Needs:
     """What prefill must hand to a method.
 
-    ``window`` is the number of last prompt queries; 0 means that no query is looked at.
+    Attributes:
+        window: number of last prompt queries; 0 means that no query is looked at.
+        column_sums: the attention that every key received, summed over all prompt queries. Costs a
+            second pass over the attention matrix, block by block.
+        hidden_states: the hidden states that the layer's attention read.
+        all_layers: the method decides after it has seen all layers, which stay dense until then.
+        rotation: the model's rotary angles, because the method turns stored keys.
     """
 
     window: int = 0
+    column_sums: bool = False
+    hidden_states: bool = False
+    all_layers: bool = False
+    rotation: bool = False
+
+    @staticmethod
+    def of_all(methods: Iterable[Method]) -> Needs:
+        """What serves all of these methods."""
+        needs = [method.needs for method in methods]
+        return Needs(
+            window=max((one.window for one in needs), default=0),
+            column_sums=any(one.column_sums for one in needs),
+            hidden_states=any(one.hidden_states for one in needs),
+        )
+
+    def missing_from(self, recorded: Needs) -> list[str]:
+        """Which of these needs were not recorded, in words."""
+        missing = [
+            name
+            for name in ("column_sums", "hidden_states")
+            if getattr(self, name) and not getattr(recorded, name)
+        ]
+        if self.window > recorded.window:
+            missing.insert(0, f"window={self.window}")
+        return missing
 
 
 @dataclass(frozen=True)
@@ -44,6 +84,10 @@ class Observed:
     ``queries`` [batch, query_heads, window, head_dim] holds the last prompt queries (at most the
     whole prompt), ``keys`` and ``values`` [batch, kv_heads, tokens, head_dim] the whole prompt;
     queries and keys are post-rotary. ``scaling`` is the factor of the attention logits.
+
+    ``column_sums`` float32 [batch, query_heads, tokens] (causal softmax over all keys, summed over
+    all prompt queries), ``hidden_states`` [batch, tokens, hidden_size] and ``rotation`` are there
+    if the method :class:`Needs` them, else None.
     """
 
     queries: Tensor
@@ -52,6 +96,9 @@ class Observed:
     scaling: float
     layer: int = 0
     num_layers: int = 1
+    column_sums: Tensor | None = None
+    hidden_states: Tensor | None = None
+    rotation: Rotation | None = None
 
     @property
     def tokens(self) -> int:
@@ -132,8 +179,15 @@ class Method:
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    #: what becomes of the entries not kept: ``frees`` (memory and traffic fall), ``moves`` (to host
+    #: memory) or ``skips`` (stored, but not read at every step)
+    effect: ClassVar[str] = "frees"
     #: option values that differ from the defaults (the ``published`` preset) in ``recommended``
     recommended: ClassVar[dict[str, Any]] = {}
+
+    #: where and how what is kept is stored: ``device``, ``offload`` (host memory), or quantised on
+    #: the device: ``int8``, ``fp8``
+    store: str = field(default="device", kw_only=True)
 
     @property
     def needs(self) -> Needs:
@@ -159,6 +213,39 @@ class Method:
         """Choose what to keep of one layer. Tensors are unpadded; the batch may exceed 1."""
         raise NotImplementedError
 
+    def select_layers(self, observed: Sequence[Observed]) -> list[Selection]:
+        """Choose what to keep of all layers together, for methods that need ``all_layers``."""
+        return [self.select_observed(layer) for layer in observed]
+
+    def decode_store(
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+    ) -> DecodeStore | None:
+        """How the layer goes on after compression; None: the prefix stays what it is.
+
+        Args:
+            prefix: what was selected, packed.
+            observed: the layer before compression, padding included.
+            valid: bool [batch, tokens], False on padding; None: no padding.
+        """
+        return None
+
+    def open_store(
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+    ) -> DecodeStore | None:
+        """:meth:`decode_store`, or where the option ``store`` puts the prefix.
+
+        Raises:
+            UserError: a ``store`` for a method that has one of its own.
+        """
+        own = self.decode_store(prefix, observed, valid)
+        if self.store == "device":
+            return own
+        if own is not None:
+            raise UserError(
+                f"method {self.name!r} stores the context its own way; use it with store='device'"
+            )
+        return stored(self.store, prefix)
+
     def select(
         self,
         queries: Tensor,
@@ -169,6 +256,8 @@ class Method:
         *,
         valid: Tensor | None = None,
         scaling: float | None = None,
+        column_sums: Tensor | None = None,
+        hidden_states: Tensor | None = None,
     ) -> Selection:
         """Choose what to keep of one layer of a whole prompt.
 
@@ -178,9 +267,11 @@ class Method:
             layer, num_layers: position of the layer, for budgets that depend on depth.
             valid: bool [batch, tokens], False on (left) padding. None: no padding.
             scaling: factor of the logits; default ``head_dim ** -0.5``.
+            column_sums, hidden_states: as in :class:`Observed`. Column sums that the method needs
+                and that are not given are computed if ``queries`` covers the whole prompt.
 
         Raises:
-            UserError: if shapes do not fit together.
+            UserError: if shapes do not fit together, or something that the method needs is missing.
         """
         if queries.shape[1] % keys.shape[1]:
             raise UserError(
@@ -188,43 +279,85 @@ class Method:
                 "pass queries [batch, query_heads, tokens, head_dim] and keys of the same model"
             )
         scaling = keys.shape[-1] ** -0.5 if scaling is None else scaling
-        queries = queries[:, :, max(0, queries.shape[2] - self.needs.window) :]
-        if valid is None or bool(valid.all()):
-            selection = self.select_observed(
-                Observed(queries, keys, values, scaling, layer, num_layers)
-            )
-            return dataclasses.replace(selection, source_keys=keys, source_values=values)
-        parts: list[Selection] = []
-        for b in range(keys.shape[0]):
-            columns = valid[b].nonzero().squeeze(-1)
-            window = queries[b : b + 1, :, max(0, queries.shape[2] - len(columns)) :]
-            parts.append(
-                self.select_observed(
-                    Observed(
-                        window,
-                        keys[b : b + 1, :, columns],
-                        values[b : b + 1, :, columns],
-                        scaling,
-                        layer,
-                        num_layers,
-                    )
+        if self.needs.column_sums and column_sums is None:
+            if queries.shape[2] != keys.shape[2]:
+                raise UserError(
+                    f"method {self.name!r} scores by the attention of all prompt queries; pass the "
+                    f"queries of all {keys.shape[2]} tokens, or column_sums"
                 )
-            )
-        if parts[0].merged is not None:
-            return Selection(None, merged=[part.merged[0] for part in parts if part.merged])
-        keep = torch.zeros(keys.shape[:3], dtype=torch.bool, device=keys.device)
-        for b, part in enumerate(parts):
-            assert part.keep is not None
-            keep[b][:, valid[b]] = part.keep[0]
-        return Selection(keep, source_keys=keys, source_values=values)
+            column_sums = kernels.column_sums(queries, keys, scaling, valid)
+        if self.needs.hidden_states and hidden_states is None:
+            raise UserError(f"method {self.name!r} needs hidden_states; pass them to select()")
+        window = queries[:, :, max(0, queries.shape[2] - self.needs.window) :]
+        observed = Observed(
+            window, keys, values, scaling, layer, num_layers, column_sums, hidden_states
+        )
+        return self.select_padded([observed], valid)[0]
+
+    def select_padded(self, layers: Sequence[Observed], valid: Tensor | None) -> list[Selection]:
+        """Selections of layers of a batch with padding, each sequence by itself.
+
+        Args:
+            layers: one layer; all of them for a method that needs ``all_layers``.
+            valid: bool [batch, tokens], False on padding. None: no padding.
+        """
+        if valid is None or bool(valid.all()):
+            chosen = self._select(layers)
+        else:
+            batch = valid.shape[0]
+            rows = [
+                self._select([_sequence(layer, b, valid[b]) for layer in layers])
+                for b in range(batch)
+            ]
+            chosen = [
+                _join([row[index] for row in rows], valid, layer)
+                for index, layer in enumerate(layers)
+            ]
+        return [
+            dataclasses.replace(one, source_keys=layer.keys, source_values=layer.values)
+            for one, layer in zip(chosen, layers, strict=True)
+        ]
+
+    def _select(self, layers: Sequence[Observed]) -> list[Selection]:
+        if self.needs.all_layers:
+            return self.select_layers(layers)
+        return [self.select_observed(layer) for layer in layers]
 
     def to_dict(self) -> dict[str, Any]:
         """Name and options as plain values, for manifests; :func:`from_dict` reads them back."""
         options: dict[str, Any] = {"name": self.name}
         for item in fields(self):
             value = getattr(self, item.name)
+            if item.name == "store" and value == "device":
+                continue  # as every record says that was written before there was a choice
             options[item.name] = value.to_dict() if hasattr(value, "to_dict") else value
         return options
+
+
+def _sequence(layer: Observed, b: int, valid: Tensor) -> Observed:
+    """One sequence of a batch without its padding."""
+    columns = valid.nonzero().squeeze(-1)
+    queries = layer.queries[b : b + 1]
+    sums, hidden = layer.column_sums, layer.hidden_states
+    return dataclasses.replace(
+        layer,
+        queries=queries[:, :, max(0, queries.shape[2] - len(columns)) :],
+        keys=layer.keys[b : b + 1, :, columns],
+        values=layer.values[b : b + 1, :, columns],
+        column_sums=None if sums is None else sums[b : b + 1, :, columns],
+        hidden_states=None if hidden is None else hidden[b : b + 1, columns],
+    )
+
+
+def _join(parts: Sequence[Selection], valid: Tensor, layer: Observed) -> Selection:
+    """Selections of single sequences as one of the padded batch."""
+    if parts[0].merged is not None:
+        return Selection(None, merged=[part.merged[0] for part in parts if part.merged])
+    keep = torch.zeros(layer.keys.shape[:3], dtype=torch.bool, device=layer.keys.device)
+    for b, part in enumerate(parts):
+        assert part.keep is not None
+        keep[b][:, valid[b]] = part.keep[0]
+    return Selection(keep)
 
 
 _REGISTRY: dict[str, type[Method]] = {}
@@ -248,8 +381,17 @@ def method_class(name: str) -> type[Method]:
     """The class registered under ``name`` (any case); ``UserError`` lists what exists."""
     key = name.lower()
     if key not in _REGISTRY:
-        raise UserError(f"unknown method {name!r}; available: {', '.join(available())}")
+        raise UserError(
+            f"unknown method {name!r}{nearest(key, available())}; available: "
+            f"{', '.join(available())}"
+        )
     return _REGISTRY[key]
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`` (did you mean ...?)`` if a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def create(name: str, *, preset: str = "published", **options: Any) -> Method:
@@ -270,10 +412,12 @@ def create(name: str, *, preset: str = "published", **options: Any) -> Method:
     unknown = sorted(set(options) - set(valid))
     if unknown:
         raise UserError(
-            f"method {cls.name!r} has no option {', '.join(map(repr, unknown))}; "
+            f"method {cls.name!r} has no option {', '.join(map(repr, unknown))}"
+            f"{nearest(unknown[0], valid)}; "
             f"valid options: {', '.join(valid) or 'none'}"
         )
     base = dict(cls.recommended) if preset == "recommended" else {}
+    check_store(options.get("store", "device"))
     return cls(**{**base, **options})
 
 

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from catekv import kernels
 from catekv.errors import UserError
 from catekv.head_mask import HeadMask, check_ratio
 from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
-from catekv.methods.scoring import CHUNK_RULES, chunk_scores, top_mask, window_attention
+from catekv.methods.scoring import CHUNK_RULES, top_mask
 from catekv.prompt_layout import PromptLayout, floor_count, prompt_layout
 
 VARIANTS = ("official", "paper")
@@ -208,14 +209,15 @@ class CateKV(Method):
         self, observed: Observed, layout: PromptLayout, heads: Tensor, counts: Tensor
     ) -> Tensor:
         """Best chunks of some KV heads: bool [batch, len(heads), chunks]."""
-        batch, kv_heads = observed.keys.shape[:2]
-        queries = observed.queries.unflatten(1, (kv_heads, -1))[:, heads].flatten(1, 2)
-        keys = observed.keys if len(heads) == kv_heads else observed.keys[:, heads]
-        scores = torch.empty(batch * len(heads), layout.chunks, device=keys.device)
         assert self.retention_score is not None
-        blocks = window_attention(
-            queries, keys, observed.scaling, layout.middle_start, layout.middle_end
+        scores = kernels.window_scores(
+            observed.queries,
+            observed.keys,
+            observed.scaling,
+            layout.middle_start,
+            layout.middle_end,
+            self.chunk_size,
+            self.retention_score,
+            heads=heads,
         )
-        for rows, attention in blocks:
-            scores[rows] = chunk_scores(attention, self.chunk_size, self.retention_score)
-        return top_mask(scores.view(batch, len(heads), -1), counts)
+        return top_mask(scores, counts)

@@ -4,6 +4,7 @@ budgets."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class WindowScored(Budgeted):
     position. What a head cannot use because the prompt is too short is kept whole.
     """
 
+    edges_option: ClassVar[str] = "window"
+
     window: int = 32
     kernel: int = 7
     pooling: str = "max"
@@ -39,9 +42,6 @@ class WindowScored(Budgeted):
     @property
     def needs(self) -> Needs:
         return Needs(window=self.window)
-
-    def edges(self) -> int:
-        return self.window
 
     def split(self, scores: Tensor, counts: Tensor) -> Tensor:
         """Tokens of every head before the window, after the scores were seen.

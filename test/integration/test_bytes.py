@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from catekv import prefill
 from catekv.cache import RaggedCache
+from catekv.methods.base import Needs
 from catekv.model import CateKVModel
 from catekv.ragged_layer import RaggedLayer
 
@@ -62,7 +63,7 @@ def test_dense_and_observed_states_count_too():
     model = with_attention("phi3", "catekv")
     for cache in (
         RaggedCache(model.config, RandomKeep(), None),
-        RaggedCache(model.config, None, PROMPT, hold_window=8),
+        RaggedCache(model.config, None, PROMPT, hold=Needs(window=8)),
     ):
         prefill.prefill(model, random_ids(2, PROMPT, seed=0), cache)
         assert not cache.compressed
@@ -139,7 +140,7 @@ def test_at_most_one_uncompressed_layer_is_alive(
 def test_counting_notices_a_cache_that_keeps_its_layers():
     """The same count on a prompt that is only observed: all layers stay dense."""
     model = with_attention("llama", "catekv")
-    cache = RaggedCache(model.config, None, PROMPT, hold_window=4)
+    cache = RaggedCache(model.config, None, PROMPT, hold=Needs(window=4))
     prefill.prefill(model, random_ids(1, PROMPT, seed=0), cache)
     assert sum(layer.dense_tokens > 0 for layer in cache.ragged_layers) == LAYERS
 

@@ -98,7 +98,7 @@ def test_one_observation_serves_many_methods(family: str):
     observed = dense.observed(layer)
     assert observed.queries.shape[2] == 16
     assert observed.tokens == PROMPT
-    with pytest.raises(UserError, match="observe\\(window=8\\)"):
+    with pytest.raises(UserError, match="observed without window=8"):
         model.observe(ids, window=2).compress(KeepEverything())
 
 

@@ -18,7 +18,6 @@ from catekv.layout import RaggedPrefix, _storage_order, from_rows
 from catekv.methods.base import Method
 from catekv.model import CateKVModel
 from catekv.ragged_layer import RaggedLayer
-from catekv.token_buffer import TokenBuffer
 from catekv.transformers_compat import decoder_layers
 
 #: Numbers drawn per tensor; the rest repeats them, so that a cache of 60 GiB takes no minute.
@@ -92,5 +91,5 @@ def random_cache(
         layer.lazy_initialization(prefix.keys, prefix.values)
         layer.seen, layer.query_heads = tokens, model.shape.query_heads
         layer.scaling = model.shape.head_dim**-0.5
-        layer._adopt(prefix, None, TokenBuffer())
+        layer.prefix = prefix
     return cache
