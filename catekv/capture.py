@@ -133,29 +133,31 @@ def record(
     with _lock, torch.cuda.device(device):
         stream = _stream(device)
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            try:
-                with WithoutHost(device):
-                    run()
-            finally:
-                rewind()
-        torch.cuda.current_stream().wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                try:
+                    with WithoutHost(device):
+                        run()
+                finally:
+                    rewind()
+        finally:
+            torch.cuda.current_stream().wait_stream(stream)
         # what the caching allocator holds back cannot serve the graph's own pool
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream), _capturing(graph):
+        with torch.cuda.stream(stream), _capturing(graph, device):
             output = run()
         return Recording(output, max(0, torch.cuda.memory_reserved() - before), graph)
 
 
 @contextlib.contextmanager
-def _capturing(graph: Any) -> Iterator[None]:
+def _capturing(graph: Any, device: torch.device) -> Iterator[None]:
     """Like ``torch.cuda.graph``, but the first error is the one that is raised, the stream that was
     current becomes current again, and torch is left able to allocate and record."""
     pool = torch.cuda.graph_pool_handle()
-    marker = torch.zeros(1, device="cuda")
+    marker = torch.zeros(1, device=device)
     # other threads may go on allocating and launching
     graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:

@@ -18,7 +18,10 @@ from catekv.decoding import DecodeStep, EagerStep
 from catekv.errors import UserError
 
 STEPS = 6
-FITTING = ["llama", "yi", "llama3.1", "phi3", "phi3-long", "qwen2", "qwen3", "mistral", "glm4"]
+FITTING = [
+    "llama", "yi", "llama3.1", "phi3", "phi3-long", "qwen2", "qwen3", "mistral", "glm4", "gemma",
+    "mixtral",
+]  # fmt: skip
 
 
 def context(
