@@ -74,6 +74,11 @@ def _save_layer(layer: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str
     if isinstance(layer, RaggedLayer):
         if layer.prefix is None:
             raise UserError("only a compressed cache can be saved; feed the whole context first")
+        if layer.store is not None:
+            raise UserError(
+                "this method reads a part, stores elsewhere or goes on while decoding, which is "
+                "not saved; prefill again where the context is needed"
+            )
         tensors[prefix + "keys"] = layer.prefix.keys.contiguous()
         tensors[prefix + "values"] = layer.prefix.values.contiguous()
         if layer.prefix.bias is not None:
