@@ -244,8 +244,8 @@ class SlotStore(DecodeStore):
         return key, value, torch.zeros_like(self.entries.scores[:, 0])
 
     def logits(self, query: Tensor) -> Tensor:
-        """Products of ``query`` [rows, group, head_dim] with all keys, float32 [rows, group, width];
-        0 where there is no slot."""
+        """Products of ``query`` [rows, group, head_dim] with all keys; 0 where there is no slot:
+        float32 [rows, group, width]."""
         prefix = self.prefix
         found = query.new_zeros(*query.shape[:2], self.entries.positions.shape[1])
         for bucket in prefix.buckets:

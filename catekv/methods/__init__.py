@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from catekv.methods import (  # noqa: F401 - they register
+    atskv,
     adakv,
     catekv,
     cokv,
@@ -13,6 +14,7 @@ from catekv.methods import (  # noqa: F401 - they register
     headkv,
     pyramidkv,
     quest,
+    rocketkv,
     sliding_window,
     snapkv,
     streaming_llm,

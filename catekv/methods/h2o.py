@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
+from catekv.methods.base import ModelShape, Needs, Observed, Selection, register
+from catekv.methods.budgeted import Budgeted
 from catekv.methods.scoring import top_mask
 
 if TYPE_CHECKING:
     from catekv.layout import RaggedPrefix
     from catekv.slot_store import SlotStore
+
+#: A prompt so long that no budget is limited by it.
+ENDLESS = 1 << 40
 
 
 def received_attention(column_sums: Tensor, kv_heads: int) -> Tensor:
@@ -23,20 +26,27 @@ def received_attention(column_sums: Tensor, kv_heads: int) -> Tensor:
     return column_sums.float().unflatten(1, (kv_heads, -1)).mean(dim=2)
 
 
-def heavy_and_recent(sums: Tensor, heavy: int, recent: int) -> Tensor:
+def heavy_and_recent(sums: Tensor, heavy: Tensor, recent: int) -> Tensor:
     """The last ``recent`` tokens and the ``heavy`` largest sums among the others.
 
-    ``sums`` [..., tokens]; returns bool of the same shape. Ties go to the lower index.
+    ``sums`` [..., tokens], ``heavy`` int, broadcast to [...]; returns bool of the shape of
+    ``sums``. Ties go to the lower index.
     """
-    keep = torch.ones_like(sums, dtype=torch.bool)
     before = max(0, sums.shape[-1] - recent)
-    keep[..., :before] = top_mask(sums[..., :before], torch.tensor(heavy))
+    keep = sums.new_ones(sums.shape).bool()
+    keep[..., :before] = top_mask(sums[..., :before], heavy)
     return keep
+
+
+def observed_shape(observed: Observed) -> ModelShape:
+    """The numbers of the model that a layer tells."""
+    _, heads, _, dim = observed.keys.shape
+    return ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
 
 
 @register
 @dataclass(frozen=True)
-class H2O(Method):
+class H2O(Budgeted):
     """Keep ``budget`` tokens per head: the most recent ones and the heavy hitters.
 
     A token's score is the attention that it received from all prompt queries (causal softmax,
@@ -46,42 +56,58 @@ class H2O(Method):
     than its budget drops the smallest sum outside the recent window, which includes the new token.
 
     Args:
-        budget: tokens kept per head, recent ones included.
+        budget: mean tokens kept per head, recent ones included.
+        total: entries of all layers and heads together, instead of ``budget``.
         recent: tokens of the recent window; None: half of the budget.
         decode: go on evicting while decoding (as published); False: new tokens are appended.
+        budgets: how the heavy hitters are split over layers and heads; default: evenly
+            (:mod:`catekv.methods.allocators`).
     """
 
     name: ClassVar[str] = "h2o"
     paper: ClassVar[str] = "H2O: Heavy-Hitter Oracle for Efficient Generative Inference, 2023"
 
-    budget: int = 1024
+    edges_option: ClassVar[str] = "recent"
+    edges_in_budget: ClassVar[bool] = True
+
     recent: int | None = None
     decode: bool = True
+    budgets: Any = None
 
     def __post_init__(self) -> None:
-        if self.budget < 1 or not 1 <= self.recent_tokens <= self.budget:
+        super().__post_init__()
+        if not 1 <= self.edges() <= self.budget:
             raise UserError(
-                f"h2o: the recent window of {self.recent_tokens} tokens does not fit into budget "
+                f"{self.name}: a recent window of {self.edges()} tokens does not fit into budget "
                 f"{self.budget}; use 1 <= recent <= budget"
             )
-
-    @property
-    def recent_tokens(self) -> int:
-        return max(1, self.budget // 2) if self.recent is None else self.recent
 
     @property
     def needs(self) -> Needs:
         return Needs(column_sums=True)
 
-    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
-        return torch.full((shape.layers, shape.kv_heads), min(tokens, self.budget))
+    def edges(self) -> int:
+        return max(1, self.budget // 2) if self.recent is None else self.recent
+
+    def with_total(self, total: int, tokens: int, shape: ModelShape) -> H2O:
+        if self.recent is not None:
+            return super().with_total(total, tokens, shape)
+        # a window of half the budget becomes half of what there is now
+        mean = max(1, total // (shape.layers * shape.kv_heads))
+        method = replace(self, total=total, budget=mean)
+        method.counts(tokens, shape)  # refuses what cannot be
+        return method
 
     def select_observed(self, observed: Observed) -> Selection:
         assert observed.column_sums is not None
         sums = received_attention(observed.column_sums, observed.keys.shape[1])
-        return Selection(
-            heavy_and_recent(sums, self.budget - self.recent_tokens, self.recent_tokens)
-        )
+        heavy = self.counts(observed.tokens, observed_shape(observed))[observed.layer]
+        return Selection(heavy_and_recent(sums, heavy.to(sums.device), self.edges()))
+
+    def capacities(self, observed: Observed) -> list[int]:
+        """Entries that each row of a layer may hold while decoding, in (batch, head) order."""
+        table = self.budget_table(ENDLESS, observed_shape(observed))[observed.layer]
+        return table.tolist() * observed.keys.shape[0]
 
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
@@ -94,5 +120,5 @@ class H2O(Method):
         assert keep is not None
         assert observed.column_sums is not None
         sums = received_attention(observed.column_sums, keep.shape[1])
-        entries = kept_entries(keep, sums, valid)
-        return SlotStore(prefix, entries, Eviction(self.budget, self.recent_tokens))
+        rule = Eviction(self.capacities(observed), self.edges())
+        return SlotStore(prefix, kept_entries(keep, sums, valid), rule)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from slot_rows import DIM, GROUP, HEADS, SCALING, after_prefill, decode, entries, random_tensors
 
-from catekv import kernels, methods
+from catekv import methods
 from catekv.errors import UserError
 from catekv.layout import from_rows, storage_bytes
 from catekv.methods import ModelShape
@@ -26,7 +26,7 @@ ATTENTION = [
 
 def kept_positions(attention: list, heavy: int, recent: int) -> tuple[torch.Tensor, list[int]]:
     sums = received_attention(torch.tensor(attention)[None, None].sum(dim=2), 1)[0, 0]
-    return sums, heavy_and_recent(sums, heavy, recent).nonzero().flatten().tolist()
+    return sums, heavy_and_recent(sums, torch.tensor(heavy), recent).nonzero().flatten().tolist()
 
 
 def test_worked_example_of_the_selection() -> None:
@@ -268,6 +268,29 @@ def test_budgets_are_exact_and_foretold() -> None:
         found = method.select(*(x[:, :, :tokens] for x in (queries, keys, values)))
         table = method.budget_table(tokens, ModelShape(3, 4, HEADS, DIM))
         assert torch.equal(found.budgets[0], table[0])
+
+
+def test_budgets_may_differ_between_heads() -> None:
+    queries, keys, values = random_tensors(1, 60)
+    method = methods.create("h2o", budget=12, recent=3, budgets=[[2, 7]])
+    assert method.budget_table(60, ModelShape(3, 4, HEADS, DIM)).tolist() == [[5, 10]] * 3
+    _, store = after_prefill(method, *(x[:, :, :40] for x in (queries, keys, values)))
+    for token in range(40, 60):
+        part = slice(token, token + 1)
+        decode(store, queries[:, :, part], keys[:, :, part], values[:, :, part])
+    assert store.lengths().tolist() == [[5, 10]]
+
+
+@pytest.mark.parametrize("recent", [None, 3])
+@pytest.mark.parametrize("total", [25, 61, 6 * 60, 1000])
+def test_a_total_is_kept_exactly(total: int, recent: int | None) -> None:
+    shape = ModelShape(3, 4, HEADS, DIM)
+    method = methods.create("h2o", recent=recent).with_total(total, 60, shape)
+    table = method.budget_table(60, shape)
+    assert int(table.sum()) == min(total, 6 * 60)
+    for layer in range(3):
+        found = method.select(*random_tensors(1, 60), layer=layer, num_layers=3)
+        assert torch.equal(found.budgets[0], table[layer])
 
 
 def test_queries_of_the_whole_prompt_are_needed() -> None:
