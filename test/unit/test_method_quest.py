@@ -127,7 +127,7 @@ def test_a_padded_batch_reads_what_its_single_prompts_read() -> None:
     valid[1, :37] = False
     method = methods.create("quest", budget=32, page=8)
     queries = step_queries(2)
-    prefix, store = compressed(method, observed, valid)
+    _, store = compressed(method, observed, valid)
     together = store_output(store, queries)
     for b, start in enumerate((0, 37)):
         alone = compressed(method, sequence(observed, b, start))[1]
