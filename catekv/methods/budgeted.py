@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,10 @@ class Budgeted(Method):
         total: entries that all layers and heads together keep, always-kept ones included; exact,
             instead of ``budget``.
     """
+
+    #: the option that says how many tokens are always kept, and whether the budget holds them
+    edges_option: ClassVar[str] = ""
+    edges_in_budget: ClassVar[bool] = False
 
     budget: int = 1024
     total: int | None = None
@@ -60,11 +64,7 @@ class Budgeted(Method):
 
     def edges(self) -> int:
         """Tokens that every head keeps always."""
-        raise NotImplementedError
-
-    def mean(self) -> int:
-        """Mean tokens outside the edges that ``budget`` stands for."""
-        return self.budget
+        return int(getattr(self, self.edges_option)) if self.edges_option else 0
 
     def validate(self, shape: ModelShape) -> None:
         self.allocator.validate(shape)
@@ -76,7 +76,8 @@ class Budgeted(Method):
             UserError: budgets of another model's shape, or a total below the edges.
         """
         edges = min(self.edges(), tokens)
-        demand = Demand(self.mean(), tokens, edges, shape)
+        mean = self.budget - (self.edges() if self.edges_in_budget else 0)
+        demand = Demand(mean, tokens, edges, shape)
         if self.total is None:
             return self.allocator.table(demand)
         if self.total >= tokens * demand.heads:
@@ -85,12 +86,26 @@ class Budgeted(Method):
             raise UserError(
                 f"{self.name}: a total of {self.total} tokens does not hold the {edges} that each "
                 f"of {demand.heads} heads always keeps ({edges * demand.heads}); raise the total "
-                "or lower what is always kept"
+                f"or lower {self.edges_option}"
             )
         return self.allocator.exact_table(demand, self.total - edges * demand.heads)
 
     def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
         return self.counts(tokens, shape) + min(self.edges(), tokens)
+
+    def with_total(self: BudgetedType, total: int, tokens: int, shape: ModelShape) -> BudgetedType:
+        """The method keeping exactly ``total`` entries of a prompt of ``tokens`` tokens.
+
+        Raises:
+            UserError: the total does not hold what is always kept.
+        """
+        mean = round(total / (shape.layers * shape.kv_heads))
+        edges = 0 if self.edges_in_budget else self.edges()
+        least = self.edges() if self.edges_in_budget else 0
+        options: dict[str, Any] = {"total": total, "budget": max(mean - edges, least, 1)}
+        method = replace(self, **options)
+        method.counts(tokens, shape)  # refuses what cannot be
+        return method
 
     def for_heads(self: BudgetedType, heads: slice) -> BudgetedType:
         if self.total is not None:

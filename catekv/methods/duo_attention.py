@@ -120,6 +120,12 @@ class DuoAttention(Method):
                 "model"
             )
 
+    def with_total(self, total: int, tokens: int, shape: ModelShape) -> DuoAttention:
+        """The method keeping exactly ``total`` entries of a prompt of ``tokens`` tokens."""
+        method = replace(self, total=total)
+        method.budget_table(tokens, shape)  # refuses what cannot be
+        return method
+
     def for_heads(self, heads: slice) -> DuoAttention:
         if self.total is not None:
             raise UserError(

@@ -2,47 +2,104 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, Protocol, runtime_checkable
 
 from catekv.errors import UserError
 from catekv.methods.base import Method, ModelShape, create
+from catekv.methods.budgeted import Budgeted
+
+
+@runtime_checkable
+class TakesTotal(Protocol):
+    """A method that can be told exactly how many entries all its heads keep together."""
+
+    def with_total(self, total: int, tokens: int, shape: ModelShape) -> Method:
+        """The method keeping ``total`` entries of a prompt of ``tokens`` tokens; ``UserError`` if
+        it cannot."""
+
+
+def total_kept(method: Method, tokens: int, shape: ModelShape) -> int:
+    """Entries that ``method`` keeps of a prompt, over all layers and KV heads.
+
+    Of methods that move tokens between heads, what they are given to move.
+
+    Raises:
+        UserError: the method decides by the prompt's content how many it keeps.
+    """
+    if isinstance(method, Budgeted):
+        return int(Budgeted.budget_table(method, tokens, shape).sum())
+    return int(method.budget_table(tokens, shape).sum())
 
 
 def mean_kept_tokens(method: Method, tokens: int, shape: ModelShape) -> float:
     """Entries that ``method`` keeps of a prompt, averaged over all layers and KV heads."""
-    return float(method.budget_table(tokens, shape).double().mean())
+    return total_kept(method, tokens, shape) / (shape.layers * shape.kv_heads)
+
+
+def with_total(method: Method, total: int, tokens: int, shape: ModelShape) -> Method:
+    """``method`` keeping ``total`` entries of a prompt of ``tokens`` tokens.
+
+    Exact for every method that :class:`TakesTotal`. Another method with a ``budget`` gets the
+    largest that keeps no more; one that keeps everything and skips or moves it gets the mean as the
+    budget that a step reads.
+
+    Raises:
+        UserError: the total does not hold what the method always keeps, or the method has no budget
+            to set.
+    """
+    if isinstance(method, TakesTotal):
+        return method.with_total(total, tokens, shape)
+    if method.name == "full":
+        return method
+    if "budget" not in [item.name for item in fields(method)]:
+        raise UserError(
+            f"method {method.name!r} has no budget to set, so that it cannot be given the memory "
+            "of another method; compare it at its own options"
+        )
+    heads = shape.layers * shape.kv_heads
+    if method.effect != "frees":
+        return _with_budget(method, max(1, round(total / heads)))
+    total_kept(method, tokens, shape)  # refuses methods that decide by the prompt's content
+    low, high = 0, tokens + 1  # `low` keeps no more than the total, `high` more
+    while high - low > 1:
+        middle = (low + high) // 2
+        kept = _kept_with_budget(method, middle, tokens, shape)
+        low, high = (middle, high) if kept is None or kept <= total else (low, middle)
+    if _kept_with_budget(method, low, tokens, shape) is None:
+        raise UserError(
+            f"no budget makes method {method.name!r} keep as few as {total} entries of {tokens} "
+            f"tokens in {heads} heads; raise the total or lower what it always keeps"
+        )
+    return _with_budget(method, low)
+
+
+def _with_budget(method: Method, budget: int) -> Method:
+    options: dict[str, Any] = {"budget": budget}
+    return replace(method, **options)
+
+
+def _kept_with_budget(method: Method, budget: int, tokens: int, shape: ModelShape) -> int | None:
+    """Entries kept; None where the method refuses the budget, because it is too small."""
+    try:
+        return total_kept(_with_budget(method, budget), tokens, shape)
+    except UserError:
+        return None
 
 
 def with_equal_memory(
     name: str, like: Method, tokens: int, shape: ModelShape, **options: Any
 ) -> Method:
-    """A method whose heads keep as many tokens as those of ``like`` do on average.
-
-    The mean is rounded to whole tokens per head, so that totals differ by at most half a token per
-    head.
+    """A method that keeps as many entries of a prompt as ``like`` does, over all heads together.
 
     Args:
-        name: ``snapkv`` or ``streaming_llm``; ``full`` is returned as it is.
+        name: a method; ``full`` is returned as it is.
         like: a method with static budgets, for example CateKV with its mask.
         tokens: prompt length.
         shape: the model.
         options: other options of the method.
 
     Raises:
-        UserError: the memory does not even hold the method's window or sinks, or the method has no
-            budget to set.
+        UserError: see :func:`with_total`.
     """
-    kept = round(mean_kept_tokens(like, tokens, shape))
-    if name == "full":
-        return create(name, **options)
-    if name == "streaming_llm":
-        return create(name, budget=kept, **options)
-    if name == "snapkv":
-        window = create(name, **options).needs.window
-        if kept < window:
-            raise UserError(
-                f"snapkv: {like.name} keeps {kept} tokens per head, fewer than snapkv's window of "
-                f"{window}; lower window"
-            )
-        return create(name, budget=kept - window, **options)
-    raise UserError(f"method {name!r} has no budget to set; use snapkv or streaming_llm")
+    return with_total(create(name, **options), total_kept(like, tokens, shape), tokens, shape)

@@ -23,10 +23,6 @@ def first_and_last(tokens: int, first: int, last: Tensor) -> Tensor:
 class FirstAndLast(Budgeted):
     """Base of the methods that look at no content: first tokens and recent ones of every head."""
 
-    def edges(self) -> int:
-        """First tokens that are always kept."""
-        return 0
-
     def select_observed(self, observed: Observed) -> Selection:
         batch, heads, tokens, dim = observed.keys.shape
         shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
@@ -55,6 +51,9 @@ class StreamingLLM(FirstAndLast):
     name: ClassVar[str] = "streaming_llm"
     paper: ClassVar[str] = "Efficient Streaming Language Models with Attention Sinks, ICLR 2024"
 
+    edges_option: ClassVar[str] = "sinks"
+    edges_in_budget: ClassVar[bool] = True
+
     sinks: int = 4
     budgets: Any = None
 
@@ -65,9 +64,3 @@ class StreamingLLM(FirstAndLast):
                 f"streaming_llm: budget {self.budget} must be at least 1 and at least sinks "
                 f"{self.sinks}, and sinks at least 0"
             )
-
-    def edges(self) -> int:
-        return self.sinks
-
-    def mean(self) -> int:
-        return self.budget - self.sinks
