@@ -66,6 +66,10 @@ class LshIndex:
         ordered = codes.sort(dim=-1, stable=True)
         return cls(keys, ordered.values, ordered.indices)
 
+    def entry_codes(self) -> Tensor:
+        """The codes in the order of the keys: int64 [rows, entries]."""
+        return torch.empty_like(self.codes).scatter_(-1, self.order, self.codes)
+
     def retrieve(self, queries: Tensor, codes: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         """The entries most similar to any of a row's queries, among those in that query's bucket.
 

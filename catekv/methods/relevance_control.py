@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from catekv.methods.scoring import top_mask
+
 
 def quantile_level(pressure: float, q_min: float = 0.5, q_max: float = 0.9) -> float:
     """q(t) from the memory pressure: current bytes over the bytes allowed."""
@@ -102,3 +104,15 @@ def controlled_ratios(
 def memory_reduction(method_bytes: float, full_bytes: float) -> float:
     """Per cent of memory saved against a full cache of the same context length."""
     return 100 * (1 - method_bytes / full_bytes)
+
+
+def best_of(relevance: Tensor, among: Tensor, count: int) -> Tensor:
+    """The ``count`` most relevant marked tokens, ties to the lower index: bool [tokens]."""
+    ranked = relevance.masked_fill(~among, -torch.inf)
+    return top_mask(ranked, torch.tensor(max(0, count))) & among
+
+
+def best_with(relevance: Tensor, always: Tensor, count: int) -> Tensor:
+    """The tokens that are always taken and the most relevant others, ``count`` together (more if
+    more are always taken): bool [tokens]."""
+    return always | best_of(relevance, ~always, count - int(always.sum()))

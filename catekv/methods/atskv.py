@@ -1,0 +1,345 @@
+"""ATSKV: a predictor says which tokens matter; the others wait in host memory until asked for."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from catekv.errors import UserError
+from catekv.layout import RaggedPrefix
+from catekv.methods import relevance_control as control
+from catekv.methods.atskv_store import TierRules, TierState, TierStore
+from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
+from catekv.methods.lsh import random_projection
+from catekv.methods.relevance import (
+    PredictorConfig,
+    RelevancePredictor,
+    queries_that_see,
+    untrained_predictor,
+)
+from catekv.methods.relevance_files import PredictorSet, load_predictors
+from catekv.tiers import TwoTiers
+
+SELECTIONS = ("quantile", "top")
+DEFAULT_QUANTILE, DEFAULT_BETA = 0.7, 1.0
+#: Options that a predictor's file also holds: option -> (field of PredictorConfig, default).
+PREDICTOR_OPTIONS: dict[str, tuple[str, Any]] = {
+    "predictor_kind": ("kind", "mlp"),
+    "predictor_width": ("width", 32),
+    "feature_dim": ("feature_dim", 64),
+    "attention_feature": ("attention_feature", "vector"),
+    "causal_normalised": ("causal_normalised", True),
+}
+
+
+@register
+@dataclass(frozen=True)
+class ATSKV(Method):
+    """Predict every token's relevance in every layer; relevant tokens stay active on the device,
+    the others become passive in host memory and are fetched when a query looks for them.
+
+    All heads of a layer share one mask. Quantiles have the paper's direction (a level q keeps the
+    share 1 - q; more memory pressure means a higher level); the released code has it the other way
+    round, and its published numbers are not measurements. The method works on the prompt; generated
+    tokens are always active. See :class:`catekv.methods.atskv_store.TierStore` for decoding.
+
+    Args:
+        predictor: folder of trained predictors (:mod:`catekv.methods.relevance_files`).
+        untrained: use random weights where ``predictor`` is None; says nothing about quality.
+        budget: active tokens per head that memory is meant for; a prompt of at most so many is kept
+            whole, for good. None: no limit, the level stays as it is.
+        selection: ``quantile`` keeps what exceeds the threshold, and the edges; the number follows
+            from the scores. ``top`` (recommended) keeps exactly ``budget`` tokens, edges included,
+            or without a budget the share ``1 - quantile``.
+        quantile: level q at the start (default 0.7, an initial sparsity of 0.7), or that of the
+            predictor's file per layer.
+        q_min, q_max: range of the level; with a budget it moves by ``1 - smoothing`` towards
+            ``q_min + (q_max - q_min) * min(1, active / budget)`` at every update.
+        beta: factor of the threshold (default 1, or the file's). Not 1: q is no share any more.
+        momentum: lambda of the soft mask. smoothing: inertia of the level.
+        init_tokens, recent_tokens: first and last prompt tokens that are always active; 0 = none.
+        promote_above, demote_below: relevance at which tokens change tiers, strictly.
+        update_every: tokens between two updates of relevance and tiers; 0 = the tiers stay.
+        lsh_bits, fetch: hash bits, and passive entries fetched per KV head and step (0 = none).
+        seed: of the projections and of untrained predictors.
+        predictor_kind, predictor_width, feature_dim, attention_feature, causal_normalised: what an
+            untrained predictor is like (:class:`~catekv.methods.relevance.PredictorConfig`); None:
+            what the file says, or ``mlp``, 32, 64, ``vector`` and True.
+    """
+
+    name: ClassVar[str] = "atskv"
+    paper: ClassVar[str] = (
+        "Adaptive Token-Relevance Sparse KV-Cache for Efficient Long Context Understanding"
+    )
+    effect: ClassVar[str] = "moves"
+    recommended: ClassVar[dict[str, Any]] = {"selection": "top"}
+
+    predictor: str | None = None
+    untrained: bool = False
+    budget: int | None = None
+    selection: str = "quantile"
+    quantile: float | None = None
+    q_min: float = 0.5
+    q_max: float = 0.9
+    beta: float | None = None
+    momentum: float = 0.8
+    smoothing: float = 0.9
+    init_tokens: int = 4
+    recent_tokens: int = 32
+    promote_above: float = 0.8
+    demote_below: float = 0.2
+    update_every: int = 16
+    lsh_bits: int = 16
+    fetch: int = 5
+    seed: int = 0
+    predictor_kind: str | None = None
+    predictor_width: int | None = None
+    feature_dim: int | None = None
+    attention_feature: str | None = None
+    causal_normalised: bool | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.predictor, Path):
+            object.__setattr__(self, "predictor", str(self.predictor))
+        if self.predictor is None and not self.untrained:
+            raise UserError(
+                "atskv needs a trained relevance predictor: pass predictor=FOLDER; untrained=True "
+                "runs with random weights, whose results mean nothing"
+            )
+        if self.predictor is not None and self.untrained:
+            raise UserError("atskv: pass predictor or untrained=True, not both")
+        self._check_numbers()
+        stored = None if self.trained is None else self.trained.config.to_dict()
+        for option, (name, default) in PREDICTOR_OPTIONS.items():
+            given, value = getattr(self, option), default if stored is None else stored[name]
+            if stored is not None and given not in (None, value):
+                raise UserError(
+                    f"atskv: {option} {given!r} does not fit the predictor in {self.predictor}, "
+                    f"which has {value!r}; leave the option out"
+                )
+            object.__setattr__(self, option, value if given is None else given)
+        self._config(1, 1)  # refuses bad predictor options now
+
+    def _check_numbers(self) -> None:
+        for name in ("quantile", "q_min", "q_max", "momentum", "smoothing", "promote_above",
+                     "demote_below"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"atskv: {name} {value} is outside [0, 1]")
+        for low, high in (("q_min", "q_max"), ("demote_below", "promote_above")):
+            if getattr(self, low) > getattr(self, high):
+                raise UserError(
+                    f"atskv: {low} {getattr(self, low)} is above {high} {getattr(self, high)}"
+                )
+        for name in ("init_tokens", "recent_tokens", "update_every", "fetch", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"atskv: {name} {getattr(self, name)} must be at least 0")
+        if not 1 <= self.lsh_bits <= 62:
+            raise UserError(f"atskv: lsh_bits {self.lsh_bits} must be between 1 and 62")
+        if self.beta is not None and self.beta < 0:
+            raise UserError(f"atskv: beta {self.beta} must be at least 0")
+        if self.selection not in SELECTIONS:
+            raise UserError(
+                f"atskv: unknown selection {self.selection!r}; use {' or '.join(SELECTIONS)}"
+            )
+        edges = self.init_tokens + self.recent_tokens
+        if self.budget is not None and self.budget < max(1, edges):
+            raise UserError(
+                f"atskv: budget {self.budget} is smaller than the {edges} tokens that are always "
+                f"active ({self.init_tokens} initial + {self.recent_tokens} recent), or than 1"
+            )
+
+    @cached_property
+    def trained(self) -> PredictorSet | None:
+        """The predictors of the file; None without one."""
+        return None if self.predictor is None else load_predictors(self.predictor)
+
+    @cached_property
+    def _placed(self) -> dict[Any, RelevancePredictor]:
+        return {}
+
+    def _config(self, hidden_size: int, query_heads: int) -> PredictorConfig:
+        options = {name: getattr(self, key) for key, (name, _) in PREDICTOR_OPTIONS.items()}
+        return PredictorConfig(hidden_size, query_heads, **options)
+
+    def layer_predictor(self, observed: Observed) -> RelevancePredictor:
+        """The predictor of a layer, on the device of its keys."""
+        assert observed.hidden_states is not None
+        device, index = observed.keys.device, observed.layer
+        sizes = (observed.hidden_states.shape[-1], observed.queries.shape[1])
+        key = (index, device, sizes)
+        if key not in self._placed:
+            if self.trained is None:
+                made = untrained_predictor(self._config(*sizes), self.seed, index)
+            else:
+                self._check_layers(observed.num_layers)
+                made = copy.deepcopy(self.trained.layers[index])
+            self._placed[key] = made.to(device)
+        return self._placed[key]
+
+    def _check_layers(self, layers: int) -> None:
+        if self.trained is not None and len(self.trained.layers) != layers:
+            raise UserError(
+                f"the relevance predictors in {self.predictor} are for {len(self.trained.layers)} "
+                f"layers but the model has {layers}; use those trained for this model"
+            )
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(column_sums=True, hidden_states=True)
+
+    def validate(self, shape: ModelShape) -> None:
+        self._check_layers(shape.layers)
+        if self.trained is not None and self.trained.config.query_heads != shape.query_heads:
+            raise UserError(
+                f"the relevance predictors in {self.predictor} are for "
+                f"{self.trained.config.query_heads} query heads but the model has "
+                f"{shape.query_heads}; use those trained for this model"
+            )
+
+    def threshold_numbers(self, layer: int) -> tuple[float, float]:
+        """Level at the start and beta of one layer."""
+        file = self.trained
+        quantile, beta = self.quantile, self.beta
+        if quantile is None and file is not None and file.layer_quantiles is not None:
+            quantile = file.layer_quantiles[layer]
+        if beta is None and file is not None and file.layer_betas is not None:
+            beta = file.layer_betas[layer]
+        return (
+            DEFAULT_QUANTILE if quantile is None else quantile,
+            DEFAULT_BETA if beta is None else beta,
+        )
+
+    def kept_tokens(self, tokens: int, layer: int) -> int:
+        """Active tokens of a prompt under ``selection="top"``."""
+        if self.budget is not None:
+            return min(tokens, self.budget)
+        share = tokens - int(self.threshold_numbers(layer)[0] * tokens + 1e-9)
+        return min(tokens, max(share, self.init_tokens + self.recent_tokens))
+
+    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        if self.selection != "top":
+            return super().budget_table(tokens, shape)
+        kept = torch.tensor([self.kept_tokens(tokens, layer) for layer in range(shape.layers)])
+        return kept[:, None].expand(-1, shape.kv_heads).clone()
+
+    def edges(self, tokens: int, device: torch.device) -> Tensor:
+        """The tokens that are always active: bool [tokens]."""
+        place = torch.arange(tokens, device=device)
+        return (place < self.init_tokens) | (place >= tokens - self.recent_tokens)
+
+    def prefill_level(self, tokens: int, layer: int) -> float:
+        """Quantile level of a prompt: the start level, one step on under the prompt's pressure."""
+        level = self.threshold_numbers(layer)[0]
+        if self.budget is None:
+            return level
+        target = control.quantile_level(tokens / self.budget, self.q_min, self.q_max)
+        return control.smoothed_level(level, target, self.smoothing)
+
+    def relevance(self, observed: Observed) -> tuple[Tensor, Tensor, Tensor]:
+        """Relevance [batch, tokens] of a prompt without padding, the predictor's static part and
+        what the column sums are divided by [tokens]."""
+        assert observed.hidden_states is not None
+        assert observed.column_sums is not None
+        predictor = self.layer_predictor(observed)
+        tokens, device = observed.tokens, observed.keys.device
+        observers = queries_that_see(tokens, device)
+        if not self.causal_normalised:
+            observers = torch.full_like(observers, float(tokens))
+        static = predictor.static_part(observed.hidden_states, observed.layer)
+        return predictor.from_static(static, observed.column_sums, observers), static, observers
+
+    def active_mask(self, relevance: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Soft-mask start and active tokens, bool [batch, tokens] each (the latter with edges)."""
+        tokens = relevance.shape[-1]
+        if self.budget is not None and tokens <= self.budget:
+            whole = torch.ones_like(relevance, dtype=torch.bool)
+            return whole, whole
+        edges = self.edges(tokens, relevance.device)
+        if self.selection == "top":
+            count = self.kept_tokens(tokens, layer)
+            chosen = torch.stack([control.best_with(row, edges, count) for row in relevance])
+            return chosen, chosen
+        level, beta = self.prefill_level(tokens, layer), self.threshold_numbers(layer)[1]
+        chosen = control.relevance_mask(relevance, level, beta)
+        return chosen, chosen | edges
+
+    def select_observed(self, observed: Observed) -> Selection:
+        relevance, _, _ = self.relevance(observed)
+        active = self.active_mask(relevance, observed.layer)[1]
+        return Selection(active[:, None].expand(observed.keys.shape[:3]).clone())
+
+    def decode_store(
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+    ) -> TierStore | None:
+        keys = observed.keys
+        batch, kv_heads, tokens, dim = keys.shape
+        if valid is None:
+            valid = torch.ones(batch, tokens, dtype=torch.bool, device=keys.device)
+        lengths = valid.sum(dim=-1).tolist()
+        if self.budget is not None and max(lengths) <= self.budget:
+            return None
+        assert observed.column_sums is not None
+        state = TierState(
+            static=keys.new_zeros(batch, tokens, self._width(), dtype=torch.float32),
+            sums=observed.column_sums.float().clone(),
+            observers=keys.new_ones(batch, kv_heads, tokens, dtype=torch.float32),
+            soft=keys.new_zeros(batch, tokens, dtype=torch.float32),
+            valid=valid,
+            fixed=torch.zeros_like(valid),
+            levels=tuple(self.prefill_level(length, observed.layer) for length in lengths),
+            limits=tuple(
+                self.kept_tokens(length, observed.layer) if self.selection == "top" else None
+                for length in lengths
+            ),
+        )
+        active = torch.zeros_like(valid)
+        for b in range(batch):
+            columns = valid[b].nonzero().squeeze(-1)
+            relevance, static, observers = self.relevance(_sequence(observed, b, columns))
+            soft, chosen = self.active_mask(relevance, observed.layer)
+            state.static[b, columns], state.soft[b, columns] = static[0], soft[0].float()
+            state.observers[b][:, columns] = observers
+            active[b, columns] = chosen[0]
+            whole = self.budget is not None and lengths[b] <= self.budget
+            state.fixed[b, columns] = whole | self.edges(lengths[b], keys.device)
+        projection = random_projection(self.lsh_bits, dim, self.seed, observed.layer)
+        tiers = TwoTiers.split(keys, observed.values, active, valid, projection, self.fetch)
+        return TierStore(tiers, state, self.layer_predictor(observed), self._rules(observed.layer))
+
+    def _width(self) -> int:
+        assert self.predictor_width is not None
+        return self.predictor_width if self.predictor_kind == "mlp" else 1
+
+    def _rules(self, layer: int) -> TierRules:
+        return TierRules(
+            self.q_min,
+            self.q_max,
+            self.threshold_numbers(layer)[1],
+            self.momentum,
+            self.smoothing,
+            self.promote_above,
+            self.demote_below,
+            self.update_every,
+            self.budget,
+            self.selection == "top",
+        )
+
+
+def _sequence(observed: Observed, b: int, columns: Tensor) -> Observed:
+    """One sequence of a batch without its padding."""
+    assert observed.hidden_states is not None
+    assert observed.column_sums is not None
+    return replace(
+        observed,
+        keys=observed.keys[b : b + 1, :, columns],
+        values=observed.values[b : b + 1, :, columns],
+        column_sums=observed.column_sums[b : b + 1, :, columns],
+        hidden_states=observed.hidden_states[b : b + 1, columns],
+    )

@@ -1,0 +1,271 @@
+"""Two places for a layer's context: active entries on the device, passive ones in host memory.
+
+One mask decides for all heads of a sequence. Passive entries lie in an LSH index and come back for
+single steps (:meth:`TwoTiers.fetch`) or for good (:meth:`TwoTiers.move`). No entry is ever dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from catekv.layout import from_rows, storage_bytes
+from catekv.methods.lsh import LshIndex, sign_codes
+
+#: Logit bias of a slot that holds nothing. Finite: a kernel may multiply it.
+HIDDEN = -1e30
+
+
+@dataclass(frozen=True, eq=False)
+class Passive:
+    """Passive entries of one sequence, in host memory.
+
+    Attributes:
+        columns: int64 [entries], ascending, the prompt columns they come from.
+        index: their keys [kv_heads, entries, head_dim] by bucket.
+        values: [kv_heads, entries, value_dim].
+    """
+
+    columns: Tensor
+    index: LshIndex
+    values: Tensor
+
+    @classmethod
+    def build(cls, columns: Tensor, keys: Tensor, values: Tensor, codes: Tensor) -> Passive:
+        order = columns.argsort()
+        keys, values, codes = keys[:, order], values[:, order], codes[:, order]
+        return cls(columns[order], LshIndex.build(keys, codes), values)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.columns, self.index.keys, self.index.codes, self.index.order, self.values]
+
+
+class TwoTiers:
+    """Active and passive entries of a batch.
+
+    Attributes:
+        prefix: what a step attends to: for each row the active entries, then ``slots`` places for
+            fetched ones (hidden by their bias while empty). No place where nothing is passive.
+        columns: per sequence the prompt columns of the active entries, int64 [active].
+        slot_columns: per sequence int64 [kv_heads, active + slots], the column of every place.
+        passive: the passive entries per sequence.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        columns: Sequence[Tensor],
+        passive: Sequence[Passive],
+        projection: Tensor,
+        top_k: int,
+    ):
+        """Lay out the given entries.
+
+        Args:
+            keys, values: per sequence the active entries [kv_heads, active, dim].
+            columns, passive: as the attributes.
+            projection: [bits, head_dim] on the host; top_k: entries to fetch per row and step.
+        """
+        self.columns, self.passive = list(columns), list(passive)
+        self.projection, self.top_k = projection, top_k
+        self.slots = [min(top_k, len(tier.columns)) for tier in passive]
+        self.shared = False
+        self.slot_columns = []
+        key_blocks, value_blocks, rows, start = [], [], [], 0
+        for own_keys, own_values, where, slots in zip(
+            keys, values, self.columns, self.slots, strict=True
+        ):
+            heads, length = own_keys.shape[0], own_keys.shape[1] + slots
+            key_blocks.append(_widened(own_keys, slots))
+            value_blocks.append(_widened(own_values, slots))
+            self.slot_columns.append(
+                torch.cat([where, where.new_zeros(slots)]).expand(heads, length).clone()
+            )
+            rows += [(start + head * length, length) for head in range(heads)]
+            start += heads * length
+        self.kv_heads = keys[0].shape[0]
+        bias = None
+        if any(self.slots):
+            bias = torch.zeros(start, device=keys[0].device)
+        self.prefix = from_rows(
+            torch.cat(key_blocks), torch.cat(value_blocks), bias, rows, self.kv_heads
+        )
+        for b in range(len(self.columns)):
+            self._hide(b)
+
+    @classmethod
+    def split(
+        cls,
+        keys: Tensor,
+        values: Tensor,
+        active: Tensor,
+        valid: Tensor,
+        projection: Tensor,
+        top_k: int,
+    ) -> TwoTiers:
+        """Split a dense context.
+
+        Args:
+            keys, values: [batch, kv_heads, tokens, dim].
+            active, valid: bool [batch, tokens]; padding goes nowhere.
+        """
+        chosen = [row.nonzero().squeeze(-1) for row in active & valid]
+        resting = [row.nonzero().squeeze(-1) for row in ~active & valid]
+        passive = [
+            Passive.build(
+                columns.cpu(),
+                keys[b][:, columns].cpu(),
+                values[b][:, columns].cpu(),
+                sign_codes(keys[b][:, columns], projection).cpu(),
+            )
+            for b, columns in enumerate(resting)
+        ]
+        return cls(
+            [keys[b][:, columns] for b, columns in enumerate(chosen)],
+            [values[b][:, columns] for b, columns in enumerate(chosen)],
+            chosen,
+            passive,
+            projection,
+            top_k,
+        )
+
+    def block(self, b: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values [kv_heads, active + slots, dim] and bias [kv_heads, active + slots] of one
+        sequence, as views (the bias is made where there is none)."""
+        start, length = self.prefix.host_rows[b * self.kv_heads]
+        part = slice(start, start + self.kv_heads * length)
+        shape = (self.kv_heads, length)
+        keys = self.prefix.keys[part].view(*shape, -1)
+        values = self.prefix.values[part].view(*shape, -1)
+        if self.prefix.bias is None:
+            return keys, values, torch.zeros(shape, device=keys.device)
+        return keys, values, self.prefix.bias[part].view(shape)
+
+    def _hide(self, b: int) -> None:
+        if self.slots[b]:
+            self.block(b)[2][:, len(self.columns[b]) :] = HIDDEN
+
+    def fetch(self, queries: Tensor) -> None:
+        """Put the passive entries that are most like the queries into the places for them.
+
+        Args:
+            queries: [batch, query_heads, query_tokens, head_dim]; an entry counts by its best
+                query among those of its KV head that lie in its bucket.
+        """
+        if not any(self.slots):
+            return
+        self._own()
+        batch, _, _, dim = queries.shape
+        asked = queries.reshape(batch, self.kv_heads, -1, dim).float().cpu()
+        codes = sign_codes(asked, self.projection)
+        device = self.prefix.keys.device
+        row = torch.arange(self.kv_heads)[:, None]
+        for b, (tier, slots) in enumerate(zip(self.passive, self.slots, strict=True)):
+            if not slots:
+                continue
+            found, _ = tier.index.retrieve(asked[b], codes[b], slots)
+            entry = found.clamp(min=0)
+            keys, values, bias = self.block(b)
+            first = len(self.columns[b])
+            keys[:, first:] = tier.index.keys[row, entry].to(device)
+            values[:, first:] = tier.values[row, entry].to(device)
+            bias[:, first:] = torch.where(found < 0, HIDDEN, 0.0).to(device)
+            self.slot_columns[b][:, first:] = tier.columns[entry].to(device)
+
+    def move(self, active: Tensor) -> TwoTiers:
+        """The tiers after entries changed places; places for fetched ones are empty again.
+
+        Args:
+            active: bool [batch, tokens], which of the stored columns are to be active.
+        """
+        device = self.prefix.keys.device
+        all_keys, all_values, all_columns, all_passive = [], [], [], []
+        for b, (columns, tier) in enumerate(zip(self.columns, self.passive, strict=True)):
+            keys, values, _ = self.block(b)
+            stays = active[b, columns].nonzero().squeeze(-1)
+            leaves = (~active[b, columns]).nonzero().squeeze(-1)
+            host = active[b].cpu()[tier.columns]
+            returns, rests = host.nonzero().squeeze(-1), (~host).nonzero().squeeze(-1)
+            gone = keys[:, leaves]
+            all_keys.append(
+                torch.cat([keys[:, stays], tier.index.keys[:, returns].to(device)], dim=1)
+            )
+            all_values.append(
+                torch.cat([values[:, stays], tier.values[:, returns].to(device)], dim=1)
+            )
+            all_columns.append(torch.cat([columns[stays], tier.columns[returns].to(device)]))
+            if not len(leaves) and not len(returns):
+                all_passive.append(tier)
+                continue
+            codes = sign_codes(gone, self.projection).cpu()
+            all_passive.append(
+                Passive.build(
+                    torch.cat([tier.columns[rests], columns[leaves].cpu()]),
+                    torch.cat([tier.index.keys[:, rests], gone.cpu()], dim=1),
+                    torch.cat([tier.values[:, rests], values[:, leaves].cpu()], dim=1),
+                    torch.cat([tier.index.entry_codes()[:, rests], codes], dim=1),
+                )
+            )
+        return TwoTiers(all_keys, all_values, all_columns, all_passive, self.projection, self.top_k)
+
+    def rearranged(self, indices: Sequence[int]) -> TwoTiers:
+        """The tiers of another batch made of these sequences; passive entries are shared."""
+        blocks = [self.block(b) for b in indices]
+        counts = [len(self.columns[b]) for b in indices]
+        return TwoTiers(
+            [keys[:, :count] for (keys, _, _), count in zip(blocks, counts, strict=True)],
+            [values[:, :count] for (_, values, _), count in zip(blocks, counts, strict=True)],
+            [self.columns[b] for b in indices],
+            [self.passive[b] for b in indices],
+            self.projection,
+            self.top_k,
+        )
+
+    def share(self) -> TwoTiers:
+        """A copy that holds the same storage until one of the two fetches."""
+        twin = object.__new__(TwoTiers)
+        self.shared = True
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def _own(self) -> None:
+        if not self.shared:
+            return
+        prefix = self.prefix
+        assert prefix.bias is not None
+        self.prefix = from_rows(
+            prefix.keys.clone(),
+            prefix.values.clone(),
+            prefix.bias.clone(),
+            prefix.host_rows,
+            self.kv_heads,
+        )
+        self.slot_columns = [columns.clone() for columns in self.slot_columns]
+        self.shared = False
+
+    def stored(self) -> Tensor:
+        """Entries per row in both tiers: int64 [batch, kv_heads]."""
+        counts = [
+            len(columns) + len(tier.columns)
+            for columns, tier in zip(self.columns, self.passive, strict=True)
+        ]
+        return torch.tensor(counts)[:, None].expand(-1, self.kv_heads).clone()
+
+    def device_tensors(self) -> list[Tensor]:
+        return [*self.prefix.tensors(), *self.columns, *self.slot_columns]
+
+    def host_tensors(self) -> list[Tensor]:
+        return [self.projection, *(tensor for tier in self.passive for tensor in tier.tensors())]
+
+    def nbytes(self) -> tuple[int, int]:
+        """Allocated bytes of the active and of the passive tier."""
+        return storage_bytes(self.device_tensors()), storage_bytes(self.host_tensors())
+
+
+def _widened(entries: Tensor, slots: int) -> Tensor:
+    """[kv_heads * (entries + slots), dim] with zeros behind each head's entries."""
+    return torch.nn.functional.pad(entries, (0, 0, 0, slots)).flatten(0, 1)
