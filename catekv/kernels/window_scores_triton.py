@@ -1,5 +1,7 @@
 """Chunk scores of the observation window without its attention matrix: two passes over the keys."""
 
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 import torch
@@ -11,21 +13,21 @@ from catekv.kernels import window_triton
 from catekv.kernels.variant import Variant
 from catekv.kernels.window_triton import load_keys, probabilities, row_head, tile_of, window_of
 
-_VARYING = ["start", "stop", "tokens", "window", "chunks", "blocks", "chunk_size"]
+_VARYING = ["start", "stop", "tokens", "window", "scored", "chunks", "blocks", "chunk_size"]
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def _chunk_scores(
-    queries, keys, heads, tops, factors, scores, scale, start, stop, tokens, window,
+    queries, keys, heads, tops, factors, scores, scale, start, stop, tokens, window, scored,
     query_b, query_h, query_t, key_b, key_h, key_t, chunks, blocks, chunk_size,
-    SCORED: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr,
     CHUNK_ROOM: tl.constexpr, MAX_FIRST: tl.constexpr,
 ):  # fmt: skip
     """Each program scores BLOCK_N / CHUNK_ROOM chunks, each in a room of a power of two."""
     row = tl.program_id(0) // blocks
     block = tl.program_id(0) % blocks
-    batch, head = row_head(row, heads, SCORED)
+    batch, head = row_head(row, heads, scored)
     chunks_here: tl.constexpr = BLOCK_N // CHUNK_ROOM
     column = tl.arange(0, BLOCK_N)
     in_chunk = column % CHUNK_ROOM

@@ -6,9 +6,12 @@ only those that share all higher bits with a wanted order statistic. Counts are 
 do not depend on the order of the additions.
 """
 
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -32,15 +35,16 @@ NEXT_BITS = 11
 SPLIT = 4096
 
 
-_VARYING = ["start", "stop", "tokens", "window"]
+_VARYING = ["start", "stop", "tokens", "window", "scored"]
 
 
 @triton.jit(do_not_specialize=[*_VARYING, "splits", "per_split", "wanted"])
 def _count_digits(
     queries, keys, heads, tops, factors, counts, first_slots, next_slots,
-    scale, start, stop, tokens, window, query_b, query_h, query_t, key_b, key_h, key_t,
+    scale, start, stop, tokens, window, scored,
+    query_b, query_h, query_t, key_b, key_h, key_t,
     splits, per_split, wanted,
-    SCORED: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr,
     LEVEL: tl.constexpr, FIRST: tl.constexpr, NEXT: tl.constexpr,
 ):  # fmt: skip
@@ -51,7 +55,7 @@ def _count_digits(
     digits are counted, -1: nowhere.
     """
     row = tl.program_id(0) // splits
-    batch, head = row_head(row, heads, SCORED)
+    batch, head = row_head(row, heads, scored)
     first = start + (tl.program_id(0) % splits) * per_split
     end = tl.minimum(first + per_split, stop)
     if LEVEL == 0:
@@ -99,9 +103,10 @@ def _count_digits(
 )
 def _count_hits(
     queries, keys, heads, tops, factors, limits, hits,
-    scale, start, stop, tokens, window, query_b, query_h, query_t, key_b, key_h, key_t,
+    scale, start, stop, tokens, window, scored,
+    query_b, query_h, query_t, key_b, key_h, key_t,
     units, blocks, unit_size, limit_count, query_tiles,
-    SCORED: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, ROOM: tl.constexpr,
 ):  # fmt: skip
     """Queries of one tile that reach each limit, for BLOCK_N / ROOM units.
@@ -111,7 +116,7 @@ def _count_hits(
     query_tile = tl.program_id(0) % query_tiles
     block = (tl.program_id(0) // query_tiles) % blocks
     row = tl.program_id(0) // query_tiles // blocks
-    batch, head = row_head(row, heads, SCORED)
+    batch, head = row_head(row, heads, scored)
     units_here: tl.constexpr = BLOCK_N // ROOM
     column = tl.arange(0, BLOCK_N)
     in_unit = column % ROOM
@@ -239,15 +244,16 @@ def variants() -> list[Variant]:
         tile = tile_of(shape[1], shape[0], shape[3])
         blocks = {"BLOCK_W": tile.queries, "BLOCK_N": tile.keys}
         for level in range(3):
-            constants = {
+            constants: dict[str, Any] = {
                 **blocks,
                 "LEVEL": level,
                 "FIRST": 1 << FIRST_BITS,
                 "NEXT": 1 << NEXT_BITS,
             }
             types = {"counts": "*i32", "first_slots": "*i32", "next_slots": "*i32"}
-            constants.update(dict.fromkeys(list(types)[1 + level :], None))
-            types = {name: kind for name, kind in types.items() if name not in constants}
+            unused = list(types)[1 + level :]
+            constants.update(dict.fromkeys(unused))
+            types = {name: kind for name, kind in types.items() if name not in unused}
             name = f"window digits, level {level}"
             found.append(window_triton.variant(name, _count_digits, shape, types, constants, tile))
         for room in (1, 8):

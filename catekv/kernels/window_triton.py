@@ -6,6 +6,8 @@ anew instead of storing them. All passes call one function with one tile shape, 
 compiler no sum or product to fuse as it likes, so that they see the same bits.
 """
 
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -61,7 +63,6 @@ class Window:
     scale: float
     start: int
     stop: int
-    rows: int
     tops: Tensor
     factors: Tensor
 
@@ -73,6 +74,15 @@ class Window:
     def span(self) -> int:
         return self.stop - self.start
 
+    @property
+    def scored(self) -> int:
+        """KV heads of a sequence that have a row."""
+        return self.keys.shape[1] if self.heads is None else len(self.heads)
+
+    @property
+    def rows(self) -> int:
+        return self.keys.shape[0] * self.scored
+
     def tile(self) -> Tile:
         return tile_of(self.keys.shape[3], self.keys.dtype, self.window)
 
@@ -83,14 +93,14 @@ class Window:
     def numbers(self) -> tuple[Any, ...]:
         """The arguments after its own pointers, strides last."""
         return (
-            self.scale, self.start, self.stop, self.keys.shape[2], self.window,
+            self.scale, self.start, self.stop, self.keys.shape[2], self.window, self.scored,
             *self.queries.stride()[:3], *self.keys.stride()[:3],
         )  # fmt: skip
 
     def constants(self) -> dict[str, Any]:
         tile = self.tile()
         return {
-            **_shape(self.queries, self.keys, self.heads),
+            **_shape(self.queries, self.keys),
             "BLOCK_W": tile.queries,
             "BLOCK_N": tile.keys,
             "num_warps": tile.num_warps,
@@ -98,10 +108,9 @@ class Window:
         }
 
 
-def _shape(queries: Tensor, keys: Tensor, heads: Tensor | None) -> dict[str, Any]:
+def _shape(queries: Tensor, keys: Tensor) -> dict[str, Any]:
     head_dim = keys.shape[3]
     return {
-        "SCORED": keys.shape[1] if heads is None else len(heads),
         "GROUP": queries.shape[1] // keys.shape[1],
         "HEAD_DIM": head_dim,
         "BLOCK_D": triton.next_power_of_2(head_dim),
@@ -109,10 +118,10 @@ def _shape(queries: Tensor, keys: Tensor, heads: Tensor | None) -> dict[str, Any
 
 
 @triton.jit
-def row_head(row, heads, SCORED: tl.constexpr):
+def row_head(row, heads, scored):
     """(sequence, KV head) of a row, int64."""
-    batch = (row // SCORED).to(tl.int64)
-    head = (row % SCORED).to(tl.int64)
+    batch = (row // scored).to(tl.int64)
+    head = (row % scored).to(tl.int64)
     if heads is not None:
         head = tl.load(heads + head).to(tl.int64)
     return batch, head
@@ -158,15 +167,25 @@ def probabilities(
     return tl.where(seen & valid[None, :] & inside[:, None], mean, 0.0)
 
 
-_FIRST_PASS = ["start", "stop", "tokens", "window", "splits", "per_split", "query_tiles", "rows"]
+_FIRST_PASS = [
+    "start",
+    "stop",
+    "tokens",
+    "window",
+    "scored",
+    "splits",
+    "per_split",
+    "query_tiles",
+    "rows",
+]
 
 
 @triton.jit(do_not_specialize=_FIRST_PASS)
 def _softmax_statistics(
-    queries, keys, heads, partial, scale, start, stop, tokens, window,
+    queries, keys, heads, partial, scale, start, stop, tokens, window, scored,
     query_b, query_h, query_t, key_b, key_h, key_t, splits, per_split, query_tiles, rows,
-    SCORED: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Largest base-2 logit and sum of powers of every query over a part of the keys.
 
@@ -177,7 +196,7 @@ def _softmax_statistics(
     query_tile = program % query_tiles
     split = (program // query_tiles) % splits
     row = program // query_tiles // splits
-    batch, head = row_head(row, heads, SCORED)
+    batch, head = row_head(row, heads, scored)
 
     member = query_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     wanted = member < GROUP * window
@@ -218,16 +237,17 @@ def window_of(
     queries: Tensor, keys: Tensor, scaling: float, start: int, stop: int, heads: Tensor | None
 ) -> Window:
     """Compute the softmax statistics; arguments as in :func:`catekv.kernels.window_scores`."""
-    shape = _shape(queries, keys, heads)
+    shape = _shape(queries, keys)
     window, tokens = queries.shape[2], keys.shape[2]
-    rows, size = keys.shape[0] * shape["SCORED"], shape["GROUP"] * queries.shape[2]
+    scored = keys.shape[1] if heads is None else len(heads)
+    rows, size = keys.shape[0] * scored, shape["GROUP"] * window
     scale = scaling * LOG2_E
     splits = max(1, triton.cdiv(stop - start, SPLIT))
     tile = tile_of(keys.shape[3], keys.dtype, size)
     query_tiles = triton.cdiv(size, tile.queries)
     partial = torch.empty(2, splits, rows, size, dtype=torch.float32, device=keys.device)
     _softmax_statistics[(rows * splits * query_tiles,)](
-        queries, keys, heads, partial, scale, start, stop, tokens, window,
+        queries, keys, heads, partial, scale, start, stop, tokens, window, scored,
         *queries.stride()[:3], *keys.stride()[:3], splits, SPLIT, query_tiles, rows,
         **shape, BLOCK_M=tile.queries, BLOCK_N=tile.keys,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
@@ -238,7 +258,7 @@ def window_of(
     tops = tops.masked_fill(nothing, 0.0)
     total = (partial[1] * torch.exp2(partial[0] - tops)).sum(dim=0)
     factors = (1.0 / (total * shape["GROUP"])).masked_fill_(nothing, 0.0)
-    return Window(queries, keys, heads, scale, start, stop, rows, tops, factors)
+    return Window(queries, keys, heads, scale, start, stop, tops, factors)
 
 
 def built_shapes() -> list[tuple[torch.dtype, int, int, int]]:
@@ -260,7 +280,6 @@ def variant(
     dtype, head_dim, group, window = shape
     constants = {
         "heads": None,
-        "SCORED": 8,
         "GROUP": group,
         "HEAD_DIM": head_dim,
         "BLOCK_D": triton.next_power_of_2(head_dim),
