@@ -169,6 +169,8 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         if store is not None:
             prefix, blocks = store.read(query, scale, workspace)
         if handle.fixed is not None:
+            if handle.fixed.used is not None:
+                handle.fixed.used.append(prefix)
             output = kernels.ragged_decode(
                 query,
                 prefix,

@@ -35,11 +35,14 @@ class SessionSlot:
         self._lock = threading.Lock()
         self._idle: Session | None = None
 
-    def take(self, cache: RaggedCache) -> Session:
-        """The session that is kept, if ``cache`` is still what it was made of, or a new one."""
+    def take(self, model: Any, cache: RaggedCache) -> Session:
+        """The session that is kept, if it is of this model and ``cache`` is still what it was made
+        of, or a new one."""
         with self._lock:
             session, self._idle = self._idle, None
-        return session if session is not None and _continues(session, cache) else Session(cache)
+        if session is None or session.step is None or session.step.model is not model:
+            return Session(cache)
+        return session if _continues(session, cache) else Session(cache)
 
     def put(self, session: Session, cache: RaggedCache) -> None:
         """Keep a session that has a recorded step; others are as quickly made anew."""

@@ -11,6 +11,7 @@ import contextlib
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class DecodeStep:
         self.capacity = 0
         self._recording: Recording | None = None
         self._kept: list[Any] = []
-        self._scratch: list[Tensor] = []
+        self._scratch: list[Any] = []
         self._wanted = False
         self._eager: EagerStep | None = None
         obstacle = why_not_fixed_tails(model, cache)
@@ -239,13 +240,16 @@ class DecodeStep:
     def _place(self, positions: Tensor, hidden: Tensor | None) -> None:
         """Bring the device's numbers in line with the cache; ``hidden`` [batch, tail] is False on
         padding of the tail."""
-        held = [
-            tensor
+        held: list[Any] = [
+            item
             for layer in self._layers
-            for tensor in (layer.prefix, layer.buffer.keys, layer.buffer.values)
+            for item in (layer.prefix, layer.store, layer.buffer.keys, layer.buffer.values)
         ]
+        # weights that were moved or replaced since would be read where they were
+        held += [parameter.data_ptr() for parameter in self.model.parameters()]
         same = len(held) == len(self._kept) and all(
-            new is old for new, old in zip(held, self._kept, strict=True)
+            new is old or (isinstance(new, int) and new == old)
+            for new, old in zip(held, self._kept, strict=True)
         )
         mask = self._tail.mask
         fits = mask is not None and mask.shape[-1] == self.capacity
@@ -271,8 +275,8 @@ class DecodeStep:
         layers, kept = self._layers, self._kept
         return all(
             layer.seen == self._seen
-            and layer.prefix is kept[3 * index]
-            and layer.buffer.keys is kept[3 * index + 1]
+            and layer.prefix is kept[4 * index]
+            and layer.buffer.keys is kept[4 * index + 2]
             for index, layer in enumerate(layers)
         )
 
@@ -324,18 +328,25 @@ class DecodeStep:
                 for layer in self._layers:
                     layer.attended()
 
+            used: list[Any] = []
+            tail = self._tail
             try:
-                # on this stream first: kernels are compiled and scratch memory is allocated here
-                self._run()
-                rewind()
+                # On this stream first: kernels are compiled and scratch memory is allocated here.
+                # Twice, because scratch memory may grow from layer to layer.
+                for _ in range(2):
+                    self._run()
+                    rewind()
+                self._tail = replace(tail, used=used)
                 with rotary.fixed_frequencies(self.model, self._positions) as frequencies:
                     self._recording = capture.record(self._run, rewind, self.device)
-                self._scratch = [*frequencies, *self.cache.settings.workspace.tensors()]
+                self._scratch = [*used, *frequencies, *self.cache.settings.workspace.tensors()]
                 self._stretch = bisect_right(self._boundaries, self._position)
             except Exception as error:
                 rewind()
                 first = (str(error).strip().splitlines() or ["no message"])[0]
                 obstacle = f"recording failed ({type(error).__name__}: {first})"
+            finally:
+                self._tail = tail
         self.reason = obstacle
         self.capture_seconds += time.perf_counter() - clock
         if obstacle is not None:
@@ -358,7 +369,7 @@ def why_not_fixed_tails(model: Any, cache: RaggedCache) -> str | None:
     if plain:
         return f"layers {plain} are not compressed, transformers keeps them in its own way"
     for layer in cache.ragged_layers:
-        if layer.store is not None and not layer.store.capturable:
+        if layer.store is not None and (layer.store.absorbs or not layer.store.capturable):
             return f"{type(layer.store).__name__} decides on the host what a step reads or keeps"
     devices = {parameter.device for parameter in model.parameters()}
     for layer in cache.ragged_layers:

@@ -426,8 +426,10 @@ class CateKVModel:
 
         def run() -> Generator[Piece, None, Generation]:
             # a kept step would be a recorded one
-            kept = graph != "off"
-            session = context.sessions.take(context.cache) if kept else Session(context.cache)
+            if graph == "off":
+                session = Session(context.cache)
+            else:
+                session = context.sessions.take(self.model, context.cache)
             try:
                 result = yield from generation.answer(
                     self.model,

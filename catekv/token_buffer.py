@@ -22,10 +22,12 @@ class FixedTail:
     Attributes:
         length: int32 [1], columns in use in every layer, the step's own included.
         mask: bool [batch, 1, 1, capacity], False on padding columns; None without padding.
+        used: while a step is recorded, collects what it reads and what must therefore stay alive.
     """
 
     length: Tensor
     mask: Tensor | None
+    used: list[Any] | None = None
 
 
 class TokenBuffer:

@@ -12,7 +12,7 @@ import torch
 from scenarios import PROMPT, random_ids, with_attention
 from tape import tapes  # noqa: F401
 from tiny_checkpoint import save_tiny_checkpoint
-from tiny_models import KeepEverything, RandomKeep
+from tiny_models import KeepEverything, RandomKeep, tiny_model
 from torch import Tensor
 
 from catekv import generation
@@ -268,6 +268,21 @@ def test_a_kept_step_is_not_used_for_a_context_that_went_on():
         logits = model.model(torch.tensor([[7]]), past_key_values=context.cache).logits
     context.last_logits = logits[:, -1]
     expected = model.generate_ids([5, 6], context, 8, []).tokens
+    assert model.generate_ids([5, 6], context, 8, [], graph="on").tokens == expected
+
+
+@pytest.mark.usefixtures("tapes")
+def test_a_kept_step_is_not_used_with_other_weights():
+    """Another model of the same shape, and the same model with weights put elsewhere."""
+    model = CateKVModel(tiny_model("llama"), RandomKeep(0.5))
+    other = CateKVModel(tiny_model("llama", seed=1), RandomKeep(0.5))
+    context = model.prefill(random_ids(1, PROMPT, seed=0))
+    model.generate_ids([5, 6], context, 8, [], graph="on")
+    expected = other.generate_ids([5, 6], context.fork(), 8, []).tokens
+    assert other.generate_ids([5, 6], context, 8, [], graph="on").tokens == expected
+    model.generate_ids([5, 6], context, 8, [], graph="on")
+    for own, foreign in zip(model.model.parameters(), other.model.parameters(), strict=True):
+        own.data = foreign.data.clone()
     assert model.generate_ids([5, 6], context, 8, [], graph="on").tokens == expected
 
 

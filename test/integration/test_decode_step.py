@@ -12,7 +12,7 @@ from tape import tapes  # noqa: F401
 from tiny_models import KeepEverything, RandomKeep, tiny_model
 from torch import Tensor
 
-from catekv import capture, prefill
+from catekv import capture, methods, prefill
 from catekv.cache import RaggedCache
 from catekv.decoding import DecodeStep, EagerStep
 from catekv.errors import UserError
@@ -233,7 +233,7 @@ def test_without_a_gpu_the_step_runs_eagerly_and_says_why():
 
 
 @pytest.mark.usefixtures("tapes")
-@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("after", [0, 2, 3])
 def test_a_recording_that_fails_leaves_a_step_that_works(
     after: int, monkeypatch: pytest.MonkeyPatch
 ):
@@ -420,3 +420,35 @@ def test_wrong_requests():
         DecodeStep(model, cache, 16, attention_mask=torch.ones(1, 5))
     with pytest.raises(UserError, match="compressed"):
         DecodeStep(model, RaggedCache(model.config, RandomKeep(), PROMPT), 16)
+
+
+@pytest.mark.usefixtures("tapes")
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("quest", {"budget": 24, "page": 4, "full_layers": 1}),
+        ("full", {"store": "int8"}),
+        ("streaming_llm", {"budget": 24, "store": "int8"}),
+    ],
+)
+def test_stores_that_need_no_host_are_recorded(name: str, options: dict[str, Any], batch: int):
+    """What they read changes from step to step, by the device's own decision."""
+    model = with_attention("llama", "catekv")
+    cache, logits, mask = context(model, methods.create(name, **options), batch)
+    ordinary = EagerStep(model, cache.fork(), mask)
+    step = DecodeStep(model, cache, 40, attention_mask=mask)
+    assert step.captured, step.reason
+    assert_equal(step, ordinary, logits)
+
+
+@pytest.mark.usefixtures("tapes")
+def test_stores_that_need_the_host_take_the_ordinary_path():
+    """H2O evicts while it decodes: its tail gets shorter, not only longer."""
+    model = with_attention("llama", "catekv")
+    cache, logits, _ = context(model, methods.create("h2o", budget=24), 1)
+    ordinary = EagerStep(model, cache.fork())
+    step = DecodeStep(model, cache, 40)
+    assert not step.fixed
+    assert "decides on the host" in step.reason
+    assert_equal(step, ordinary, logits)
