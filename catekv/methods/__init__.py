@@ -15,6 +15,7 @@ from catekv.methods import (  # noqa: F401 - they register
     pyramidkv,
     quest,
     rocketkv,
+    simcalkv,
     sliding_window,
     snapkv,
     streaming_llm,
