@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
-from catekv.methods.base import Method, Needs, Observed, Selection, register
+from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
+from catekv.methods.budgeted import Budgeted
 from catekv.methods.budgets import ROUNDINGS, proportional
 from catekv.methods.scoring import POOLINGS, top_mask
 
 SCALINGS = ("official", "paper")
+SCORE_HEADS = ("query", "kv")
 
 
 def layer_counts(scores: Tensor, total: int) -> Tensor:
@@ -38,7 +40,7 @@ def layer_counts(scores: Tensor, total: int) -> Tensor:
 
 def layer_budgets(
     scores: Tensor,
-    base: int,
+    total: int,
     limit: int,
     interval: int = 4,
     scaling: str = "official",
@@ -48,31 +50,33 @@ def layer_budgets(
 
     Args:
         scores: [layers, heads, entries], the highest scores of every head.
-        base: mean budget; limit: the most that a layer can keep.
+        total: what is split, the tokens of one head summed over all layers.
+        limit: the most that a layer can keep.
         interval: m, layers between two updates; each may only take away.
         scaling: what an update before the last one splits: the tokens of the whole model
             (``official``) or those of the layers seen so far (``paper``).
         rounding: ``floor`` gives what rounding leaves to the last layer, as far as the limit lets
             it. ``largest_remainder`` looks at all layers before anything is taken away, and the sum
-            is ``base * layers`` exactly.
+            is ``total`` exactly.
     """
     layers, heads = scores.shape[:2]
-    counts = layer_counts(scores, base * heads * layers)
+    counts = layer_counts(scores, total * heads)
     if rounding == "largest_remainder":
-        return proportional(counts, base * layers, rounding, limit, redistribute=True)
+        return proportional(counts, total, rounding, limit, redistribute=True)
     kept = torch.full((layers,), limit)
     for seen in range(interval, layers, interval):
-        total = base * (layers if scaling == "official" else seen)
-        part = proportional(layer_counts(scores[:seen], base * heads * seen), total)
+        own = total * seen // layers
+        part = layer_counts(scores[:seen], own * heads)
+        part = proportional(part, total if scaling == "official" else own)
         kept[:seen] = torch.minimum(kept[:seen], part)
-    budgets = proportional(counts, base * layers)
-    budgets[-1] += base * layers - budgets.sum()
+    budgets = proportional(counts, total)
+    budgets[-1] += total - budgets.sum()
     return torch.minimum(budgets, kept)
 
 
 @register
 @dataclass(frozen=True)
-class DynamicKV(Method):
+class DynamicKV(Budgeted):
     """Score as SnapKV does, and give each layer the share of the tokens that its scores earn.
 
     The best scores of all layers are counted; a layer's budget is proportional to its count. All
@@ -87,6 +91,8 @@ class DynamicKV(Method):
 
     Args:
         budget: mean number of tokens per head besides the window.
+        total: entries of all layers and heads together, windows included, instead of ``budget``;
+            exact with ``rounding="largest_remainder"`` (where heads of a layer then differ by one).
         window: last prompt queries that score the others; always kept (8 or 16).
         r_max: a layer keeps at most ``r_max * budget`` tokens per head (10; 5 in some runs).
         interval: m, layers between two updates.
@@ -101,6 +107,8 @@ class DynamicKV(Method):
     )
     recommended: ClassVar[dict[str, Any]] = {"scaling": "paper", "rounding": "largest_remainder"}
 
+    edges_option: ClassVar[str] = "window"
+
     budget: int = 504
     window: int = 8
     r_max: float = 10
@@ -112,51 +120,66 @@ class DynamicKV(Method):
     score_heads: str = "query"
 
     def __post_init__(self) -> None:
-        for name, least in (("budget", 0), ("window", 1), ("interval", 1), ("r_max", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"dynamickv: {name} {getattr(self, name)} must be at least {least}")
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise UserError(f"dynamickv: kernel {self.kernel} must be odd and at least 1")
-        for name, allowed in (
-            ("pooling", POOLINGS),
-            ("scaling", SCALINGS),
-            ("rounding", ROUNDINGS),
-            ("score_heads", ("query", "kv")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"dynamickv: unknown {name} {getattr(self, name)!r}; use {' or '.join(allowed)}"
-                )
+        super().__post_init__()
+        for name, least in (("window", 1), ("interval", 1), ("kernel", 1)):
+            self.refuse_below(name, least)
+        if self.r_max < 1:
+            raise UserError(f"dynamickv: r_max {self.r_max} must be at least 1")
+        if self.kernel % 2 == 0:
+            raise UserError(f"dynamickv: kernel {self.kernel} must be odd")
+        self.refuse_unless("pooling", POOLINGS)
+        self.refuse_unless("scaling", SCALINGS)
+        self.refuse_unless("rounding", ROUNDINGS)
+        self.refuse_unless("score_heads", SCORE_HEADS)
 
     @property
     def needs(self) -> Needs:
         return Needs(window=self.window, all_layers=True)
+
+    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        if tokens <= self.budget + self.window and self.total is None:
+            return super().budget_table(tokens, shape)
+        return Method.budget_table(self, tokens, shape)
+
+    def with_total(self, total: int, tokens: int, shape: ModelShape) -> DynamicKV:
+        return replace(super().with_total(total, tokens, shape), rounding="largest_remainder")
+
+    def for_heads(self, heads: slice) -> DynamicKV:
+        raise UserError(
+            "dynamickv compares all heads of all layers, which no process of a tensor-parallel "
+            "group has; use one process"
+        )
 
     def select_observed(self, observed: Observed) -> Selection:
         """One layer alone keeps its mean budget, as in a model of equal layers."""
         return self.select_layers([observed])[0]
 
     def select_layers(self, observed: Sequence[Observed]) -> list[Selection]:
-        batch, heads, tokens = observed[0].keys.shape[:3]
-        before = tokens - observed[0].queries.shape[2]
-        keep = [torch.ones(batch, heads, tokens, dtype=torch.bool, device=layer.keys.device)
-                for layer in observed]  # fmt: skip
-        if before <= self.budget:
+        batch, heads, tokens, dim = observed[0].keys.shape
+        layers, before = len(observed), tokens - observed[0].queries.shape[2]
+        keep = [
+            torch.ones(batch, heads, tokens, dtype=torch.bool, device=layer.keys.device)
+            for layer in observed
+        ]
+        shape = ModelShape(layers, observed[0].queries.shape[1], heads, dim)
+        asked = int(self.counts(tokens, shape).sum())
+        if asked == before * layers * heads:
             return [Selection(mask) for mask in keep]
-        limit = min(int(self.r_max * self.budget), before)
+        per_head, rest = divmod(asked, heads)
+        limit = min(before, max(int(self.r_max * per_head / layers), -(-per_head // layers)))
         scored = [self._scores(layer, before, limit) for layer in observed]
         # layers may lie on different devices; only their best scores travel
         place = scored[0][1].device
         best = torch.stack([top.to(place) for _, top in scored])
-        budgets = torch.stack([
-            layer_budgets(
-                best[:, b], self.budget, limit, self.interval, self.scaling, self.rounding
-            )
-            for b in range(batch)
-        ])  # fmt: skip
-        for index, (scores, _) in enumerate(scored):
-            counts = budgets[:, index, None].expand(batch, heads)
-            keep[index][:, :, :before] = top_mask(scores, counts)
+        for b in range(batch):
+            options = (self.interval, self.scaling, self.rounding)
+            table = layer_budgets(best[:, b], per_head, limit, *options)
+            table = table[:, None].expand(layers, heads).clone()
+            if self.rounding == "largest_remainder" and rest:
+                # what all heads of a layer cannot share goes to the first layer with room
+                table[int((table[:, 0] < before).nonzero()[0]), :rest] += 1
+            for index, (scores, _) in enumerate(scored):
+                keep[index][b, :, :before] = top_mask(scores[b], table[index])
         return [Selection(mask) for mask in keep]
 
     def _scores(self, layer: Observed, before: int, limit: int) -> tuple[Tensor, Tensor]:

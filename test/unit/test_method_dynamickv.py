@@ -8,8 +8,9 @@ from torch import Tensor
 
 from catekv import methods
 from catekv.errors import UserError
-from catekv.methods import Observed, Selection
+from catekv.methods import ModelShape, Observed, Selection
 from catekv.methods.dynamickv import layer_budgets, layer_counts
+from catekv.methods.equal_memory import with_total
 from catekv.methods.scoring import window_token_scores
 
 LAYERS, WINDOW = 6, 4
@@ -39,25 +40,25 @@ def test_reference_budgets(golden) -> None:
         counts = layer_counts(scores, base * heads * layers)
         assert counts.tolist() == case["expected"]["counts"]
         for scaling in ("official", "paper"):
-            found = layer_budgets(scores, base, entries, scaling=scaling)
+            found = layer_budgets(scores, base * layers, entries, scaling=scaling)
             assert found.tolist() == case["expected"]["budgets"]
 
 
 def test_worked_example() -> None:
     scores = torch.tensor([[[0.9, 0.8, 0.1, 0.05]], [[0.3, 0.2, 0.15, 0.1]]])
     assert layer_counts(scores, 4).tolist() == [2, 2]
-    assert layer_budgets(scores, base=2, limit=4).tolist() == [2, 2]
+    assert layer_budgets(scores, total=4, limit=4).tolist() == [2, 2]
 
 
 def test_the_layer_with_the_higher_scores_gets_more() -> None:
     scores = torch.tensor([[[0.9, 0.8, 0.7, 0.05]], [[0.3, 0.2, 0.15, 0.1]]])
     assert layer_counts(scores, 4).tolist() == [3, 1]
-    assert layer_budgets(scores, base=2, limit=4).tolist() == [3, 1]
+    assert layer_budgets(scores, total=4, limit=4).tolist() == [3, 1]
     # the cap of three tokens per layer leaves nothing to move
-    assert layer_budgets(scores, base=2, limit=3).tolist() == [3, 1]
+    assert layer_budgets(scores, total=4, limit=3).tolist() == [3, 1]
     # where it binds, the published rule loses tokens and the exact one moves them
-    assert layer_budgets(scores, base=2, limit=2).tolist() == [2, 1]
-    exact = layer_budgets(scores, base=2, limit=2, rounding="largest_remainder")
+    assert layer_budgets(scores, total=4, limit=2).tolist() == [2, 1]
+    exact = layer_budgets(scores, total=4, limit=2, rounding="largest_remainder")
     assert exact.tolist() == [2, 2]
 
 
@@ -71,16 +72,13 @@ def test_ties_are_counted_for_the_earlier_layer() -> None:
 
 
 def test_rounding_leaves_the_rest_to_the_last_layer() -> None:
-    # shares 2/7, 3/7 and 2/7 of 6 tokens
-    scores = torch.zeros(3, 1, 7)
-    scores[0, 0, :2], scores[1, 0, :2], scores[2, 0, :2] = 1.0, 1.0, 1.0
-    scores[1, 0, 2] = 1.0
-    assert layer_counts(scores, 7).tolist() == [2, 3, 2]
-    assert layer_counts(scores, 6).tolist() == [2, 3, 1]
-    assert layer_budgets(scores, 2, 7).tolist() == [2, 3, 1]
-    half = torch.tensor([[[3.0, 2.0, 1.0]], [[2.5, 0.0, 0.0]], [[1.5, 0.0, 0.0]]])
-    assert layer_counts(half, 3).tolist() == [2, 1, 0]
-    assert layer_budgets(half, 1, 3).tolist() == [2, 1, 0]
+    first = [[9.0, 8.0, 7.0], [1.0, 1.0, 1.0]]
+    scores = torch.tensor([first, first, [[0.5] * 3, [0.5] * 3]])
+    assert layer_counts(scores, 6).tolist() == [3, 3, 0]
+    # halves of 3: floor leaves one over, the largest remainders are tied
+    assert layer_budgets(scores, 3, limit=3).tolist() == [1, 1, 1]
+    exact = layer_budgets(scores, 3, limit=3, rounding="largest_remainder")
+    assert exact.tolist() == [2, 1, 0]
 
 
 def test_updates_on_the_way_take_away_what_the_option_says() -> None:
@@ -90,14 +88,14 @@ def test_updates_on_the_way_take_away_what_the_option_says() -> None:
     final = layer_counts(scores, 8)
     assert final.tolist() == [2, 0, 4, 2]
     assert layer_counts(scores[:2], 4).tolist() == [2, 2]
-    assert layer_budgets(scores, 2, 4, interval=2).tolist() == [2, 0, 4, 2]
+    assert layer_budgets(scores, 8, 4, interval=2).tolist() == [2, 0, 4, 2]
     assert layer_counts(scores[:1], 2).tolist() == [2]
     # with an update after every layer the share of one layer alone is everything: the whole
     # model's tokens (official) are no limit, its own two (paper) are
     rising = torch.tensor([[[5.0, 4.0, 3.0, 2.0]], [[0.1, 0.1, 0.1, 0.1]]])
-    assert layer_budgets(rising, 2, 4, interval=1, scaling="official").tolist() == [4, 0]
-    assert layer_budgets(rising, 2, 4, interval=1, scaling="paper").tolist() == [2, 0]
-    exact = layer_budgets(rising, 2, 4, interval=1, scaling="paper", rounding="largest_remainder")
+    assert layer_budgets(rising, 4, 4, interval=1, scaling="official").tolist() == [4, 0]
+    assert layer_budgets(rising, 4, 4, interval=1, scaling="paper").tolist() == [2, 0]
+    exact = layer_budgets(rising, 4, 4, interval=1, scaling="paper", rounding="largest_remainder")
     assert exact.tolist() == [4, 0]
 
 
@@ -120,6 +118,23 @@ def test_recommended_keeps_exactly_the_budget(budget: int, score_heads: str) -> 
     found = budgets_of(method.select_layers(prompts(3, 80)))
     assert found.sum(dim=(1, 2)).tolist() == [(budget + WINDOW) * LAYERS * 2] * 3
     assert int(found.max()) <= 3 * budget + WINDOW
+
+
+def test_equal_memory_is_exact() -> None:
+    shape = ModelShape(LAYERS, 4, 2, 8)
+    method = methods.create("dynamickv", **OPTIONS)
+    for total in (LAYERS * 2 * WINDOW, 201, 202, LAYERS * 2 * 80 - 1, LAYERS * 2 * 80):
+        found = with_total(method, total, 80, shape).select_layers(prompts(1, 80))
+        assert int(budgets_of(found).sum()) == total
+    with pytest.raises(UserError, match="does not hold the 4 that each"):
+        with_total(method, 40, 80, shape)
+
+
+def test_budgets_that_follow_the_prompt_are_not_foretold() -> None:
+    method = methods.create("dynamickv", **OPTIONS)
+    assert method.budget_table(14, ModelShape(LAYERS, 4, 2, 8)).tolist() == [[14, 14]] * LAYERS
+    with pytest.raises(UserError, match="for every prompt"):
+        method.budget_table(15, ModelShape(LAYERS, 4, 2, 8))
 
 
 def test_published_keeps_no_more_than_the_budget() -> None:
@@ -198,11 +213,12 @@ def test_short_prompts_are_kept_whole(tokens: int) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": -1}, "budget -1 must be at least 0"),
-        ({"window": 0}, "window 0 must be at least 1"),
+        ({"budget": -1}, "budget -1 must be"),
+        ({"window": 0}, "window 0 must be"),
         ({"interval": 0}, "interval 0"),
         ({"r_max": 0.5}, "r_max 0.5 must be at least 1"),
         ({"kernel": 4}, "must be odd"),
+        ({"total": -1}, "total -1"),
         ({"pooling": "sum"}, "use max or average"),
         ({"scaling": "code"}, "use official or paper"),
         ({"rounding": "up"}, "use floor or largest_remainder"),
