@@ -15,6 +15,7 @@ from catekv.methods import (  # noqa: F401 - they register
     pyramidkv,
     quest,
     rocketkv,
+    shadowkv,
     simcalkv,
     sliding_window,
     snapkv,

@@ -41,7 +41,7 @@ class OffloadedPrefix(DecodeStore):
         keys, values = prefix.keys, prefix.values
         plan = dataclasses.replace(prefix, keys=keys[:0].clone(), values=values[:0].clone())
         if keys.is_cuda:
-            keys, values = to_host(keys), to_host(values)
+            keys, values = to_host([keys]), to_host([values])
         return cls(prefix.keys.device, keys, values, plan)
 
     def read(

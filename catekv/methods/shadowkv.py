@@ -1,0 +1,90 @@
+"""ShadowKV (Sun et al., ICML 2025): low-rank keys stay, values go to the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from catekv.decode_store import DecodeStore
+from catekv.errors import UserError
+from catekv.layout import RaggedPrefix
+from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
+from catekv.rotation import Rotation
+from catekv.stores.shadow import ShadowSettings
+from catekv.stores.shadow_reader import ShadowReader
+
+
+def shadow_rotation(observed: Observed, name: str) -> Rotation:
+    """The rotation of the observed layer; ``UserError`` if there is none."""
+    if observed.rotation is None:
+        raise UserError(
+            f"{name} rebuilds keys before their rotation and needs the model's rotary angles; pass "
+            "Observed(rotation=rotation_of(model, tokens, layer))"
+        )
+    return observed.rotation
+
+
+@register
+@dataclass(frozen=True)
+class ShadowKV(Method):
+    """Keep keys in low rank and values in host memory; fetch the best chunks at every step.
+
+    The pre-rotary keys of all KV heads together are approximated by a matrix of ``rank``. A chunk's
+    landmark is the mean of its post-rotary keys; the chunks that agree least with theirs
+    (``outliers``), the last ``local`` ones and what does not fill a chunk are kept exactly. A step
+    takes the softmax of every query head over the landmarks and the maximum over the group,
+    rebuilds the keys of the best chunks and fetches their values. Ties go to the earlier chunk.
+
+    Prompts so short that a step would fetch everything are kept and read whole.
+
+    Args:
+        budget: tokens that a step fetches; rounded down to whole chunks.
+        chunk: tokens per chunk.
+        rank: of the keys of all heads together; never more than there are dimensions.
+        outliers: chunks kept exactly.
+        local: last whole chunks kept exactly.
+    """
+
+    name: ClassVar[str] = "shadowkv"
+    paper: ClassVar[str] = (
+        "ShadowKV: KV Cache in Shadows for High-Throughput Long-Context LLM Inference, ICML 2025"
+    )
+    effect: ClassVar[str] = "moves"
+
+    budget: int = 2048
+    chunk: int = 8
+    rank: int = 160
+    outliers: int = 48
+    local: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in (("chunk", 1), ("rank", 1), ("outliers", 0), ("local", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"shadowkv: {name} {getattr(self, name)} must be at least {least}")
+        if self.budget < self.chunk:
+            raise UserError(
+                f"shadowkv: budget {self.budget} is less than one chunk of {self.chunk} tokens"
+            )
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(rotation=True)
+
+    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        return torch.full((shape.layers, shape.kv_heads), tokens)
+
+    def select_observed(self, observed: Observed) -> Selection:
+        shape = observed.keys.shape[:3]
+        return Selection(torch.ones(shape, dtype=torch.bool, device=observed.keys.device))
+
+    def decode_store(
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+    ) -> DecodeStore | None:
+        settings = ShadowSettings(
+            self.rank, self.chunk, self.outliers, self.local, self.budget // self.chunk
+        )
+        rotation = shadow_rotation(observed, self.name)
+        return ShadowReader.build(prefix, rotation, [True] * len(prefix.host_rows), settings)
