@@ -290,13 +290,13 @@ def pack(keys: Tensor, values: Tensor, keep: Tensor) -> RaggedPrefix:
         return from_rows(
             flat_keys, values.contiguous().view(-1, values.shape[-1]), None, rows, heads
         )
-    order, rows = _storage_order(lengths)
-    on_device = torch.tensor(order, device=keep.device)
-    row, token = keep.reshape(batch * heads, tokens)[on_device].nonzero(as_tuple=True)
-    row = on_device[row]
-    # index each dimension apart: flattening first would copy tensors that are transposed views
-    where = (row // heads, row % heads, token)
-    return from_rows(keys[where], values[where], None, rows, heads)
+    # the kernels need this module: their package cannot be imported before it
+    from catekv import kernels
+
+    _, rows = _storage_order(lengths)
+    offsets = torch.tensor([start for start, _ in rows], device=keep.device).view(batch, heads)
+    flat_keys, flat_values = kernels.pack(keys, values, keep, offsets, sum(lengths))
+    return from_rows(flat_keys, flat_values, None, rows, heads)
 
 
 def pack_merged(merged: Sequence[Sequence[Merged]]) -> RaggedPrefix:

@@ -15,6 +15,7 @@ from catekv.errors import UserError
 from catekv.kernels.append import append_torch
 from catekv.kernels.column_sums import column_sums_torch
 from catekv.kernels.dispatch import backends, choose
+from catekv.kernels.pack import pack_torch
 from catekv.kernels.ragged_decode import ragged_decode_reference, ragged_decode_torch
 from catekv.kernels.window_scores import why_no_window_kernel, window_scores_torch
 from catekv.kernels.window_statistics import window_statistics_torch
@@ -28,6 +29,8 @@ __all__ = [
     "backends",
     "column_sums",
     "column_sums_torch",
+    "pack",
+    "pack_torch",
     "ragged_decode",
     "ragged_decode_reference",
     "ragged_decode_torch",
@@ -117,6 +120,35 @@ def append(
         unsupported = "a token's numbers do not lie behind each other in memory"
     function = choose("append", keys.device, backend, unsupported=unsupported)
     function(tail_keys, tail_values, keys, values, tail_length)
+
+
+def pack(
+    keys: Tensor,
+    values: Tensor,
+    keep: Tensor,
+    offsets: Tensor,
+    slots: int,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Copy the kept entries of every row to flat storage, in prompt order.
+
+    Args:
+        keys: [batch, kv_heads, tokens, head_dim]; values: [batch, kv_heads, tokens, value_dim].
+        keep: bool [batch, kv_heads, tokens].
+        offsets: int64 [batch, kv_heads], first slot of each row; rows must not overlap.
+        slots: entries kept by all rows together.
+        backend: ``auto`` or one of ``backends("pack")``.
+
+    Returns:
+        Keys [slots, head_dim] and values [slots, value_dim].
+    """
+    unsupported = None
+    if keys.stride(-1) != 1 or values.stride(-1) != 1:
+        unsupported = "a token's numbers do not lie behind each other in memory"
+    function = choose("pack", keys.device, backend, unsupported=unsupported)
+    result: tuple[Tensor, Tensor] = function(keys, values, keep, offsets, slots)
+    return result
 
 
 def window_scores(

@@ -32,6 +32,10 @@ TABLE: dict[str, dict[str, str]] = {
         "torch": "catekv.kernels.append",
         "triton": "catekv.kernels.append_triton",
     },
+    "pack": {
+        "torch": "catekv.kernels.pack",
+        "triton": "catekv.kernels.pack_triton",
+    },
     "window_scores": {
         "torch": "catekv.kernels.window_scores",
         "triton": "catekv.kernels.window_scores_triton",
