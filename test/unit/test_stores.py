@@ -1,0 +1,187 @@
+"""Where and how what a method kept is stored: the option ``store``."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from decode_cases import (
+    DIM,
+    HEADS,
+    compressed,
+    random_layer,
+    sequence,
+    step_output,
+    step_queries,
+    store_output,
+)
+
+from catekv import methods
+from catekv.errors import UserError
+from catekv.kernels import Workspace
+from catekv.layout import pack_merged
+from catekv.methods import Merged
+from catekv.stores import STORES, stored
+from catekv.stores.quantise import FORMATS, dequantise, quantise
+
+MOVED = [name for name in STORES if name != "device"]
+SNAPKV = {"budget": 10, "window": 4, "kernel": 3}
+
+
+def snapkv(store: str) -> methods.Method:
+    return methods.create("snapkv", store=store, **SNAPKV)
+
+
+def merged_prefix():
+    generator = torch.Generator().manual_seed(0)
+
+    def entries(count: int) -> Merged:
+        keys, values = torch.randn(2, count, DIM, generator=generator)
+        return Merged(keys, values, torch.rand(count, generator=generator))
+
+    return pack_merged([[entries(5), entries(9)], [entries(0), entries(2)]])
+
+
+def test_the_device_needs_no_store() -> None:
+    assert compressed(snapkv("device"), random_layer(1, 50))[1] is None
+
+
+def test_offloaded_equals_device_exactly() -> None:
+    prefix, store = compressed(snapkv("offload"), random_layer(2, 50))
+    for queries in (step_queries(2), step_queries(2, tokens=3)):
+        assert torch.equal(store_output(store, queries), step_output(prefix, queries))
+
+
+def test_numbers_of_eight_bits_are_within_half_a_step() -> None:
+    entries = torch.randn(200, DIM, generator=torch.Generator().manual_seed(0)) * 10
+    entries[3] = 0
+    numbers, scales = quantise(entries, "int8")
+    assert (numbers.dtype, scales.shape) == (torch.int8, (200, 1))
+    torch.testing.assert_close(
+        scales[:, 0], (entries.abs().amax(1) / 127).where(scales[:, 0] != 1, torch.tensor(1.0))
+    )
+    back = dequantise(numbers, scales, torch.empty_like(entries))
+    assert ((back - entries).abs() <= scales / 2 * 1.0001).all()
+    assert (back[3] == 0).all()
+
+
+def test_floats_of_eight_bits_are_within_a_sixteenth() -> None:
+    entries = torch.randn(200, DIM, generator=torch.Generator().manual_seed(0)) * 10
+    numbers, scales = quantise(entries, "fp8")
+    assert numbers.dtype == torch.float8_e4m3fn
+    back = dequantise(numbers, scales, torch.empty_like(entries))
+    allowed = torch.maximum(entries.abs() / 16, scales * 2.0**-10)
+    assert ((back - entries).abs() <= allowed * 1.0001).all()
+
+
+def test_blocks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = torch.randn(50, DIM, generator=torch.Generator().manual_seed(0))
+    whole = quantise(entries, "int8")
+    monkeypatch.setattr("catekv.stores.quantise.BLOCK_NUMBERS", 7 * DIM)
+    for first, second in zip(whole, quantise(entries, "int8"), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("form", sorted(FORMATS))
+def test_attention_over_quantised_entries_is_that_over_the_dequantised_ones(form: str) -> None:
+    prefix, store = compressed(snapkv(form), random_layer(2, 50))
+    queries = step_queries(2)
+    seen, _ = store.read(queries, 0.3)
+    for found, source in ((seen.keys, prefix.keys), (seen.values, prefix.values)):
+        assert torch.equal(found, dequantise(*quantise(source, form), torch.empty_like(source)))
+    exact = step_output(prefix, queries)
+    difference = (store_output(store, queries) - exact).abs().max()
+    assert 0 < difference < (0.03 if form == "int8" else 0.2)
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_biases_of_merged_entries_stay(name: str) -> None:
+    prefix = merged_prefix()
+    seen, blocks = stored(name, prefix).read(step_queries(2), 0.3)
+    assert blocks is None
+    assert torch.equal(seen.bias, prefix.bias)
+    assert seen.host_rows == prefix.host_rows
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_stored_bytes_are_those_of_the_form(name: str) -> None:
+    prefix, store = compressed(snapkv(name), random_layer(2, 500))
+    assert torch.equal(store.lengths(), prefix.lengths.long())
+    size = {"offload": 2 * DIM * 4, "int8": 2 * (DIM + 4), "fp8": 2 * (DIM + 4)}[name]
+    large = sum(t.nbytes for t in store.tensors() if len(t) == prefix.slots)
+    assert large == prefix.slots * size
+    held = {tensor.data_ptr() for tensor in store.tensors()}
+    if name != "offload":  # on the CPU the host is where they are already
+        assert prefix.keys.data_ptr() not in held
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_padded_batch_equals_its_single_prompts(name: str) -> None:
+    observed = random_layer(2, 60, window=4)
+    valid = torch.ones(2, 60, dtype=torch.bool)
+    valid[1, :29] = False
+    queries = step_queries(2)
+    together = store_output(compressed(snapkv(name), observed, valid)[1], queries)
+    for b, start in enumerate((0, 29)):
+        alone = compressed(snapkv(name), sequence(observed, b, start))[1]
+        torch.testing.assert_close(together[b : b + 1], store_output(alone, queries[b : b + 1]))
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_forks_and_rearranged_rows_share_what_is_stored(name: str) -> None:
+    _, store = compressed(snapkv(name), random_layer(3, 60))
+    queries = step_queries(3)
+    expected = store_output(store, queries)
+    order = [1, 1, 0]
+    moved = store.select_rows(order)
+    torch.testing.assert_close(store_output(moved, queries[order]), expected[order])
+    fork = copy.deepcopy(store)
+    assert torch.equal(store_output(fork, queries), expected)
+    shared = {t.data_ptr() for t in store.tensors()[:2]}
+    assert {t.data_ptr() for t in fork.tensors()[:2]} == shared
+    assert {t.data_ptr() for t in moved.tensors()[:2]} == shared
+
+
+@pytest.mark.parametrize("form", sorted(FORMATS))
+def test_steps_with_one_workspace_read_one_prefix(form: str) -> None:
+    """What kernels plan for a prefix, and recorded steps, stay valid."""
+    workspace = Workspace()
+    _, first = compressed(snapkv(form), random_layer(1, 60, 0))
+    _, second = compressed(snapkv(form), random_layer(1, 60, 1))
+    seen = first.read(step_queries(1), 0.3, workspace)[0]
+    keys = seen.keys.clone()
+    other = second.read(step_queries(1), 0.3, workspace)[0]
+    assert other.keys.data_ptr() == seen.keys.data_ptr()
+    assert first.read(step_queries(1), 0.3, workspace)[0] is seen
+    assert torch.equal(seen.keys, keys)
+
+
+def test_half_precision_comes_back_as_half_precision() -> None:
+    entries = torch.randn(40, DIM, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for form in FORMATS:
+        back = dequantise(*quantise(entries, form), torch.empty_like(entries))
+        assert back.dtype == torch.bfloat16
+        torch.testing.assert_close(back, entries, rtol=0.08, atol=0.03)
+
+
+def test_methods_with_a_store_of_their_own_refuse_another() -> None:
+    method = methods.create("quest", budget=16, page=4, store="int8")
+    with pytest.raises(UserError, match="'quest' stores the context its own way"):
+        compressed(method, random_layer(1, 90))
+
+
+def test_unknown_stores_are_refused() -> None:
+    with pytest.raises(UserError, match="unknown store 'disk'; use device, offload, int8, fp8"):
+        methods.create("snapkv", store="disk")
+
+
+def test_the_option_is_recorded_and_read_back() -> None:
+    assert "store" not in snapkv("device").to_dict()
+    assert methods.from_dict(snapkv("fp8").to_dict()) == snapkv("fp8")
+    assert (
+        methods.create("snapkv", budget=3, store="int8")
+        .budget_table(90, methods.ModelShape(2, 4, HEADS, DIM))
+        .tolist()
+        == [[35] * HEADS] * 2
+    )
