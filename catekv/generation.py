@@ -93,12 +93,13 @@ class Session:
         one of the two is asked for.
         """
         room = more + max((layer.tail_length for layer in self.cache.ragged_layers), default=0)
+        mode = "on" if graph == "on" else "off"
         if self.step is not None:
+            self.step.graph = mode
             self.step.restart(mask, room)
         elif graph == "auto" and model.get_input_embeddings().weight.device.type != "cuda":
             return EagerStep(model, self.cache, mask)
         else:
-            mode = "on" if graph == "on" else "off"
             self.step = DecodeStep(model, self.cache, room, graph=mode, attention_mask=mask)
         return self.step
 

@@ -249,6 +249,21 @@ def test_the_step_of_one_answer_serves_the_next():
 
 
 @pytest.mark.usefixtures("tapes")
+def test_a_kept_step_obeys_the_next_request():
+    """Made by an answer that may do without a recording, asked by one that may not."""
+    model = wrapped()
+    context = model.prefill(random_ids(1, PROMPT, seed=0))
+    model.generate_ids([5, 6], context, 8, [], graph="on")
+    session = context.sessions._idle
+    assert session is not None
+    assert not model.generate_ids([5, 6], context, 8, [], graph="off").captured
+    assert context.sessions._idle is session
+    # too long for the room: what was recorded does not fit any more
+    assert model.generate_ids([7] * 20, context, 8, [], graph="on").captured
+    assert context.sessions._idle is session
+
+
+@pytest.mark.usefixtures("tapes")
 def test_padding_of_one_question_is_not_that_of_the_next():
     model = wrapped()
     rows = [random_ids(1, PROMPT - 7 * i, seed=i)[0].tolist() for i in range(2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +126,28 @@ def test_a_fork_of_a_cache_in_use_is_an_ordinary_one():
     assert torch.equal(torch.cat(decode(EagerStep(model, fork), found[-1], 4)[0]),
                        torch.cat(expected))  # fmt: skip
     assert tokens
+
+
+@pytest.mark.usefixtures("tapes")
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_reserved_room_counts_as_stored_and_is_not_saved(family: str, tmp_path: Path):
+    model = with_attention(family, "catekv")
+    cache, logits, _ = context(model, RandomKeep(0.5), 1)
+    step = DecodeStep(model, cache, 40)
+    tokens, found = decode(step, logits, 3)
+    per_token = sum(
+        tensor.shape[1] * tensor.shape[3] * tensor.element_size()
+        for layer in cache.ragged_layers
+        for tensor in layer.buffer.tensors()
+    )
+    fork = cache.fork()
+    assert cache.stored_bytes() - fork.stored_bytes() == (40 - 7 - 3) * per_token
+    cache.save(tmp_path / "cache")
+    loaded = RaggedCache.load(tmp_path / "cache", model)
+    assert loaded.get_seq_length() == cache.get_seq_length() == PROMPT + 7 + 3
+    assert loaded.stored_bytes() == fork.stored_bytes()
+    assert_equal(DecodeStep(model, loaded, 40), EagerStep(model, fork), found[-1])
+    assert len(tokens) == 3
 
 
 @pytest.mark.usefixtures("tapes")
