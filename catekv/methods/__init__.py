@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from catekv.methods import (  # noqa: F401 - they register
-    atskv,
     adakv,
+    atskv,
+    atskv_baselines,
     catekv,
     cokv,
     duo_attention,
