@@ -127,8 +127,8 @@ def add_method_arguments(parser: argparse.ArgumentParser, default: Sequence[str]
         nargs="+",
         default=list(default),
         metavar="METHOD",
-        help=f"[LABEL=]NAME[:option=value,...] (default: {' '.join(default)}); "
-        "`catekv methods` lists names and options",
+        help=f"[LABEL=]NAME[:option=value,...] (default: {' '.join(default)}), or a JSON or YAML "
+        "file with a list of methods; `catekv methods` lists names and options",
     )
     parser.add_argument(
         "--mask",
@@ -157,6 +157,13 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", type=int, help="samples per task and length")
     add_method_arguments(parser, ("full", "catekv"))
+    parser.add_argument(
+        "--preset",
+        choices=("published", "recommended"),
+        default="published",
+        help="options of all methods as published (default), or as recommended: exact budgets and "
+        "better calibration",
+    )
     parser.add_argument(
         "--question",
         choices=("agnostic", "aware", "both"),
@@ -228,6 +235,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         ratio=arguments.ratio,
         retention=arguments.retention,
         budget=arguments.budget,
+        preset=arguments.preset,
         questions=question_modes(arguments.question),
         seed=arguments.seed,
         chat_template=arguments.chat_template,
@@ -405,25 +413,20 @@ def _tasks(arguments: argparse.Namespace) -> int:
 
 
 def _methods_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", help="show the options of this method")
+    parser.add_argument("name", nargs="?", help="explain this method and its options")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _methods(arguments: argparse.Namespace) -> int:
-    import dataclasses
-    import inspect
+    from catekv.evaluation import method_list
 
-    from catekv.evaluation.specification import canonical_name
-    from catekv.methods import available, method_class
-
-    if arguments.name is None:
-        for name in available():
-            line = (inspect.getdoc(method_class(name)) or "").partition("\n")[0]
-            print(f"{name:<16} {line}")
-        return 0
-    cls = method_class(canonical_name(arguments.name))
-    print(f"{cls.name}: {cls.paper or 'no paper'}\n\n{inspect.getdoc(cls)}\n\noptions:")
-    for item in dataclasses.fields(cls):
-        print(f"  {item.name} = {item.default!r}")
+    methods = method_list.list_methods([arguments.name] if arguments.name else [])
+    if arguments.json:
+        print(method_list.render_json(methods))
+    elif arguments.name:
+        print(method_list.render_details(methods[0]))
+    else:
+        print(method_list.render_table(methods))
     return 0
 
 

@@ -24,8 +24,9 @@ from catekv.evaluation.settings import (
     RunSettings,
     stable_hash,
 )
-from catekv.evaluation.specification import canonical_name, method_specs, parse_masks
+from catekv.evaluation.specification import method_specs, parse_masks, parse_methods
 from catekv.head_mask import HeadMask
+from catekv.methods import available
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -48,6 +49,7 @@ class Request:
         masks: as :func:`catekv.evaluation.specification.parse_masks` reads them.
         ratio, retention, budget: for every method that takes a head mask.
         options: more options per method name.
+        preset: ``published`` or ``recommended``, for every method that does not say its own.
         made_with: calibration options (k, alpha) that masks must agree with where they say.
         dtype, device, attention: as :meth:`CateKVModel.from_pretrained` takes them.
         paper: the published settings for all that is not given, the question inside the compressed
@@ -65,6 +67,7 @@ class Request:
     retention: float | None = None
     budget: int | None = None
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    preset: str = "published"
     made_with: Mapping[str, float] = dataclasses.field(default_factory=dict)
     questions: tuple[str, ...] = ()
     seed: int = 42
@@ -178,6 +181,9 @@ def method_specs_for(request: Request, model: CateKVModel) -> tuple[MethodSpec, 
     }
     for name, extra in request.options.items():
         options[name] = {**options.get(name, {}), **extra}
+    if request.preset != "published":
+        for name in available():
+            options[name] = {"preset": request.preset, **options.get(name, {})}
     return method_specs(request.methods, masks, options)
 
 
@@ -230,8 +236,7 @@ def run(request: Request, *, command: str = "", progress: bool = True) -> int:
     from catekv.evaluation.runner import evaluate
 
     with process_group() as process:
-        for text in request.methods:
-            canonical_name(text.partition(":")[0].rpartition("=")[2])
+        parse_methods(request.methods)  # refuses unknown names before a model is loaded
         model = open_model(request, process)
         settings = settings_for(request, model)
         output = request.output or default_output(settings)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation.settings import MethodSpec
 from catekv.head_mask import HeadMask
 from catekv.methods import ModelShape, available, method_class
+from catekv.methods.allocator_files import load_plain
+from catekv.methods.base import nearest
 from catekv.methods.catekv import DEFAULT_RATIO
 
 _NAME = re.compile(r"[\w.+-]+")
+#: What an object in a file of methods holds besides options.
+_NAMES = ("name", "label")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +43,10 @@ def canonical_name(name: str) -> str:
     for candidate in available():
         if squeezed(candidate) == squeezed(name):
             return candidate
-    raise UserError(f"unknown method {name!r}; available: {', '.join(available())}")
+    raise UserError(
+        f"unknown method {name!r}{nearest(name.lower(), available())}; available: "
+        f"{', '.join(available())}"
+    )
 
 
 def parse_value(text: str) -> Any:
@@ -57,6 +65,9 @@ def parse_value(text: str) -> Any:
 def parse_method(text: str) -> WrittenMethod:
     """Take ``[LABEL=]NAME[:option=value,...]`` apart.
 
+    An option that has options itself is written with dots, its kind without:
+    ``snapkv:budgets=headkv,budgets.scores=FILE`` is ``{"kind": "headkv", "scores": FILE}``.
+
     Raises:
         UserError: for another form or an unknown method.
     """
@@ -69,8 +80,42 @@ def parse_method(text: str) -> WrittenMethod:
         option, equals, value = part.partition("=")
         if not equals or not option.strip():
             raise UserError(f"cannot read option {part!r} of method {name!r}; write option=value")
-        options[option.strip()] = parse_value(value.strip())
+        outer, dot, inner = option.strip().partition(".")
+        if not dot:
+            options[outer] = parse_value(value.strip())
+            continue
+        kind = options.get(outer)
+        nested = kind if isinstance(kind, dict) else {} if kind is None else {"kind": kind}
+        options[outer] = {**nested, inner: parse_value(value.strip())}
     return WrittenMethod(label, canonical_name(name), options)
+
+
+def parse_methods(texts: Sequence[str]) -> list[WrittenMethod]:
+    """Methods as :func:`parse_method` reads them, or from files: a JSON or YAML list of such texts
+    and of objects with ``name``, options, and possibly ``label``.
+
+    Raises:
+        UserError: an unreadable file, another form, or an unknown method.
+    """
+    written: list[WrittenMethod] = []
+    for text in texts:
+        if Path(text).suffix not in (".json", ".yaml", ".yml"):
+            written.append(parse_method(text))
+            continue
+        content = load_plain(Path(text))
+        for item in content if isinstance(content, list) else [content]:
+            if isinstance(item, str):
+                written.append(parse_method(item))
+            elif isinstance(item, dict) and isinstance(item.get("name"), str):
+                options = {key: value for key, value in item.items() if key not in _NAMES}
+                label = str(item.get("label", ""))
+                written.append(WrittenMethod(label, canonical_name(item["name"]), options))
+            else:
+                raise UserError(
+                    f"{text} holds {str(item)[:40]!r}; a method is a text NAME:option=value,... or "
+                    "an object with its name and options"
+                )
+    return written
 
 
 def parse_masks(
@@ -124,7 +169,7 @@ def method_specs(
     """The columns of a run.
 
     Args:
-        texts: methods as :func:`parse_method` reads them. A method with a head mask appears once
+        texts: methods as :func:`parse_methods` reads them. A method with a head mask appears once
             for every mask, unless it names one (``catekv:mask=chosen``).
         masks: named masks; the first one is the reference for equal memory.
         defaults: options per method name, below those written.
@@ -133,7 +178,7 @@ def method_specs(
     many tokens as the first masked method (``equal memory``); without one the method's own default
     holds.
     """
-    written = [parse_method(text) for text in texts]
+    written = parse_methods(texts)
     specs: list[MethodSpec] = []
     for item in written:
         if _takes_mask(item.name):

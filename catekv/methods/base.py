@@ -109,6 +109,15 @@ class Observed:
         """Query heads per KV head."""
         return self.queries.shape[1] // self.keys.shape[1]
 
+    def required_rotation(self, method: str) -> Rotation:
+        """The rotation, for a method that cannot do without it; ``UserError`` if there is none."""
+        if self.rotation is None:
+            raise UserError(
+                f"{method} rebuilds keys before their rotation and needs the model's rotary "
+                "angles; pass Observed(rotation=rotation_of(model, tokens, layer))"
+            )
+        return self.rotation
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -180,7 +189,7 @@ class Method:
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     #: what becomes of the entries not kept: ``frees`` (memory and traffic fall), ``moves`` (to host
-    #: memory) or ``skips`` (stored, but not read at every step)
+    #: memory) or ``skips`` (stored, but not read at every step); ``keeps``: there are none
     effect: ClassVar[str] = "frees"
     #: option values that differ from the defaults (the ``published`` preset) in ``recommended``
     recommended: ClassVar[dict[str, Any]] = {}
@@ -408,7 +417,8 @@ def create(name: str, *, preset: str = "published", **options: Any) -> Method:
     cls = method_class(name)
     if preset not in ("published", "recommended"):
         raise UserError(f"unknown preset {preset!r}; use 'published' or 'recommended'")
-    valid = [item.name for item in fields(cls)]
+    # what all methods share comes last
+    valid = [item.name for item in sorted(fields(cls), key=lambda item: item.kw_only)]
     unknown = sorted(set(options) - set(valid))
     if unknown:
         raise UserError(

@@ -17,6 +17,7 @@ class Full(Method):
     """Keep every token of every head."""
 
     name: ClassVar[str] = "full"
+    effect: ClassVar[str] = "keeps"
 
     def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
         return torch.full((shape.layers, shape.kv_heads), tokens)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from tiny_checkpoint import save_tiny_checkpoint
 
-from catekv import cli
+from catekv import cli, methods
+from catekv.evaluation.method_list import EFFECTS
 from catekv.head_mask import HeadMask
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -159,7 +160,7 @@ def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "--samples", "many"], "invalid int value"),
         (["mask"], "ACTION"),
         (["tasks", "--build", "ruler/absent"], "unknown task 'ruler/absent'; available: ruler/"),
-        (["methods", "absent"], "unknown method 'absent'; available: catekv"),
+        (["methods", "absent"], "unknown method 'absent'; available: adakv, "),
         (["plan", "--length", "0"], "--length must be at least 1"),
         (["plan", "--length", "9", "--ratio", "2"], "ratio 2.0 is outside (0, 1]"),
         (["plan", "--length", "9", "--model", "absent"], "known: "),
@@ -184,8 +185,11 @@ def test_mistakes_without_a_model(
         ({"model": "/absent/model"}, "/absent/model"),
         ({"tasks": "ruler/absent"}, "unknown task 'ruler/absent'; available: ruler/"),
         ({"tasks": "ruler/qa_1"}, "qa_1"),
-        ({"methods": "absent"}, "unknown method 'absent'; available: catekv, full"),
-        ({"methods": "snapkv:budgett=3"}, "no option 'budgett'; valid options: budget"),
+        ({"methods": "absent"}, "unknown method 'absent'; available: adakv, "),
+        (
+            {"methods": "snapkv:budgett=3"},
+            "no option 'budgett' (did you mean 'budget'?); valid options: ",
+        ),
         ({"methods": "snapkv:budget"}, "write option=value"),
         ({"methods": "full full"}, "label 'full' is used twice"),
         ({"ratio": 0}, "ratio 0.0 is outside (0, 1]"),
@@ -533,11 +537,32 @@ def test_tasks_are_listed_and_built(
 
 def test_methods_are_listed_with_their_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["methods"]) == 0
-    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} >= {
-        "catekv", "full", "snapkv", "streaming_llm",
-    }  # fmt: skip
-    assert cli.main(["methods", "SnapKV"]) == 0
-    assert "budget = 1024" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    blocks = {line.split()[0] for line in listed.splitlines() if line[:1].isalpha()}
+    assert blocks >= set(methods.available())
+    assert "full                keeps everything; needs nothing" in listed
+    assert "quest               skips reads, keeps memory" in listed
+    assert all(len(line) <= 100 for line in listed.splitlines())
+
+
+def test_one_method_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["methods", "AdaKV"]) == 0
+    text = capsys.readouterr().out
+    assert "frees memory; needs last 32 queries" in text
+    assert "  budget = 1024" in text
+    assert "  exact = false  [true]" in text
+    assert "  pyramid  beta=20 short_prompt=uniform" in text
+
+
+def test_methods_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["methods", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [method["name"] for method in listed] == methods.available()
+    assert all(method["effect"] in EFFECTS for method in listed)
+    assert cli.main(["methods", "h2o", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["needs"] == ["all queries"]
+    assert found["options"]["budget"] == 1024
 
 
 def test_generate_answers_about_a_file(
