@@ -418,7 +418,7 @@ def create(name: str, *, preset: str = "published", **options: Any) -> Method:
     if preset not in ("published", "recommended"):
         raise UserError(f"unknown preset {preset!r}; use 'published' or 'recommended'")
     # what all methods share comes last
-    valid = [item.name for item in sorted(fields(cls), key=lambda item: item.kw_only)]
+    valid = [item.name for item in sorted(fields(cls), key=lambda item: bool(item.kw_only))]
     unknown = sorted(set(options) - set(valid))
     if unknown:
         raise UserError(

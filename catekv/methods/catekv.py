@@ -11,14 +11,21 @@ import torch
 from torch import Tensor
 
 from catekv import kernels
+from catekv.decode_store import DecodeStore
 from catekv.errors import UserError
 from catekv.head_mask import HeadMask, check_ratio
+from catekv.layout import RaggedPrefix
 from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
 from catekv.methods.scoring import CHUNK_RULES, top_mask
 from catekv.prompt_layout import PromptLayout, floor_count, prompt_layout
+from catekv.stores.block_reader import Reading
+from catekv.stores.quest import QuestReader
+from catekv.stores.shadow import ShadowSettings
+from catekv.stores.shadow_reader import ShadowReader
 
 VARIANTS = ("official", "paper")
 RETENTION_RANGES = ("middle", "all_but_window")
+READS = ("all", "quest", "shadowkv")
 DEFAULT_RATIO = 0.4
 #: Recent tokens of the published run, and the paper's rule in tokens of budget per recent token.
 OFFICIAL_RECENT = 256
@@ -65,6 +72,13 @@ class CateKV(Method):
         retention_score: ``sum_of_chunk_max`` (official) or ``max_of_chunk_sum`` (paper).
         retention_range: ``middle`` (official), or ``all_but_window`` (paper): all tokens before the
             window compete for the whole budget and only the window is an edge.
+        read: what a step reads of adaptive heads: ``all`` they keep; ``quest``, the ``budget``
+            tokens' worth of chunks with the highest bounds, edges competing, and the tail;
+            ``shadowkv``, keys in low rank and values on the host, of which a step fetches
+            ``budget`` tokens. Consistent heads, and everything while a question is read, are read
+            whole.
+        rank, outliers, local: options of :class:`ShadowKV`, for ``read="shadowkv"``; its chunks
+            have ``chunk_size`` tokens.
 
     Raises:
         UserError: no mask, a mask of another shape, or a number outside its range.
@@ -87,6 +101,10 @@ class CateKV(Method):
     variant: str = "official"
     retention_score: str | None = None
     retention_range: str | None = None
+    read: str = "all"
+    rank: int = 160
+    outliers: int = 48
+    local: int = 4
 
     def __post_init__(self) -> None:
         def resolve(name: str, official: str, paper: str, allowed: tuple[str, ...]) -> None:
@@ -122,7 +140,24 @@ class CateKV(Method):
                 f"initial + {recent} recent tokens); raise the budget or lower init_tokens and "
                 "recent_tokens"
             )
+        self._check_read()
         self._resolve_mask()
+
+    def _check_read(self) -> None:
+        if self.read not in READS:
+            raise UserError(f"catekv: unknown read {self.read!r}; use {', '.join(READS)}")
+        if self.read == "shadowkv" and self.retention < 1:
+            raise UserError(
+                f"catekv: read='shadowkv' needs all tokens of adaptive heads, and retention "
+                f"{self.retention} drops some; set retention=1"
+            )
+        if self.read != "all" and self.budget < self.chunk_size:
+            raise UserError(
+                f"catekv: budget {self.budget} is less than one chunk of {self.chunk_size} tokens"
+            )
+        for name, least in (("rank", 1), ("outliers", 0), ("local", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"catekv: {name} {getattr(self, name)} must be at least {least}")
 
     def _resolve_mask(self) -> None:
         if self.ratio is not None:
@@ -147,7 +182,7 @@ class CateKV(Method):
 
     @property
     def needs(self) -> Needs:
-        return Needs(window=self.window)
+        return Needs(window=self.window, rotation=self.read == "shadowkv")
 
     def validate(self, shape: ModelShape) -> None:
         self.mask.validate(shape)
@@ -221,3 +256,29 @@ class CateKV(Method):
             heads=heads,
         )
         return top_mask(scores, counts)
+
+    def decode_store(
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+    ) -> DecodeStore | None:
+        batch, _, tokens, _ = observed.keys.shape
+        adaptive = self.mask.adaptive[observed.layer].tolist() * batch
+        top = self.budget // self.chunk_size
+        if self.read == "shadowkv":
+            settings = ShadowSettings(self.rank, self.chunk_size, self.outliers, self.local, top)
+            rotation = observed.required_rotation(f"{self.name} with read='shadowkv'")
+            return ShadowReader.build(prefix, rotation, adaptive, settings)
+        if self.read == "quest":
+            true = [tokens] * batch if valid is None else valid.sum(dim=-1).tolist()
+            readings = [
+                self._reading(length, true[row // prefix.kv_heads], top) if adaptive[row] else None
+                for row, (_, length) in enumerate(prefix.host_rows)
+            ]
+            return QuestReader.build(prefix, readings)
+        return None
+
+    def _reading(self, length: int, tokens: int, top: int) -> Reading:
+        """How an adaptive head that keeps ``length`` of ``tokens`` tokens is read: the best chunks
+        and what lies behind the last whole one of the body."""
+        body = max(0, length - self.layout(tokens).tail)
+        behind = -(-length // self.chunk_size) - body // self.chunk_size
+        return Reading(self.chunk_size, top, always=behind)

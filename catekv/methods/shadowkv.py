@@ -12,19 +12,8 @@ from catekv.decode_store import DecodeStore
 from catekv.errors import UserError
 from catekv.layout import RaggedPrefix
 from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
-from catekv.rotation import Rotation
 from catekv.stores.shadow import ShadowSettings
 from catekv.stores.shadow_reader import ShadowReader
-
-
-def shadow_rotation(observed: Observed, name: str) -> Rotation:
-    """The rotation of the observed layer; ``UserError`` if there is none."""
-    if observed.rotation is None:
-        raise UserError(
-            f"{name} rebuilds keys before their rotation and needs the model's rotary angles; pass "
-            "Observed(rotation=rotation_of(model, tokens, layer))"
-        )
-    return observed.rotation
 
 
 @register
@@ -86,5 +75,5 @@ class ShadowKV(Method):
         settings = ShadowSettings(
             self.rank, self.chunk, self.outliers, self.local, self.budget // self.chunk
         )
-        rotation = shadow_rotation(observed, self.name)
+        rotation = observed.required_rotation(self.name)
         return ShadowReader.build(prefix, rotation, [True] * len(prefix.host_rows), settings)
