@@ -24,7 +24,7 @@ from catekv.methods.relevance import (
     untrained_predictor,
 )
 from catekv.methods.relevance_files import PredictorSet, load_predictors
-from catekv.tiers import TwoTiers
+from catekv.stores.tiers import TwoTiers
 
 SELECTIONS = ("quantile", "top")
 DEFAULT_QUANTILE, DEFAULT_BETA = 0.7, 1.0

@@ -15,7 +15,7 @@ from catekv.kernels.workspace import Workspace
 from catekv.layout import BlockList, RaggedPrefix, storage_bytes
 from catekv.methods import relevance_control as control
 from catekv.methods.relevance import RelevancePredictor
-from catekv.tiers import TwoTiers
+from catekv.stores.tiers import TwoTiers
 
 #: Entries whose keys become float32 at once, and logits held at once, when attention is added up.
 BLOCK_ENTRIES = 8192
@@ -90,6 +90,9 @@ class TierStore(DecodeStore):
     and entries change tiers: down if the relevance is below ``demote_below`` or the soft mask has
     gone, up if it is above ``promote_above`` and the soft mask is there.
     """
+
+    # takes no tokens over, but changes all the same
+    absorbs = True
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 from catekv import kernels
 from catekv.layout import storage_bytes
 from catekv.methods.lsh import cosine, random_projection, sign_codes
-from catekv.tiers import HIDDEN, TwoTiers
+from catekv.stores.tiers import HIDDEN, TwoTiers
 
 BATCH, HEADS, GROUP, TOKENS, DIM, TOP_K = 2, 2, 2, 50, 6, 3
 PROJECTION = random_projection(2, DIM, seed=0, layer=0)
