@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ HIDDEN = torch.finfo(torch.float32).min
 #: Rows that are not full yet get room for one part in this many more entries at a time.
 GROWTH = 8
 LEAST_GROWTH = 64
+
+EntriesType = TypeVar("EntriesType", bound="Entries")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Entries:
     def tensors(self) -> dict[str, Tensor]:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
-    def widened(self, width: int) -> Entries:
+    def widened(self: EntriesType, width: int) -> EntriesType:
         """The same entries with places for ``width`` of them in every row."""
         extra = (0, width - self.positions.shape[1])
         padded = {
@@ -76,10 +78,10 @@ class Entries:
         }
         return replace(self, **padded)
 
-    def rows(self, indices: Tensor) -> Entries:
+    def rows(self: EntriesType, indices: Tensor) -> EntriesType:
         return replace(self, **{name: tensor[indices] for name, tensor in self.tensors().items()})
 
-    def put(self, slot: Tensor, where: Tensor, **new: Tensor) -> Entries:
+    def put(self: EntriesType, slot: Tensor, where: Tensor, **new: Tensor) -> EntriesType:
         """Other values [rows] for the entry in ``slot`` [rows] of the rows ``where`` [rows]."""
         slot = slot.clamp(max=self.positions.shape[1] - 1)[:, None]
         changed = {}
@@ -88,6 +90,17 @@ class Entries:
             chosen = torch.where(where[:, None], value[:, None].to(old.dtype), old.gather(1, slot))
             changed[name] = old.scatter(1, slot, chosen)
         return replace(self, **changed)
+
+
+@dataclass(frozen=True, eq=False)
+class Newcomer:
+    """A token of every row that is about to be stored: ``key``, ``value`` [rows, dim], ``bias``
+    float32 [rows], and what is ``known`` of it, [rows] by field of :class:`Entries`."""
+
+    key: Tensor
+    value: Tensor
+    bias: Tensor
+    known: dict[str, Tensor]
 
 
 def kept_entries(keep: Tensor, scores: Tensor, valid: Tensor | None = None) -> Entries:
@@ -194,35 +207,44 @@ class SlotStore(DecodeStore):
         entries = self.entries
         if active is None:
             active = torch.ones_like(entries.seen, dtype=torch.bool)
-        own_score = torch.zeros_like(entries.scores[:, 0])
-        if query is not None:
+        if query is None:
+            own = self.unobserved(key)
+        else:
             logits = self.logits(query)
-            own_logits = (query * key[:, None].float()).sum(dim=-1)
-            own_score = self.observe(logits, own_logits, active)
+            own = self.observe(logits, (query * key[:, None].float()).sum(dim=-1), key, active)
         counts = entries.used.sum(dim=-1)
         full = counts >= self.capacity
         recent = self.capacity.clamp(max=self.rule.recent)
         leaving = leaving_slot(self.entries, entries.seen, recent, self.rule)
         slot = torch.where(full, leaving, counts)
-        key, value, bias = self.leave(slot, key, value, full & active)
-        self.set_entry(slot, key, value, bias, active)
-        self._note(slot, own_score, active)
+        newcomer = Newcomer(key, value, torch.zeros_like(own["scores"]), own)
+        newcomer = self.leave(slot, newcomer, full & active)
+        self.set_entry(slot, newcomer.key, newcomer.value, newcomer.bias, active)
+        known = self.entries.put(slot, active, positions=self.entries.seen, **newcomer.known)
+        self.entries = replace(known, seen=known.seen + active)
 
-    def observe(self, logits: Tensor, own_logits: Tensor, active: Tensor) -> Tensor:
+    def observe(
+        self, logits: Tensor, own_logits: Tensor, key: Tensor, active: Tensor
+    ) -> dict[str, Tensor]:
         """Add the attention of one query per row to the running scores.
 
         Args:
             logits: float32 [rows, group, width] over the entries, without biases.
             own_logits: float32 [rows, group], of the token itself.
+            key: [rows, head_dim], of the token itself.
             active: bool [rows].
 
         Returns:
-            What the token's own score starts with, float32 [rows].
+            What is known of the token itself, [rows] by field of :class:`Entries`.
         """
         weights = self.attention(logits, own_logits)
         added = weights[:, :-1].masked_fill(~active[:, None], 0.0)
         self.entries = replace(self.entries, scores=self.entries.scores + added)
-        return weights[:, -1]
+        return {"scores": weights[:, -1]}
+
+    def unobserved(self, key: Tensor) -> dict[str, Tensor]:
+        """What is known of a token whose query nobody saw."""
+        return {"scores": torch.zeros_like(self.entries.scores[:, 0])}
 
     def attention(self, logits: Tensor, own_logits: Tensor) -> Tensor:
         """Softmax over the entries (with their biases) and the token itself, mean over the group:
@@ -230,18 +252,13 @@ class SlotStore(DecodeStore):
         together = torch.cat([logits + self.bias()[:, None], own_logits[..., None]], dim=-1)
         return together.softmax(dim=-1).mean(dim=1)
 
-    def leave(
-        self, slot: Tensor, key: Tensor, value: Tensor, leaving: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def leave(self, slot: Tensor, newcomer: Newcomer, leaving: Tensor) -> Newcomer:
         """Called before the entry in ``slot`` [rows] is overwritten where ``leaving`` [rows].
 
-        Args:
-            key, value: [rows, dim], the newcomer.
-
         Returns:
-            Key, value and bias float32 [rows] that the newcomer is stored with.
+            What takes its place.
         """
-        return key, value, torch.zeros_like(self.entries.scores[:, 0])
+        return newcomer
 
     def logits(self, query: Tensor) -> Tensor:
         """Products of ``query`` [rows, group, head_dim] with all keys; 0 where there is no slot:
@@ -254,14 +271,14 @@ class SlotStore(DecodeStore):
                 block = slice(bucket.start, bucket.start + len(rows) * length)
                 keys = prefix.keys[block].view(len(rows), length, -1)
             else:
-                keys = prefix.keys[self._slots(length)[rows]]
+                keys = prefix.keys[self.slots(length)[rows]]
             found[rows, :, :length] = torch.bmm(query[rows], keys.float().transpose(1, 2))
         return found
 
     def bias(self) -> Tensor:
         """Biases of all entries, float32 [rows, width]; :data:`HIDDEN` where there is none."""
         assert self.prefix.bias is not None
-        slots = self._slots(self.entries.positions.shape[1])
+        slots = self.slots(self.entries.positions.shape[1])
         return self.prefix.bias[slots].masked_fill(~self.entries.used, HIDDEN)
 
     def set_entry(
@@ -277,12 +294,7 @@ class SlotStore(DecodeStore):
             storage[place] = torch.where(where[:, None], new.to(storage.dtype), storage[place])
         prefix.bias[place] = torch.where(where, bias, prefix.bias[place])
 
-    def _note(self, slot: Tensor, score: Tensor, active: Tensor) -> None:
-        """Write down what is known of the newcomers."""
-        self.entries = self.entries.put(slot, active, positions=self.entries.seen, scores=score)
-        self.entries = replace(self.entries, seen=self.entries.seen + active)
-
-    def _slots(self, width: int) -> Tensor:
+    def slots(self, width: int) -> Tensor:
         """Storage slots of the first ``width`` entries of all rows, int64 [rows, width]; entries
         beyond a row's room point at its last slot."""
         inner = torch.arange(width, device=self.prefix.keys.device)

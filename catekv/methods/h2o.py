@@ -9,7 +9,7 @@ from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.methods.base import ModelShape, Needs, Observed, Selection, register
-from catekv.methods.budgeted import Budgeted
+from catekv.methods.budgeted import Budgeted, BudgetedType
 from catekv.methods.scoring import top_mask
 
 if TYPE_CHECKING:
@@ -42,6 +42,23 @@ def observed_shape(observed: Observed) -> ModelShape:
     """The numbers of the model that a layer tells."""
     _, heads, _, dim = observed.keys.shape
     return ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
+
+
+def row_capacities(method: Budgeted, observed: Observed) -> list[int]:
+    """Entries that each row of a layer may hold while decoding, in (batch, head) order."""
+    table = method.budget_table(ENDLESS, observed_shape(observed))[observed.layer]
+    return [int(count) for count in table] * observed.keys.shape[0]
+
+
+def with_halved_window(
+    method: BudgetedType, total: int, tokens: int, shape: ModelShape
+) -> BudgetedType:
+    """``with_total`` of a method whose recent window is half of its budget: it becomes half of what
+    there is now."""
+    options: dict[str, Any] = {"budget": max(1, total // (shape.layers * shape.kv_heads))}
+    changed = replace(method, total=total, **options)
+    changed.counts(tokens, shape)  # refuses what cannot be
+    return changed
 
 
 @register
@@ -92,22 +109,13 @@ class H2O(Budgeted):
     def with_total(self, total: int, tokens: int, shape: ModelShape) -> H2O:
         if self.recent is not None:
             return super().with_total(total, tokens, shape)
-        # a window of half the budget becomes half of what there is now
-        mean = max(1, total // (shape.layers * shape.kv_heads))
-        method = replace(self, total=total, budget=mean)
-        method.counts(tokens, shape)  # refuses what cannot be
-        return method
+        return with_halved_window(self, total, tokens, shape)
 
     def select_observed(self, observed: Observed) -> Selection:
         assert observed.column_sums is not None
         sums = received_attention(observed.column_sums, observed.keys.shape[1])
         heavy = self.counts(observed.tokens, observed_shape(observed))[observed.layer]
         return Selection(heavy_and_recent(sums, heavy.to(sums.device), self.edges()))
-
-    def capacities(self, observed: Observed) -> list[int]:
-        """Entries that each row of a layer may hold while decoding, in (batch, head) order."""
-        table = self.budget_table(ENDLESS, observed_shape(observed))[observed.layer]
-        return table.tolist() * observed.keys.shape[0]
 
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
@@ -120,5 +128,5 @@ class H2O(Budgeted):
         assert keep is not None
         assert observed.column_sums is not None
         sums = received_attention(observed.column_sums, keep.shape[1])
-        rule = Eviction(self.capacities(observed), self.edges())
+        rule = Eviction(row_capacities(self, observed), self.edges())
         return SlotStore(prefix, kept_entries(keep, sums, valid), rule)

@@ -34,7 +34,7 @@ from catekv.methods.similarity_merge import (
 
 if TYPE_CHECKING:
     from catekv.layout import RaggedPrefix
-    from catekv.remerge_store import RemergeStore
+    from catekv.stores.remerge import RemergeStore
 
 
 @register
@@ -188,7 +188,7 @@ class SimCalKV(Method):
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
     ) -> RemergeStore | None:
-        from catekv.remerge_store import RemergeStore
+        from catekv.stores.remerge import RemergeStore
 
         if not self.remerge_every:
             return None

@@ -59,7 +59,17 @@ def entries(store: Any, row: int) -> dict[int, tuple[Tensor, Tensor, float]]:
     prefix, _ = store.read(torch.zeros(0), SCALING)
     keys, values, bias = prefix.row(row // prefix.kv_heads, row % prefix.kv_heads)
     return {
-        int(position): (keys[slot], values[slot], float(bias[slot]))
+        int(position): (keys[slot].clone(), values[slot].clone(), float(bias[slot]))
         for slot, position in enumerate(store.entries.positions[row].tolist())
+        if position >= 0
+    }
+
+
+def running_sums(store: Any, row: int) -> dict[int, Tensor]:
+    """Running attention sum of every entry of a row, by position."""
+    known = store.entries
+    return {
+        int(position): score
+        for position, score in zip(known.positions[row], known.scores[row], strict=True)
         if position >= 0
     }

@@ -1,0 +1,191 @@
+"""CaM (Zhang et al., 2024): the values of tokens that leave are added to those that follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from catekv.errors import UserError
+from catekv.methods.base import Merged, ModelShape, Needs, Observed, Selection, register
+from catekv.methods.budgeted import Budgeted
+from catekv.methods.h2o import H2O, received_attention, row_capacities, with_halved_window
+from catekv.methods.streaming_llm import StreamingLLM
+from catekv.methods.draws import uniform_numbers
+
+if TYPE_CHECKING:
+    from catekv.layout import RaggedPrefix
+    from catekv.stores.merging import CamStore
+
+KEEPS = ("streaming_llm", "h2o")
+DENOMINATORS = ("max", "average")
+
+
+def merge_probability(
+    leaving: Tensor, kept: Tensor, rank: Tensor, following: int, denominator: str
+) -> Tensor:
+    """How likely the value of a leaving token is merged: float32 [leaving].
+
+    Args:
+        leaving: attention that the leaving tokens received [leaving].
+        kept: the same of the kept tokens, in order [kept], at least one.
+        rank: int64 [leaving], kept tokens that precede each leaving one.
+        following: how many of the next kept tokens take the value.
+        denominator: ``max`` of all kept ones, or the ``average`` of those that take it.
+    """
+    if denominator == "max":
+        below = kept.max()
+    else:
+        sums = torch.cat([kept.new_zeros(1).double(), kept.double().cumsum(0)])
+        stop = (rank + following).clamp(max=len(kept))
+        below = ((sums[stop] - sums[rank]) / (stop - rank).clamp(min=1)).float()
+    return (leaving / below.clamp(min=torch.finfo(torch.float32).tiny)).clamp(0.0, 1.0)
+
+
+def added_values(parts: Tensor, rank: Tensor, kept: int, following: int) -> Tensor:
+    """What the kept tokens of a row get: float32 [kept, dim].
+
+    ``parts`` float32 [leaving, dim] goes to each of the ``following`` kept tokens from ``rank`` on.
+    """
+    starting = parts.new_zeros(kept + 1, parts.shape[-1], dtype=torch.float64)
+    starting.index_add_(0, rank, parts.double())
+    running = starting[:kept].cumsum(0)
+    running[following:] -= running[:-following].clone() if following < kept else 0.0
+    return running.float()
+
+
+@register
+@dataclass(frozen=True)
+class CaM(Budgeted):
+    """Keep what StreamingLLM or H2O keeps; values that leave may be merged into the next ones.
+
+    When a token leaves, its value is added to the values of the next ``merge_tokens`` kept tokens,
+    an equal part to each, with a probability that is its mean attention so far over a denominator.
+    Keys are unchanged. After prefill all tokens that are not kept leave at once.
+
+    Args:
+        budget: mean tokens kept per head.
+        total: entries of all layers and heads together, instead of ``budget``.
+        keep: ``streaming_llm`` or ``h2o``, which decides what is kept.
+        sinks: first tokens that StreamingLLM keeps.
+        recent: recent window of H2O; None: half of the budget.
+        merge_tokens: kept tokens that take a value; None: the recent tokens of the budget.
+        denominator: ``max`` of the kept tokens' attention (as run) or ``average`` of that of the
+            tokens which take the value (the paper's equation 14).
+        expected: add the expected value instead of drawing (deterministic).
+        seed: of the draws; a draw depends on layer, head and position only.
+        decode: go on evicting and merging while decoding; False: new tokens are appended.
+        budgets: how the tokens are split over layers and heads
+            (:mod:`catekv.methods.allocators`); default: evenly.
+    """
+
+    name: ClassVar[str] = "cam"
+    paper: ClassVar[str] = "CaM: Cache Merging for Memory-efficient LLMs Inference, ICML 2024"
+    edges_in_budget: ClassVar[bool] = True
+
+    keep: str = "streaming_llm"
+    sinks: int = 4
+    recent: int | None = None
+    merge_tokens: int | None = None
+    denominator: str = "max"
+    expected: bool = False
+    seed: int = 0
+    decode: bool = True
+    budgets: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_unless("keep", KEEPS)
+        self.refuse_unless("denominator", DENOMINATORS)
+        if self.merge_tokens is not None:
+            self.refuse_below("merge_tokens", 1)
+        self.keeper  # noqa: B018 - refuses budgets that do not hold what is always kept
+        if self.keep == "streaming_llm" and self.budget <= self.sinks:
+            raise UserError(
+                f"cam: budget {self.budget} leaves no recent tokens beside {self.sinks} sinks; "
+                "raise the budget"
+            )
+
+    @property
+    def keeper(self) -> H2O | StreamingLLM:
+        """The method whose choice this one merges into."""
+        shared: dict[str, Any] = {
+            "budget": self.budget,
+            "total": self.total,
+            "budgets": self.allocator,
+        }
+        if self.keep == "h2o":
+            return H2O(**shared, recent=self.recent)
+        return StreamingLLM(**shared, sinks=self.sinks)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(column_sums=True)
+
+    def edges(self) -> int:
+        return self.keeper.edges()
+
+    def with_total(self, total: int, tokens: int, shape: ModelShape) -> CaM:
+        if self.keep == "h2o" and self.recent is None:
+            return with_halved_window(self, total, tokens, shape)
+        return super().with_total(total, tokens, shape)
+
+    @property
+    def following(self) -> int:
+        """Kept tokens that take a value."""
+        if self.merge_tokens is not None:
+            return self.merge_tokens
+        return self.keeper.edges() if self.keep == "h2o" else self.budget - self.sinks
+
+    def merges(self, probability: Tensor, layer: int, head: Tensor, position: Tensor) -> Tensor:
+        """The share of a leaving value that is merged: 0 or 1 drawn, or the expected one."""
+        if self.expected:
+            return probability
+        return (uniform_numbers(self.seed, layer, head, position) < probability).float()
+
+    def select_observed(self, observed: Observed) -> Selection:
+        assert observed.column_sums is not None
+        batch, heads = observed.keys.shape[:2]
+        sums = received_attention(observed.column_sums, heads)
+        keep = self.keeper.select_observed(observed).keep
+        assert keep is not None
+
+        def row(b: int, head: int) -> Merged:
+            stays = keep[b, head]
+            keys, values = observed.keys[b, head, stays], observed.values[b, head, stays]
+            left = (~stays).nonzero().squeeze(-1)
+            if not len(left) or not len(keys):
+                return Merged(keys, values)
+            rank = stays.cumsum(0)[left]
+            chance = merge_probability(
+                sums[b, head, left], sums[b, head, stays], rank, self.following, self.denominator
+            )
+            share = self.merges(chance, observed.layer, left.new_tensor(head), left)
+            parts = observed.values[b, head, left].float() * (share / self.following)[:, None]
+            added = added_values(parts, rank, len(keys), self.following)
+            return Merged(keys, (values.float() + added).to(values.dtype))
+
+        return Selection(
+            None, merged=[[row(b, head) for head in range(heads)] for b in range(batch)]
+        )
+
+    def decode_store(
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+    ) -> CamStore | None:
+        from catekv.stores.merging import CamStore
+        from catekv.slot_store import Eviction, kept_entries
+
+        if not self.decode:
+            return None
+        keep = self.keeper.select_padded([observed], valid)[0].keep
+        assert keep is not None
+        assert observed.column_sums is not None
+        entries = kept_entries(keep, received_attention(observed.column_sums, keep.shape[1]), valid)
+        capacities = row_capacities(self, observed)
+        if self.keep == "h2o":
+            rule = Eviction(capacities, self.edges())
+        else:
+            rule = Eviction(capacities, 1, self.sinks, oldest=True)
+        return CamStore(prefix, entries, rule, self, observed.layer)
