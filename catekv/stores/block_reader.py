@@ -101,7 +101,7 @@ class BlockReader(DecodeStore):
         grouped = queries.reshape(rows, -1, queries.shape[-1]).index_select(0, self.rows)
         scores = self.scores(grouped, scaling)
         scores = scores.masked_fill(self.missing, -torch.inf).masked_fill(self.fixed, torch.inf)
-        best = scores.sort(dim=-1, descending=True, stable=True).indices[:, : self.most]
+        best = best_first(scores, self.most)
         indices, counts = self.indices.clone(), self.counts
         if not self.mixed:
             indices[:, : self.most].index_copy_(0, self.rows, best.to(torch.int32))
@@ -186,3 +186,24 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         return torch.bmm(left, right, out_dtype=torch.float32)
     dtype = torch.promote_types(left.dtype, torch.float32)
     return torch.bmm(left.to(dtype), right.to(dtype)).float()
+
+
+def best_first(scores: Tensor, count: int) -> Tensor:
+    """The ``count`` highest scores of every row, best first, ties to the lower index.
+
+    A top-k over integers that hold the score and, below it, the index: much less work on a GPU than
+    a stable sort of long rows, and as exact.
+
+    Args:
+        scores: float32 [rows, entries], no NaN.
+
+    Returns:
+        int64 [rows, count].
+    """
+    entries = scores.shape[-1]
+    bits = (scores + 0.0).view(torch.int32)  # the sum makes -0 a 0
+    # integers in the order of the floats: negative ones have their other bits turned over
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+    index = torch.arange(entries, device=scores.device)
+    best = ((ordered << 32) + (entries - 1 - index)).topk(count, dim=-1).values
+    return entries - 1 - (best & 0xFFFFFFFF)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from catekv.layout import RaggedPrefix
-from catekv.stores.block_reader import BlockReader, Reading, page_bounds, product
+from catekv.stores.block_reader import BlockReader, Reading, best_first, page_bounds, product
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def telling_dimensions(queries: Tensor, dims: int) -> tuple[Tensor, Tensor]:
         there, so that the largest key gives the largest logit.
     """
     size = queries.float().abs().sum(dim=1)
-    chosen = size.sort(dim=-1, descending=True, stable=True).indices[:, :dims]
+    chosen = best_first(size, dims)
     return chosen, queries.float().sum(dim=1).gather(1, chosen) >= 0
 
 
@@ -90,6 +90,16 @@ class HybridReader(BlockReader):
     Besides the prefix it holds two keys per page, laid out by dimension, because a step looks at a
     few dimensions of all pages.
     """
+
+    def __init__(
+        self,
+        prefix: RaggedPrefix,
+        readings: Sequence[Reading | None],
+        tables: dict[str, Tensor],
+    ):
+        super().__init__(prefix, readings, tables)
+        # a question changes what later steps read
+        self.absorbs = "candidates" in tables
 
     @classmethod
     def build(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from catekv.layout import RaggedPrefix
 from catekv.rotation import Rotation
-from catekv.stores.block_reader import product
+from catekv.stores.block_reader import best_first, product
 from catekv.stores.host import to_host
 from catekv.stores.low_rank import chunk_landmarks, low_rank, outlier_chunks
 
@@ -77,8 +77,7 @@ class Shadow:
         logits = product(queries, self.landmarks.transpose(1, 2)) * scaling
         probability = logits.masked_fill(self.hidden[:, None], -torch.inf).softmax(dim=-1)
         scores = probability.amax(dim=1).masked_fill(self.hidden, -1.0)
-        best = scores.sort(dim=-1, descending=True, stable=True).indices
-        return best[:, : self.settings.top]
+        return best_first(scores, self.settings.top)
 
     def keys(self, chunks: Tensor, rows: slice = slice(None)) -> Tensor:
         """Keys of some chunks [rows, n], rebuilt and rotated: [rows, n * chunk, head_dim]."""

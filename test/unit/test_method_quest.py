@@ -23,7 +23,7 @@ from decode_cases import (
 from catekv import methods
 from catekv.errors import UserError
 from catekv.layout import from_rows
-from catekv.stores.block_reader import Reading, page_bounds
+from catekv.stores.block_reader import Reading, best_first, page_bounds
 from catekv.stores.quest import QuestReader, quest_bounds
 
 KEYS = [
@@ -168,6 +168,14 @@ def test_rows_with_pages_of_different_size_share_one_list() -> None:
         _, expected = QuestReader.build(prefix, alone).read(queries, 0.3)
         assert read_tokens(blocks, prefix, row) == read_tokens(expected, prefix, row)
     assert 49 in read_tokens(blocks, prefix, 1)
+
+
+def test_the_best_pages_come_first_and_the_earlier_of_equal_ones() -> None:
+    scores = torch.tensor([[0.5, -1.0, 2.0, 2.0, -0.0, 0.0], [-3.0, -1e-9, -torch.inf, -3.0, 1, 1]])
+    assert best_first(scores, 6).tolist() == [[2, 3, 0, 4, 5, 1], [4, 5, 1, 0, 3, 2]]
+    many = torch.randint(-5, 5, (3, 500), generator=torch.Generator().manual_seed(0)).float()
+    order = many.sort(dim=-1, descending=True, stable=True).indices
+    assert torch.equal(best_first(many, 77), order[:, :77])
 
 
 def test_bad_options_are_refused() -> None:
