@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from scenarios import left_padding, random_ids, with_attention
-from tiny_models import KeepEverything, RandomKeep
+from scenarios import left_padding, random_ids
+from tiny_models import KeepEverything, RandomKeep, tiny_model
 
 from catekv import kernels, prefill
 from catekv.cache import RaggedCache
@@ -22,7 +22,13 @@ from catekv.model import CateKVModel
 
 pytestmark = pytest.mark.skipif(not has_triton(), reason="triton is not installed")
 
-PROMPT, QUESTION, STEPS = 24, 3, 2
+LAYERS, PROMPT, QUESTION, STEPS = 2, 20, 2, 2
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """Small: the interpreter takes its time."""
+    return tiny_model("yi", num_hidden_layers=LAYERS, num_attention_heads=4)
 
 
 @torch.no_grad()
@@ -50,12 +56,14 @@ def logits_of_two_turns(model: Any, method: Any, fixed: bool) -> list[torch.Tens
     return found
 
 
-@pytest.mark.parametrize("method", [RandomKeep(0.5), KeepEverything()], ids=["half", "all"])
-@pytest.mark.parametrize("fixed", [False, True], ids=["growing", "fixed"])
+@pytest.mark.parametrize(
+    ("fixed", "method"),
+    [(False, RandomKeep(0.5)), (True, RandomKeep(0.5)), (True, KeepEverything())],
+    ids=["growing tails", "fixed tails", "everything kept"],
+)
 def test_kernels_give_the_logits_of_the_torch_path(
-    fixed: bool, method: Any, monkeypatch: pytest.MonkeyPatch
+    model: Any, fixed: bool, method: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    model = with_attention("yi", "catekv")
     monkeypatch.setenv(VARIABLE, "torch")
     expected = logits_of_two_turns(model, method, fixed)
     monkeypatch.setenv(VARIABLE, "triton")
@@ -64,10 +72,11 @@ def test_kernels_give_the_logits_of_the_torch_path(
 
 
 def test_a_uniform_prefix_goes_through_the_kernel_where_there_is_one(
+    model: Any,
     monkeypatch: pytest.MonkeyPatch,
 ):
     """On the torch path it is the very call of an ordinary cache; a kernel needs no such call."""
-    wrapped = CateKVModel(with_attention("yi", "catekv"), KeepEverything())
+    wrapped = CateKVModel(model, KeepEverything())
     context = wrapped.prefill(random_ids(1, PROMPT, seed=0))
     calls = 0
     ragged_decode = kernels.ragged_decode
@@ -83,12 +92,11 @@ def test_a_uniform_prefix_goes_through_the_kernel_where_there_is_one(
     assert calls == 0
     monkeypatch.setenv(VARIABLE, "triton")
     assert wrapped.generate_ids([], context, 3, []).tokens == expected
-    assert calls == 2 * 3
+    assert calls == 2 * LAYERS
 
 
-def test_steps_share_the_scratch_memory_of_their_cache(monkeypatch: pytest.MonkeyPatch):
+def test_steps_share_the_scratch_memory_of_their_cache(model: Any, monkeypatch: pytest.MonkeyPatch):
     """After the first step nothing more is allocated, in any layer."""
-    model = with_attention("yi", "catekv")
     monkeypatch.setenv(VARIABLE, "triton")
     cache = RaggedCache(model.config, RandomKeep(0.5), PROMPT)
     prefill.prefill(model, random_ids(1, PROMPT, seed=0), cache)
