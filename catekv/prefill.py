@@ -57,10 +57,12 @@ def prefill(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size {chunk_size} must be at least 1")
     in_chunks = chunk_size is not None and input_ids.shape[1] > chunk_size
+    # before anything is recorded: it may run the model on tokens of its own
+    in_chunks = in_chunks and _why_not_layerwise(model) is None
     with contextlib.ExitStack() as stack:
         if cache.settings.needs.hidden_states:
             stack.enter_context(_recording_hidden_states(model, cache))
-        if in_chunks and _why_not_layerwise(model) is None:
+        if in_chunks:
             assert chunk_size is not None
             stack.enter_context(layerwise(model, cache, chunk_size))
         logits: Tensor = model(input_ids, **options).logits[:, -1]

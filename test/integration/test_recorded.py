@@ -101,6 +101,16 @@ def test_hidden_states_are_what_the_decoder_layer_reads(
         torch.testing.assert_close(seen.hidden_states, expected[seen.layer], rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_models_first_chunked_prefill_records_the_prompt_alone():
+    """It tries chunks out on tokens of its own, which no method should see."""
+    method = Probe(Needs(hidden_states=True))
+    CateKVModel(tiny_model("llama")).prefill(random_ids(2, PROMPT, seed=2), 7, method)
+    for seen in method.seen:
+        assert seen.hidden_states is not None
+        assert seen.hidden_states.shape[:2] == (2, PROMPT)
+
+
 def test_hidden_states_are_not_missed_in_silence(wrapped: CateKVModel):
     cache = RaggedCache(wrapped.config, Probe(Needs(hidden_states=True)), PROMPT)
     with pytest.raises(UserError, match="record; prefill with them"):
