@@ -15,6 +15,7 @@ from catekv.methods import (  # noqa: F401 - they register
     h2o,
     headkv,
     keepkv,
+    pyramidinfer,
     pyramidkv,
     quest,
     rocketkv,
