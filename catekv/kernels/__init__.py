@@ -14,8 +14,16 @@ from torch import Tensor
 from catekv.errors import UserError
 from catekv.kernels.append import append_torch
 from catekv.kernels.column_sums import column_sums_torch
+from catekv.kernels.copy import copy_torch, why_no_copy_kernel
 from catekv.kernels.dispatch import backends, choose
 from catekv.kernels.pack import pack_torch
+from catekv.kernels.page_bounds import (
+    REDUCTIONS,
+    PageBounds,
+    page_bounds_torch,
+    page_scores_torch,
+    top_pages,
+)
 from catekv.kernels.ragged_decode import ragged_decode_reference, ragged_decode_torch
 from catekv.kernels.window_scores import why_no_window_kernel, window_scores_torch
 from catekv.kernels.window_statistics import window_statistics_torch
@@ -23,17 +31,25 @@ from catekv.kernels.workspace import Workspace
 from catekv.layout import BlockList, RaggedPrefix
 
 __all__ = [
+    "PageBounds",
     "Workspace",
     "append",
     "append_torch",
     "backends",
     "column_sums",
     "column_sums_torch",
+    "copy",
+    "copy_torch",
     "pack",
     "pack_torch",
+    "page_bounds",
+    "page_bounds_torch",
+    "page_scores",
+    "page_scores_torch",
     "ragged_decode",
     "ragged_decode_reference",
     "ragged_decode_torch",
+    "top_pages",
     "window_scores",
     "window_scores_torch",
     "window_statistics",
@@ -238,3 +254,58 @@ def column_sums(
     tokens]; arguments as in :func:`catekv.kernels.column_sums.column_sums_torch`."""
     sums: Tensor = choose("column_sums", keys.device)(queries, keys, scaling, valid)
     return sums
+
+
+def page_bounds(prefix: RaggedPrefix, size: int, *, backend: str = "auto") -> PageBounds:
+    """Smallest and largest key of every page of ``size`` entries, for :func:`page_scores`.
+
+    Made once: a prefix never changes. A logit bias of merged entries is not part of the bounds.
+
+    Args:
+        prefix: what is kept of the context.
+        size: entries per page.
+        backend: ``auto`` or one of ``backends("page_bounds")``.
+    """
+    function = choose("page_bounds", prefix.keys.device, backend)
+    result: PageBounds = function(prefix, size)
+    return result
+
+
+def page_scores(
+    queries: Tensor, bounds: PageBounds, reduction: str = "max", *, backend: str = "auto"
+) -> Tensor:
+    """Upper bounds of the products of queries with the keys of every page (Quest).
+
+    ``sum over dimensions of max(q * high, q * low)``, without the factor of the logits. Nothing
+    waits for the device.
+
+    Args:
+        queries: [batch, query_heads, query_tokens, head_dim].
+        bounds: of the prefix that the queries read.
+        reduction: ``max``, ``mean`` or ``sum`` over the query heads of a group and the tokens.
+        backend: ``auto`` or one of ``backends("page_scores")``.
+
+    Returns:
+        fp32 [batch, kv_heads, pages], -inf for pages that a row does not have.
+
+    Raises:
+        UserError: an unknown reduction or backend.
+    """
+    if reduction not in REDUCTIONS:
+        raise UserError(f"unknown reduction {reduction!r}; use {', '.join(REDUCTIONS)}")
+    unsupported = None
+    if queries.stride(-1) != 1:
+        unsupported = "a query's numbers do not lie behind each other in memory"
+    function = choose("page_scores", queries.device, backend, unsupported=unsupported)
+    result: Tensor = function(queries, bounds, reduction)
+    return result
+
+
+def copy(destination: Tensor, source: Tensor, *, backend: str = "auto") -> None:
+    """Copy one tensor to another of the same shape and dtype, the yardstick of bandwidth.
+
+    Every byte is read once and written once.
+    """
+    unsupported = why_no_copy_kernel(destination, source)
+    function = choose("copy", source.device, backend, unsupported=unsupported)
+    function(destination, source)

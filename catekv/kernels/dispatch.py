@@ -44,6 +44,18 @@ TABLE: dict[str, dict[str, str]] = {
         "torch": "catekv.kernels.window_statistics",
         "triton": "catekv.kernels.window_statistics_triton",
     },
+    "page_bounds": {
+        "torch": "catekv.kernels.page_bounds",
+        "triton": "catekv.kernels.page_bounds_triton",
+    },
+    "page_scores": {
+        "torch": "catekv.kernels.page_bounds",
+        "triton": "catekv.kernels.page_bounds_triton",
+    },
+    "copy": {
+        "torch": "catekv.kernels.copy",
+        "triton": "catekv.kernels.copy_triton",
+    },
     "column_sums": {"torch": "catekv.kernels.column_sums"},
 }
 
