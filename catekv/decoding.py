@@ -218,6 +218,8 @@ class DecodeStep:
             return
         with _computing():
             self._layers = self.cache.ragged_layers
+            for layer in self._layers:
+                layer.attended()  # a step may have failed between storing and attending
             length = self._layers[0].tail_length
             room = max(capacity, length + 1, *(layer.buffer.capacity for layer in self._layers))
             self.cache.reserve_tails(room)
@@ -292,7 +294,7 @@ class DecodeStep:
             if self.device.type == "cuda":
                 # nothing that is still running may lose its memory
                 torch.cuda.synchronize(self.device)
-            self._recording = None
+            self._recording, self._scratch = None, []
             self.reason = "the cache is another one than was recorded with"
 
     def _run(self) -> Tensor:
@@ -318,7 +320,7 @@ class DecodeStep:
     def _record(self) -> None:
         clock = time.perf_counter()
         self._wanted = True
-        obstacle = why_not_recorded(self.model, self.cache, self.device)
+        obstacle = capture.why_not(self.device) or rotary.why_not_fixed(self.model)
         if obstacle is None:
             positions = self._positions.clone()
 
@@ -368,27 +370,17 @@ def why_not_fixed_tails(model: Any, cache: RaggedCache) -> str | None:
     plain = [i for i, layer in enumerate(cache.layers) if not isinstance(layer, RaggedLayer)]
     if plain:
         return f"layers {plain} are not compressed, transformers keeps them in its own way"
+    parameters = list(model.parameters())
+    devices = {parameter.device for parameter in parameters}
+    shared = any(type(parameter).__name__ == "DTensor" for parameter in parameters)
     for layer in cache.ragged_layers:
         if layer.store is not None and (layer.store.absorbs or not layer.store.capturable):
             return f"{type(layer.store).__name__} decides on the host what a step reads or keeps"
-    devices = {parameter.device for parameter in model.parameters()}
-    for layer in cache.ragged_layers:
         assert layer.prefix is not None
         devices.add(layer.prefix.keys.device)
+        shared = shared or is_sharded(layer.prefix.kv_heads, cache.settings.kv_heads)
+    if shared:
+        return "the model is shared with other processes"
     if len(devices) > 1:
         return "the model is spread over " + ", ".join(sorted(str(device) for device in devices))
     return None
-
-
-def why_not_recorded(model: Any, cache: RaggedCache, device: torch.device) -> str | None:
-    """Why a step with tails of fixed size cannot be recorded; None if it can be tried."""
-    reason = capture.why_not(device)
-    if reason is not None:
-        return reason
-    prefix = cache.ragged_layers[0].prefix
-    assert prefix is not None
-    if is_sharded(prefix.kv_heads, cache.settings.kv_heads) or any(
-        type(parameter).__name__ == "DTensor" for parameter in model.parameters()
-    ):
-        return "the model is shared with other processes"
-    return rotary.why_not_fixed(model)

@@ -13,7 +13,7 @@ from tape import tapes  # noqa: F401
 from tiny_models import KeepEverything, RandomKeep, tiny_model
 from torch import Tensor
 
-from catekv import capture, methods, prefill
+from catekv import capture, kernels, methods, prefill
 from catekv.cache import RaggedCache
 from catekv.decoding import DecodeStep, EagerStep
 from catekv.errors import UserError
@@ -242,6 +242,17 @@ def test_layers_that_are_not_compressed_take_the_ordinary_path(family: str, batc
         DecodeStep(model, cache, 40, graph="on")
 
 
+def test_a_model_on_several_devices_takes_the_ordinary_path():
+    model = tiny_model("llama")
+    cache, logits, _ = context(model, RandomKeep(0.5), 1)
+    ordinary = EagerStep(model, cache.fork())
+    model.register_parameter("elsewhere", torch.nn.Parameter(torch.zeros(1, device="meta")))
+    step = DecodeStep(model, cache, 40)
+    assert not step.fixed
+    assert step.reason == "the model is spread over cpu, meta"
+    assert_equal(step, ordinary, logits)
+
+
 def test_without_a_gpu_the_step_runs_eagerly_and_says_why():
     model = with_attention("llama", "catekv")
     cache, logits, _ = context(model, RandomKeep(0.5), 1)
@@ -338,21 +349,26 @@ def test_a_cache_that_others_changed_is_noticed():
     assert_equal(step, ordinary, found[-1])
 
 
-@pytest.mark.usefixtures("tapes")
-def test_a_step_that_failed_half_way_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("where", ["mlp", "append", "attention"])
+def test_a_step_that_failed_half_way_is_not_gone_on_with(
+    where: str, monkeypatch: pytest.MonkeyPatch
+):
     model = with_attention("llama", "catekv")
     cache, logits, _ = context(model, RandomKeep(0.5), 1)
     step = DecodeStep(model, cache, 40, graph="off")
     ordinary = EagerStep(model, cache.fork())
     token = logits.argmax(dim=-1, keepdim=True)
 
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory")
 
-    hook = model.model.layers[2].mlp.register_forward_pre_hook(fails)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        step(token)
-    hook.remove()
+    with monkeypatch.context() as broken:
+        if where == "mlp":
+            broken.setattr(model.model.layers[2].mlp, "forward", fails)
+        else:
+            broken.setattr(kernels, "append" if where == "append" else "ragged_decode", fails)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            step(token)
     with pytest.raises(UserError, match="restart"):
         step(token)
     step.restart()
