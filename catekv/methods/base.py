@@ -345,12 +345,16 @@ class Method:
 
 def _sequence(layer: Observed, b: int, valid: Tensor) -> Observed:
     """One sequence of a batch without its padding."""
-    columns = valid.nonzero().squeeze(-1)
+    columns: Any = valid.nonzero().squeeze(-1)
+    count = len(columns)
+    if count and int(columns[-1]) - int(columns[0]) == count - 1:
+        # padding at an end: keys and values are read where they lie
+        columns = slice(int(columns[0]), int(columns[-1]) + 1)
     queries = layer.queries[b : b + 1]
     sums, hidden = layer.column_sums, layer.hidden_states
     return dataclasses.replace(
         layer,
-        queries=queries[:, :, max(0, queries.shape[2] - len(columns)) :],
+        queries=queries[:, :, max(0, queries.shape[2] - count) :],
         keys=layer.keys[b : b + 1, :, columns],
         values=layer.values[b : b + 1, :, columns],
         column_sums=None if sums is None else sums[b : b + 1, :, columns],
