@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from catekv import kernels
 from catekv.decode_store import DecodeStore
 from catekv.kernels.workspace import Workspace
-from catekv.layout import BlockList, RaggedPrefix
+from catekv.layout import BlockList, RaggedPrefix, from_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -155,29 +156,11 @@ class BlockReader(DecodeStore):
         return self
 
 
-def page_bounds(prefix: RaggedPrefix, readings: Sequence[Reading | None]) -> tuple[Tensor, Tensor]:
-    """Smallest and largest key of every page of the rows with a reading, per dimension.
-
-    Returns:
-        Minima and maxima [scored rows, pages, head_dim] in the dtype of the keys; zeros for pages
-        that a row does not have.
-    """
-    scored = [(row, reading) for row, reading in enumerate(readings) if reading is not None]
-    pages = max(-(-prefix.host_rows[row][1] // reading.page) for row, reading in scored)
-    low = prefix.keys.new_zeros(len(scored), pages, prefix.keys.shape[-1])
-    high = torch.zeros_like(low)
-    for number, (row, reading) in enumerate(scored):
-        keys = prefix.row(row // prefix.kv_heads, row % prefix.kv_heads)[0]
-        whole = len(keys) // reading.page
-        if whole:
-            paged = keys[: whole * reading.page].unflatten(0, (whole, reading.page))
-            torch.amin(paged, dim=1, out=low[number, :whole])
-            torch.amax(paged, dim=1, out=high[number, :whole])
-        if len(keys) > whole * reading.page:
-            rest = keys[whole * reading.page :]
-            low[number, whole] = rest.amin(dim=0)
-            high[number, whole] = rest.amax(dim=0)
-    return low, high
+def row_bounds(prefix: RaggedPrefix, rows: Sequence[int], page: int) -> kernels.PageBounds:
+    """Smallest and largest keys of the pages of some rows; each counts as a sequence of its own
+    with one KV head."""
+    chosen = [prefix.host_rows[row] for row in rows]
+    return kernels.page_bounds(from_rows(prefix.keys, prefix.values, None, chosen, 1), page)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

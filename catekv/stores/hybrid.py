@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from catekv.layout import RaggedPrefix
-from catekv.stores.block_reader import BlockReader, Reading, best_first, page_bounds, product
+from catekv.stores.block_reader import BlockReader, Reading, best_first, product, row_bounds
 
 
 @dataclass(frozen=True)
@@ -119,21 +119,26 @@ class HybridReader(BlockReader):
         ]
         if not any(useful):
             return None
-        low, high = page_bounds(prefix, useful)
-        tables = {"bounds": torch.cat([high, low], dim=-1).transpose(1, 2).contiguous()}
         scored = [(row, reading) for row, reading in enumerate(useful) if reading is not None]
+        # prompts of different lengths in one batch have pages of different size
+        extremes = [row_bounds(prefix, [row], reading.page) for row, reading in scored]
+        pages, dim = max(bounds.pages for bounds in extremes), prefix.keys.shape[-1]
+        tables = {"bounds": prefix.keys.new_zeros(len(scored), 2 * dim, pages)}
+        for table, bounds in zip(tables["bounds"], extremes, strict=True):
+            table[:dim, : bounds.pages] = bounds.high[0].T
+            table[dim:, : bounds.pages] = bounds.low[0].T
         tables["used"] = torch.tensor(
             [[reading.dims] for _, reading in scored], device=prefix.keys.device
         )
         if keep is not None:
             # questions write into it, also outside of inference mode
             with torch.inference_mode(False):
-                tables["candidates"] = torch.zeros(
-                    low.shape[:2], dtype=torch.bool, device=low.device
-                )
+                shape = (len(scored), pages)
+                candidates = torch.zeros(shape, dtype=torch.bool, device=prefix.keys.device)
             for number, (row, reading) in enumerate(scored):
-                pages = pages_of(keep[row], reading.page)
-                tables["candidates"][number, : len(pages)] = pages
+                kept = pages_of(keep[row], reading.page)
+                candidates[number, : len(kept)] = kept
+            tables["candidates"] = candidates
         return cls(prefix, useful, tables)
 
     def scores(self, queries: Tensor, scaling: float) -> Tensor:

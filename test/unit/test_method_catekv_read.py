@@ -9,7 +9,6 @@ import torch
 from decode_cases import (
     DIM,
     GROUP,
-    HEADS,
     compressed,
     random_layer,
     read_tokens,
@@ -19,12 +18,10 @@ from decode_cases import (
     store_output,
 )
 
-from catekv import methods
+from catekv import kernels, methods
 from catekv.errors import UserError
 from catekv.head_mask import HeadMask
 from catekv.rotation import Rotation
-from catekv.stores.block_reader import Reading, page_bounds
-from catekv.stores.quest import quest_bounds
 
 #: head 1 is adaptive in the layer that the cases observe
 MASK = HeadMask(torch.tensor([[0, 1]] * 4), {"ratio": 0.5})
@@ -60,8 +57,7 @@ def test_adaptive_heads_read_their_best_chunks_and_the_tail(retention: float) ->
     kept = prefix.host_rows[1][1]
     body = kept - tail
     assert body % CHUNK == 0
-    low, high = page_bounds(prefix, [None, Reading(CHUNK, 1)])
-    scores = quest_bounds(queries.view(HEADS, GROUP, DIM)[1:], low, high).amax(dim=1)[0]
+    scores = kernels.page_scores(queries, kernels.page_bounds(prefix, CHUNK))[0, 1]
     best = scores[: body // CHUNK].topk(40 // CHUNK).indices.tolist()
     expected = {CHUNK * chunk + i for chunk in best for i in range(CHUNK)}
     assert read_tokens(blocks, prefix, 1) == sorted(expected | set(range(body, kept)))

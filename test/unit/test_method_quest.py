@@ -20,11 +20,10 @@ from decode_cases import (
     store_output,
 )
 
-from catekv import methods
+from catekv import kernels, methods
 from catekv.errors import UserError
 from catekv.layout import from_rows
-from catekv.stores.block_reader import Reading, best_first, page_bounds
-from catekv.stores.quest import QuestReader, quest_bounds
+from catekv.stores.block_reader import best_first
 
 KEYS = [
     [1, 0, 0.1, 0],
@@ -38,23 +37,22 @@ QUERY = [0.1, -1, 0.05, 0.6]
 
 
 def bounds_of(queries: list[list[float]], keys: list[list[float]], page: int) -> torch.Tensor:
-    """Bounds [group, pages] of one row."""
+    """Largest bound over the queries of one row, [pages]."""
     stored = torch.tensor(keys, dtype=torch.float32)
-    prefix = from_rows(stored, stored, None, [(0, len(keys))], 1)
-    low, high = page_bounds(prefix, [Reading(page, 1)])
-    return quest_bounds(torch.tensor([queries]), low, high)[0]
+    bounds = kernels.page_bounds(from_rows(stored, stored, None, [(0, len(keys))], 1), page)
+    return kernels.page_scores(torch.tensor([queries])[:, :, None], bounds)[0, 0]
 
 
 def test_worked_example() -> None:
     bounds = bounds_of([QUERY], KEYS, 2)
-    torch.testing.assert_close(bounds, torch.tensor([[0.105, 2.065, 0.155]]))
-    assert bounds[0].argmax() == 1
+    torch.testing.assert_close(bounds, torch.tensor([0.105, 2.065, 0.155]))
+    assert bounds.argmax() == 1
 
 
 def test_golden_bounds(golden) -> None:
     for case in golden("baselines", "quest"):
         given, expected = case["inputs"], case["expected"]
-        bounds = bounds_of([given["query"]], given["keys"], given["page"])[0]
+        bounds = bounds_of([given["query"]], given["keys"], given["page"])
         torch.testing.assert_close(bounds, torch.tensor(expected["bounds"]), rtol=1e-5, atol=1e-5)
         true = (torch.tensor(given["keys"]) @ torch.tensor(given["query"])).view(-1, given["page"])
         torch.testing.assert_close(
@@ -67,7 +65,7 @@ def test_golden_bounds(golden) -> None:
 def test_golden_group_scores(golden) -> None:
     for case in golden("catekv", "quest_chunk_scores"):
         given, expected = case["inputs"], case["expected"]
-        scores = bounds_of(given["q_group"], given["keys"], given["page"]).amax(dim=0)
+        scores = bounds_of(given["q_group"], given["keys"], given["page"])
         torch.testing.assert_close(scores, torch.tensor(expected["scores"]), rtol=1e-5, atol=1e-5)
         order = scores.sort(descending=True, stable=True).indices
         assert order[: given["top"]].tolist() == expected["best_first"]
@@ -78,12 +76,11 @@ def test_golden_group_scores(golden) -> None:
 def test_no_key_exceeds_the_bound_of_its_page(seed: int, page: int) -> None:
     observed = random_layer(1, 50, seed)
     prefix, _ = compressed(methods.create("full"), observed)
-    low, high = page_bounds(prefix, [Reading(page, 1)] * HEADS)
-    queries = step_queries(1, seed + 100).view(HEADS, GROUP, DIM)
-    bounds = quest_bounds(queries, low, high)
-    logits = queries @ observed.keys[0].transpose(1, 2)
+    queries = step_queries(1, seed + 100)
+    bounds = kernels.page_scores(queries, kernels.page_bounds(prefix, page))[0]
+    logits = queries.view(HEADS, GROUP, DIM) @ observed.keys[0].transpose(1, 2)
     own_page = torch.arange(50) // page
-    assert (logits <= bounds[..., own_page] + 1e-5).all()
+    assert (logits.amax(dim=1) <= bounds[:, own_page] + 1e-5).all()
 
 
 def test_a_step_reads_the_pages_with_the_highest_bounds_and_nothing_else() -> None:
@@ -93,8 +90,7 @@ def test_a_step_reads_the_pages_with_the_highest_bounds_and_nothing_else() -> No
     queries = step_queries(2)
     seen, blocks = store.read(queries, DIM**-0.5)
     assert seen is prefix
-    low, high = page_bounds(prefix, [Reading(8, 1)] * 2 * HEADS)
-    scores = quest_bounds(queries.view(2 * HEADS, GROUP, DIM), low, high).amax(dim=1)
+    scores = kernels.page_scores(queries, kernels.page_bounds(prefix, 8)).flatten(0, 1)
     expected = []
     for row in range(2 * HEADS):
         pages = scores[row].topk(3).indices.tolist()
@@ -155,19 +151,6 @@ def test_rearranged_rows_read_the_same() -> None:
         store_output(moved, queries[order]), store_output(store, queries)[order]
     )
     assert store.select_rows([0, 1, 2]) is store
-
-
-def test_rows_with_pages_of_different_size_share_one_list() -> None:
-    observed = random_layer(1, 50)
-    prefix, _ = compressed(methods.create("full"), observed)
-    queries = step_queries(1)
-    readings = [Reading(4, 2), Reading(7, 1, always=1)]
-    _, blocks = QuestReader.build(prefix, readings).read(queries, 0.3)
-    for row in range(HEADS):
-        alone = [reading if at == row else None for at, reading in enumerate(readings)]
-        _, expected = QuestReader.build(prefix, alone).read(queries, 0.3)
-        assert read_tokens(blocks, prefix, row) == read_tokens(expected, prefix, row)
-    assert 49 in read_tokens(blocks, prefix, 1)
 
 
 def test_the_best_pages_come_first_and_the_earlier_of_equal_ones() -> None:

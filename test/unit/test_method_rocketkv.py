@@ -20,13 +20,18 @@ from decode_cases import (
     store_output,
 )
 
-from catekv import methods
+from catekv import kernels, methods
 from catekv.errors import UserError
 from catekv.layout import from_rows
 from catekv.methods import ModelShape
 from catekv.methods.rocketkv import rocket_parameters
-from catekv.stores.block_reader import Reading, page_bounds
-from catekv.stores.hybrid import hybrid_logits, page_probability, telling_dimensions
+from catekv.stores.hybrid import (
+    HybridReader,
+    HybridReading,
+    hybrid_logits,
+    page_probability,
+    telling_dimensions,
+)
 
 KEYS = [
     [1, 0, 0.1, 0],
@@ -43,9 +48,11 @@ def estimate(queries: list[list[float]], keys: list[list[float]], page: int, dim
     """Telling dimensions, logits and probabilities of the pages of one row."""
     stored = torch.tensor(keys, dtype=torch.float32)
     prefix = from_rows(stored, stored, None, [(0, len(keys))], 1)
-    low, high = page_bounds(prefix, [Reading(page, 1)])
+    bounds = kernels.page_bounds(prefix, page)
     asked = torch.tensor([queries])
-    logits = hybrid_logits(asked, torch.cat([high, low], dim=-1).transpose(1, 2), dims)
+    logits = hybrid_logits(
+        asked, torch.cat([bounds.high, bounds.low], dim=-1).transpose(1, 2), dims
+    )
     chosen, _ = telling_dimensions(asked, dims)
     return chosen[0], logits[0], page_probability(logits, stored.shape[-1] ** -0.5)[0]
 
@@ -201,6 +208,18 @@ def test_padding_in_a_question_changes_nothing() -> None:
     plain.absorb(queries[:, :, 3:], tail[:, :, 3:], tail[:, :, 3:], DIM**-0.5, None)
     padded.absorb(queries, tail, tail, DIM**-0.5, visible)
     assert torch.equal(plain.tables["candidates"], padded.tables["candidates"])
+
+
+def test_rows_with_pages_of_different_size_share_one_list() -> None:
+    prefix, _ = compressed(methods.create("full"), random_layer(1, 50))
+    queries = step_queries(1)
+    readings = [HybridReading(4, 2, dims=3), HybridReading(7, 1, always=1, dims=5)]
+    _, blocks = HybridReader.build(prefix, readings).read(queries, 0.3)
+    for row in range(HEADS):
+        alone = [reading if at == row else None for at, reading in enumerate(readings)]
+        _, expected = HybridReader.build(prefix, alone).read(queries, 0.3)
+        assert read_tokens(blocks, prefix, row) == read_tokens(expected, prefix, row)
+    assert 49 in read_tokens(blocks, prefix, 1)
 
 
 def test_everything_is_read_when_the_budget_allows_it() -> None:
