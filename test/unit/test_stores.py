@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -185,3 +186,64 @@ def test_the_option_is_recorded_and_read_back() -> None:
         .tolist()
         == [[35] * HEADS] * 2
     )
+
+
+class FakeStream:
+    """Stands where a CUDA stream would; what is enqueued runs at once."""
+
+    def wait_stream(self, other: object) -> None: ...
+
+    def wait_event(self, event: object) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def record(self, stream: object = None) -> None: ...
+
+
+@pytest.fixture
+def imitated_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bookkeeping of copies ahead, on the CPU."""
+    stream = FakeStream()
+    monkeypatch.setattr("catekv.stores.offload.copy_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda given: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", FakeStream)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, given: None)
+
+
+@pytest.mark.usefixtures("imitated_cuda")
+def test_layers_are_copied_ahead_into_two_buffers_in_turn(monkeypatch) -> None:
+    from catekv.stores.offload import OffloadedPrefix, _Prefetch
+
+    layers = [compressed(snapkv("offload"), random_layer(1, 40 + 9 * i, i))[1] for i in range(5)]
+    workspace, ahead = Workspace(), _Prefetch()
+    filled: list[OffloadedPrefix] = []
+    fill = _Prefetch._fill
+    monkeypatch.setattr(
+        _Prefetch,
+        "_fill",
+        lambda self, store, *more: (filled.append(store), fill(self, store, *more)),
+    )
+    for step in range(3):
+        for number, store in enumerate(layers):
+            keys, values = ahead.fetch(store, workspace)
+            assert torch.equal(keys, store.keys)
+            assert torch.equal(values, store.values)
+            if step:  # the next layer is on its way before this one is used
+                assert filled[-1] is layers[(number + 1) % 5]
+    # after the first step every layer is copied once a step
+    assert len(filled) == 3 * 5 + 1
+    largest = max(store.keys.numel() for store in layers)
+    assert sum(tensor.numel() for tensor in workspace.tensors()) <= 4 * 2 * largest
+
+
+@pytest.mark.usefixtures("imitated_cuda")
+def test_a_layer_out_of_order_is_copied_when_it_is_read() -> None:
+    from catekv.stores.offload import _Prefetch
+
+    layers = [compressed(snapkv("offload"), random_layer(1, 60, i))[1] for i in range(3)]
+    workspace, ahead = Workspace(), _Prefetch()
+    for number in (0, 1, 2, 0, 2, 2, 1, 0):
+        keys, values = ahead.fetch(layers[number], workspace)
+        assert torch.equal(keys, layers[number].keys)
+        assert torch.equal(values, layers[number].values)
