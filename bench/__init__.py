@@ -1,0 +1,1 @@
+"""Measurements for machines with a GPU: ``bench/gpu_suite.sh``; and ``bench/cpu_decode.py``."""

@@ -1,0 +1,1 @@
+"""Checks of results, for the suite's stage ``correctness``."""

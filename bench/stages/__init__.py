@@ -1,0 +1,1 @@
+"""The stages of the GPU suite: each module has ``cases(stage) -> list[Case]``."""
