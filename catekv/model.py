@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catekv import attention, generation, prefill, presets
+from catekv import attention, capacity, generation, prefill, presets
 from catekv.cache import RaggedCache
 from catekv.context import Context, DensePrompt
 from catekv.decoding import GRAPH_MODES
@@ -258,6 +258,7 @@ class CateKVModel:
         method: str | Method | None = None,
         *,
         attention_mask: Tensor | None = None,
+        check_memory: bool = True,
     ) -> Context:
         """Read a context and compress it, layer by layer.
 
@@ -266,9 +267,12 @@ class CateKVModel:
             chunk_size: tokens a layer processes at a time; None: all at once.
             method: instead of the model's default.
             attention_mask: [batch, columns] for ids that are padded (on the left) already.
+            check_memory: refuse what cannot fit the free memory of the device
+                (:func:`catekv.capacity.refuse_unless_fits`).
 
         Raises:
-            UserError: no method, an empty prompt, or one longer than the model's window.
+            UserError: no method, an empty prompt, or one longer than the model's window or larger
+                than the free memory.
         """
         chosen = self.method if method is None else make_method(method)
         if chosen is None:
@@ -277,11 +281,28 @@ class CateKVModel:
             chosen.validate(self.shape)
         ids, mask = self._prompt(prompt, attention_mask)
         cache = RaggedCache(self.config, chosen, ids.shape[1])
-        return self._run(ids, mask, cache, chunk_size)
+        return self._run(ids, mask, cache, chunk_size, check_memory)
 
     def _run(
-        self, ids: Tensor, mask: Tensor | None, cache: RaggedCache, chunk_size: int | None
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        cache: RaggedCache,
+        chunk_size: int | None,
+        check_memory: bool,
     ) -> Context:
+        if check_memory:
+            batch, tokens = ids.shape
+            capacity.refuse_unless_fits(
+                self.model,
+                cache.settings.method,
+                tokens,
+                batch,
+                prefill.usable_chunk(self.model, tokens, chunk_size),
+                ids.device,
+                self.shape,
+                None if mask is None else mask.sum(dim=-1).tolist(),
+            )
         clock = time.perf_counter()
         logits = prefill.prefill(self.model, ids, cache, mask, chunk_size)
         generation.synchronize(ids.device)
@@ -300,17 +321,19 @@ class CateKVModel:
         *,
         needs: Needs | None = None,
         attention_mask: Tensor | None = None,
+        check_memory: bool = True,
     ) -> DensePrompt:
         """Read a prompt and keep all keys and values, and what methods need to choose among them.
 
         Args:
             window: number of last queries to keep.
             needs: instead of ``window``; ``Needs.of_all(methods)`` serves several methods.
+            check_memory: as in :meth:`prefill`.
         """
         needs = Needs(window=window) if needs is None else needs
         ids, mask = self._prompt(prompt, attention_mask)
         cache = RaggedCache(self.config, None, ids.shape[1], hold=needs)
-        run = self._run(ids, mask, cache, chunk_size)
+        run = self._run(ids, mask, cache, chunk_size, check_memory)
         return DensePrompt(
             cache,
             ids,

@@ -54,21 +54,28 @@ def prefill(
         attention_mask = None
     if attention_mask is not None:
         options.update(attention_mask=attention_mask, position_ids=positions_of(attention_mask))
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size {chunk_size} must be at least 1")
-    in_chunks = chunk_size is not None and input_ids.shape[1] > chunk_size
     # before anything is recorded: it may run the model on tokens of its own
-    in_chunks = in_chunks and _why_not_layerwise(model) is None
+    chunk = usable_chunk(model, input_ids.shape[1], chunk_size)
     with contextlib.ExitStack() as stack:
         if cache.settings.needs.hidden_states:
             stack.enter_context(_recording_hidden_states(model, cache))
-        if in_chunks:
-            assert chunk_size is not None
-            stack.enter_context(layerwise(model, cache, chunk_size))
+        if chunk is not None:
+            stack.enter_context(layerwise(model, cache, chunk))
         logits: Tensor = model(input_ids, **options).logits[:, -1]
     if cache.due:
         cache.compress()
     return logits
+
+
+def usable_chunk(model: torch.nn.Module, tokens: int, chunk_size: int | None) -> int | None:
+    """Tokens that a layer processes at a time in a prefill of ``tokens`` tokens; None: all of them,
+    because they are no more than that or the model's layers cannot be driven in chunks."""
+    if chunk_size is None:
+        return None
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size {chunk_size} must be at least 1")
+    in_chunks = tokens > chunk_size and _why_not_layerwise(model) is None
+    return chunk_size if in_chunks else None
 
 
 @contextlib.contextmanager
@@ -107,6 +114,7 @@ def _why_not_layerwise(model: torch.nn.Module) -> str | None:
     return _layerwise[model]
 
 
+@torch.no_grad()
 def _try_layerwise(model: torch.nn.Module) -> str | None:
     """Compare a chunked with an ordinary forward over a few tokens."""
     parameter = next(model.parameters())

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from catekv.device_memory import free_memory_bytes as free_memory_bytes
 from catekv.version import __version__
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
@@ -63,24 +64,6 @@ def device_description(device: str) -> dict[str, Any]:
         "name": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
-
-
-def free_memory_bytes(device: str) -> int | None:
-    """Bytes that may still be allocated on ``device``; None where nobody can tell."""
-    import torch
-
-    if device.startswith("cuda") and torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info(torch.device(device))
-        reusable = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return int(free + reusable)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def model_identity(folder: str | Path, revision: str | None = None) -> str:
