@@ -21,6 +21,7 @@ from catekv.methods import (  # noqa: F401 - they register
     rocketkv,
     shadowkv,
     simcalkv,
+    simcalkv_baselines,
     sliding_window,
     snapkv,
     streaming_llm,
