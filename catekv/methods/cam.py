@@ -11,9 +11,9 @@ from torch import Tensor
 from catekv.errors import UserError
 from catekv.methods.base import Merged, ModelShape, Needs, Observed, Selection, register
 from catekv.methods.budgeted import Budgeted
+from catekv.methods.draws import uniform_numbers
 from catekv.methods.h2o import H2O, received_attention, row_capacities, with_halved_window
 from catekv.methods.streaming_llm import StreamingLLM
-from catekv.methods.draws import uniform_numbers
 
 if TYPE_CHECKING:
     from catekv.layout import RaggedPrefix
@@ -174,8 +174,8 @@ class CaM(Budgeted):
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
     ) -> CamStore | None:
-        from catekv.stores.merging import CamStore
         from catekv.slot_store import Eviction, kept_entries
+        from catekv.stores.merging import CamStore
 
         if not self.decode:
             return None

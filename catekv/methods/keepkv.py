@@ -196,8 +196,8 @@ class KeepKV(Budgeted):
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
     ) -> KeepKVStore | None:
-        from catekv.stores.merging import KeepKVStore
         from catekv.slot_store import Eviction, kept_entries
+        from catekv.stores.merging import KeepKVStore
 
         if not self.decode:
             return None
