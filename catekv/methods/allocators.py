@@ -276,6 +276,8 @@ class Scored(Budgets):
         self.scores_for(shape)
 
     def table(self, demand: Demand) -> Tensor:
+        if demand.budget >= demand.room:  # a prompt within the budget is kept whole in every head
+            return torch.full((demand.shape.layers, demand.shape.kv_heads), demand.room)
         total = demand.budget * demand.heads
         return proportional(
             self.weights(demand), total, self.rounding, demand.room, self.redistribute

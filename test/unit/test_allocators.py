@@ -84,6 +84,14 @@ def test_recommended_score_budgets_are_exact_for_every_prompt_length() -> None:
             assert int(method.budget_table(tokens, SHAPE).sum()) == asked
 
 
+@pytest.mark.parametrize("kind", ["headkv", "cokv"])
+def test_a_prompt_within_the_budget_is_kept_whole_in_the_worst_head_too(kind: str) -> None:
+    method = methods.create(kind, scores=[[0.1, 0.9], [0.5, 0.7]], budget=40, window=4)
+    shape = ModelShape(2, 4, 2, 8)
+    assert method.budget_table(44, shape).tolist() == [[44, 44]] * 2
+    assert int(method.budget_table(45, shape).min()) < 44
+
+
 def test_a_mask_keeps_adaptive_heads_whole() -> None:
     table = Mask(MASK).table(demand(budget=5))
     assert table.tolist() == [[5, 91], [5, 5], [91, 91]]
