@@ -118,5 +118,5 @@ class QuantisedPrefix(DecodeStore):
         return self if plan is self.plan else type(self)(self.parts, plan)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantisedPrefix:
-        # immutable but for the scratch memory, which is another cache's
-        return type(self)(self.parts, self.plan)
+        # immutable: forks share it; the scratch memory is that of whoever reads
+        return self
