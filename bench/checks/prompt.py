@@ -9,7 +9,9 @@ from torch import Tensor
 
 from bench.cases import Case, Result, Stage
 from bench.checks.compare import checked, relative_error, short_name
+from bench.checks.decode import make_prefix
 from catekv import kernels
+from catekv.kernels.page_bounds import REDUCTIONS
 from catekv.layout import pack
 
 #: Scores are computed in float32 from the stored numbers; the order of the sums is free.
@@ -30,7 +32,7 @@ TINY_SCORES = ((_OTHER, 64, 2, 1, _SUM), (_OTHER, 64, 2, 8, _MAX), (_FULL, 64, 1
 
 
 def cases(stage: Stage) -> list[Case]:
-    """Scores, statistics, packing with rows of every kind."""
+    """Scores, statistics, packing with rows of every kind, pages, the copy."""
     found = []
     for dtype, head_dim, group, chunk, rule in TINY_SCORES if stage.tiny else SCORES:
         name = f"window_scores {short_name(dtype)} d{head_dim} g{group} c{chunk} {rule}"
@@ -39,8 +41,9 @@ def cases(stage: Stage) -> list[Case]:
     for dtype in (_OTHER,) if stage.tiny else (_HALF, _OTHER, _FULL):
         name = f"window_statistics {short_name(dtype)}"
         found.append(Case(name, functools.partial(check_statistics, stage, name, dtype), 3.0))
-        name = f"pack {short_name(dtype)}"
-        found.append(Case(name, functools.partial(check_pack, stage, name, dtype), 2.0))
+        for kernel, check in (("pack", check_pack), ("pages", check_pages), ("copy", check_copy)):
+            name = f"{kernel} {short_name(dtype)}"
+            found.append(Case(name, functools.partial(check, stage, name, dtype), 3.0))
     return found
 
 
@@ -118,20 +121,55 @@ def check_pack(stage: Stage, name: str, dtype: torch.dtype) -> Result:
     """Every row holds its kept entries in prompt order, whatever the memory order of the prompt."""
     tokens = 150 if stage.tiny else 20000
     wrong = []
-    for head_dim in (64, 96, 128, 256):
+    for head_dim in (64, 96) if stage.tiny else (64, 96, 128, 256):
         keep = torch.rand(2, 3, tokens, device=stage.device) < 0.4
         keep[0, 1], keep[1, 2] = False, True
         # as a model stores a prompt, and as it hands it over
         keys = torch.randn(2, 3, tokens, head_dim, device=stage.device).to(dtype)
         values = torch.randn(2, tokens, 3, head_dim, device=stage.device).to(dtype).transpose(1, 2)
         prefix = pack(keys, values, keep)
+        offsets, slots = prefix.offsets, prefix.slots
+        packed = kernels.pack(keys, values, keep, offsets, slots, backend="triton")
         for b in range(2):
             for head in range(3):
-                own_keys, own_values, _ = prefix.row(b, head)
                 chosen = keep[b, head]
-                if not (
-                    torch.equal(own_keys, keys[b, head][chosen])
-                    and torch.equal(own_values, values[b, head][chosen])
-                ):
-                    wrong.append(f"d{head_dim} row {b}, {head}")
-    return checked(name, {"pack": float(len(wrong))}, 0.0, dtype, "; ".join(wrong[:3]))
+                wanted = keys[b, head][chosen], values[b, head][chosen]
+                start = int(offsets[b, head])
+                own = tuple(tensor[start : start + int(chosen.sum())] for tensor in packed)
+                for path, found in (("layout", prefix.row(b, head)[:2]), ("triton", own)):
+                    if not all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True)):
+                        wrong.append(f"{path} d{head_dim} row {b}, {head}")
+    return checked(name, {"rows": float(len(wrong))}, 0.0, dtype, "; ".join(wrong[:3]))
+
+
+def check_pages(stage: Stage, name: str, dtype: torch.dtype) -> Result:
+    """Bounds of pages are exact; the bound of a query is a sum in float32."""
+    longest = 70 if stage.tiny else 9000
+    errors: dict[str, float] = {}
+    for head_dim, group, size in ((64, 2, 16), (128, 4, 32)):
+        prefix = make_prefix(stage, [0, 5, 33, longest, 16, 48], 3, head_dim, dtype, False)
+        wanted = kernels.page_bounds(prefix, size, backend="torch")
+        found = kernels.page_bounds(prefix, size, backend="triton")
+        same = torch.equal(found.low, wanted.low) and torch.equal(found.high, wanted.high)
+        errors[f"bounds d{head_dim}"] = 0.0 if same else float("inf")
+        queries = torch.randn(2, 3 * group, 1, head_dim, device=stage.device).to(dtype)
+        for reduction in REDUCTIONS:
+            theirs = kernels.page_scores(queries.float(), wanted, reduction, backend="torch")
+            ours = kernels.page_scores(queries, wanted, reduction, backend="triton")
+            there = theirs.isfinite()
+            error = relative_error(ours[there], theirs[there])
+            if not torch.equal(there, ours.isfinite()):
+                error = float("inf")
+            errors[f"{reduction} d{head_dim}"] = error
+    return checked(name, errors, SCORE_TOLERANCE, dtype)
+
+
+def check_copy(stage: Stage, name: str, dtype: torch.dtype) -> Result:
+    """The yardstick of all bandwidths copies everything."""
+    wrong = 0
+    for numbers in (4096, 1 << 16, (1 << 16) + 64) if stage.tiny else (4096, 1 << 24, 12_345_664):
+        source = torch.randn(numbers, device=stage.device).to(dtype)
+        target = torch.zeros_like(source)
+        kernels.copy(target, source, backend="triton")
+        wrong += not torch.equal(source, target)
+    return checked(name, {"copies": float(wrong)}, 0.0, dtype)

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from catekv.capacity import Workload
 from catekv.errors import UserError
 from catekv.evaluation.efficiency import memory
 from catekv.evaluation.efficiency.measure import WARM_UP_STEPS, measure_one
 from catekv.evaluation.efficiency.measurement import ABSENT, TOO_LARGE, Measurement
 from catekv.evaluation.efficiency.variants import Setting, Variant, variants
 from catekv.evaluation.settings import MethodSpec
+from catekv.methods.base import Method
 from catekv.model import CateKVModel
+from catekv.model_sizes import sizes_of_model
 
 #: After running out of memory the batch shrinks to this share, by one sequence at least.
 SHRINK = 0.95
 TRIES = 6
-#: What every sequence takes besides its cache, in numbers per vocabulary entry: logits in the
-#: model's type and in float32.
-_LOGIT_NUMBERS = 4
 
 
 def largest_batch(
-    model: CateKVModel, kept: float, steps: int, memory_limit: int | None = None
+    model: CateKVModel,
+    method: Method,
+    length: int,
+    steps: int,
+    memory_limit: int | None = None,
 ) -> int:
-    """Sequences whose caches fit beside the weights that are loaded already.
+    """Sequences whose caches fit beside the weights that are loaded already, by the arithmetic of
+    ``catekv plan``.
 
     Args:
-        kept: tokens per KV head that one sequence keeps (the mean).
+        method: decides what a sequence of ``length`` tokens keeps.
         steps: decode steps that the cache must have room for.
         memory_limit: bytes to use at most, instead of all that is free.
 
@@ -36,10 +41,9 @@ def largest_batch(
     usable = memory.usable_bytes(model.device, memory_limit)
     if usable is None:
         raise UserError("the free memory of this device is not known; give --memory GIB")
-    sizes = memory.memory_model(model)
-    vocabulary = model.model.get_input_embeddings().weight.shape[0]
-    one = sizes.cache_bytes(kept + steps) + _LOGIT_NUMBERS * vocabulary * 4
-    return int(usable // one)
+    sizes = sizes_of_model(model.model)
+    work = Workload(sizes, method, new_tokens=steps, device=model.device.type, prefilled=False)
+    return work.largest_batch(length, usable + sizes.weight_bytes, reserve=0)
 
 
 def throughput(
@@ -88,14 +92,13 @@ def _at_largest_batch(
     seed: int,
 ) -> Measurement:
     row = Measurement(variant.label, length, 0, variant.method)
-    kept = variant.kept(length)
     if variant.absent:
         row.leave_out(ABSENT, variant.absent)
         return row
-    if kept is None:
+    if variant.kept(length) is None:
         row.leave_out(ABSENT, "decides its budgets for every prompt")
         return row
-    batch = largest_batch(model, kept, steps, memory_limit)
+    batch = largest_batch(model, variant.method_for(length), length, steps, memory_limit)
     for _ in range(TRIES):
         if batch < 1:
             break

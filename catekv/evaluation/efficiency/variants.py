@@ -177,17 +177,26 @@ class Variant:
     """One row of a table before it is measured.
 
     Attributes:
-        kept: tokens per head after a context of so many tokens (the mean), None where only the
-            prompt decides.
+        method: False for full attention.
+        method_for: what a context of so many tokens is compressed with.
         build: makes the stepper and notes in the measurement what that cost.
         absent: why it cannot run here, or nothing.
     """
 
     label: str
+    model: CateKVModel
     method: bool
-    kept: Callable[[int], float | None]
+    method_for: Callable[[int], Method]
     build: Callable[[Setting, Measurement], Stepper]
     absent: str = ""
+
+    def kept(self, tokens: int) -> float | None:
+        """Tokens per head after a context of so many (the mean); None where the prompt decides."""
+        try:
+            table = kept_lengths(self.model, self.method_for(tokens), tokens)
+        except UserError:
+            return None
+        return float(table.double().mean())
 
 
 def variants(
@@ -204,16 +213,17 @@ def variants(
             raise UserError(f"unknown baseline {name!r}; use {', '.join(BASELINES)}")
     for name in (name for name in BASELINES if name in baselines):
         if name == "kernel":
-            found.append(_method_variant(KERNEL, model, lambda tokens: create("full"), False))
+            found.append(_method_variant(KERNEL, model, _full, False))
         elif name == "dynamic":
-            found.append(Variant(DYNAMIC, False, float, _build_dynamic))
+            found.append(Variant(DYNAMIC, model, False, _full, _build_dynamic))
         else:
             library = dense.LIBRARIES[name]
             found.append(
                 Variant(
                     library.label,
+                    model,
                     False,
-                    float,
+                    _full,
                     lambda setting, _, library=library: DenseStepper(  # type: ignore[misc]
                         setting, library
                     ),
@@ -234,15 +244,13 @@ def variants(
     return found
 
 
+def _full(tokens: int) -> Method:
+    return create("full")
+
+
 def _method_variant(
     label: str, model: CateKVModel, method_for: Callable[[int], Method], is_method: bool
 ) -> Variant:
-    def kept(tokens: int) -> float | None:
-        try:
-            return float(kept_lengths(model, method_for(tokens), tokens).double().mean())
-        except UserError:
-            return None
-
     def build(setting: Setting, measurement: Measurement) -> Stepper:
         method = method_for(setting.length)
         if setting.fill == "random":
@@ -260,7 +268,7 @@ def _method_variant(
         _note_kept(measurement, context.cache)
         return RaggedStepper(setting, context.cache, context.last_logits)
 
-    return Variant(label, is_method, kept, build)
+    return Variant(label, model, is_method, method_for, build)
 
 
 def _note_kept(measurement: Measurement, cache: RaggedCache) -> None:
