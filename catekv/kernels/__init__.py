@@ -24,7 +24,11 @@ from catekv.kernels.page_bounds import (
     page_scores_torch,
     top_pages,
 )
-from catekv.kernels.ragged_decode import ragged_decode_reference, ragged_decode_torch
+from catekv.kernels.ragged_decode import (
+    ragged_decode_reference,
+    ragged_decode_torch,
+    why_no_decode_kernel,
+)
 from catekv.kernels.window_scores import why_no_window_kernel, window_scores_torch
 from catekv.kernels.window_statistics import window_statistics_torch
 from catekv.kernels.workspace import Workspace
@@ -95,7 +99,8 @@ def ragged_decode(
     Raises:
         UserError: unknown backend, or one that cannot take these arguments.
     """
-    function = choose("ragged_decode", queries.device, backend)
+    reason = why_no_decode_kernel(queries, prefix, tail_keys)
+    function = choose("ragged_decode", queries.device, backend, unsupported=reason)
     result: Tensor = function(
         queries, prefix, tail_keys, tail_values, scaling, tail_mask, tail_length, blocks, workspace
     )

@@ -99,7 +99,9 @@ def choose(
         backend = os.environ.get(VARIABLE, "auto").strip().lower() or "auto"
     if backend == "auto":
         usable = "triton" in row and device.type == "cuda" and has_triton()
-        return _load(kernel, "triton" if usable and unsupported is None else "torch")
+        if not usable or unsupported is not None:
+            return _load(kernel, "torch")
+        return _launching(kernel, device)
     known = {name for entry in TABLE.values() for name in entry}
     if backend not in known:
         raise UserError(
@@ -110,7 +112,24 @@ def choose(
         reason = _why_no_triton(kernel, device) or unsupported
         if reason is not None:
             raise UserError(f"the triton kernel {kernel} cannot run here: {reason}; use auto")
+        if "triton" in row:
+            return _launching(kernel, device)
     return _load(kernel, backend if backend in row else "torch")
+
+
+@functools.cache
+def _launching(kernel: str, device: torch.device) -> Callable[..., Any]:
+    """The triton kernel, launched on the device of its tensors: triton itself launches on the
+    current one, which is another where a model's layers are spread over devices."""
+    function = _load(kernel, "triton")
+    if device.type != "cuda":
+        return function
+
+    def launch(*arguments: Any, **options: Any) -> Any:
+        with torch.cuda.device(device):
+            return function(*arguments, **options)
+
+    return launch
 
 
 def _why_no_triton(kernel: str, device: torch.device) -> str | None:

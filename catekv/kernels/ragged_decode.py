@@ -18,6 +18,23 @@ def causal_tail_mask(query_tokens: int, tail: int, device: torch.device) -> Tens
     return (torch.arange(tail, device=device) <= rows)[None, None]
 
 
+#: What the triton kernel is built for; anything else takes the torch path.
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KERNEL_HEAD_DIM = 256
+
+
+def why_no_decode_kernel(queries: Tensor, prefix: RaggedPrefix, tail_keys: Tensor) -> str | None:
+    """Why the triton kernel cannot take these tensors; None if it can."""
+    if queries.dtype not in KERNEL_DTYPES:
+        return f"it computes with float32, float16 and bfloat16, not with {queries.dtype}"
+    if not queries.dtype == prefix.keys.dtype == tail_keys.dtype:
+        return f"queries are {queries.dtype}, stored keys {prefix.keys.dtype}"
+    largest = max(queries.shape[-1], prefix.values.shape[-1])
+    if largest > KERNEL_HEAD_DIM:
+        return f"heads of {largest} dimensions are more than {KERNEL_HEAD_DIM}"
+    return None
+
+
 def visible_tail(
     query_tokens: int,
     tail: int,

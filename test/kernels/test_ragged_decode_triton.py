@@ -189,6 +189,23 @@ def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch):
         kernels.ragged_decode(**Case().arguments(), backend="triton")
 
 
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (Case((9, 4, 2), dtype=torch.float64), "not with torch.float64"),
+        (Case((9, 4, 2), dim=272, value_dim=272), "272 dimensions are more than 256"),
+    ],
+    ids=["float64", "wide heads"],
+)
+def test_what_the_kernel_is_not_built_for_takes_the_torch_path(case: Case, reason: str):
+    arguments = case.arguments()
+    torch.testing.assert_close(
+        kernels.ragged_decode(**arguments), ragged_decode_reference(**arguments)
+    )
+    with pytest.raises(UserError, match=reason):
+        kernels.ragged_decode(**arguments, backend="triton")
+
+
 def test_two_programs_of_every_half_precision_launch_fit_into_a_multiprocessor():
     for head_dim in (64, 96, 128, 256):
         options = launch_options(head_dim, 2, 16)
