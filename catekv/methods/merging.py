@@ -16,6 +16,7 @@ from torch import Tensor
 #: Upper bound on the bytes of one block of similarities. The peak of :func:`nearest_kept` is one
 #: block and a float32 copy of the row's keys.
 BLOCK_BYTES = 32 * 2**20
+_COLUMNS = 64
 #: What a product of a ratio and a number of tokens may lack to the next whole number.
 GUARD = 1e-9
 
@@ -37,12 +38,20 @@ def nearest_kept(leaving: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Index into ``kept`` int64 [leaving], and the cosine float32 [leaving].
     """
-    toward = F.normalize(kept.float(), dim=-1).T
-    step = max(1, BLOCK_BYTES // (4 * kept.shape[0]))
-    best = [
-        (F.normalize(block.float(), dim=-1) @ toward).max(dim=-1) for block in leaving.split(step)
-    ]
-    return torch.cat([one.indices for one in best]), torch.cat([one.values for one in best])
+    count = kept.shape[0]
+    # whole groups of columns: finding the place of a maximum is slow over long rows
+    toward = F.pad(F.normalize(kept.float(), dim=-1), (0, 0, 0, -count % _COLUMNS)).T.contiguous()
+    step = max(1, BLOCK_BYTES // (4 * toward.shape[1]))
+    targets, cosines = [], []
+    for block in leaving.split(step):
+        similarity = F.normalize(block.float(), dim=-1) @ toward
+        similarity[:, count:] = -torch.inf
+        groups = similarity.unflatten(1, (-1, _COLUMNS))
+        group = groups.amax(dim=-1).argmax(dim=-1)
+        best = groups[torch.arange(len(block), device=block.device), group].max(dim=-1)
+        targets.append(group * _COLUMNS + best.indices)
+        cosines.append(best.values)
+    return torch.cat(targets), torch.cat(cosines)
 
 
 def group_sum(own: Tensor, added: Tensor, target: Tensor) -> Tensor:
