@@ -1,0 +1,325 @@
+"""Every method in every setting: batches with padding, groups of query heads, chunks, turns.
+
+Settings are paired so that every two values of different dimensions meet in one of them. Each run
+has two turns: its first part is the run of one turn.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import entries_reference
+import pytest
+import torch
+from scenarios import largest_difference, left_padding, random_ids
+from tiny_models import tiny_model
+from torch import Tensor
+from transformers import DynamicCache
+
+from catekv import CateKVModel, methods, prefill
+from catekv.head_mask import HeadMask
+from catekv.methods import Method, ModelShape
+from catekv.methods.equal_memory import with_total
+from catekv.transformers_compat import set_attention
+
+LAYERS, QUERY_HEADS, HIDDEN, PROMPT = 2, 4, 32, 48
+TOLERANCE = 2e-5
+#: KV heads of the grouped, the ungrouped and the single-headed model
+GROUPINGS = {"grouped": 2, "ungrouped": 4, "one-head": 1}
+#: (grouping, batch, chunk_size); batches of 3 are padded
+SETTINGS = [
+    ("grouped", 1, None),
+    ("grouped", 3, 13),
+    ("ungrouped", 1, 13),
+    ("ungrouped", 3, None),
+    ("one-head", 1, None),
+    ("one-head", 3, 13),
+]
+EDGES = {"init_tokens": 2, "recent_tokens": 4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """How the matrix runs one method.
+
+    Attributes:
+        small: options that keep a part of a prompt of 48 tokens; may be made for the KV heads.
+        whole: options that keep and read all of it.
+        original: entries read are tokens of the prompt as they are, that is, a mask over it.
+        exact: the recommended preset keeps a given total exactly, in every sequence.
+        layers: of the model, for methods that leave the first ones whole.
+    """
+
+    small: dict[str, Any] | Callable[[int], dict[str, Any]]
+    whole: dict[str, Any] | Callable[[int], dict[str, Any]]
+    original: bool = True
+    exact: bool = True
+    layers: int = LAYERS
+
+    def options(self, kind: str, kv_heads: int) -> dict[str, Any]:
+        given = getattr(self, kind)
+        found: dict[str, Any] = given(kv_heads) if callable(given) else given
+        return found
+
+
+def head_mask(kv_heads: int, ratio: float) -> dict[str, Any]:
+    mask = torch.zeros(LAYERS, kv_heads)
+    mask[0, 0] = 1
+    return {"head_mask": HeadMask(torch.ones(LAYERS, kv_heads) if ratio == 1.0 else mask)}
+
+
+def catekv(kv_heads: int) -> dict[str, Any]:
+    small = {"budget": 20, "window": 4, "chunk_size": 4, "guard_tokens": 4, **EDGES}
+    return {**small, **head_mask(kv_heads, 0.4)}
+
+
+def scores(kv_heads: int) -> list[list[float]]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(LAYERS, kv_heads, generator=generator).tolist()
+
+
+WINDOWED = {"window": 4, "kernel": 3}
+ATSKV = {
+    "untrained": True,
+    "predictor_width": 5,
+    "feature_dim": 16,
+    "lsh_bits": 2,
+    "fetch": 3,
+    "update_every": 2,
+    **EDGES,
+}
+SHADOW = {"chunk": 4, "rank": 8, "outliers": 1, "local": 1}
+
+
+def windowed(**options: Any) -> Case:
+    return Case({"budget": 10, **WINDOWED, **options}, {"budget": 999, **WINDOWED, **options})
+
+
+def scored(kv_heads: int) -> dict[str, Any]:
+    return {"budget": 10, "scores": scores(kv_heads), **WINDOWED}
+
+
+#: method, or method/variant
+CASES: dict[str, Case] = {
+    "full": Case({}, {}, exact=False),
+    "streaming_llm": Case({"budget": 12, "sinks": 2}, {"budget": 999}),
+    "sliding_window": Case({"budget": 12}, {"budget": 999}),
+    "snapkv": windowed(),
+    "pyramidkv": windowed(),
+    "adakv": windowed(),
+    "adakv/pyramid": windowed(budgets="pyramid"),
+    "headkv": Case(scored, lambda heads: {**scored(heads), "budget": 999}),
+    "cokv": Case(scored, lambda heads: {**scored(heads), "budget": 999}),
+    "duo_attention": Case(
+        lambda heads: {"pattern": scores(heads), "sinks": 2, "recent": 8},
+        lambda heads: {"pattern": scores(heads), "sinks": 2, "recent": 999},
+    ),
+    "catekv": Case(catekv, lambda heads: {**catekv(heads), **head_mask(heads, 1.0)}, exact=False),
+    "dynamickv": windowed(interval=1),
+    "h2o": Case({"budget": 12}, {"budget": 999}),
+    "h2o/append": Case({"budget": 12, "decode": False}, {"budget": 999, "decode": False}),
+    "simcalkv": Case({"ratio": 0.6}, {"ratio": 0.0}, original=False),
+    "simcalkv/remerge": Case(
+        {"ratio": 0.6, "remerge_every": 3}, {"ratio": 0.0, "remerge_every": 3}, original=False
+    ),
+    "cam": Case({"budget": 12}, {"budget": 999}, original=False),
+    "cam/h2o": Case(
+        {"budget": 12, "keep": "h2o", "expected": True}, {"budget": 999}, original=False
+    ),
+    "keepkv": Case({"budget": 12, "threshold": 0.2}, {"budget": 999}, original=False),
+    "pyramidinfer_kv": Case(
+        {"least_ratio": 0.3, "min_context": 4, "sinks": 2},
+        {"least_ratio": 1.0},
+        exact=False,
+        layers=3,
+    ),
+    "simcalkv_pyramidinfer": Case({"ratio": 0.6}, {"ratio": 0.0, "step": 0.0}),
+    "simcalkv_keepkv": Case({"ratio": 0.6}, {"ratio": 0.0}, original=False),
+    "simcalkv_cam": Case({"ratio": 0.6}, {"ratio": 0.0}, original=False),
+    "quest": Case(
+        {"budget": 12, "page": 4, "full_layers": 1, "least_pages": 1}, {"budget": 999}, exact=False
+    ),
+    "rocketkv": Case({"budget": 12, **WINDOWED}, {"budget": 999, **WINDOWED}, exact=False),
+    "rocketkv/multi_turn": Case(
+        {"budget": 12, "multi_turn": True, **WINDOWED},
+        {"budget": 999, "multi_turn": True, **WINDOWED},
+        exact=False,
+    ),
+    "shadowkv": Case(
+        {"budget": 8, **SHADOW}, {"budget": 999, **SHADOW}, original=False, exact=False
+    ),
+    "atskv": Case({"quantile": 0.5, **ATSKV}, {"budget": 999, **ATSKV}, exact=False),
+    "atskv/top": Case(
+        {"selection": "top", "budget": 12, **ATSKV}, {"budget": 999, **ATSKV}, exact=False
+    ),
+    "atskv_dynamic_kv": Case({"ratio": 0.4}, {"budget": 999}),
+    "atskv_rocket_kv": Case({}, {"budget": 999}, original=False),
+}
+
+
+#: methods that only say why they cannot be had
+REFUSED = {"pyramidinfer"}
+
+
+@functools.cache
+def model_of(grouping: str, layers: int) -> Any:
+    entries_reference.register()
+    return tiny_model(
+        "llama",
+        num_hidden_layers=layers,
+        num_attention_heads=QUERY_HEADS,
+        num_key_value_heads=GROUPINGS[grouping],
+        hidden_size=HIDDEN,
+        intermediate_size=32,
+    )
+
+
+@functools.cache
+def forwards(batch: int) -> list[dict[str, Tensor]]:
+    """Inputs of every forward: the prompt, two steps, a second turn (padded too), two steps."""
+    widths, found = [PROMPT, 1, 1, 6, 1, 1], []
+    seen = torch.zeros(batch, 0, dtype=torch.long)
+    for index, width in enumerate(widths):
+        ids = random_ids(batch, width, seed=index)
+        if batch == 1:
+            found.append({"input_ids": ids})
+            continue
+        new = torch.ones_like(ids)
+        if index == 0:
+            new = left_padding(batch, width)
+        elif width > 1:
+            new[0, :3] = 0
+        seen = torch.cat([seen, new], dim=1)
+        positions = prefill.positions_of(seen)[:, -width:]
+        found.append({"input_ids": ids, "attention_mask": seen, "position_ids": positions})
+    return found
+
+
+def prompt_mask(batch: int) -> Tensor | None:
+    return forwards(batch)[0].get("attention_mask")
+
+
+@functools.cache
+def stock(grouping: str, batch: int, layers: int) -> list[Tensor]:
+    """Logits of the ordinary model and cache."""
+    model = model_of(grouping, layers)
+    set_attention(model, "sdpa")
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        return [
+            model(past_key_values=cache, use_cache=True, **inputs).logits[:, -1]
+            for inputs in forwards(batch)
+        ]
+
+
+def wrapped(grouping: str, layers: int) -> CateKVModel:
+    return CateKVModel(model_of(grouping, layers))
+
+
+@torch.no_grad()
+def compressed(
+    grouping: str, layers: int, batch: int, chunk_size: int | None, method: Method
+) -> tuple[list[Tensor], Any]:
+    """Logits of the same forwards with a compressed cache, and the cache as the prompt left it."""
+    model = wrapped(grouping, layers)
+    prompt, *rest = forwards(batch)
+    context = model.prefill(
+        prompt["input_ids"], chunk_size, method, attention_mask=prompt_mask(batch)
+    )
+    cache = context.fork().cache
+    logits = [context.last_logits]
+    for inputs in rest:
+        logits.append(model.model(past_key_values=cache, use_cache=True, **inputs).logits[:, -1])
+    return logits, context.cache
+
+
+def tokens_of(batch: int) -> list[int]:
+    mask = prompt_mask(batch)
+    return [PROMPT] * batch if mask is None else mask.sum(dim=-1).tolist()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    yield
+    assert not entries_reference.CURRENT
+
+
+def shape_of(name: str, grouping: str) -> ModelShape:
+    heads = GROUPINGS[grouping]
+    return ModelShape(CASES[name].layers, QUERY_HEADS, heads, HIDDEN // QUERY_HEADS)
+
+
+def made(name: str, kind: str, grouping: str, **more: Any) -> Method:
+    options = CASES[name].options(kind, GROUPINGS[grouping])
+    method = methods.create(name.split("/")[0], **{**options, **more})
+    method.validate(shape_of(name, grouping))
+    return method
+
+
+def test_every_method_is_in_the_matrix() -> None:
+    covered = {name.split("/")[0] for name in CASES} | REFUSED
+    assert covered == set(methods.available()), "every method needs a Case, and no other"
+
+
+def test_every_two_values_of_the_dimensions_meet() -> None:
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        met = {(setting[first], setting[second]) for setting in SETTINGS}
+        values = [{setting[i] for setting in SETTINGS} for i in (first, second)]
+        assert len(met) == len(values[0]) * len(values[1])
+
+
+@pytest.mark.parametrize(("grouping", "batch", "chunk_size"), SETTINGS)
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_finite_budget_equals_dense_attention_over_the_same_entries(
+    name: str, grouping: str, batch: int, chunk_size: int | None
+) -> None:
+    method = made(name, "small", grouping)
+    actual, _ = compressed(grouping, CASES[name].layers, batch, chunk_size, method)
+    model = model_of(grouping, CASES[name].layers)
+    set_attention(model, entries_reference.NAME)
+    reference = entries_reference.ReferenceCache(
+        model, method, prompt_mask(batch), CASES[name].original
+    )
+    with torch.no_grad():
+        expected = entries_reference.run(model, reference, forwards(batch))
+    assert largest_difference(actual, expected) <= TOLERANCE
+    if name != "full":
+        changed = max(
+            float((a - b).abs().max())
+            for a, b in zip(actual[1:], stock(grouping, batch, CASES[name].layers)[1:], strict=True)
+        )
+        assert changed > 1e-3, "the method left everything as it was"
+
+
+@pytest.mark.parametrize(
+    ("grouping", "batch", "chunk_size"), [SETTINGS[0], SETTINGS[3], SETTINGS[5]]
+)
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_an_infinite_budget_equals_the_stock_model(
+    name: str, grouping: str, batch: int, chunk_size: int | None
+) -> None:
+    method = made(name, "whole", grouping)
+    actual, cache = compressed(grouping, CASES[name].layers, batch, chunk_size, method)
+    assert largest_difference(actual, stock(grouping, batch, CASES[name].layers)) <= TOLERANCE
+    for lengths in cache.lengths():
+        assert lengths.tolist() == [[count] * GROUPINGS[grouping] for count in tokens_of(batch)]
+
+
+@pytest.mark.parametrize(("grouping", "batch", "chunk_size"), SETTINGS[1:4])
+@pytest.mark.parametrize("name", sorted(name for name, case in CASES.items() if case.exact))
+def test_recommended_budgets_hold_exactly_what_was_asked(
+    name: str, grouping: str, batch: int, chunk_size: int | None
+) -> None:
+    shape = shape_of(name, grouping)
+    total = shape.layers * shape.kv_heads * 20
+    method = made(name, "small", grouping, preset="recommended")
+    method = with_total(method, total, min(tokens_of(batch)), shape)
+    model = wrapped(grouping, CASES[name].layers)
+    context = model.prefill(
+        forwards(batch)[0]["input_ids"], chunk_size, method, attention_mask=prompt_mask(batch)
+    )
+    stored = torch.stack(context.cache.lengths()).sum(dim=(0, 2))
+    assert stored.tolist() == [total] * batch
