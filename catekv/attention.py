@@ -25,6 +25,7 @@ from catekv.errors import UserError
 from catekv.kernels.dispatch import choose
 from catekv.kernels.ragged_decode import causal_tail_mask
 from catekv.layout import RaggedPrefix
+from catekv.sparse_prefill import minference_attention
 from catekv.token_buffer import FixedTail
 
 #: Base implementation -> registered name. A name contains "flash" if and only if its base is a
@@ -49,6 +50,9 @@ class ObservingLayer(Protocol):
 
     prefix: RaggedPrefix | None
     store: DecodeStore | None
+
+    @property
+    def prefill(self) -> str: ...
 
     def observe(self, queries: Tensor, valid: Tensor | None, scaling: float) -> None: ...
 
@@ -150,11 +154,12 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 )
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         if handle.dense:
-            if not flash and _past_is_causal(query, key, attention_mask):
-                result: tuple[Tensor, Tensor | None] = (
-                    _past_and_self(query, key, value, scale, attention_mask),
-                    None,
-                )
+            result: tuple[Tensor, Tensor | None]
+            if handle.layer.prefill == "minference" and query.shape[2] > 1:
+                seen = _last_row(attention_mask, key.shape[2])
+                result = minference_attention(query, key, value, scale, seen), None
+            elif not flash and _past_is_causal(query, key, attention_mask):
+                result = _past_and_self(query, key, value, scale, attention_mask), None
             else:
                 result = delegate(
                     module, query, key, value, attention_mask, scaling=scaling, **options

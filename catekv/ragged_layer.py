@@ -90,6 +90,11 @@ class RaggedLayer(CacheLayerMixin):
         return self.prefix is not None
 
     @property
+    def prefill(self) -> str:
+        """How the prompt is attended to while it comes in: ``dense`` unless the method says so."""
+        return getattr(self.settings.method, "prefill", "dense")
+
+    @property
     def tail_length(self) -> int:
         """Tokens stored densely: everything before compression, the newer ones after it."""
         return self.buffer.length

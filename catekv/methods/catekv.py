@@ -18,6 +18,7 @@ from catekv.layout import RaggedPrefix
 from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
 from catekv.methods.scoring import CHUNK_RULES, top_mask
 from catekv.prompt_layout import PromptLayout, floor_count, prompt_layout
+from catekv.sparse_prefill import require_minference
 from catekv.stores.block_reader import Reading
 from catekv.stores.quest import QuestReader
 from catekv.stores.shadow import ShadowSettings
@@ -26,6 +27,7 @@ from catekv.stores.shadow_reader import ShadowReader
 VARIANTS = ("official", "paper")
 RETENTION_RANGES = ("middle", "all_but_window")
 READS = ("all", "quest", "shadowkv")
+PREFILLS = ("dense", "minference")
 DEFAULT_RATIO = 0.4
 #: Recent tokens of the published run, and the paper's rule in tokens of budget per recent token.
 OFFICIAL_RECENT = 256
@@ -79,6 +81,8 @@ class CateKV(Method):
             whole.
         rank, outliers, local: options of :class:`ShadowKV`, for ``read="shadowkv"``; its chunks
             have ``chunk_size`` tokens.
+        prefill: attention while the prompt is read: ``dense``, or ``minference``, which needs the
+            package of that name and the prompt in one piece.
 
     Raises:
         UserError: no mask, a mask of another shape, or a number outside its range.
@@ -105,6 +109,7 @@ class CateKV(Method):
     rank: int = 160
     outliers: int = 48
     local: int = 4
+    prefill: str = "dense"
 
     def __post_init__(self) -> None:
         def resolve(name: str, official: str, paper: str, allowed: tuple[str, ...]) -> None:
@@ -146,6 +151,12 @@ class CateKV(Method):
     def _check_read(self) -> None:
         if self.read not in READS:
             raise UserError(f"catekv: unknown read {self.read!r}; use {', '.join(READS)}")
+        if self.prefill not in PREFILLS:
+            raise UserError(
+                f"catekv: unknown prefill {self.prefill!r}; use {' or '.join(PREFILLS)}"
+            )
+        if self.prefill == "minference":
+            require_minference()
         if self.read == "shadowkv" and self.retention < 1:
             raise UserError(
                 f"catekv: read='shadowkv' needs all tokens of adaptive heads, and retention "
