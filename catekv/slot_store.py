@@ -172,7 +172,7 @@ class SlotStore(DecodeStore):
         #: int64 [rows], entries of a full row
         self.capacity = torch.tensor(capacities, device=prefix.keys.device).clamp(min=1)
         self.prefix = prefix
-        self._make_room(0)
+        self._make_room(0, copy=True)
 
     def read(
         self, queries: Tensor, scaling: float, workspace: Workspace | None = None
@@ -301,13 +301,13 @@ class SlotStore(DecodeStore):
         last = self.prefix.lengths.view(-1, 1).long() - 1
         return self.prefix.offsets.view(-1, 1) + torch.minimum(inner, last)
 
-    def _make_room(self, tokens: int) -> None:
-        """Let every row hold ``tokens`` more entries, as far as its limit goes."""
-        self.bounds = [min(*pair) for pair in zip(
-            self.limits, (bound + tokens for bound in self.bounds), strict=True
-        )]  # fmt: skip
+    def _make_room(self, tokens: int, *, copy: bool = False) -> None:
+        """Let every row hold ``tokens`` more entries, as far as its limit goes; ``copy`` makes
+        storage of the store's own in any case."""
+        more = [bound + tokens for bound in self.bounds]
+        self.bounds = [min(*pair) for pair in zip(self.limits, more, strict=True)]
         rooms = [room for _, room in self.prefix.host_rows]
-        if self.prefix.bias is not None and all(map(int.__ge__, rooms, self.bounds)):
+        if not copy and all(map(int.__ge__, rooms, self.bounds)):
             return
         spare = [bound + max(bound // GROWTH, LEAST_GROWTH) for bound in self.bounds]
         self._pack([min(*pair) for pair in zip(self.limits, spare, strict=True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -136,7 +137,7 @@ class KeepKVStore(SlotStore):
     ) -> dict[str, Tensor]:
         known = super().observe(logits, own_logits, key, active)
         entries = self.entries
-        group = torch.tensor(float(logits.shape[1])).log().to(logits.device)
+        group = math.log(logits.shape[1])
         scores = logits.logsumexp(dim=1) - group
         counts = active[:, None] & entries.used
         averages = updated_average(entries.averages, scores, self.alpha)
