@@ -63,7 +63,9 @@ def test_unrotated_keys_are_the_projection(family: str, tokens: int, changes: di
     projected, cached = projected_and_cached(model, tokens, layer=1)
     rotation = rotation_of(model, tokens, layer=1)
     positions = torch.arange(tokens)
-    torch.testing.assert_close(rotation.unrotate(cached, positions), projected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        rotation.unrotate(cached, positions), projected, rtol=1e-4, atol=1e-4
+    )
     torch.testing.assert_close(rotation.rotate(projected, positions), cached, rtol=1e-4, atol=1e-4)
 
 
