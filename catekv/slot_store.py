@@ -21,8 +21,8 @@ from catekv.kernels.workspace import Workspace
 from catekv.layout import BlockList, RaggedPrefix, pack_merged
 from catekv.methods.base import Merged
 
-#: Bias of a slot without an entry: attention gives it no weight and no row becomes NaN. Not the least
-#: number there is, because kernels multiply biases by log2(e).
+#: Bias of a slot without an entry: attention gives it no weight and no row becomes NaN. Not the
+#: least number there is, because kernels multiply biases by log2(e).
 HIDDEN = -1e30
 #: Rows that are not full yet get room for one part in this many more entries at a time.
 GROWTH = 8

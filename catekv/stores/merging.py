@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from catekv.layout import RaggedPrefix
-from catekv.methods.keepkv import (
+from catekv.methods.vote_merge import (
     corrected_average,
     updated_average,
     window_average,

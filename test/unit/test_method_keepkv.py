@@ -13,7 +13,7 @@ from catekv import kernels, methods
 from catekv.errors import UserError
 from catekv.layout import pack_merged
 from catekv.methods import Merged, ModelShape
-from catekv.methods.keepkv import (
+from catekv.methods.vote_merge import (
     corrected_average,
     updated_average,
     window_average,
