@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -242,18 +242,32 @@ class ATSKV(Method):
         target = control.quantile_level(tokens / self.budget, self.q_min, self.q_max)
         return control.smoothed_level(level, target, self.smoothing)
 
-    def relevance(self, observed: Observed) -> tuple[Tensor, Tensor, Tensor]:
-        """Relevance [batch, tokens] of a prompt without padding, the predictor's static part and
-        what the column sums are divided by [tokens]."""
-        assert observed.hidden_states is not None
-        assert observed.column_sums is not None
+    def relevance(
+        self, observed: Observed, b: int | None = None, columns: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Relevance of a prompt without padding.
+
+        Args:
+            observed: the layer. b, columns: one sequence of it, and its columns without padding.
+
+        Returns:
+            Relevance [batch, tokens], the predictor's static part [batch, tokens, width], and what
+            column sums are divided by [tokens].
+        """
+        hidden, sums = observed.hidden_states, observed.column_sums
+        assert hidden is not None
+        assert sums is not None
+        if b is not None and columns is not None:
+            hidden, sums = hidden[b : b + 1], sums[b : b + 1]
+            if len(columns) < observed.tokens:
+                hidden, sums = hidden[:, columns], sums[..., columns]
         predictor = self.layer_predictor(observed)
-        tokens, device = observed.tokens, observed.keys.device
-        observers = queries_that_see(tokens, device)
+        tokens = hidden.shape[1]
+        observers = queries_that_see(tokens, hidden.device)
         if not self.causal_normalised:
             observers = torch.full_like(observers, float(tokens))
-        static = predictor.static_part(observed.hidden_states, observed.layer)
-        return predictor.from_static(static, observed.column_sums, observers), static, observers
+        static = predictor.static_part(hidden, observed.layer)
+        return predictor.from_static(static, sums, observers), static, observers
 
     def active_mask(self, relevance: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Soft-mask start and active tokens, bool [batch, tokens] each (the latter with edges)."""
@@ -302,7 +316,7 @@ class ATSKV(Method):
         active = torch.zeros_like(valid)
         for b in range(batch):
             columns = valid[b].nonzero().squeeze(-1)
-            relevance, static, observers = self.relevance(_sequence(observed, b, columns))
+            relevance, static, observers = self.relevance(observed, b, columns)
             soft, chosen = self.active_mask(relevance, observed.layer)
             state.static[b, columns], state.soft[b, columns] = static[0], soft[0].float()
             state.observers[b][:, columns] = observers
@@ -330,16 +344,3 @@ class ATSKV(Method):
             self.budget,
             self.selection == "top",
         )
-
-
-def _sequence(observed: Observed, b: int, columns: Tensor) -> Observed:
-    """One sequence of a batch without its padding."""
-    assert observed.hidden_states is not None
-    assert observed.column_sums is not None
-    return replace(
-        observed,
-        keys=observed.keys[b : b + 1, :, columns],
-        values=observed.values[b : b + 1, :, columns],
-        column_sums=observed.column_sums[b : b + 1, :, columns],
-        hidden_states=observed.hidden_states[b : b + 1, columns],
-    )

@@ -35,9 +35,12 @@ class Passive:
 
     @classmethod
     def build(cls, columns: Tensor, keys: Tensor, values: Tensor, codes: Tensor) -> Passive:
-        order = columns.argsort()
-        keys, values, codes = keys[:, order], values[:, order], codes[:, order]
-        return cls(columns[order], LshIndex.build(keys, codes), values)
+        if bool((columns[1:] < columns[:-1]).any()):
+            order = columns.argsort()
+            columns, keys, values, codes = (
+                columns[order], keys[:, order], values[:, order], codes[:, order]
+            )  # fmt: skip
+        return cls(columns, LshIndex.build(keys, codes), values)
 
     def tensors(self) -> list[Tensor]:
         return [self.columns, self.index.keys, self.index.codes, self.index.order, self.values]
@@ -74,26 +77,28 @@ class TwoTiers:
         self.projection, self.top_k = projection, top_k
         self.slots = [min(top_k, len(tier.columns)) for tier in passive]
         self.shared = False
-        self.slot_columns = []
-        key_blocks, value_blocks, rows, start = [], [], [], 0
-        for own_keys, own_values, where, slots in zip(
-            keys, values, self.columns, self.slots, strict=True
-        ):
-            heads, length = own_keys.shape[0], own_keys.shape[1] + slots
-            key_blocks.append(_widened(own_keys, slots))
-            value_blocks.append(_widened(own_values, slots))
-            self.slot_columns.append(
-                torch.cat([where, where.new_zeros(slots)]).expand(heads, length).clone()
-            )
-            rows += [(start + head * length, length) for head in range(heads)]
-            start += heads * length
         self.kv_heads = keys[0].shape[0]
-        bias = None
-        if any(self.slots):
-            bias = torch.zeros(start, device=keys[0].device)
+        lengths = [
+            len(where) + count for where, count in zip(self.columns, self.slots, strict=True)
+        ]
+        rows, start = [], 0
+        for length in lengths:
+            rows += [(start + head * length, length) for head in range(self.kv_heads)]
+            start += self.kv_heads * length
         self.prefix = from_rows(
-            torch.cat(key_blocks), torch.cat(value_blocks), bias, rows, self.kv_heads
+            keys[0].new_zeros(start, keys[0].shape[-1]),
+            values[0].new_zeros(start, values[0].shape[-1]),
+            torch.zeros(start, device=keys[0].device) if any(self.slots) else None,
+            rows,
+            self.kv_heads,
         )
+        self.slot_columns = []
+        for b, where in enumerate(self.columns):
+            block_keys, block_values, _ = self.block(b)
+            block_keys[:, : len(where)], block_values[:, : len(where)] = keys[b], values[b]
+            places = where.new_zeros(self.kv_heads, lengths[b])
+            places[:, : len(where)] = where
+            self.slot_columns.append(places)
         for b in range(len(self.columns)):
             self._hide(b)
 
@@ -114,16 +119,14 @@ class TwoTiers:
             active, valid: bool [batch, tokens]; padding goes nowhere.
         """
         chosen = [row.nonzero().squeeze(-1) for row in active & valid]
-        resting = [row.nonzero().squeeze(-1) for row in ~active & valid]
-        passive = [
-            Passive.build(
-                columns.cpu(),
-                keys[b][:, columns].cpu(),
-                values[b][:, columns].cpu(),
-                sign_codes(keys[b][:, columns], projection).cpu(),
+        passive = []
+        for b, row in enumerate(~active & valid):
+            columns = row.nonzero().squeeze(-1)
+            resting = keys[b][:, columns]
+            codes = sign_codes(resting, projection).cpu()
+            passive.append(
+                Passive.build(columns.cpu(), resting.cpu(), values[b][:, columns].cpu(), codes)
             )
-            for b, columns in enumerate(resting)
-        ]
         return cls(
             [keys[b][:, columns] for b, columns in enumerate(chosen)],
             [values[b][:, columns] for b, columns in enumerate(chosen)],
@@ -264,8 +267,3 @@ class TwoTiers:
     def nbytes(self) -> tuple[int, int]:
         """Allocated bytes of the active and of the passive tier."""
         return storage_bytes(self.device_tensors()), storage_bytes(self.host_tensors())
-
-
-def _widened(entries: Tensor, slots: int) -> Tensor:
-    """[kv_heads * (entries + slots), dim] with zeros behind each head's entries."""
-    return torch.nn.functional.pad(entries, (0, 0, 0, slots)).flatten(0, 1)
