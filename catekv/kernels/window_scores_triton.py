@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -85,18 +87,21 @@ def window_scores_triton(
 
 
 def variants() -> list[Variant]:
-    """Every compiled form for tokens and for chunks of eight, and those of the first pass."""
+    """Every compiled form for tokens (of all heads) and for chunks of eight (of some heads), and
+    those of the first pass."""
     found = window_triton.variants()
     for shape in window_triton.built_shapes():
         tile = tile_of(shape[1], shape[0], shape[3])
         rules = {"tokens": (1, False), "sum of maxima": (8, True), "maximum of sums": (8, False)}
         for rule, (room, max_first) in rules.items():
-            constants = {
+            constants: dict[str, Any] = {
                 "BLOCK_W": tile.queries,
                 "BLOCK_N": tile.keys,
                 "CHUNK_ROOM": room,
                 "MAX_FIRST": max_first,
             }
+            if room == 1:
+                constants["heads"] = None
             name, types = f"window scores, {rule}", {"scores": "*fp32"}
             found.append(window_triton.variant(name, _chunk_scores, shape, types, constants, tile))
     return found

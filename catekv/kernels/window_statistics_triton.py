@@ -160,12 +160,14 @@ def _slot_table(slots: Tensor, digits: Tensor, parents: int, size: int) -> tuple
     """Where the next level counts the values with each of these digits: int32 [rows, parents,
     size], -1 where nobody wants them; and the slot of each wanted value, int64 [rows, wanted]."""
     rows, wanted = digits.shape
-    table = torch.full((rows, parents * size), -1, dtype=torch.int32, device=digits.device)
     place = slots * size + digits
-    index = torch.arange(wanted, dtype=torch.int32, device=digits.device).expand(rows, wanted)
-    # values that agree so far share one slot: the largest of theirs
-    table.scatter_reduce_(1, place, index, "amax")
-    return table.view(rows, parents, size), table.gather(1, place).long()
+    index = torch.arange(wanted, device=digits.device)
+    # values that agree so far share the slot of the first of them
+    same = place[:, :, None] == place[:, None, :]
+    own = torch.where(same, index, wanted).amin(dim=-1)
+    table = torch.full((rows, parents * size), -1, dtype=torch.int32, device=digits.device)
+    table.scatter_(1, place, own.to(torch.int32))
+    return table.view(rows, parents, size), own
 
 
 def _order_statistics(view: Window, positions: Sequence[int]) -> Tensor:
@@ -242,9 +244,9 @@ def variants() -> list[Variant]:
     found = []
     for shape in window_triton.built_shapes():
         tile = tile_of(shape[1], shape[0], shape[3])
-        blocks = {"BLOCK_W": tile.queries, "BLOCK_N": tile.keys}
+        blocks: dict[str, Any] = {"heads": None, "BLOCK_W": tile.queries, "BLOCK_N": tile.keys}
         for level in range(3):
-            constants: dict[str, Any] = {
+            constants = {
                 **blocks,
                 "LEVEL": level,
                 "FIRST": 1 << FIRST_BITS,

@@ -279,7 +279,6 @@ def variant(
     """One compiled form of a kernel that reads the window."""
     dtype, head_dim, group, window = shape
     constants = {
-        "heads": None,
         "GROUP": group,
         "HEAD_DIM": head_dim,
         "BLOCK_D": triton.next_power_of_2(head_dim),
@@ -287,7 +286,8 @@ def variant(
     }
     names = set(function.arg_names)
     element = f"*{TYPES[dtype]}"
-    types = {"queries": element, "keys": element, "scale": "fp32", **types}
+    types = {"queries": element, "keys": element, "heads": "*i64", "scale": "fp32", **types}
+    types = {name: kind for name, kind in types.items() if name not in constants}
     types.update(dict.fromkeys(names & {"tops", "factors", "partial"}, "*fp32"))
     pointers = [name for name, kind in types.items() if kind.startswith("*") and name in names]
     return Variant(
@@ -306,6 +306,9 @@ def variants() -> list[Variant]:
     found = []
     for shape in built_shapes():
         tile = tile_of(shape[1], shape[0], shape[2] * shape[3])
-        constants = {"BLOCK_M": tile.queries, "BLOCK_N": tile.keys}
+        # all heads, or those listed: one form of each
+        constants: dict[str, Any] = {"BLOCK_M": tile.queries, "BLOCK_N": tile.keys}
+        if shape[2] != 4:
+            constants["heads"] = None
         found.append(variant("window softmax", _softmax_statistics, shape, {}, constants, tile))
     return found
