@@ -9,12 +9,12 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from catekv import methods
-from catekv.attention import NAMES
+from catekv.attention import NAMES, register_attention
 from catekv.cache import RaggedCache
 from catekv.errors import UserError
 from catekv.methods.base import Method, ModelShape, Needs
 from catekv.sharding import is_sharded
-from catekv.transformers_compat import text_config
+from catekv.transformers_compat import set_attention, text_config
 
 
 def make_method(method: str | Method, **options: Any) -> Method:
@@ -50,6 +50,49 @@ def resolve_device(device: str | torch.device) -> torch.device:
                 "use device='cpu' or install a CUDA build of torch"
             )
     return target
+
+
+def refuse_early(method: Method | None, config: Any) -> None:
+    """Refuse a method or head mask that does not fit a model, before its weights are allocated.
+
+    Raises:
+        UserError: from the method's own check.
+    """
+    if method is None:
+        return
+    text = text_config(config)
+    heads = text.num_attention_heads
+    named = ModelShape(
+        text.num_hidden_layers,
+        heads,
+        getattr(text, "num_key_value_heads", None) or heads,
+        getattr(text, "head_dim", None) or text.hidden_size // heads,
+    )
+    try:
+        method.validate(named)
+        return
+    except UserError:
+        shape = _shape_without_weights(config)
+    if shape is not None:
+        method.validate(shape)
+
+
+def _shape_without_weights(config: Any) -> ModelShape | None:
+    """The shape that :func:`probe` would find; None if that needs the real model.
+
+    Some configurations give numbers that their model does not use.
+    """
+    from transformers import AutoModelForCausalLM
+
+    register_attention()
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        set_attention(model, NAMES["sdpa"])
+        return probe(model)
+    except Exception:
+        # whatever it is, loading the model says it with more context
+        return None
 
 
 def probe(model: Any) -> ModelShape:
