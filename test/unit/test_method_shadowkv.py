@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -22,6 +23,7 @@ from decode_cases import (
 from catekv import methods
 from catekv.errors import UserError
 from catekv.rotation import Rotation
+from catekv.stores import shadow_reader
 from catekv.stores.low_rank import chunk_landmarks, low_rank, outlier_chunks
 
 KEYS = [
@@ -179,3 +181,34 @@ def test_bad_options_are_refused() -> None:
         methods.create("shadowkv", budget=4)
     with pytest.raises(UserError, match="rank 0 must be at least 1"):
         methods.create("shadowkv", rank=0)
+
+
+class FakeStream:
+    """Stands where a CUDA stream or event would; what is enqueued runs at once."""
+
+    def record(self, stream: object = None) -> None: ...
+
+    def wait_event(self, event: object) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+def test_values_that_come_beside_the_computation_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, store = compressed(methods.create("shadowkv", **SMALL), layer(2, 90))
+    empty = torch.empty
+    monkeypatch.setattr(
+        torch, "empty", lambda *shape, pin_memory=False, **options: empty(*shape, **options)
+    )
+    monkeypatch.setattr(torch.cuda, "Event", FakeStream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: FakeStream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda given: contextlib.nullcontext())
+    monkeypatch.setattr(shadow_reader, "copy_stream", lambda device: FakeStream())
+    beside = copy.deepcopy(store)
+    beside.transfer = shadow_reader._Transfer(store.shadow)
+    for seed in range(3):
+        queries = step_queries(2, seed)
+        torch.testing.assert_close(store_output(beside, queries), store_output(store, queries))
+    held = {tensor.data_ptr() for tensor in beside.tensors()}
+    assert beside.transfer.gathered.data_ptr() in held
