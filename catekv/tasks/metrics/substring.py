@@ -1,4 +1,4 @@
-"""Scores of one prediction, all in [0, 1]; the caller averages and multiplies by 100.
+"""Substring and whole-word scores of RULER and of the CateKV family, all in [0, 1].
 
 ``string_match_all`` and ``string_match_part`` are RULER's substring tests, kept as they are so that
 numbers can be compared. The ``strict_*`` forms beside them ask for whole words, because a substring
@@ -8,14 +8,12 @@ test finds "art" in "start" and a 7-digit number inside an 8-digit one.
 from __future__ import annotations
 
 import re
-import string
-from collections import Counter
 from collections.abc import Iterable, Sequence
+
+from catekv.tasks.metrics.words import as_list, normalise_answer
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
 _END_MARKERS = ("<|eot_id|>", "</s>", "</s", "</")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def clean(prediction: str) -> str:
@@ -30,13 +28,9 @@ def clean_catekv(prediction: str) -> str:
     return clean(prediction)
 
 
-def _references(references: str | Sequence[str]) -> list[str]:
-    return [references] if isinstance(references, str) else list(references)
-
-
 def string_match_all(prediction: str, references: str | Sequence[str]) -> float:
     """Share of references that occur in the prediction, case ignored (RULER ``all``)."""
-    wanted = _references(references)
+    wanted = as_list(references)
     text = clean(prediction).lower()
     return sum(reference.lower() in text for reference in wanted) / len(wanted) if wanted else 0.0
 
@@ -48,7 +42,7 @@ def string_match_part(prediction: str, references: str | Sequence[str]) -> float
     the reference and so give it 1, which is not copied.
     """
     text = clean(prediction).lower()
-    return float(any(reference.lower() in text for reference in _references(references)))
+    return float(any(reference.lower() in text for reference in as_list(references)))
 
 
 def _has_word(text: str, reference: str) -> bool:
@@ -58,7 +52,7 @@ def _has_word(text: str, reference: str) -> bool:
 
 def strict_match_all(prediction: str, references: str | Sequence[str]) -> float:
     """Share of references found with no letter, digit or underscore touching them."""
-    wanted = _references(references)
+    wanted = as_list(references)
     text = clean(prediction).lower()
     return sum(_has_word(text, reference) for reference in wanted) / len(wanted) if wanted else 0.0
 
@@ -66,7 +60,7 @@ def strict_match_all(prediction: str, references: str | Sequence[str]) -> float:
 def strict_match_part(prediction: str, references: str | Sequence[str]) -> float:
     """1 if any reference is found with no letter, digit or underscore touching it."""
     text = clean(prediction).lower()
-    return float(any(_has_word(text, reference) for reference in _references(references)))
+    return float(any(_has_word(text, reference) for reference in as_list(references)))
 
 
 def answer_shaped(prediction: str, references: Sequence[str]) -> set[str]:
@@ -98,24 +92,6 @@ def set_f1(prediction: str, references: Sequence[str]) -> float:
     return 2 * hits / (len(wanted) + len(found)) if hits else 0.0
 
 
-def normalise_answer(text: str) -> str:
-    """Lower-case, without ASCII punctuation and articles, white space squeezed (SQuAD)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def qa_f1(prediction: str, references: str | Sequence[str]) -> float:
-    """Multiset word overlap F1 after :func:`normalise_answer`; maximum over references."""
-    words = normalise_answer(prediction).split()
-    best = 0.0
-    for reference in _references(references):
-        wanted = normalise_answer(reference).split()
-        overlap = sum((Counter(words) & Counter(wanted)).values())
-        if overlap:
-            precision, recall = overlap / len(words), overlap / len(wanted)
-            best = max(best, 2 * precision * recall / (precision + recall))
-    return best
-
-
 def needle_score(prediction: str, reference: str) -> float:
     """1 if the normalised prediction starts with the reference or has it as a word (CateKV)."""
     found, wanted = normalise_answer(clean_catekv(prediction)), normalise_answer(reference)
@@ -124,13 +100,13 @@ def needle_score(prediction: str, reference: str) -> float:
 
 def multi_number(prediction: str, references: str | Sequence[str]) -> float:
     """Share of references among the digit runs of the normalised prediction (CateKV)."""
-    wanted = _references(references)
+    wanted = as_list(references)
     numbers = re.findall(r"\d+", normalise_answer(clean_catekv(prediction)))
     return sum(reference in numbers for reference in wanted) / len(wanted) if wanted else 0.0
 
 
 def multi_words(prediction: str, references: str | Sequence[str]) -> float:
     """Share of references among the lower-cased words of the prediction (CateKV)."""
-    wanted = _references(references)
+    wanted = as_list(references)
     words = re.findall(r"\w+", clean_catekv(prediction).lower())
     return sum(ref.lower() in words for ref in wanted) / len(wanted) if wanted else 0.0
