@@ -302,7 +302,7 @@ class ATSKV(Method):
         assert observed.column_sums is not None
         state = TierState(
             static=keys.new_zeros(batch, tokens, self._width(), dtype=torch.float32),
-            sums=observed.column_sums.float().clone(),
+            sums=observed.column_sums.detach().float().clone(),
             observers=keys.new_ones(batch, kv_heads, tokens, dtype=torch.float32),
             soft=keys.new_zeros(batch, tokens, dtype=torch.float32),
             valid=valid,

@@ -107,6 +107,7 @@ class TierStore(DecodeStore):
         self.since_update = since_update
         self._shared = False
 
+    @torch.no_grad()
     def read(
         self, queries: Tensor, scaling: float, workspace: Workspace | None = None
     ) -> tuple[RaggedPrefix, BlockList | None]:
@@ -114,6 +115,7 @@ class TierStore(DecodeStore):
         self.tiers.fetch(queries[:, :, -1:])
         return self.tiers.prefix, None
 
+    @torch.no_grad()
     def absorb(
         self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, visible: Tensor | None
     ) -> int:
