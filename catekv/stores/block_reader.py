@@ -148,7 +148,9 @@ class BlockReader(DecodeStore):
         place = {row: number for number, row in enumerate(self.rows.tolist())}
         chosen = [place[row] for row in order if row in place]
         where = torch.tensor(chosen, dtype=torch.int64, device=self.rows.device)
-        tables = {name: table.index_select(0, where) for name, table in self.tables.items()}
+        # normal tensors even within inference mode: some are written into later
+        with torch.inference_mode(False), torch.no_grad():
+            tables = {name: table.index_select(0, where) for name, table in self.tables.items()}
         return type(self)(prefix, [self.readings[row] for row in order], tables)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -198,6 +198,20 @@ def test_a_question_chooses_other_candidates_for_its_own_context_only() -> None:
         assert read <= set(store.tables["candidates"][row].nonzero().flatten().tolist())
 
 
+def test_rearranged_rows_have_candidates_of_their_own() -> None:
+    with torch.inference_mode():
+        method = methods.create("rocketkv", **SMALL, multi_turn=True)
+        store = compressed(method, random_layer(3, 200, window=4))[1]
+        moved = store.select_rows([2, 0, 0])
+    rows = [4, 5, 0, 1, 0, 1]
+    assert torch.equal(moved.tables["candidates"], store.tables["candidates"][rows])
+    question, tail = step_queries(3, tokens=6), torch.zeros(3, HEADS, 6, DIM)
+    before = store.tables["candidates"].clone()
+    moved.absorb(question, tail, tail, DIM**-0.5, None)
+    assert not torch.equal(moved.tables["candidates"], before[rows])
+    assert torch.equal(store.tables["candidates"], before)
+
+
 def test_padding_in_a_question_changes_nothing() -> None:
     observed = random_layer(1, 200, window=4)
     method = methods.create("rocketkv", **SMALL, multi_turn=True)
