@@ -40,11 +40,14 @@ def nearest_kept(leaving: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """
     count = kept.shape[0]
     # whole groups of columns: finding the place of a maximum is slow over long rows
-    toward = F.pad(F.normalize(kept.float(), dim=-1), (0, 0, 0, -count % _COLUMNS)).T.contiguous()
-    step = max(1, BLOCK_BYTES // (4 * toward.shape[1]))
+    toward = torch.zeros(count + -count % _COLUMNS, kept.shape[1], device=kept.device)
+    toward[:count] = kept
+    lengths = torch.linalg.vector_norm(toward, dim=-1, keepdim=True)
+    toward /= lengths.clamp_(min=torch.finfo(torch.float32).tiny)
+    step = max(1, BLOCK_BYTES // (4 * toward.shape[0]))
     targets, cosines = [], []
     for block in leaving.split(step):
-        similarity = F.normalize(block.float(), dim=-1) @ toward
+        similarity = F.normalize(block.float(), dim=-1) @ toward.T
         similarity[:, count:] = -torch.inf
         groups = similarity.unflatten(1, (-1, _COLUMNS))
         group = groups.amax(dim=-1).argmax(dim=-1)
@@ -87,7 +90,8 @@ def group_shares(
 
 def group_mean(own: Tensor, added: Tensor, target: Tensor, shares: tuple[Tensor, Tensor]) -> Tensor:
     """Mean of vectors within each group: ``own`` [kept, dim], ``added`` [leaving, dim]; float32."""
-    return group_sum(own.float() * shares[0][:, None], added.float() * shares[1][:, None], target)
+    mean = own.to(torch.float32, copy=True).mul_(shares[0][:, None])
+    return mean.index_add_(0, target, added.to(torch.float32, copy=True).mul_(shares[1][:, None]))
 
 
 def sequential_shares(

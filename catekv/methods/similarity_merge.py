@@ -116,15 +116,18 @@ def merge_row(
         shares = group_shares(*weights, target, merged)[:2]
         key_shares = _key_shares(rule.key_mean, own_counts, left_counts, target, merged, added)
         times = (added > 0).float()
-    new_keys = group_mean(own_keys, left_keys, target, key_shares)
-    new_values = group_mean(own_values, left_values, target, shares)
-    if rule.calibration == "key_const":
-        new_keys += LOG_2 * times[:, None]
-    total = group_shares(own_counts, left_counts, target, merged)[2]
     touched = (added > 0)[:, None]
+    # one after the other, so that a long row is held in float32 once
+    mean = group_mean(own_keys, left_keys, target, key_shares)
+    if rule.calibration == "key_const":
+        mean += LOG_2 * times[:, None]
+    new_keys = torch.where(touched, mean.to(keys.dtype), own_keys)
+    mean = group_mean(own_values, left_values, target, shares)
+    new_values = torch.where(touched, mean.to(values.dtype), own_values)
+    total = group_shares(own_counts, left_counts, target, merged)[2]
     return MergedRow(
-        torch.where(touched, new_keys.to(keys.dtype), own_keys),
-        torch.where(touched, new_values.to(values.dtype), own_values),
+        new_keys,
+        new_values,
         total,
         target,
         similarity,
