@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,25 +16,12 @@ from catekv.methods import relevance_control as control
 from catekv.methods.atskv_store import TierRules, TierState, TierStore
 from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
 from catekv.methods.lsh import random_projection
-from catekv.methods.relevance import (
-    PredictorConfig,
-    RelevancePredictor,
-    queries_that_see,
-    untrained_predictor,
-)
-from catekv.methods.relevance_files import PredictorSet, load_predictors
+from catekv.methods.relevance import RelevancePredictor, queries_that_see
+from catekv.methods.relevance_source import PREDICTOR_OPTIONS, PredictorSource
 from catekv.stores.tiers import TwoTiers
 
 SELECTIONS = ("quantile", "top")
 DEFAULT_QUANTILE, DEFAULT_BETA = 0.7, 1.0
-#: Options that a predictor's file also holds: option -> (field of PredictorConfig, default).
-PREDICTOR_OPTIONS: dict[str, tuple[str, Any]] = {
-    "predictor_kind": ("kind", "mlp"),
-    "predictor_width": ("width", 32),
-    "feature_dim": ("feature_dim", 64),
-    "attention_feature": ("attention_feature", "vector"),
-    "causal_normalised": ("causal_normalised", True),
-}
 
 
 @register
@@ -115,16 +101,8 @@ class ATSKV(Method):
         if self.predictor is not None and self.untrained:
             raise UserError("atskv: pass predictor or untrained=True, not both")
         self._check_numbers()
-        stored = None if self.trained is None else self.trained.config.to_dict()
-        for option, (name, default) in PREDICTOR_OPTIONS.items():
-            given, value = getattr(self, option), default if stored is None else stored[name]
-            if stored is not None and given not in (None, value):
-                raise UserError(
-                    f"atskv: {option} {given!r} does not fit the predictor in {self.predictor}, "
-                    f"which has {value!r}; leave the option out"
-                )
-            object.__setattr__(self, option, value if given is None else given)
-        self._config(1, 1)  # refuses bad predictor options now
+        for option, value in self.source.options.items():
+            object.__setattr__(self, option, value)
 
     def _check_numbers(self) -> None:
         for name in ("quantile", "q_min", "q_max", "momentum", "smoothing", "promote_above",
@@ -156,63 +134,32 @@ class ATSKV(Method):
             )
 
     @cached_property
-    def trained(self) -> PredictorSet | None:
-        """The predictors of the file; None without one."""
-        return None if self.predictor is None else load_predictors(self.predictor)
-
-    @cached_property
-    def _placed(self) -> dict[Any, RelevancePredictor]:
-        return {}
-
-    def _config(self, hidden_size: int, query_heads: int) -> PredictorConfig:
-        options = {name: getattr(self, key) for key, (name, _) in PREDICTOR_OPTIONS.items()}
-        return PredictorConfig(hidden_size, query_heads, **options)
+    def source(self) -> PredictorSource:
+        """Where the predictors come from."""
+        given = {option: getattr(self, option) for option in PREDICTOR_OPTIONS}
+        return PredictorSource.open(self.predictor, given, self.seed)
 
     def layer_predictor(self, observed: Observed) -> RelevancePredictor:
         """The predictor of a layer, on the device of its keys."""
         assert observed.hidden_states is not None
-        device, index = observed.keys.device, observed.layer
         sizes = (observed.hidden_states.shape[-1], observed.queries.shape[1])
-        key = (index, device, sizes)
-        if key not in self._placed:
-            if self.trained is None:
-                made = untrained_predictor(self._config(*sizes), self.seed, index)
-            else:
-                self._check_layers(observed.num_layers)
-                made = copy.deepcopy(self.trained.layers[index])
-            self._placed[key] = made.to(device)
-        return self._placed[key]
-
-    def _check_layers(self, layers: int) -> None:
-        if self.trained is not None and len(self.trained.layers) != layers:
-            raise UserError(
-                f"the relevance predictors in {self.predictor} are for {len(self.trained.layers)} "
-                f"layers but the model has {layers}; use those trained for this model"
-            )
+        device = observed.keys.device
+        return self.source.layer(observed.layer, observed.num_layers, sizes, device)
 
     @property
     def needs(self) -> Needs:
         return Needs(column_sums=True, hidden_states=True)
 
     def validate(self, shape: ModelShape) -> None:
-        self._check_layers(shape.layers)
-        if self.trained is not None and self.trained.config.query_heads != shape.query_heads:
-            raise UserError(
-                f"the relevance predictors in {self.predictor} are for "
-                f"{self.trained.config.query_heads} query heads but the model has "
-                f"{shape.query_heads}; use those trained for this model"
-            )
+        self.source.check(shape.layers, shape.query_heads)
 
     def threshold_numbers(self, layer: int) -> tuple[float, float]:
-        """Level at the start and beta of one layer."""
-        file = self.trained
-        quantile, beta = self.quantile, self.beta
-        if quantile is None and file is not None and file.layer_quantiles is not None:
-            quantile = file.layer_quantiles[layer]
-        if beta is None and file is not None and file.layer_betas is not None:
-            beta = file.layer_betas[layer]
+        """Level at the start and beta of one layer: the options, else the file's, else defaults."""
+        level, beta = self.source.thresholds(layer)
+        level = level if self.quantile is None else self.quantile
+        beta = beta if self.beta is None else self.beta
         return (
-            DEFAULT_QUANTILE if quantile is None else quantile,
+            DEFAULT_QUANTILE if level is None else level,
             DEFAULT_BETA if beta is None else beta,
         )
 
@@ -228,6 +175,11 @@ class ATSKV(Method):
             return super().budget_table(tokens, shape)
         kept = torch.tensor([self.kept_tokens(tokens, layer) for layer in range(shape.layers)])
         return kept[:, None].expand(-1, shape.kv_heads).clone()
+
+    def with_total(self, total: int, tokens: int, shape: ModelShape) -> ATSKV:
+        """The method with ``total`` active entries over all heads, rounded down to whole tokens of
+        a head: all heads share one mask."""
+        return replace(self, budget=total // (shape.layers * shape.kv_heads), selection="top")
 
     def edges(self, tokens: int, device: torch.device) -> Tensor:
         """The tokens that are always active: bool [tokens]."""

@@ -16,6 +16,7 @@ from catekv.errors import UserError
 from catekv.layout import pack, storage_bytes
 from catekv.methods import ModelShape, Observed
 from catekv.methods.atskv_store import TierStore
+from catekv.methods.equal_memory import with_total
 from catekv.methods.relevance import PredictorConfig, untrained_predictor
 from catekv.methods.relevance_files import PredictorSet, save_predictors
 
@@ -448,6 +449,14 @@ def test_a_predictor_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_bad_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         methods.create("atskv", **{**SMALL, **options})
+
+
+def test_equal_memory_means_as_many_active_entries() -> None:
+    shape = ModelShape(3, HEADS, KV_HEADS, DIM)
+    method = with_total(methods.create("atskv", **SMALL), 3 * KV_HEADS * 21 + 1, TOKENS, shape)
+    assert method.select_padded([prompt()], None)[0].budgets.tolist() == [[21] * KV_HEADS] * BATCH
+    with pytest.raises(UserError, match="budget 4 is smaller than the 7 tokens"):
+        with_total(method, 3 * KV_HEADS * 4, TOKENS, shape)
 
 
 def test_hidden_states_must_be_given() -> None:
