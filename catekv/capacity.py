@@ -18,6 +18,8 @@ from catekv.prefill_memory import PrefillPeak, prefill_peak
 #: what its allocator cannot put to use. A batch leaves more of the last.
 RESERVE_SINGLE = 1 * GIB
 RESERVE_BATCH = 2 * GIB
+#: Chunks below this save little more memory and cost time.
+SMALL_CHUNK = 1024
 #: No context is longer than this, however little a token takes.
 LONGEST = 1 << 40
 
@@ -75,21 +77,26 @@ class Workload:
             reserve = RESERVE_SINGLE if batch == 1 else RESERVE_BATCH
         return self.needed_bytes(tokens, batch) <= memory_bytes - reserve
 
-    def longest_context(self, memory_bytes: int, batch: int = 1, reserve: int | None = None) -> int:
-        """Most tokens of context that fit; 0 if none do. The model's window is not looked at."""
+    def longest_context(
+        self, memory_bytes: int, batch: int = 1, reserve: int | None = None
+    ) -> int | None:
+        """Most tokens of context that fit; 0 if none do, None if any do (a method may keep a fixed
+        number of tokens). The model's window is not looked at."""
         return _most(lambda tokens: self.fits(tokens, batch, memory_bytes, reserve))
 
     def largest_batch(
         self, tokens: int, memory_bytes: int, reserve: int | None = RESERVE_BATCH
     ) -> int:
         """Most sequences of ``tokens`` tokens that fit; 0 if none do."""
-        return _most(lambda batch: self.fits(tokens, batch, memory_bytes, reserve))
+        return _most(lambda batch: self.fits(tokens, batch, memory_bytes, reserve)) or 0
 
 
-def _most(fits: Callable[[int], bool]) -> int:
-    """Largest number up to :data:`LONGEST` that fits, by doubling and halving."""
+def _most(fits: Callable[[int], bool]) -> int | None:
+    """Largest number that fits, by doubling and halving; None if even :data:`LONGEST` does."""
     low, high = 0, 1
-    while high <= LONGEST and fits(high):
+    while fits(high):
+        if high >= LONGEST:
+            return None
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
@@ -152,22 +159,24 @@ def refuse_unless_fits(
 
 
 def _refusal(work: Workload, peak: PrefillPeak, tokens: int, batch: int, usable: int) -> str:
-    def gib(amount: float) -> str:
-        return f"{amount / GIB:.2f}"
+    unit, name_of_unit = (GIB, "GiB") if peak.total >= GIB else (2**20, "MiB")
+
+    def amount(size: float) -> str:
+        return f"{size / unit:.2f}"
 
     named = ("weights", "kept cache", "one dense layer", "hidden states")
-    parts = [f"{name} {gib(peak.bytes_of(name))}" for name in named]
+    parts = [f"{name} {amount(peak.bytes_of(name))}" for name in named]
     rest = peak.total - sum(peak.bytes_of(name) for name in named)
-    longest = work.longest_context(usable, batch, reserve=0)
+    longest = work.longest_context(usable, batch, reserve=0) or 0
     what = f"{tokens} tokens" if batch == 1 else f"{batch} sequences of {tokens} tokens"
-    advice = "shorten the context"
+    advice = f"at most {longest} tokens fit"
     if batch > 1:
-        advice += f", take at most {work.largest_batch(tokens, usable, reserve=0)} sequences"
-    if work.chunk_size is None or work.chunk_size > 1024:
+        advice += f", or {work.largest_batch(tokens, usable, reserve=0)} sequences"
+    advice += "; shorten the context, keep less of it (ratio, retention, budget)"
+    if work.chunk_size is None or work.chunk_size > SMALL_CHUNK:
         advice += ", lower chunk_size"
     return (
-        f"a prefill of {what} needs {gib(peak.total)} GiB ({', '.join(parts)}, temporaries "
-        f"{gib(rest)}), but {gib(usable)} GiB are free or hold the weights; at most {longest} "
-        f"tokens fit: {advice}, keep less (ratio, retention, budget), or pass check_memory=False "
-        "to try all the same"
+        f"a prefill of {what} needs {amount(peak.total)} {name_of_unit} ({', '.join(parts)}, "
+        f"temporaries {amount(rest)}), and {amount(usable)} {name_of_unit} are free or hold the "
+        f"weights; {advice}, or pass check_memory=False to try all the same"
     )

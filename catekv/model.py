@@ -22,6 +22,7 @@ from catekv.loading import (
     load_tokenizer,
     make_method,
     probe,
+    refuse_early,
     resolve_device,
     resolve_dtype,
     used_base,
@@ -131,11 +132,14 @@ class CateKVModel:
             raise UserError(f"there is no checkpoint folder {name}; pass a folder or a hub name")
         try:
             config = AutoConfig.from_pretrained(name)
+            refuse_early(chosen, config)
             kind = resolve_dtype(dtype, target)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 name, config=config, dtype=kind, attn_implementation=base
             )
             model.to(target)
+        except UserError:
+            raise
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             hint = "" if local.is_dir() else " (for a hub name the network or a filled cache)"
@@ -187,6 +191,7 @@ class CateKVModel:
             config = copy.deepcopy(config)
             if layers is not None:
                 text_config(config).num_hidden_layers = layers
+        refuse_early(chosen, config)
         kind = resolve_dtype(dtype, target)
         if kind == "auto":
             kind = torch.bfloat16

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from catekv import attention
 from catekv.kernels.window_scores import BLOCK_BYTES
 from catekv.methods.base import Method, Needs
+from catekv.methods.catekv import CateKV
 from catekv.model_sizes import ModelSizes, kept_table
 
 FLOAT32 = 4
@@ -254,13 +255,16 @@ class _Pieces:
 
     def _scoring(self, layer: int) -> list[Term]:
         heads = self._scored_heads(layer)
-        entries = self.batch * heads * self.tokens
-        scores = entries // getattr(self.method, "chunk_size", 1)
+        scored, scores = self.tokens, self.batch * heads * self.tokens
+        if isinstance(self.method, CateKV):
+            layout = self.method.layout(self.tokens)
+            scored = layout.chunks * layout.chunk_size
+            scores = self.batch * heads * layout.chunks
         if self.device == "cuda":
             # scores, their sorted copy with indices, and what the sort works in
             return [self._marks(), Term("scoring", scores * SORT_BYTES, "scores and their order")]
-        size, per_head = self.sizes, self.window * self.tokens * FLOAT32
-        widest = FLOAT32 * self.tokens * max(self.window, size.head_dim)
+        size, per_head = self.sizes, self.window * scored * FLOAT32
+        widest = FLOAT32 * max(1, scored) * max(self.window, size.head_dim)
         block = max(1, min(heads, BLOCK_BYTES // widest)) if heads else 0
         group = size.query_heads // size.kv_heads
         # logits and probabilities of this and of the last query head, their mean, and a mean more
@@ -268,9 +272,10 @@ class _Pieces:
         logits = min(group + 1, 4) + (self.batch * heads > block)
         total = block * per_head * logits + scores * FLOAT32
         if self.element < FLOAT32:
-            total += block * self.tokens * size.head_dim * FLOAT32
+            total += block * scored * size.head_dim * FLOAT32
         if heads < size.kv_heads:
-            total += entries * size.head_dim * self.element
+            # the keys of these heads
+            total += self.batch * heads * self.tokens * size.head_dim * self.element
         meaning = "attention of the window over the prompt, some heads at a time, in float32"
         return [self._marks(), Term("scoring", total, meaning)]
 
