@@ -7,6 +7,7 @@ these options are read for all such methods.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.methods.allocators import Budgets, Demand, budgets_from
-from catekv.methods.base import Method, ModelShape
+from catekv.methods.base import Method, ModelShape, Observed
+
+#: Length of a prompt in which every budget fits.
+ENDLESS = 1 << 40
 
 BudgetedType = TypeVar("BudgetedType", bound="Budgeted")
 
@@ -92,6 +96,16 @@ class Budgeted(Method):
 
     def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
         return self.counts(tokens, shape) + min(self.edges(), tokens)
+
+    def row_capacities(self, observed: Observed, held: Sequence[int]) -> list[int | None]:
+        """Entries that each row of a layer may hold while decoding, in (batch, head) order: what it
+        would keep of an endless prompt, and never less than it ``held`` after prefill."""
+        keys = observed.keys
+        shape = ModelShape(
+            observed.num_layers, observed.queries.shape[1], keys.shape[1], keys.shape[3]
+        )
+        table = self.budget_table(ENDLESS, shape)[observed.layer].tolist() * keys.shape[0]
+        return [max(*pair) for pair in zip(table, held, strict=True)]
 
     def with_total(self: BudgetedType, total: int, tokens: int, shape: ModelShape) -> BudgetedType:
         """The method keeping exactly ``total`` entries of a prompt of ``tokens`` tokens.

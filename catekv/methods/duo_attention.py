@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from catekv.methods.base import Method, ModelShape, Observed, Selection, registe
 from catekv.methods.budgets import largest_remainder
 from catekv.methods.streaming_llm import first_and_last
 from catekv.prompt_layout import floor_count
+
+if TYPE_CHECKING:
+    from catekv.decode_store import DecodeStore
+    from catekv.layout import RaggedPrefix
 
 #: Share of streaming heads where gates, and no mask, are given.
 DEFAULT_SHARE = 0.5
@@ -42,7 +46,8 @@ class DuoAttention(Method):
     streaming heads.
 
     Which head is which comes from gates that were trained once per model. Tokens generated later
-    are appended and stay in all heads.
+    are appended and stay in all heads, unless ``rolling``: then every new token drives out the
+    oldest recent one of a streaming head, as in the paper's cache of two groups.
 
     Args:
         pattern: gates [layers, kv_heads] as numbers or the path of a ``full_attention_heads.tsv``,
@@ -52,6 +57,7 @@ class DuoAttention(Method):
             mask says.
         sinks: first tokens of a streaming head (64 or 128 in the paper).
         recent: last tokens of a streaming head.
+        rolling: streaming heads drop their oldest recent token for each new one.
         total: entries of all layers and heads together, instead of ``streaming_share`` and
             ``recent``: as many heads as fit keep everything, those with the highest gates, and
             streaming heads get the rest as recent tokens.
@@ -67,6 +73,7 @@ class DuoAttention(Method):
     streaming_share: float | None = None
     sinks: int = 128
     recent: int = 256
+    rolling: bool = False
     total: int | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +104,11 @@ class DuoAttention(Method):
         for name in ("sinks", "recent"):
             if getattr(self, name) < 0:
                 raise UserError(f"duo_attention: {name} {getattr(self, name)} must be at least 0")
+        if self.store != "device" and self.rolling:
+            raise UserError(
+                f"duo_attention: store {self.store!r} holds what does not change while decoding; "
+                "use it with rolling=False"
+            )
         if self.sinks + self.recent < 1:
             raise UserError("duo_attention: streaming heads need at least 1 sink or recent token")
 
@@ -166,3 +178,37 @@ class DuoAttention(Method):
         kept = self.budget_table(tokens, shape)[observed.layer].to(observed.keys.device)
         keep = first_and_last(tokens, self.sinks, (kept - self.sinks).clamp(min=0))
         return Selection(keep.expand(batch, heads, tokens).clone())
+
+    def decode_store(
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+    ) -> DecodeStore | None:
+        if not self.rolling:
+            return None
+        from catekv.stores.rolling import RollingStore
+
+        batch, heads, tokens, dim = observed.keys.shape
+        shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
+        seen = [tokens] * batch if valid is None else valid.sum(dim=-1).tolist()
+        capacities: list[int | None] = []
+        recent: list[int] = []
+        for length in seen:
+            table, streams = self._capacities(length, shape)
+            pairs = zip(
+                table[observed.layer].tolist(), streams[observed.layer].tolist(), strict=True
+            )
+            capacities += [count if rolls else None for count, rolls in pairs]
+            recent += (table[streams] - self.sinks).tolist()
+        if not recent:
+            return None
+        # layers without streaming heads take part, so that all tails stay equally long
+        return RollingStore(prefix, capacities, self.sinks, seen, min(recent))
+
+    def _capacities(self, tokens: int, shape: ModelShape) -> tuple[Tensor, Tensor]:
+        """Entries that each head may hold while decoding, [layers, kv_heads], and whether it is
+        one that streams."""
+        if self.total is None:
+            return torch.full_like(self.streaming, self.sinks + self.recent, dtype=torch.int64), (
+                self.streaming
+            )
+        table = self.budget_table(tokens, shape)
+        return table, table < tokens

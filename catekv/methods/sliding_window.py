@@ -20,6 +20,7 @@ class SlidingWindow(FirstAndLast):
     Args:
         budget: mean tokens kept per head.
         total: entries of all layers and heads together, instead of ``budget``.
+        rolling: drop the oldest token for each new one, also while decoding.
         budgets: how they are split over layers and heads; default: evenly
             (:mod:`catekv.methods.allocators`).
     """

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.methods.base import ModelShape, Observed, Selection, register
-from catekv.methods.budgeted import Budgeted
+from catekv.methods.base import ModelShape, Needs, Observed, Selection, register
+from catekv.methods.budgeted import ENDLESS, Budgeted
+
+if TYPE_CHECKING:
+    from catekv.decode_store import DecodeStore
+    from catekv.layout import RaggedPrefix
 
 
 def first_and_last(tokens: int, first: int, last: Tensor) -> Tensor:
@@ -22,6 +26,44 @@ def first_and_last(tokens: int, first: int, last: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class FirstAndLast(Budgeted):
     """Base of the methods that look at no content: first tokens and recent ones of every head."""
+
+    rolling: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.store != "device" and (self.rolling or self.turns_keys):
+            raise UserError(
+                f"{self.name}: store {self.store!r} holds what does not change while decoding; use "
+                "it with rolling=False and keys at their positions"
+            )
+
+    @property
+    def turns_keys(self) -> bool:
+        """Whether the first tokens are given new positions."""
+        return False
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(rotation=self.turns_keys)
+
+    def decode_store(
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+    ) -> DecodeStore | None:
+        if not self.rolling and not self.turns_keys:
+            return None
+        from catekv.stores.rolling import RollingStore
+
+        batch, heads, tokens, dim = observed.keys.shape
+        held = [length for _, length in prefix.host_rows]
+        shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
+        return RollingStore(
+            prefix,
+            self.row_capacities(observed, held) if self.rolling else [None] * len(held),
+            self.edges(),
+            [tokens] * batch if valid is None else valid.sum(dim=-1).tolist(),
+            int(self.counts(ENDLESS, shape).min()) if self.rolling else None,
+            observed.required_rotation(self.name) if self.turns_keys else None,
+        )
 
     def select_observed(self, observed: Observed) -> Selection:
         batch, heads, tokens, dim = observed.keys.shape
@@ -36,14 +78,18 @@ class FirstAndLast(Budgeted):
 class StreamingLLM(FirstAndLast):
     """Keep the first ``sinks`` and the last ``budget - sinks`` prompt tokens of every head.
 
-    Keys keep their original positions. Tokens generated later are appended and stay; the paper's
-    system would drop the oldest recent token instead. ``sinks=0`` is a plain sliding window, which
-    breaks fluency. The CateKV paper runs it with 128 sinks.
+    Generated tokens are appended, and keys keep their original positions, as in all that compress a
+    prompt afterwards. With ``rolling`` every new token drives out the oldest recent one, and with
+    ``reposition`` entries are numbered anew, as in the paper's streaming system.
+    ``sinks=0`` is a plain sliding window, which breaks fluency. The CateKV paper runs it with 128
+    sinks.
 
     Args:
         budget: mean tokens kept per head, sinks included.
         total: entries of all layers and heads together, sinks included, instead of ``budget``.
+        rolling: drop the oldest recent token for each new one, also while decoding.
         sinks: first tokens always kept.
+        reposition: give the sinks the positions just before the oldest recent token.
         budgets: how the recent tokens are split over layers and heads; default: evenly
             (:mod:`catekv.methods.allocators`).
     """
@@ -55,6 +101,7 @@ class StreamingLLM(FirstAndLast):
     edges_in_budget: ClassVar[bool] = True
 
     sinks: int = 4
+    reposition: bool = False
     budgets: Any = None
 
     def __post_init__(self) -> None:
@@ -64,3 +111,7 @@ class StreamingLLM(FirstAndLast):
                 f"streaming_llm: budget {self.budget} must be at least 1 and at least sinks "
                 f"{self.sinks}, and sinks at least 0"
             )
+
+    @property
+    def turns_keys(self) -> bool:
+        return self.reposition

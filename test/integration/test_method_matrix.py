@@ -106,6 +106,14 @@ def scored(kv_heads: int) -> dict[str, Any]:
 CASES: dict[str, Case] = {
     "full": Case({}, {}, exact=False),
     "streaming_llm": Case({"budget": 12, "sinks": 2}, {"budget": 999}),
+    "streaming_llm/rolling": Case(
+        {"budget": 12, "sinks": 2, "rolling": True}, {"budget": 999, "rolling": True}
+    ),
+    "streaming_llm/reposition": Case(
+        {"budget": 12, "sinks": 2, "rolling": True, "reposition": True},
+        {"budget": 999, "rolling": True, "reposition": True},
+        original=False,
+    ),
     "sliding_window": Case({"budget": 12}, {"budget": 999}),
     "snapkv": windowed(),
     "pyramidkv": windowed(),
@@ -116,6 +124,10 @@ CASES: dict[str, Case] = {
     "duo_attention": Case(
         lambda heads: {"pattern": scores(heads), "sinks": 2, "recent": 8},
         lambda heads: {"pattern": scores(heads), "sinks": 2, "recent": 999},
+    ),
+    "duo_attention/rolling": Case(
+        lambda heads: {"pattern": scores(heads), "sinks": 2, "recent": 8, "rolling": True},
+        lambda heads: {"pattern": scores(heads), "sinks": 2, "recent": 999, "rolling": True},
     ),
     "catekv": Case(catekv, lambda heads: {**catekv(heads), **head_mask(heads, 1.0)}, exact=False),
     "dynamickv": windowed(interval=1),
