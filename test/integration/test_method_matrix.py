@@ -102,6 +102,16 @@ def scored(kv_heads: int) -> dict[str, Any]:
     return {"budget": 10, "scores": scores(kv_heads), **WINDOWED}
 
 
+def reading(read: str, original: bool = True, **options: Any) -> Case:
+    return Case(
+        lambda heads: {**catekv(heads), "read": read, **options},
+        lambda heads: {**catekv(heads), **head_mask(heads, 1.0), "read": read, **options,
+                       "budget": 999},
+        original=original,
+        exact=False,
+    )  # fmt: skip
+
+
 #: method, or method/variant
 CASES: dict[str, Case] = {
     "full": Case({}, {}, exact=False),
@@ -116,6 +126,7 @@ CASES: dict[str, Case] = {
     ),
     "sliding_window": Case({"budget": 12}, {"budget": 999}),
     "snapkv": windowed(),
+    "snapkv/offload": windowed(store="offload"),
     "pyramidkv": windowed(),
     "adakv": windowed(),
     "adakv/pyramid": windowed(budgets="pyramid"),
@@ -129,7 +140,9 @@ CASES: dict[str, Case] = {
         lambda heads: {"pattern": scores(heads), "sinks": 2, "recent": 8, "rolling": True},
         lambda heads: {"pattern": scores(heads), "sinks": 2, "recent": 999, "rolling": True},
     ),
-    "catekv": Case(catekv, lambda heads: {**catekv(heads), **head_mask(heads, 1.0)}, exact=False),
+    "catekv": reading("all"),
+    "catekv/quest": reading("quest"),
+    "catekv/shadowkv": reading("shadowkv", original=False, rank=8, outliers=1, local=1),
     "dynamickv": windowed(interval=1),
     "h2o": Case({"budget": 12}, {"budget": 999}),
     "h2o/append": Case({"budget": 12, "decode": False}, {"budget": 999, "decode": False}),
