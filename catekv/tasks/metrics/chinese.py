@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from importlib.metadata import version
 
 from catekv.errors import UserError
 from catekv.tasks.metrics.rouge import RougeScore, rouge_l_pltrdy
@@ -33,6 +34,11 @@ def _segmenter() -> Callable[[str], Iterable[str]]:
     # an instance of our own: words that a program adds to the shared one must not change scores
     segments: Callable[[str], Iterable[str]] = jieba.Tokenizer().cut
     return segments
+
+
+def segmenter_name() -> str:
+    """What segments, with its version, for the record of a result."""
+    return f"jieba {version('jieba')}"
 
 
 def segment(text: str) -> list[str]:

@@ -8,28 +8,28 @@ steps instead of 25 million, and nothing recurses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 
-def growth_rows(first: Sequence[str], second: Sequence[str]) -> list[int]:
+def growth_rows(first: Sequence[str], second: Sequence[str]) -> Iterator[int]:
     """``len(first) + 1`` rows; the length at ``(i, j)`` is the count of ones below bit ``j``."""
     places: dict[str, int] = {}
     for j, word in enumerate(second):
         places[word] = places.get(word, 0) | 1 << j
     full = (1 << len(second)) - 1
     flat = full  # ones where the length does not grow
-    rows = [0]
+    yield 0
     for word in first:
         shared = flat & places.get(word, 0)
         if shared:
             flat = ((flat + shared) | (flat - shared)) & full
-        rows.append(flat ^ full)
-    return rows
+        yield flat ^ full
 
 
 def common_length(first: Sequence[str], second: Sequence[str]) -> int:
     """Length of the longest common subsequence."""
-    return growth_rows(first, second)[-1].bit_count()
+    return deque(growth_rows(first, second), maxlen=1)[0].bit_count()
 
 
 def common_pairs(first: Sequence[str], second: Sequence[str]) -> list[tuple[int, int]]:
@@ -39,7 +39,7 @@ def common_pairs(first: Sequence[str], second: Sequence[str]) -> list[tuple[int,
     last word of ``second`` goes if the rest is then strictly longer than without the last word of
     ``first``, else that of ``first`` goes.
     """
-    rows = growth_rows(first, second)
+    rows = list(growth_rows(first, second))
     i, j = len(first), len(second)
     left = rows[i].bit_count()  # length still to be found
     pairs: list[tuple[int, int]] = []
