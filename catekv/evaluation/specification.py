@@ -161,6 +161,15 @@ def _first(masks: Mapping[str, HeadMask], text: str) -> HeadMask:
     return next(iter(masks.values()))
 
 
+#: Options that say how much a method keeps.
+_SIZES = frozenset({"budget", "budgets", "total", "ratio", "streaming_share"})
+
+
+def _has_size(name: str) -> bool:
+    """Whether a method can be told how much to keep."""
+    return "budget" in _option_names(name) or hasattr(method_class(name), "with_total")
+
+
 def method_specs(
     texts: Sequence[str],
     masks: Mapping[str, HeadMask],
@@ -174,9 +183,8 @@ def method_specs(
         masks: named masks; the first one is the reference for equal memory.
         defaults: options per method name, below those written.
 
-    A method with a ``budget`` that nobody set, and no mask, gets the budget at which it keeps as
-    many tokens as the first masked method (``equal memory``); without one the method's own default
-    holds.
+    A method without a mask whose size (budget, ratio ...) nobody set keeps as many entries as the
+    first masked method (``equal memory``); without one the method's own default holds.
     """
     written = parse_methods(texts)
     specs: list[MethodSpec] = []
@@ -190,7 +198,7 @@ def method_specs(
             result.extend(_masked(item, masks, defaults.get(item.name, {})))
             continue
         options = {**defaults.get(item.name, {}), **item.options}
-        follows = "budget" in _option_names(item.name) and "budget" not in options
+        follows = _has_size(item.name) and not _SIZES.intersection(options)
         result.append(
             MethodSpec(item.label or item.name, item.name, options, reference if follows else None)
         )

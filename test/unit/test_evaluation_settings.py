@@ -139,6 +139,27 @@ def test_baselines_without_a_budget_follow_the_first_masked_method() -> None:
     assert without.equal_memory_to is None
 
 
+@pytest.mark.parametrize(
+    ("text", "follows"),
+    [
+        ("simcalkv", True),
+        ("simcalkv_cam", True),
+        ("adakv", True),
+        ("dynamickv", True),
+        ("quest", True),
+        ("simcalkv:ratio=0.4", False),
+        ("adakv:total=900", False),
+        ("h2o:budgets.kind=uniform", False),
+        ("pyramidinfer_kv", False),
+        ("full", False),
+    ],
+)
+def test_a_method_whose_size_nobody_set_follows_the_masked_one(text: str, follows: bool) -> None:
+    mask = HeadMask.random((SHAPE.layers, SHAPE.kv_heads), 0.4, seed=0)
+    specs = method_specs([text, "catekv"], {"chosen": mask}, {})
+    assert (specs[0].equal_memory_to is not None) is follows
+
+
 def test_written_options_beat_defaults() -> None:
     values = {"snapkv": {"window": 16, "kernel": 5}}
     (spec,) = method_specs(["snapkv:window=8,budget=10"], {}, values)
