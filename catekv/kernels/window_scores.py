@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 #: Upper bound on the bytes of one block's logits; a single row may exceed it.
-BLOCK_BYTES = 256 * 2**20
+BLOCK_BYTES = 64 * 2**20
 
 CHUNK_RULES = ("sum_of_chunk_max", "max_of_chunk_sum")
 
