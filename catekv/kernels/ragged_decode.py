@@ -147,6 +147,59 @@ def _read(prefix: RaggedPrefix, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor 
     return prefix.keys[slot], prefix.values[slot], bias
 
 
+def _joint(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    scaling: float,
+    own: Tensor,
+    own_values: Tensor,
+) -> Tensor:
+    """One softmax over a bucket's entries and the tail.
+
+    Args:
+        queries: [stored rows, queries of a row, head_dim].
+        keys, values: [stored rows, length, dim]; bias: [stored rows, length] or None.
+        own: logits over the tail, [rows, queries of a row, tail]; own_values: [rows, tail, dim].
+    """
+    logits = _product(queries, keys.transpose(1, 2)) * scaling
+    if bias is not None:
+        logits = logits + bias[:, None]
+    weights = torch.cat([logits.view(*own.shape[:2], -1), own], dim=-1)
+    weights = weights.softmax(dim=-1, dtype=torch.promote_types(own.dtype, torch.float32))
+    weights = weights.to(values.dtype)
+    seen, own_seen = weights.split([keys.shape[1], own.shape[2]], dim=-1)
+    own_result = torch.bmm(own_seen, own_values)
+    result = torch.bmm(seen.reshape(*queries.shape[:2], keys.shape[1]), values)
+    return result.view(own_result.shape) + own_result
+
+
+def _fused_serves(keys: Tensor, values: Tensor, bias: Tensor | None) -> bool:
+    """Whether :func:`_fused` takes a bucket: on a CPU, with entries and without a bias."""
+    return (
+        keys.device.type == "cpu"
+        and keys.shape[1] > 0
+        and bias is None
+        and keys.shape[-1] == values.shape[-1]
+    )
+
+
+def _fused(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, own: Tensor, own_values: Tensor
+) -> Tensor:
+    """As :func:`_joint`: torch's FlashAttention for CPUs over the bucket, which reads it about once
+    and a half as fast as two products do, and its sum of exponentials to weigh it with the tail."""
+    seen, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        queries[None], keys[None], values[None], scale=scaling
+    )
+    wide = torch.promote_types(own.dtype, torch.float32)
+    own_log = own.logsumexp(dim=-1, keepdim=True).to(wide)
+    own_result = torch.bmm((own - own_log).exp().to(own_values.dtype), own_values)
+    share = torch.sigmoid(log_sum[0].reshape(own_log.shape) - own_log)
+    return torch.lerp(own_result.to(wide), seen[0].reshape(own_result.shape).to(wide), share)
+
+
 def ragged_decode_torch(
     queries: Tensor,
     prefix: RaggedPrefix,
@@ -158,7 +211,7 @@ def ragged_decode_torch(
     blocks: BlockList | None = None,
     workspace: Workspace | None = None,
 ) -> Tensor:
-    """Vectorised path: one batched product per bucket of rows, one softmax over prefix and tail.
+    """Vectorised path: one attention per bucket of rows, over its entries and the tail.
 
     Keys and values of rows with equal lengths are read where they lie; nothing is concatenated to
     them. Arguments as in :func:`catekv.kernels.ragged_decode`.
@@ -194,23 +247,18 @@ def ragged_decode_torch(
             # readers of one stored row are further queries of it: [stored, readers * group * size]
             shared = (stored, readers * group * size)
             single = (len(flat_rows), group * size)
-            logits = _product(part.reshape(*shared, head_dim), keys.transpose(1, 2)) * scaling
-            if bias is not None:
-                logits = logits + bias[:, None]
-            logits = logits.view(len(flat_rows), group, size, bucket.length)
             own = _product(part.reshape(*single, head_dim), own_keys.transpose(1, 2))
             own = (own * scaling).view(len(flat_rows), group, size, tail)
             if own_mask is not None:
                 own = own.masked_fill(
                     ~own_mask[:, :, start : start + step], torch.finfo(own.dtype).min
                 )
-            weights = torch.cat([logits, own], dim=-1)
-            weights = weights.softmax(dim=-1, dtype=torch.promote_types(own.dtype, torch.float32))
-            weights = weights.to(values.dtype)
-            seen, own_seen = weights.split([bucket.length, tail], dim=-1)
-            result = torch.bmm(seen.reshape(*shared, bucket.length), values)
-            own_result = torch.bmm(own_seen.reshape(*single, tail), own_values)
-            result = result.view(own_result.shape) + own_result
+            own = own.view(*single, tail)
+            over_prefix = part.reshape(*shared, head_dim)
+            if _fused_serves(keys, values, bias):
+                result = _fused(over_prefix, keys, values, scaling, own, own_values)
+            else:
+                result = _joint(over_prefix, keys, values, bias, scaling, own, own_values)
             result = result.view(len(flat_rows), group, size, value_dim)
             output[flat_rows, :, start : start + step] = result.to(output.dtype)
     return output.view(batch, query_heads, query_tokens, value_dim)
