@@ -31,14 +31,14 @@ def copy_triton(destination: Tensor, source: Tensor) -> None:
 
 
 def variants() -> list[Variant]:
-    """The one compiled form, for less and for more than 2^31 words."""
+    """The one compiled form for all types, with a size of 32 and of 64 bits."""
     found = []
     for words in ("i32", "i64"):
         types = {"destination": "*i32", "source": "*i32", "words": words}
         constants = {"BLOCK": BLOCK}
         found.append(
             Variant(
-                name=f"copy, {words} words",
+                name=f"copy (bf16, fp16, fp32) {words}",
                 function=_copy,
                 signature=signature(_copy, types, constants),
                 constants=constants,

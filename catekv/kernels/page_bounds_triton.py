@@ -123,7 +123,7 @@ def variants() -> list[Variant]:
             types = {"keys": element, "offsets": "*i64", "lengths": "*i32", **pages}
             found.append(
                 Variant(
-                    name=f"page bounds {dtype} d{dim}",
+                    name=f"page_bounds {dtype} d{dim}",
                     function=_page_bounds,
                     signature=signature(_page_bounds, types, constants),
                     constants=constants,
@@ -135,7 +135,7 @@ def variants() -> list[Variant]:
             scoring = {**shape, "GROUP": 4, "BLOCK_PAGES": BLOCK_PAGES, "REDUCTION": "max"}
             found.append(
                 Variant(
-                    name=f"page scores {dtype} d{dim}",
+                    name=f"page_scores {dtype} d{dim}",
                     function=_page_scores,
                     signature=signature(_page_scores, types, scoring),
                     constants=scoring,

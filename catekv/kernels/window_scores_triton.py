@@ -102,6 +102,6 @@ def variants() -> list[Variant]:
             }
             if room == 1:
                 constants["heads"] = None
-            name, types = f"window scores, {rule}", {"scores": "*fp32"}
+            name, types = f"window_scores {rule}", {"scores": "*fp32"}
             found.append(window_triton.variant(name, _chunk_scores, shape, types, constants, tile))
     return found

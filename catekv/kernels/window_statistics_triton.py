@@ -242,7 +242,7 @@ def window_statistics_triton(
 def variants() -> list[Variant]:
     """Every compiled form, hits for tokens and for chunks of eight."""
     found = []
-    for shape in window_triton.built_shapes():
+    for shape in window_triton.built_shapes(narrow=False):
         tile = tile_of(shape[1], shape[0], shape[3])
         blocks: dict[str, Any] = {"heads": None, "BLOCK_W": tile.queries, "BLOCK_N": tile.keys}
         for level in range(3):
@@ -256,11 +256,11 @@ def variants() -> list[Variant]:
             unused = list(types)[1 + level :]
             constants.update(dict.fromkeys(unused))
             types = {name: kind for name, kind in types.items() if name not in unused}
-            name = f"window digits, level {level}"
+            name = f"window_statistics digits {level}"
             found.append(window_triton.variant(name, _count_digits, shape, types, constants, tile))
         for room in (1, 8):
             constants = {**blocks, "ROOM": room}
             types = {"limits": "*i32", "hits": "*i32"}
-            name = f"window hits, {'tokens' if room == 1 else 'chunks'}"
+            name = f"window_statistics hits {'tokens' if room == 1 else 'chunks'}"
             found.append(window_triton.variant(name, _count_hits, shape, types, constants, tile))
     return found

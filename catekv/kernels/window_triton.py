@@ -261,11 +261,12 @@ def window_of(
     return Window(queries, keys, heads, scale, start, stop, tops, factors)
 
 
-def built_shapes() -> list[tuple[torch.dtype, int, int, int]]:
+def built_shapes(narrow: bool = True) -> list[tuple[torch.dtype, int, int, int]]:
     """(dtype, head_dim, group, window) of the variants that are built in advance: every type and
-    head dimension, and narrower windows."""
+    head dimension, and with ``narrow`` windows of few queries."""
     usual = [(dtype, head_dim, 4, 64) for dtype in TYPES for head_dim in HEAD_DIMS]
-    return [*usual, (torch.bfloat16, 128, 1, 16), (torch.bfloat16, 128, 7, 32)]
+    few = [(torch.bfloat16, 128, 1, 16), (torch.bfloat16, 128, 7, 32)]
+    return usual + few if narrow else usual
 
 
 def variant(
@@ -310,5 +311,7 @@ def variants() -> list[Variant]:
         constants: dict[str, Any] = {"BLOCK_M": tile.queries, "BLOCK_N": tile.keys}
         if shape[2] != 4:
             constants["heads"] = None
-        found.append(variant("window softmax", _softmax_statistics, shape, {}, constants, tile))
+        found.append(
+            variant("window_scores softmax", _softmax_statistics, shape, {}, constants, tile)
+        )
     return found
