@@ -84,9 +84,7 @@ class Workload:
         number of tokens). The model's window is not looked at."""
         return _most(lambda tokens: self.fits(tokens, batch, memory_bytes, reserve))
 
-    def largest_batch(
-        self, tokens: int, memory_bytes: int, reserve: int | None = RESERVE_BATCH
-    ) -> int:
+    def largest_batch(self, tokens: int, memory_bytes: int, reserve: int | None = None) -> int:
         """Most sequences of ``tokens`` tokens that fit; 0 if none do."""
         return _most(lambda batch: self.fits(tokens, batch, memory_bytes, reserve)) or 0
 

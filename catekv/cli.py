@@ -100,7 +100,7 @@ def make_parser() -> Parser:
     _tasks_arguments(add("tasks", "List tasks, or build their samples as JSONL.", _tasks))
     _methods_arguments(add("methods", "List methods and their options.", _methods))
     _generate_arguments(add("generate", "Ask questions about a text file.", _generate))
-    _plan_arguments(add("plan", "Memory and speed to expect, without running anything.", _plan))
+    _plan_parser(commands)
     _report_arguments(add("report", "Summarise a run directory again.", _report))
     add("doctor", "Versions, devices and optional parts: for bug reports.", _doctor)
     return parser
@@ -496,23 +496,22 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="folder, or known configuration (default: embedded)")
-    parser.add_argument("--length", type=int, required=True, help="prompt length in tokens")
-    parser.add_argument("--ratio", type=float, default=0.4, help="r (default: 0.4)")
-    parser.add_argument("--retention", type=float, default=1.0, help="eta (default: 1)")
-    parser.add_argument("--budget", type=int, default=2048, help="b (default: 2048)")
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument(
-        "--bandwidth", type=float, help="GB/s of the device, for times (A100: 2039, H200: 4800)"
-    )
+def _plan_parser(commands: argparse._SubParsersAction[Parser]) -> None:
+    def add_arguments(parser: Parser) -> None:
+        from catekv.evaluation import plan
+
+        plan.add_arguments(parser)
+
+    help_text = "Memory and speed to expect, without running anything."
+    parser = commands.add_parser("plan", help=help_text, description=help_text)
+    parser.add_later = add_arguments
+    parser.set_defaults(handler=_plan)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     from catekv.evaluation import plan
 
-    print(plan.describe(arguments))
-    return 0
+    return plan.run(arguments)
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,17 +1,165 @@
-"""What compression can give on paper: memory and decode bounds from a model's shape alone."""
+"""What a model, a method and a device will do, on paper: nothing is allocated."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
+from catekv.capacity import RESERVE_BATCH, RESERVE_SINGLE, Workload
+from catekv.device_memory import DEVICES, Device, find_device, read_bytes
 from catekv.errors import UserError
-from catekv.evaluation import tables
-from catekv.head_mask import check_ratio
-from catekv.memory_model import GB, GIB, MemoryModel, kept_tokens
+from catekv.evaluation import defaults, plan_text
+from catekv.evaluation.records import write_text
+from catekv.evaluation.specification import parse_masks, parse_method, parse_value
+from catekv.head_mask import HeadMask, check_ratio
+from catekv.memory_model import GB
+from catekv.methods.base import Method, ModelShape, Needs, create, method_class
+from catekv.methods.catekv import DEFAULT_RATIO
+from catekv.model_sizes import ModelSizes, kept_table, sizes_of_config
+from catekv.transformers_compat import context_window
 
-WEIGHT_BYTES = 2
+DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class SpreadCateKV(Method):
+    """CateKV at a ratio, the same share of adaptive heads in every layer, for want of a mask.
+
+    It answers what it would keep; it cannot choose.
+    """
+
+    name: ClassVar[str] = "catekv"
+
+    adaptive: Method
+    consistent: Method
+    ratio: float
+
+    @classmethod
+    def at(cls, ratio: float, shape: ModelShape, **options: Any) -> SpreadCateKV:
+        whole = torch.ones(shape.layers, shape.kv_heads, dtype=torch.bool)
+        return cls(
+            create("catekv", head_mask=HeadMask(whole), **options),
+            create("catekv", head_mask=HeadMask(~whole), **options),
+            check_ratio(ratio),
+        )
+
+    @property
+    def needs(self) -> Needs:
+        return self.adaptive.needs
+
+    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        tables = [part.budget_table(tokens, shape) for part in (self.adaptive, self.consistent)]
+        return self.ratio * tables[0] + (1 - self.ratio) * tables[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.adaptive.to_dict(), "head_mask": None, "ratio": self.ratio}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request and what follows from it.
+
+    Attributes:
+        model: its name. sizes: of it. window: tokens it was made for, None if it does not say.
+        label: name of the method's column. methods: full attention and the method.
+        device: what must hold everything.
+    """
+
+    model: str
+    sizes: ModelSizes
+    window: int | None
+    label: str
+    methods: tuple[Method, Method]
+    length: int
+    batch: int
+    new_tokens: int
+    chunk_size: int
+    dtype: str
+    device: Device
+
+    @property
+    def works(self) -> tuple[Workload, Workload]:
+        """Full attention and the method at work."""
+        full, ours = (
+            Workload(self.sizes, method, self.chunk_size, self.new_tokens, self.device.kind)
+            for method in self.methods
+        )
+        return full, ours
+
+    @property
+    def ideal_ratio(self) -> float:
+        """Bytes of a full decode step over those of the method's: it cannot become faster."""
+        full, ours = (work.step_bytes(self.length, self.batch) for work in self.works)
+        return full / ours
+
+    def sides(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The numbers of full attention and of the method, in bytes and tokens."""
+        full, ours = (self._side(work) for work in self.works)
+        return full, ours
+
+    def _side(self, work: Workload) -> dict[str, Any]:
+        length, batch, memory = self.length, self.batch, self.device.memory_bytes
+        loaded = dataclasses.replace(work, prefilled=False)
+        peak = work.peak(length, batch)
+        assert work.method is not None
+        table = kept_table(work.method, length, self.sizes.shape)
+        step = work.step_bytes(length, batch)
+        bandwidth = self.device.bandwidth
+        return {
+            "kept_tokens_per_head": length if table is None else float(table.double().mean()),
+            "kept_is_known": table is not None,
+            "weight_bytes": self.sizes.weight_bytes,
+            "cache_bytes": work.cache_bytes(length, batch),
+            "tail_bytes": work.tail_bytes(batch),
+            "resident_bytes": work.resident_bytes(length, batch),
+            "step_bytes": step,
+            "step_seconds_at_least": step / bandwidth if bandwidth else None,
+            "prefill_peak": {
+                "bytes": peak.total,
+                "moment": peak.moment,
+                "layer": peak.layer,
+                "terms": [dataclasses.asdict(term) for term in peak.terms],
+            },
+            "fits": work.fits(length, batch, memory),
+            "fits_loaded": loaded.fits(length, batch, memory),
+            "longest_context": work.longest_context(memory, batch),
+            "longest_context_loaded": loaded.longest_context(memory, batch),
+            "largest_batch": work.largest_batch(length, memory),
+            "largest_batch_loaded": loaded.largest_batch(length, memory),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        full, ours = self.sides()
+        return {
+            "model": self.model,
+            "window": self.window,
+            "length": self.length,
+            "batch": self.batch,
+            "new_tokens": self.new_tokens,
+            "chunk_size": self.chunk_size,
+            "dtype": self.dtype,
+            "method": _without_heads(self.methods[1].to_dict()),
+            "device": dataclasses.asdict(self.device),
+            "reserve_bytes": {"single": RESERVE_SINGLE, "batch": RESERVE_BATCH},
+            "ideal_ratio": self.ideal_ratio,
+            "sides": [{"label": "full", **full}, {"label": self.label, **ours}],
+        }
+
+
+def _without_heads(options: dict[str, Any]) -> dict[str, Any]:
+    """A head mask by its ratio and origin only: which heads it is made of changes nothing here."""
+    mask = options.get("head_mask")
+    if not isinstance(mask, dict):
+        return options
+    return {**options, "head_mask": {k: v for k, v in mask.items() if k != "adaptive"}}
 
 
 def read_config(model: str | None) -> Any:
@@ -38,80 +186,152 @@ def read_config(model: str | None) -> Any:
         raise UserError(f"{path} holds no readable config.json; give a model folder") from error
 
 
-def sizes_of(config: Any) -> MemoryModel:
-    """Sizes of a model from its configuration; parameters are counted without allocating them."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from catekv.transformers_compat import text_config
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    text = text_config(config)
-    heads = text.num_attention_heads
-    embedding = model.get_input_embeddings().weight.numel()
-    return MemoryModel(
-        layers=text.num_hidden_layers,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        embedding_parameters=0 if text.tie_word_embeddings else embedding,
-        element_bytes=WEIGHT_BYTES,
-    )
-
-
-def describe(arguments: argparse.Namespace) -> str:
-    """Table of full attention against CateKV for the command ``catekv plan``.
+def plan_for(arguments: argparse.Namespace) -> Plan:
+    """The plan that the options of ``catekv plan`` ask for.
 
     Raises:
-        UserError: numbers out of range or an unknown model.
+        UserError: numbers out of range, an unknown model, method, option or device.
     """
-    for name in ("length", "budget", "batch_size"):
+    from transformers.utils import logging
+
+    # notes on how a configuration could be written would stand between the user and the plan
+    logging.set_verbosity_error()
+    for name in ("length", "batch_size", "chunk_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-    check_ratio(arguments.ratio)
-    if not 0 < arguments.retention <= 1:
-        raise UserError(f"retention {arguments.retention} is outside (0, 1]")
-    sizes = sizes_of(read_config(arguments.model))
-    length, batch = arguments.length, arguments.batch_size
-    kept = min(
-        float(length), kept_tokens(length, arguments.ratio, arguments.retention, arguments.budget)
+    if arguments.new_tokens < 0:
+        raise UserError("--new-tokens must be at least 0")
+    if arguments.dtype not in DTYPES:
+        raise UserError(f"unknown dtype {arguments.dtype!r}; use {', '.join(DTYPES)}")
+    model = arguments.name if arguments.model is None else arguments.model
+    if arguments.name is not None and arguments.model is not None:
+        raise UserError("the model is named twice; give MODEL or --model")
+    config = read_config(model)
+    sizes = sizes_of_config(config, DTYPES[arguments.dtype])
+    label, method = _method(arguments, model, sizes.shape)
+    return Plan(
+        model=model or "embedded",
+        sizes=sizes,
+        window=context_window(config),
+        label=label,
+        methods=(create("full"), method),
+        length=arguments.length,
+        batch=arguments.batch_size,
+        new_tokens=arguments.new_tokens,
+        chunk_size=arguments.chunk_size,
+        dtype=arguments.dtype,
+        device=_device(arguments),
     )
-    header = ["", "full", "catekv", "ratio"]
-    rows = [
-        _row("tokens kept per head", length, kept, 1, 0),
-        _row("cache GiB", sizes.cache_bytes(length) * batch, sizes.cache_bytes(kept) * batch, GIB),
-        _row(
-            "cache and weights GiB",
-            sizes.resident_bytes(length, batch),
-            sizes.resident_bytes(kept, batch),
-            GIB,
-        ),
-        _row(
-            "GB read per decode step",
-            sizes.step_bytes(length, batch),
-            sizes.step_bytes(kept, batch),
-            GB,
-        ),
-    ]
-    if arguments.bandwidth:
-        per_second = arguments.bandwidth * GB / 1000
-        rows.append(
-            _row(
-                "ms per decode step, at least",
-                sizes.step_bytes(length, batch),
-                sizes.step_bytes(kept, batch),
-                per_second,
-            )
-        )
-    bound = sizes.decode_bound(length, kept, batch)
-    title = (
-        f"{arguments.model or 'embedded'}: {length} tokens, batch {batch}, r {arguments.ratio:g}, "
-        f"eta {arguments.retention:g}, b {arguments.budget}, {WEIGHT_BYTES}-byte weights and cache"
-    )
-    note = f"A decode step cannot become more than {bound:.2f}x faster."
-    return f"{title}\n\n{tables.plain_table(header, rows)}\n\n{note}"
 
 
-def _row(name: str, full: float, ours: float, unit: float, digits: int = 2) -> list[str]:
-    return [name, f"{full / unit:.{digits}f}", f"{ours / unit:.{digits}f}", f"{full / ours:.2f}x"]
+def _device(arguments: argparse.Namespace) -> Device:
+    memory = arguments.device_memory
+    if memory is None:
+        device = find_device(arguments.device)
+    elif arguments.device == "auto":
+        device = Device(f"a device of {memory}", "cuda", read_bytes(memory))
+    else:
+        device = dataclasses.replace(find_device(arguments.device), memory_bytes=read_bytes(memory))
+    if arguments.bandwidth is not None:
+        if not arguments.bandwidth > 0:
+            raise UserError(f"--bandwidth {arguments.bandwidth} must be positive, in GB/s")
+        device = dataclasses.replace(device, bandwidth=arguments.bandwidth * GB)
+    return device
+
+
+def _method(
+    arguments: argparse.Namespace, model: str | None, shape: ModelShape
+) -> tuple[str, Method]:
+    """Label and method; CateKV without a mask at its ratio, spread evenly."""
+    written = parse_method(arguments.method)
+    known = [item.name for item in dataclasses.fields(method_class(written.name))]
+    options: dict[str, Any] = {
+        **defaults.method_defaults(model is None).get(written.name, {}),
+        **_asked(arguments, written.name, known),
+        **written.options,
+    }
+    label = written.label or written.name
+    if "head_mask" not in known or "head_mask" in options:
+        return label, _fitting(create(written.name, **options), shape)
+    ratio = options.pop("ratio", None)
+    folder = None if arguments.mask else defaults.shipped_masks(Path(model or "embedded").name)
+    source = arguments.mask or (None if folder is None else str(folder))
+    if source is not None:
+        (mask,) = parse_masks([source], shape, ratio).values()
+        return label, _fitting(create(written.name, head_mask=mask, **options), shape)
+    if written.name != "catekv":
+        raise UserError(f"method {written.name!r} needs a head mask; give it with --mask")
+    return label, SpreadCateKV.at(DEFAULT_RATIO if ratio is None else ratio, shape, **options)
+
+
+def _fitting(method: Method, shape: ModelShape) -> Method:
+    method.validate(shape)
+    return method
+
+
+def _asked(arguments: argparse.Namespace, name: str, known: list[str]) -> dict[str, Any]:
+    """Options of the method that stand on the command line outside its name."""
+    asked = {
+        option: getattr(arguments, option)
+        for option in ("ratio", "retention", "budget")
+        if getattr(arguments, option) is not None
+    }
+    for option in asked:
+        if option not in known:
+            raise UserError(f"method {name!r} has no {option}; leave --{option} out")
+    for text in arguments.option:
+        option, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--option takes NAME=VALUE, not {text!r}")
+        asked[option] = parse_value(value)
+    return asked
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``catekv plan``."""
+    add = parser.add_argument
+    add("name", nargs="?", metavar="MODEL", help="known shape or model folder (default: embedded)")
+    add("--model", metavar="MODEL", help="the same, as the other commands take it")
+    add("--length", type=int, required=True, help="prompt length in tokens")
+    add("--batch-size", type=int, default=1, help="sequences at once (default: 1)")
+    add("--method", default="catekv", help="[LABEL=]NAME[:option=value,...] (default: catekv)")
+    add("--ratio", type=float, help="r, share of adaptive heads (catekv: 0.4)")
+    add("--retention", type=float, help="eta, share of chunks adaptive heads keep (catekv: 1)")
+    add("--budget", type=int, help="b, tokens a consistent head keeps (catekv: 2048)")
+    add(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another option of the method; may be repeated",
+    )
+    add("--mask", metavar="SOURCE", help="head mask to count heads in (default: the ratio alone)")
+    add("--new-tokens", type=int, default=256, help="room after the context (default: 256)")
+    add("--chunk-size", type=int, default=8192, help="tokens per prefill chunk (default: 8192)")
+    add("--dtype", default="bfloat16", help=f"{', '.join(DTYPES)} (default: bfloat16)")
+    add(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help=f"auto (what is here), {', '.join(DEVICES)} (default: auto)",
+    )
+    add("--device-memory", metavar="SIZE", help="memory of the device, e.g. 80GiB")
+    add("--bandwidth", type=float, help="GB/s of the device's memory, for times")
+    add("--json", action="store_true", help="print the plan as JSON")
+    add("--output", type=Path, metavar="FILE", help="also write the plan as JSON into this file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command ``catekv plan``; returns the exit code."""
+    plan = plan_for(arguments)
+    content = json.dumps(plan.to_dict(), indent=2, default=str) + "\n"
+    print(content if arguments.json else plan_text.render(plan), end="")
+    if arguments.output is not None:
+        try:
+            write_text(arguments.output, content)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {arguments.output}: {error.strerror}; give a file in a folder that "
+                "exists"
+            ) from error
+    return 0

@@ -490,21 +490,6 @@ def test_efficiency_refuses(
     assert cause in refused("efficiency", *own, *words, "--methods", "full", "--device", "cpu")
 
 
-def test_plan_reproduces_the_published_memory_arithmetic(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    words = ["plan", "--model", "llama3-8b-1m", "--length", "131072", "--bandwidth", "4800"]
-    assert cli.main(words) == 0
-    rows = {
-        line.rsplit(maxsplit=3)[0].strip(): line.split()[-3:]
-        for line in capsys.readouterr().out.splitlines()
-        if line.endswith("x")
-    }
-    assert rows["cache GiB"][:2] == ["16.00", "6.55"]
-    assert rows["cache and weights GiB"] == ["30.96", "21.51", "1.44x"]
-    assert rows["GB read per decode step"] == ["32.19", "22.05", "1.46x"]
-
-
 def test_masks_are_shown_converted_and_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
