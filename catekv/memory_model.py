@@ -12,28 +12,6 @@ GIB = 2**30
 GB = 1e9
 
 
-def kept_tokens(
-    tokens: int,
-    ratio: float,
-    retention: float = 1.0,
-    budget: int = 2048,
-    init_tokens: int = 64,
-    recent_tokens: int = 256,
-    tail: int = 32,
-) -> float:
-    """Mean tokens a KV head keeps of a prompt under CateKV.
-
-    Adaptive heads (share ``ratio``) keep the share ``retention`` of the middle and all edges;
-    consistent heads keep ``budget`` tokens and the tail. A prompt that fits the consistent budget
-    is kept whole.
-    """
-    if tokens <= budget + tail:
-        return float(tokens)
-    edges = init_tokens + recent_tokens + tail
-    adaptive = retention * (tokens - edges) + edges
-    return ratio * adaptive + (1 - ratio) * (budget + tail)
-
-
 @dataclass(frozen=True)
 class MemoryModel:
     """A model's sizes; weights and cache both use ``element_bytes`` per number.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from catekv.memory_model import GB, GIB, MemoryModel, kept_tokens
+from catekv.evaluation.plan import SpreadCateKV
+from catekv.memory_model import GB, GIB, MemoryModel
+from catekv.methods.base import ModelShape
 
 
 def test_memory_model_golden(golden) -> None:
@@ -19,15 +21,16 @@ def test_memory_model_golden(golden) -> None:
             given["bytes"],
         )
         tokens = given["tokens"]
-        kept = kept_tokens(
-            tokens,
+        method = SpreadCateKV.at(
             given["r"],
-            given["eta"],
-            given["budget"],
-            given["init"],
-            given["recent"],
-            given["tail"],
+            ModelShape(given["layers"], 32, given["kv_heads"], given["head_dim"]),
+            retention=given["eta"],
+            budget=given["budget"],
+            init_tokens=given["init"],
+            recent_tokens=given["recent"],
+            guard_tokens=given["tail"],
         )
+        kept = kept_per_head(method, tokens)
         found = {
             "kv_bytes_per_token": model.kv_bytes_per_token,
             "kept_share": kept / tokens,
@@ -42,13 +45,20 @@ def test_memory_model_golden(golden) -> None:
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-9), case["id"]
 
 
+def kept_per_head(method: SpreadCateKV, tokens: int) -> float:
+    shape = method.adaptive.mask.adaptive.shape
+    table = method.budget_table(tokens, ModelShape(shape[0], 32, shape[1], 128))
+    return float(table.double().mean())
+
+
 def test_short_prompts_are_kept_whole() -> None:
-    assert kept_tokens(2000, 0.4) == 2000
-    assert kept_tokens(2080, 0.4) == 2080
-    assert kept_tokens(100_000, 0.4) < 0.5 * 100_000
+    method = SpreadCateKV.at(0.4, ModelShape(32, 32, 8, 128))
+    assert kept_per_head(method, 2000) == 2000
+    assert kept_per_head(method, 2080) == 2080
+    assert kept_per_head(method, 100_000) < 0.5 * 100_000
 
 
 def test_the_largest_batch_bound_exceeds_that_of_a_single_sequence() -> None:
     model = MemoryModel(32, 8, 128, 8_030_261_248, 525_336_576)
-    kept = kept_tokens(40_960, 0.4)
+    kept = kept_per_head(SpreadCateKV.at(0.4, ModelShape(32, 32, 8, 128)), 40_960)
     assert model.decode_bound(40_960, kept, batch=24) > model.decode_bound(40_960, kept)
