@@ -54,6 +54,7 @@ class Record:
     compressed_tokens: int = 0
     kept_tokens: float | None = None
     kept_share: float | None = None
+    asked_share: float | None = None
     kept: tuple[tuple[int, ...], ...] = ()
     budget: int | None = None
     stored_bytes: int | None = None

@@ -138,7 +138,14 @@ def _numbers(
         for task, records in per_task.items()
     }
     result["difference"] = _hundred(bootstrap_average(differences))
-    for name in ("kept_share", "kept_tokens", "stored_bytes", "full_bytes", "prompt_tokens"):
+    for name in (
+        "asked_share",
+        "kept_share",
+        "kept_tokens",
+        "stored_bytes",
+        "full_bytes",
+        "prompt_tokens",
+    ):
         result[name] = _mean(getattr(record, name) for record in good)
     result["time"] = {
         name: _median(
@@ -278,6 +285,7 @@ def _method_rows(
         "95% interval",
         *([f"to {full}", "95% interval"] if full else []),
         "strict",
+        "asked",
         "kept",
         "stored MiB",
         "prefill ms",
@@ -297,6 +305,7 @@ def _method_rows(
                 _interval(row["official"]),
                 *([_difference(row["difference"]), _interval(row["difference"])] if full else []),
                 _value(row["strict"]),
+                tables.percent(row["asked_share"]),
                 tables.percent(row["kept_share"]),
                 tables.mebibytes(row["stored_bytes"]),
                 tables.milliseconds(time["prefill_seconds"]),
@@ -334,8 +343,8 @@ def _notes(summary: Mapping[str, Any]) -> str:
     if official:
         lines.append(f"Prompts: {', '.join(official)}, unchanged.")
     lines.append(
-        "kept: stored tokens / all tokens of the compressed part; times are medians; intervals: "
-        "bootstrap over samples; nulls: empty predictions."
+        "kept: stored tokens / all tokens of the compressed part; asked: what the method was to keep "
+        "or read; times are medians; intervals: bootstrap over samples; nulls: empty predictions."
     )
     if any(row["tasks"] != _task_count(summary, row) for row in summary["averages"]):
         lines.append("* average over fewer tasks than other methods; not comparable.")
@@ -363,7 +372,14 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     header = ["task", "length", "question", "method", "count", "errors", "nulls"]
     metrics = sorted({name for row in summary["cells"] for name in row["metrics"]})
     estimates = ("official", "strict", "difference")
-    plain = ("kept_share", "kept_tokens", "stored_bytes", "full_bytes", "prompt_tokens")
+    plain = (
+        "asked_share",
+        "kept_share",
+        "kept_tokens",
+        "stored_bytes",
+        "full_bytes",
+        "prompt_tokens",
+    )
     columns = [f"{name}_{part}" for name in estimates for part in ("mean", "low", "high")]
     rows = []
     for row in [*summary["cells"], *summary["averages"]]:

@@ -22,7 +22,8 @@ from catekv.evaluation.distributed import Process
 from catekv.evaluation.records import Key, Record, RunDirectory
 from catekv.evaluation.settings import MethodSpec, RunSettings, stable_hash
 from catekv.head_mask import HeadMask
-from catekv.methods import Method, Needs
+from catekv.methods import Method, ModelShape, Needs
+from catekv.methods.equal_memory import mean_kept_tokens
 from catekv.tasks.prompt import EncodedPrompt, encode
 from catekv.tasks.registry import find
 from catekv.tasks.sample import Sample
@@ -458,6 +459,7 @@ class _Runner:
                 strict=scores.get("strict"),
                 scores={k: v for k, v in scores.items() if k not in ("official", "strict")},
                 budget=_budget(method, spec),
+                asked_share=_asked_share(method, spec, len(context_ids), self.model.shape),
                 **_sizes(context),
                 new_tokens=len(generation.tokens),
                 prefill_seconds=context.timings.get("prefill_seconds"),
@@ -583,6 +585,16 @@ def _budget(method: Method, spec: MethodSpec) -> int | None:
         return None
     budget = getattr(method, "budget", None)
     return budget if isinstance(budget, int) else None
+
+
+def _asked_share(method: Method, spec: MethodSpec, tokens: int, shape: ModelShape) -> float | None:
+    """Share of the entries that the method was to keep, which rounding and rules of its own may
+    miss; None where only the prompt decides."""
+    like = method if spec.equal_memory_to is None else spec.equal_memory_to.create()
+    try:
+        return mean_kept_tokens(like, tokens, shape) / tokens
+    except UserError:
+        return None
 
 
 def _small(metadata: Mapping[str, Any]) -> dict[str, Any]:
