@@ -18,7 +18,7 @@ from scenarios import (
     two_turns,
     with_attention,
 )
-from tiny_models import FAMILIES, KeepEverything
+from tiny_models import FAMILIES, KeepEverything, tiny_model
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -69,6 +69,30 @@ def test_layer_by_layer_chunks(family: str, padded: bool):
     assert cache.compressed
     actual = [first, *two_turns(model, cache, mask, batch, feed_prompt=False)]
     assert largest_difference(actual, expected) <= TOLERANCE
+
+
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("llama", {"max_position_embeddings": 32, "rope_parameters": DYNAMIC}), ("phi3-long", {})],
+)
+def test_rotations_that_depend_on_the_length_see_the_whole_prompt(
+    family: str, changes: dict[str, Any], padded: bool
+):
+    """Rotary tables are made per chunk; the first chunk alone would get those of a short prompt."""
+    batch = 3 if padded else 1
+    mask = left_padding(batch, PROMPT) if padded else None
+    ids = random_ids(batch, PROMPT, seed=0)
+    results = []
+    for chunk in (None, 17):
+        # these models remember the longest prompt that they have seen
+        model = tiny_model(family, **changes)
+        cache = RaggedCache(model.config, KeepEverything(), PROMPT)
+        results.append([prefill.prefill(model, ids, cache, mask, chunk_size=chunk)])
+    assert largest_difference(*results) <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])

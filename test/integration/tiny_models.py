@@ -61,6 +61,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window": ("mistral", {"sliding_window": 32}),
     "glm4": ("glm4", {"head_dim": 8, "rope_parameters": {
         "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}),
+    "glm": ("glm", {"head_dim": 8, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}),
     "gemma": ("gemma", {"head_dim": 16}),
     "gemma3": (
         "gemma3_text",
