@@ -283,6 +283,18 @@ def test_what_does_not_fit_is_a_row_that_says_so(model: CateKVModel) -> None:
     assert rows[0].median_step is None
 
 
+def test_a_prefill_that_does_not_fit_is_a_row_too(
+    model: CateKVModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catekv.capacity.free_memory_bytes", lambda device: 0)
+    rows = measure.measure(
+        model, [], TOKENS, new_tokens=1, repeats=1, fill="prefill", baselines=("kernel", "sdpa"),
+        breakdown=False,
+    )  # fmt: skip
+    assert [row.status for row in rows] == [TOO_LARGE, MEASURED]
+    assert "a prefill of 300 tokens needs" in rows[0].note
+
+
 def test_an_error_is_a_row_and_the_others_are_measured(
     model: CateKVModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,10 +405,10 @@ def test_scale_one_is_the_model_itself() -> None:
 
 def test_weights_and_cache_shrink_alike() -> None:
     from catekv import presets
-    from catekv.evaluation.plan import sizes_of
+    from catekv.model_sizes import sizes_of_config
 
     config = presets.preset_config("llama3-8b-1m")
-    whole, part = sizes_of(config), sizes_of(shapes.scaled_config(config, 0.25))
+    whole, part = sizes_of_config(config), sizes_of_config(shapes.scaled_config(config, 0.25))
     proportion = whole.step_bytes(0) / whole.cache_bytes(512000)
     scaled = part.step_bytes(0) / part.cache_bytes(128000)
     assert scaled == pytest.approx(proportion, rel=0.2)

@@ -81,6 +81,10 @@ def memory_model(model: CateKVModel) -> MemoryModel:
     )
 
 
+class DoesNotFitError(RuntimeError):
+    """Something was refused because there is too little memory for it."""
+
+
 @contextlib.contextmanager
 def noting_errors(measurement: Measurement) -> Iterator[None]:
     """An error becomes a note in the row, so that the others are measured; mistakes of the user go
@@ -89,6 +93,8 @@ def noting_errors(measurement: Measurement) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except DoesNotFitError as error:
+        measurement.leave_out(TOO_LARGE, str(error))
     except (torch.OutOfMemoryError, MemoryError):
         measurement.leave_out(TOO_LARGE, "out of memory")
     except RuntimeError as error:

@@ -53,14 +53,19 @@ def scaled_config(config: Any, scale: float) -> Any:
     fewer = min(kv_heads, max(LEAST_KV_HEADS, round(kv_heads * scale)))
     hidden = text.hidden_size * fewer // kv_heads
     width = max(_ROUND, round(text.intermediate_size * scale / _ROUND) * _ROUND)
-    text.num_hidden_layers = min(
-        text.num_hidden_layers, max(LEAST_LAYERS, round(text.num_hidden_layers * scale))
-    )
+    layers = max(LEAST_LAYERS, round(text.num_hidden_layers * scale))
+    _set_layers(text, min(text.num_hidden_layers, layers))
     text.num_attention_heads, text.num_key_value_heads = fewer * group, fewer
     text.hidden_size, text.head_dim = hidden, head_dim
     text.intermediate_size = min(text.intermediate_size, width)
     text.vocab_size = max(LEAST_VOCABULARY, round(text.vocab_size * scale**2))
     return config
+
+
+def _set_layers(text: Any, layers: int) -> None:
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
 
 
 def long_enough(config: Any, tokens: int) -> tuple[Any, str]:
@@ -107,7 +112,7 @@ def random_model(
     if scale is not None:
         config = scaled_config(config, scale)
         if layers is not None:
-            text_config(config).num_hidden_layers = layers
+            _set_layers(text_config(config), layers)
     config, note = long_enough(config, tokens)
     model = CateKVModel.from_config(
         config, random_weights=True, dtype=dtype, device=device, attention=attention

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from catekv import rotary
 from catekv.cache import RaggedCache
+from catekv.capacity import refuse_unless_fits
 from catekv.decoding import DecodeStep
 from catekv.errors import UserError
 from catekv.evaluation.efficiency import dense
@@ -25,7 +26,7 @@ from catekv.evaluation.efficiency.arguments import BASELINES
 from catekv.evaluation.efficiency.clock import capture
 from catekv.evaluation.efficiency.fill import fill_random_, kept_lengths, random_cache
 from catekv.evaluation.efficiency.measurement import Measurement
-from catekv.evaluation.efficiency.memory import Peak
+from catekv.evaluation.efficiency.memory import DoesNotFitError, Peak
 from catekv.evaluation.settings import MethodSpec
 from catekv.generation import synchronize
 from catekv.methods import create
@@ -257,6 +258,7 @@ def _method_variant(
             cache = random_cache(model, method, setting.length, setting.batch, setting.seed)
             _note_kept(measurement, cache)
             return RaggedStepper(setting, cache)
+        _check_prefill(setting, method)
         peak = Peak(model.device)
         clock = time.perf_counter()
         context = model.prefill(setting.prompt, chunk_size=setting.chunk_size, method=method)
@@ -269,6 +271,23 @@ def _method_variant(
         return RaggedStepper(setting, context.cache, context.last_logits)
 
     return Variant(label, model, is_method, method_for, build)
+
+
+def _check_prefill(setting: Setting, method: Method) -> None:
+    """Raise :class:`DoesNotFitError` where the prefill would be refused."""
+    model = setting.model
+    try:
+        refuse_unless_fits(
+            model.model,
+            method,
+            setting.length,
+            setting.batch,
+            setting.chunk_size,
+            model.device,
+            model.shape,
+        )
+    except UserError as error:
+        raise DoesNotFitError(str(error)) from error
 
 
 def _note_kept(measurement: Measurement, cache: RaggedCache) -> None:
