@@ -6,6 +6,7 @@ then cannot change with a library version, and the core needs no further package
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -65,8 +66,13 @@ _ENDINGS = (  # step 4; the longer of two that fit stands first
 )
 
 
+_SHAPES = defaultdict(lambda: "c", dict.fromkeys(map(ord, "aeiou"), "v"))
+
+
 def _shape(word: str) -> str:
     """The word as ``c`` and ``v``: ``y`` is a vowel after a consonant and a consonant elsewhere."""
+    if "y" not in word:
+        return word.translate(_SHAPES)
     letters = ""
     for letter in word:
         vowel = letter in "aeiou" or (letter == "y" and letters.endswith("c"))
