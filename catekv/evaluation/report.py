@@ -343,8 +343,8 @@ def _notes(summary: Mapping[str, Any]) -> str:
     if official:
         lines.append(f"Prompts: {', '.join(official)}, unchanged.")
     lines.append(
-        "kept: stored tokens / all tokens of the compressed part; asked: what the method was to keep "
-        "or read; times are medians; intervals: bootstrap over samples; nulls: empty predictions."
+        "kept: stored tokens / all tokens of the compressed part; asked: what was to be kept, or "
+        "read; times are medians; intervals: bootstrap over samples; nulls: empty predictions."
     )
     if any(row["tasks"] != _task_count(summary, row) for row in summary["averages"]):
         lines.append("* average over fewer tasks than other methods; not comparable.")
