@@ -27,7 +27,7 @@ from catekv.errors import UserError
 #: name -> (title, seconds it may take at most)
 STAGES: dict[str, tuple[str, int]] = {
     "environment": ("Environment", 60),
-    "correctness": ("Correctness against float32 references", 150),
+    "correctness": ("Correctness against float32 references", 200),
     "kernels": ("Decode kernel", 120),
     "decode": ("Decode steps, Llama-3-8B shapes", 150),
     "throughput": ("Largest batches of 40K-token samples", 80),
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--budget-seconds", type=float, default=BUDGET, help=f"for everything (default: {BUDGET})"
     )
+    parser.add_argument("--commit", help="for the manifest, where the checkout has no .git")
     words = list(sys.argv[1:] if arguments is None else arguments)
     parsed = parser.parse_args(words)
     return run_safely(lambda: run(parsed, shlex.join(["bench/gpu_suite.sh", *words])))
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
         if name not in STAGES:
             raise UserError(f"unknown stage {name!r}; stages: {', '.join(STAGES)}")
     manifest = make_manifest(command, arguments.scale)
+    manifest["git_commit"] = manifest["git_commit"] or arguments.commit
     folder: Path = arguments.output
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from catekv import kernels
 from catekv.layout import BlockList, RaggedPrefix, _storage_order, from_rows
 
 HEAD_DIMS = (64, 96, 128, 256)
-GROUPS = (1, 2, 3, 5, 7, 8, 16)
+GROUPS = (1, 3, 7, 8, 16)
 BLOCK_SIZE = 16
 _ROWS = (2, 3)
 

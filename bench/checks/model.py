@@ -141,7 +141,8 @@ def check(stage: Stage, name: str, family: str, dtype: str, padded: bool) -> Res
     In float32 the chosen tokens must be equal too, and the torch path must agree; in half precision
     logits tie, and paths round differently.
     """
-    tokens, steps = (90, 3) if stage.tiny else (700, 24)
+    # Phi-3 meets the positions from which other rotary frequencies hold
+    tokens, steps = (90, 3) if stage.tiny else (1010, 24)
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(1, 512, (3 if padded else 1, tokens), generator=generator)
     mask = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from typing import Any
@@ -13,7 +14,15 @@ from tiny_models import BASE, FAMILIES
 
 from catekv import CateKVModel, HeadMask, methods
 from catekv.errors import UserError
-from catekv.evaluation.efficiency import breakdown, dense, measure, memory, shapes, throughput
+from catekv.evaluation.efficiency import (
+    breakdown,
+    clock,
+    dense,
+    measure,
+    memory,
+    shapes,
+    throughput,
+)
 from catekv.evaluation.efficiency.arguments import BASELINES
 from catekv.evaluation.efficiency.fill import fill_random_, random_cache
 from catekv.evaluation.efficiency.measurement import ABSENT, FAILED, MEASURED, TOO_LARGE
@@ -334,6 +343,33 @@ def test_a_step_without_attention_still_counts_its_tokens(model: CateKVModel) ->
     assert breakdown.attention_seconds(setting, stepper) > 0
     assert stepper.cache.get_seq_length() == before
     assert model.config._attn_implementation == "catekv"
+
+
+class Clock:
+    """Stands for a device whose steps take a millisecond and a quarter each."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool):
+        assert enable_timing
+
+    def record(self) -> None:
+        Clock.now += 1.25
+        self.time = Clock.now
+
+    def elapsed_time(self, later: Clock) -> float:
+        return later.time - self.time
+
+
+def test_on_a_gpu_the_devices_clock_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Clock)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(clock, "synchronize", lambda device: None)
+    steps: list[int] = []
+    times, wall = clock.step_times(lambda: steps.append(1), 4, torch.device("cuda"))
+    assert times == pytest.approx([0.00125] * 4)
+    assert len(steps) == 4
+    assert wall < 0.00125
 
 
 # --- throughput ----------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_crashes_and_hangs_cost_the_case_and_not_the_rest(tmp_path: Path) -> Non
         "import sys\nfrom bench import suite\n"
         "suite.STAGES = {'fake': ('Fake', 60), 'broken': ('Broken', 60)}\n"
         "suite.LEAST_SECONDS, suite._GRACE = 0, 1\n"
-        f"suite.make_manifest = lambda command, scale: {MANIFEST!r}\n"
+        f"suite.make_manifest = lambda command, scale: dict({MANIFEST!r})\n"
         "suite.limit_of = lambda name, scale, left: 6 if name == 'fake' else left\n"
         "sys.exit(suite.main(sys.argv[1:]))"
     )

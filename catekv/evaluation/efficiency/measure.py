@@ -94,19 +94,23 @@ def measure(
 
 @torch.no_grad()
 def measure_one(
-    setting: Setting,
-    variant: Variant,
-    new_tokens: int,
-    repeats: int = 1,
-    *,
-    breakdown: bool = False,
-    memory_limit: int | None = None,
+    setting: Setting, variant: Variant, new_tokens: int, repeats: int = 1
 ) -> Measurement:
-    """One row; an error is a note in it, and nothing stays allocated."""
-    (result,) = _measure_batch(
-        setting, [variant], new_tokens, repeats, breakdown, memory_limit, None
+    """One row; an error is a note in it, and nothing stays allocated.
+
+    Whether it fits is found out by allocating it.
+    """
+    row = Measurement(
+        variant.label, setting.length, setting.batch, variant.method, fill=setting.fill
     )
-    return result
+    memory.free()
+    with memory.noting_errors(row):
+        stepper = _prepare(setting, variant, row)
+        _rounds(setting, [(row, stepper)], new_tokens, repeats, breakdown=False)
+        del stepper
+    memory.free()
+    _finish(setting, row, None)
+    return row
 
 
 @torch.no_grad()

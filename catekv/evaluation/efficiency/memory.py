@@ -97,5 +97,6 @@ def noting_errors(measurement: Measurement) -> Iterator[None]:
         measurement.leave_out(TOO_LARGE, str(error))
     except (torch.OutOfMemoryError, MemoryError):
         measurement.leave_out(TOO_LARGE, "out of memory")
-    except RuntimeError as error:
+    except Exception as error:
+        # whatever a driver or a compiler raises
         measurement.leave_out(FAILED, " ".join(f"{type(error).__name__}: {error}".split())[:300])

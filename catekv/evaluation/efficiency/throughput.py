@@ -15,8 +15,8 @@ from catekv.methods.base import Method
 from catekv.model import CateKVModel
 from catekv.model_sizes import sizes_of_model
 
-#: After running out of memory the batch shrinks to this share, by one sequence at least.
-SHRINK = 0.95
+#: After running out of memory the batch shrinks by this share, and by one sequence at least.
+SHRINK = 0.02
 TRIES = 6
 
 
@@ -106,6 +106,6 @@ def _at_largest_batch(
         row = measure_one(setting, variant, new_tokens, repeats)
         if row.status != TOO_LARGE:
             return row
-        batch = min(batch - 1, int(batch * SHRINK))
+        batch -= max(1, int(batch * SHRINK))
     row.leave_out(TOO_LARGE, "not even a single sequence fits" if batch < 1 else "does not fit")
     return row
