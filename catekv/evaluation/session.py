@@ -250,9 +250,12 @@ def run(request: Request, *, command: str = "", progress: bool = True) -> int:
             progress=progress,
             command=command,
         )
-    if outcome.summary is not None:
-        print(report.render(outcome.summary))
-        _print_where(output, outcome.measured, outcome.failed)
+    if outcome.summary is None:
+        # torchrun ends all processes as soon as one fails: the first speaks for the run, after it
+        # has joined the records
+        return 0
+    print(report.render(outcome.summary))
+    _print_where(output, outcome.measured, outcome.failed)
     return 1 if outcome.failed else 0
 
 

@@ -411,6 +411,20 @@ def test_two_ranks_give_the_summary_of_one_process(
     assert [file.name for file in folder.glob("samples*")] == ["samples.jsonl"]
 
 
+def test_failed_samples_of_one_rank_do_not_end_the_others(checkpoint: Path, tmp_path: Path) -> None:
+    words = torchrun(checkpoint, tmp_path / "run")
+    # RocketKV always keeps its window, which is more than CateKV keeps here
+    edges = "budget=8,init_tokens=0,recent_tokens=0,guard_tokens=0"
+    words += ["--ratio", "0.05", "--methods", "full", f"catekv:{edges}", "refuses=rocketkv"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "SIGTERM" not in done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    failed = {row["method"]: row["errors"] for row in summary["averages"]}
+    assert failed["full"] == 0
+    assert failed["refuses"] > 0
+
+
 @pytest.mark.slow
 def test_all_ranks_stop_when_the_folder_holds_another_configuration(
     checkpoint: Path, undisturbed: Path
