@@ -78,7 +78,8 @@ def peak_prefill_bytes(
         method: what compresses; None: all layers stay dense.
         tokens: columns of the prompt. batch: sequences.
         chunk_size: tokens that a layer processes at a time; None: all at once.
-        device: ``cuda`` or ``cpu``; the attention and the scoring differ in their temporaries.
+        device: ``cuda`` or ``cpu`` (a number behind it changes nothing): attention, scoring and
+            packing differ in their temporaries.
     """
     return prefill_peak(sizes, method, tokens, batch, chunk_size, device).total
 
@@ -118,7 +119,7 @@ class _Pieces:
         lengths: Sequence[int] | None,
     ):
         self.sizes, self.method, self.tokens, self.batch = sizes, method, tokens, batch
-        self.device = device
+        self.device = device.partition(":")[0]
         self.element = sizes.element_bytes
         self.rows = batch * chunk
         self.chunked = chunk < tokens

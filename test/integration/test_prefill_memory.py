@@ -188,7 +188,8 @@ def test_terms_add_up_and_say_what_they_are() -> None:
     method = method_for("catekv", sizes)
     peak = prefill_peak(sizes, method, 100_000, 2, 4096, "cuda")
     assert peak.total == int(sum(term.bytes for term in peak.terms))
-    assert peak.total == peak_prefill_bytes(sizes, method, 100_000, 2, 4096, "cuda")
+    assert peak.total == peak_prefill_bytes(sizes, method, 100_000, 2, 4096, "cuda:1")
+    assert peak.bytes_of("workspaces") > 0
     assert all(term.meaning and term.bytes >= 0 for term in peak.terms)
     assert peak.bytes_of("weights") == sizes.parameters * 2
     assert peak.bytes_of("hidden states") == 2 * 100_000 * 256 * 2
