@@ -179,7 +179,17 @@ def time_attention(arguments: argparse.Namespace, dtype: torch.dtype) -> list[di
 
 
 def _text(content: dict[str, Any], whole: Any, title: str, bandwidth: float) -> str:
-    header = ["variant", "type", "MiB", "ms", "quartiles", "GB/s", "vs dense SDPA", "bytes"]
+    header = [
+        "variant",
+        "type",
+        "MiB",
+        "ms",
+        "quartiles",
+        "fastest",
+        "GB/s",
+        "vs dense SDPA",
+        "bytes",
+    ]
     body = []
     for row in content["attention"]:
         low, _, high = statistics.quantiles(row["seconds"], n=4, method="inclusive")
@@ -190,6 +200,7 @@ def _text(content: dict[str, Any], whole: Any, title: str, bandwidth: float) -> 
                 f"{row['bytes'] / 2**20:.0f}",
                 f"{1000 * row['median_seconds']:.1f}",
                 f"{1000 * low:.1f}..{1000 * high:.1f}",
+                f"{1000 * min(row['seconds']):.1f}",
                 f"{row['bytes'] / row['median_seconds'] / GB:.1f}",
                 f"{row['speed_up']:.2f}x",
                 f"{row['ideal']:.2f}x",

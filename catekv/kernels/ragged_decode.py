@@ -10,6 +10,8 @@ from catekv.layout import BlockList, Bucket, RaggedPrefix
 
 #: Upper bound of the logits held at once on the torch path, in elements (256 MiB of float32).
 MAX_LOGITS = 1 << 26
+#: A row is cut into at most so many shares for the threads of a CPU.
+MAX_SHARES = 8
 
 
 def causal_tail_mask(query_tokens: int, tail: int, device: torch.device) -> Tensor:
@@ -147,58 +149,108 @@ def _read(prefix: RaggedPrefix, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor 
     return prefix.keys[slot], prefix.values[slot], bias
 
 
-def _joint(
+def _shares(rows: int, length: int) -> int:
+    """Equal shares to cut every row into, so that all threads get the same work: FlashAttention
+    gives a row to one thread."""
+    threads = torch.get_num_threads()
+    for shares in range(1, MAX_SHARES + 1):
+        even = rows * shares % threads == 0 or rows * shares >= 4 * threads
+        if even and length % shares == 0:
+            return shares
+    return 1
+
+
+def _flash(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """torch's FlashAttention for CPUs; takes about three quarters of the time of two products and
+    a softmax, and returns the sums of exponentials that partial results are combined with.
+
+    Arguments [batch, heads, tokens, dim], ``mask`` additive and broadcast; the result and its
+    log-sum-exp [batch, heads, query tokens].
+    """
+    result, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        queries, keys, values, attn_mask=mask, scale=scaling
+    )
+    return result, log_sum
+
+
+def _products(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, extra: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same by two products, arguments [rows, tokens, dim]; ``extra`` is added to the logits
+    [rows, query tokens, tokens]."""
+    logits = _product(queries, keys.transpose(1, 2)) * scaling
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if extra is not None:
+        logits = logits + extra
+    log_sum = logits.logsumexp(dim=-1)
+    return torch.bmm((logits - log_sum[..., None]).exp().to(values.dtype), values), log_sum
+
+
+def _over_tail(
     queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
+    tail_keys: Tensor,
+    tail_values: Tensor,
     scaling: float,
-    own: Tensor,
-    own_values: Tensor,
-) -> Tensor:
-    """One softmax over a bucket's entries and the tail.
+    visible: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of all rows over the tail alone.
 
     Args:
-        queries: [stored rows, queries of a row, head_dim].
-        keys, values: [stored rows, length, dim]; bias: [stored rows, length] or None.
-        own: logits over the tail, [rows, queries of a row, tail]; own_values: [rows, tail, dim].
+        queries: [batch, kv_heads, group, query_tokens, head_dim].
+        visible: bool [batch or 1, 1, query_tokens, tail] or None.
+
+    Returns:
+        [rows, group * query_tokens, value_dim] and the log-sum-exp without the last dimension.
     """
-    logits = _product(queries, keys.transpose(1, 2)) * scaling
-    if bias is not None:
-        logits = logits + bias[:, None]
-    weights = torch.cat([logits.view(*own.shape[:2], -1), own], dim=-1)
-    weights = weights.softmax(dim=-1, dtype=torch.promote_types(own.dtype, torch.float32))
-    weights = weights.to(values.dtype)
-    seen, own_seen = weights.split([keys.shape[1], own.shape[2]], dim=-1)
-    own_result = torch.bmm(own_seen, own_values)
-    result = torch.bmm(seen.reshape(*queries.shape[:2], keys.shape[1]), values)
-    return result.view(own_result.shape) + own_result
+    batch, kv_heads, group, count, head_dim = queries.shape
+    mask = None
+    if visible is not None:
+        kind = queries.dtype
+        mask = torch.zeros(visible.shape, dtype=kind, device=queries.device)
+        # not infinite: a padded query may see nothing
+        mask = mask.masked_fill_(~visible, torch.finfo(kind).min).repeat(1, 1, group, 1)
+    if _flash_serves(tail_keys, tail_values):
+        flat = queries.reshape(batch, kv_heads, group * count, head_dim)
+        result, log_sum = _flash(flat, tail_keys, tail_values, scaling, mask)
+        return result.flatten(0, 1), log_sum.flatten(0, 1)
+    if mask is not None:
+        mask = mask.expand(batch, kv_heads, *mask.shape[2:]).flatten(0, 1)
+    flat = queries.reshape(batch * kv_heads, group * count, head_dim)
+    return _products(flat, tail_keys.flatten(0, 1), tail_values.flatten(0, 1), scaling, mask)
 
 
-def _fused_serves(keys: Tensor, values: Tensor, bias: Tensor | None) -> bool:
-    """Whether :func:`_fused` takes a bucket: on a CPU, with entries and without a bias."""
-    return (
-        keys.device.type == "cpu"
-        and keys.shape[1] > 0
-        and bias is None
-        and keys.shape[-1] == values.shape[-1]
+def _over_bucket(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Attention of stored rows over their entries, in shares.
+
+    Args:
+        queries: [rows, queries of a row, head_dim]. keys, values: [rows, length, dim].
+        bias: [rows, length] or None.
+
+    Returns:
+        [rows, shares, queries of a row, value_dim] and the log-sum-exp without the last dimension.
+    """
+    rows, count, head_dim = queries.shape
+    if bias is not None or not _flash_serves(keys, values):
+        extra = None if bias is None else bias[:, None]
+        result, log_sum = _products(queries, keys, values, scaling, extra)
+        return result[:, None], log_sum[:, None]
+    shares = _shares(rows, keys.shape[1])
+    result, log_sum = _flash(
+        queries[:, None].expand(rows, shares, count, head_dim).reshape(1, -1, count, head_dim),
+        keys.view(1, rows * shares, -1, head_dim),
+        values.view(1, rows * shares, -1, values.shape[-1]),
+        scaling,
+        None,
     )
+    return result.view(rows, shares, count, -1), log_sum.view(rows, shares, count)
 
 
-def _fused(
-    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, own: Tensor, own_values: Tensor
-) -> Tensor:
-    """As :func:`_joint`: torch's FlashAttention for CPUs over the bucket, which takes about three
-    quarters of the time of two products and a softmax, and its sum of exponentials to weigh it with
-    the tail."""
-    seen, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        queries[None], keys[None], values[None], scale=scaling
-    )
-    wide = torch.promote_types(own.dtype, torch.float32)
-    own_log = own.logsumexp(dim=-1, keepdim=True).to(wide)
-    own_result = torch.bmm((own - own_log).exp().to(own_values.dtype), own_values)
-    share = torch.sigmoid(log_sum[0].reshape(own_log.shape) - own_log)
-    return torch.lerp(own_result.to(wide), seen[0].reshape(own_result.shape).to(wide), share)
+def _flash_serves(keys: Tensor, values: Tensor) -> bool:
+    return keys.device.type == "cpu" and keys.shape[-2] > 0 and keys.shape[-1] == values.shape[-1]
 
 
 def ragged_decode_torch(
@@ -212,7 +264,8 @@ def ragged_decode_torch(
     blocks: BlockList | None = None,
     workspace: Workspace | None = None,
 ) -> Tensor:
-    """Vectorised path: one attention per bucket of rows, over its entries and the tail.
+    """Vectorised path: one attention over the tail, one per bucket of rows, combined by their sums
+    of exponentials.
 
     Keys and values of rows with equal lengths are read where they lie; nothing is concatenated to
     them. Arguments as in :func:`catekv.kernels.ragged_decode`.
@@ -221,45 +274,34 @@ def ragged_decode_torch(
     kv_heads, tail = tail_keys.shape[1:3]
     group = query_heads // kv_heads
     rows = batch * kv_heads
-    tail_mask = visible_tail(query_tokens, tail, tail_mask, tail_length, queries.device)
     value_dim = tail_values.shape[-1]
+    visible = visible_tail(query_tokens, tail, tail_mask, tail_length, queries.device)
+    grouped = queries.reshape(batch, kv_heads, group, query_tokens, head_dim)
     output = queries.new_empty(rows, group, query_tokens, value_dim)
-    per_row = queries.reshape(rows, group, query_tokens, head_dim)
-    row_tail_keys = tail_keys.reshape(rows, tail, head_dim)
-    row_tail_values = tail_values.reshape(rows, tail, value_dim)
-    if tail_mask is not None:
-        tail_mask = tail_mask.expand(batch, 1, query_tokens, tail)
-
+    longest = max((bucket.length for bucket in prefix.buckets), default=0)
+    step = max(1, MAX_LOGITS // (rows * group * (longest + tail)))
+    pieces = []
+    for start in range(0, query_tokens, step):
+        part = grouped[:, :, :, start : start + step]
+        seen = None if visible is None else visible[:, :, start : start + step]
+        own, own_log = _over_tail(part, tail_keys, tail_values, scaling, seen)
+        pieces.append((start, part.reshape(rows, -1, head_dim), own, own_log))
+    wide = torch.promote_types(queries.dtype, torch.float32)
     parts = (
         ((bucket, _read(prefix, bucket)) for bucket in prefix.buckets)
         if blocks is None
         else iter([_read_blocks(prefix, blocks)])
     )
     for bucket, (keys, values, bias) in parts:
-        stored, readers = bucket.query_rows.shape
-        flat_rows = bucket.query_rows.flatten()
-        own_keys, own_values = row_tail_keys[flat_rows], row_tail_values[flat_rows]
-        own_mask = None if tail_mask is None else tail_mask[flat_rows // kv_heads]
-        own_queries = per_row[flat_rows]
-        step = max(1, MAX_LOGITS // max(1, len(flat_rows) * group * (bucket.length + tail)))
-        for start in range(0, query_tokens, step):
-            part = own_queries[:, :, start : start + step]
-            size = part.shape[2]
-            # readers of one stored row are further queries of it: [stored, readers * group * size]
-            shared = (stored, readers * group * size)
-            single = (len(flat_rows), group * size)
-            own = _product(part.reshape(*single, head_dim), own_keys.transpose(1, 2))
-            own = (own * scaling).view(len(flat_rows), group, size, tail)
-            if own_mask is not None:
-                own = own.masked_fill(
-                    ~own_mask[:, :, start : start + step], torch.finfo(own.dtype).min
-                )
-            own = own.view(*single, tail)
-            over_prefix = part.reshape(*shared, head_dim)
-            if _fused_serves(keys, values, bias):
-                result = _fused(over_prefix, keys, values, scaling, own, own_values)
-            else:
-                result = _joint(over_prefix, keys, values, bias, scaling, own, own_values)
-            result = result.view(len(flat_rows), group, size, value_dim)
-            output[flat_rows, :, start : start + step] = result.to(output.dtype)
+        stored = bucket.query_rows.shape[0]
+        readers = bucket.query_rows.flatten()
+        for start, per_row, own, own_log in pieces:
+            # readers of one stored row are further queries of it
+            shared = per_row[readers].reshape(stored, -1, head_dim)
+            found, log_sums = _over_bucket(shared, keys, values, scaling, bias)
+            logs = torch.cat([log_sums, own_log[readers].view(stored, 1, -1)], dim=1)
+            both = torch.cat([found, own[readers].view(stored, 1, -1, value_dim)], dim=1)
+            result = (both.to(wide) * logs.softmax(dim=1)[..., None]).sum(dim=1)
+            result = result.view(len(readers), group, -1, value_dim)
+            output[readers, :, start : start + step] = result.to(output.dtype)
     return output.view(batch, query_heads, query_tokens, value_dim)
