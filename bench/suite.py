@@ -96,6 +96,8 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     seconds = time.monotonic() - started
     _say(folder, f"\n{seconds:.0f} s; results: {folder} ({report.SUITE_MARKDOWN})")
     outcomes = [outcome for name in titles for outcome in records.outcomes(name)]
+    for goal in (goal for outcome in outcomes for goal in outcome.goals):
+        _say(folder, goal.describe())
     bad = [outcome for outcome in outcomes if outcome.status in (WRONG, ERROR)]
     for outcome in bad:
         _say(folder, f"{outcome.status}: {outcome.stage}, {outcome.case}: {outcome.note}")
