@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+# kernels run in triton's interpreter, which must be chosen before any module with kernels loads
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 REFERENCE_VARIABLE = "CATEKV_REFERENCE"
 
 

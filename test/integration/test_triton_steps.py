@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-# before a kernel module loads
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 from typing import Any
 
 import pytest
