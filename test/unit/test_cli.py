@@ -457,6 +457,19 @@ def test_a_known_shape_needs_a_gpu_or_a_scale(
     assert "Scaled by 0.005: 5 layers, 8 query heads, 2 KV heads of 128" in output
 
 
+def test_a_busy_machine_is_reported(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "efficiency", "--model", str(checkpoint), "--methods", "full", "--length", "64",
+        "--device", "cpu", "--baselines", "kernel", "--new-tokens", "1", "--repeats", "1",
+    ]  # fmt: skip
+    for load, reported in ((0.0, False), (1000.0, True)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, load, load))
+        assert cli.main(words) == 0
+        assert ("not to be trusted" in capsys.readouterr().out) == reported
+
+
 def test_throughput_finds_the_largest_batches(capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "efficiency", "--model", "llama3-8b-1m", "--device", "cpu", "--scale", "0.005",

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
 #: Positions that a model must have beyond the context.
 _ROOM = 4096
-#: What a scaled run on a CPU may use unless told otherwise: it is there to be tried.
+#: What the batches of a scaled run on a CPU may take: it is there to be tried.
 CPU_MEMORY = GIB
+#: Load per core from which on a CPU's times are called unreliable.
+BUSY = 0.75
 RANDOM_NOTE = (
     "Weights are random: the time of a step depends on shapes and lengths, not on the values of "
     "the weights. Nothing here says how good answers are."
@@ -74,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     if fill == "random":
         notes.append(FILL_NOTE)
     specs = [spec for spec in method_specs_for(request, model) if spec.name != "full"]
-    limit = _memory_limit(arguments, model)
+    limit = _memory_limit(arguments, model, largest)
+    notes += _busy_note(model)
     bandwidth = copy_bandwidth(model.device)
     results: list[Measurement] = []
     for length in lengths:
@@ -178,13 +182,26 @@ def _scale_note(scale: float, model: CateKVModel) -> str:
     )
 
 
-def _memory_limit(arguments: argparse.Namespace, model: CateKVModel) -> int | None:
+def _busy_note(model: CateKVModel) -> list[str]:
+    """A warning where other programs compete for the cores that the steps need."""
+    if model.device.type != "cpu" or not hasattr(os, "getloadavg"):
+        return []
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load < BUSY * cores:
+        return []
+    return [
+        f"The machine was busy when this began (load average {load:.1f} on {cores} cores): times "
+        "and ratios are not to be trusted, repeat it when nothing else runs."
+    ]
+
+
+def _memory_limit(arguments: argparse.Namespace, model: CateKVModel, largest: bool) -> int | None:
     if arguments.memory is not None:
         if arguments.memory <= 0:
             raise UserError(f"--memory {arguments.memory:g} must be above 0 GiB")
         return int(arguments.memory * GIB)
-    scaled_on_cpu = arguments.scale is not None and model.device.type == "cpu"
-    return CPU_MEMORY if scaled_on_cpu else None
+    tried_out = largest and arguments.scale is not None and model.device.type == "cpu"
+    return CPU_MEMORY if tried_out else None
 
 
 def _write(

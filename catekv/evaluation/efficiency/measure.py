@@ -27,7 +27,7 @@ from catekv.model import CateKVModel
 WARM_UP_STEPS = 3
 WARM_UP_TOKENS = 64
 #: Share of the usable memory up to which all variants stay loaded and take turns.
-_TOGETHER_SHARE = 0.5
+_TOGETHER_SHARE = 0.8
 #: Steps that the breakdown may add to those of the measurement.
 _SPARE_STEPS = 8
 
