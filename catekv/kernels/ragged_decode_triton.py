@@ -86,6 +86,42 @@ def _online_softmax(queries, keys, values, extra, visible, scale, top, total, ac
 
 
 @triton.jit
+def _load_queries(
+    queries, b, head, token, head_in_group, column, wanted, query_b, query_h, query_t,
+    GROUP: tl.constexpr,
+):  # fmt: skip
+    """Queries [M, D] of one row, zero where there are none."""
+    query_head = head * GROUP + head_in_group
+    return tl.load(
+        queries + b * query_b + query_head[:, None] * query_h + token[:, None] * query_t
+        + column[None, :],
+        mask=wanted, other=0.0,
+    )  # fmt: skip
+
+
+@triton.jit
+def _attend_slots(
+    queries, keys, values, bias, slot, inside, column, value_column, scale,
+    top, total, acc,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Read the entries of a prefix at ``slot`` [N] where ``inside`` and attend to them."""
+    k = tl.load(
+        keys + slot[:, None] * HEAD_DIM + column[None, :],
+        mask=inside[:, None] & (column[None, :] < HEAD_DIM), other=0.0,
+    )  # fmt: skip
+    v = tl.load(
+        values + slot[:, None] * VALUE_DIM + value_column[None, :],
+        mask=inside[:, None] & (value_column[None, :] < VALUE_DIM), other=0.0,
+    )  # fmt: skip
+    extra = tl.zeros(slot.shape, tl.float32)
+    if HAS_BIAS:
+        log2_e: tl.constexpr = 1.4426950408889634
+        extra = tl.load(bias + slot, mask=inside, other=0.0) * log2_e
+    return _online_softmax(queries, k, v, extra, inside[None, :], scale, top, total, acc)
+
+
+@triton.jit
 def _store_partial(
     partial, log_sums, segment, member, queries_per_row, top, total, acc,
     VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -131,7 +167,6 @@ def _decode(
     entry = tl.arange(0, BLOCK_N)
     wanted = (member < queries_per_row)[:, None] & (column[None, :] < HEAD_DIM)
     tail_programs = rows * tail_splits
-    log2_e: tl.constexpr = 1.4426950408889634
 
     if program < tail_programs:
         row = program // tail_splits
@@ -144,11 +179,9 @@ def _decode(
         start = part * tail_part
         stop = tl.minimum(start + tail_part, used)
         if start < stop:
-            query_head = head * GROUP + head_in_group
-            q = tl.load(
-                queries + b * query_b + query_head[:, None] * query_h + token[:, None] * query_t
-                + column[None, :],
-                mask=wanted, other=0.0,
+            q = _load_queries(
+                queries, b, head, token, head_in_group, column, wanted, query_b, query_h, query_t,
+                GROUP,
             )  # fmt: skip
             top = tl.full([BLOCK_M], float("-inf"), tl.float32)
             total = tl.zeros([BLOCK_M], tl.float32)
@@ -195,11 +228,9 @@ def _decode(
         if start < stop:
             length = tl.load(lengths + row)
             offset = tl.load(offsets + row)
-            query_head = head * GROUP + head_in_group
-            q = tl.load(
-                queries + b * query_b + query_head[:, None] * query_h + token[:, None] * query_t
-                + column[None, :],
-                mask=wanted, other=0.0,
+            q = _load_queries(
+                queries, b, head, token, head_in_group, column, wanted, query_b, query_h, query_t,
+                GROUP,
             )  # fmt: skip
             top = tl.full([BLOCK_M], float("-inf"), tl.float32)
             total = tl.zeros([BLOCK_M], tl.float32)
@@ -214,20 +245,11 @@ def _decode(
                 position = index * LIST_SIZE + position % LIST_SIZE
                 inside = inside & (position < length)
                 slot = offset + position
-                k = tl.load(
-                    keys + slot[:, None] * HEAD_DIM + column[None, :],
-                    mask=inside[:, None] & (column[None, :] < HEAD_DIM), other=0.0,
+                top, total, acc = _attend_slots(
+                    q, keys, values, bias, slot, inside, column, value_column, scale,
+                    top, total, acc,
+                    HEAD_DIM, VALUE_DIM, HAS_BIAS,
                 )  # fmt: skip
-                v = tl.load(
-                    values + slot[:, None] * VALUE_DIM + value_column[None, :],
-                    mask=inside[:, None] & (value_column[None, :] < VALUE_DIM), other=0.0,
-                )  # fmt: skip
-                extra = tl.zeros([BLOCK_N], tl.float32)
-                if HAS_BIAS:
-                    extra = tl.load(bias + slot, mask=inside, other=0.0) * log2_e
-                top, total, acc = _online_softmax(
-                    q, k, v, extra, inside[None, :], scale, top, total, acc
-                )
             _store_partial(
                 partial, log_sums, program, member, queries_per_row, top, total, acc,
                 VALUE_DIM, BLOCK_DV,
@@ -244,11 +266,10 @@ def _decode(
                 length = tl.load(lengths + row)
                 offset = tl.load(offsets + row)
                 b = (row // KV_HEADS).to(tl.int64)
-                query_head = (row % KV_HEADS) * GROUP + head_in_group
-                q = tl.load(
-                    queries + b * query_b + query_head[:, None] * query_h
-                    + token[:, None] * query_t + column[None, :],
-                    mask=wanted, other=0.0,
+                head = (row % KV_HEADS).to(tl.int64)
+                q = _load_queries(
+                    queries, b, head, token, head_in_group, column, wanted, query_b, query_h,
+                    query_t, GROUP,
                 )  # fmt: skip
                 top = tl.full([BLOCK_M], float("-inf"), tl.float32)
                 total = tl.zeros([BLOCK_M], tl.float32)
@@ -257,20 +278,11 @@ def _decode(
                     position = number * BLOCK_N + entry
                     inside = position < length
                     slot = offset + position
-                    k = tl.load(
-                        keys + slot[:, None] * HEAD_DIM + column[None, :],
-                        mask=inside[:, None] & (column[None, :] < HEAD_DIM), other=0.0,
+                    top, total, acc = _attend_slots(
+                        q, keys, values, bias, slot, inside, column, value_column, scale,
+                        top, total, acc,
+                        HEAD_DIM, VALUE_DIM, HAS_BIAS,
                     )  # fmt: skip
-                    v = tl.load(
-                        values + slot[:, None] * VALUE_DIM + value_column[None, :],
-                        mask=inside[:, None] & (value_column[None, :] < VALUE_DIM), other=0.0,
-                    )  # fmt: skip
-                    extra = tl.zeros([BLOCK_N], tl.float32)
-                    if HAS_BIAS:
-                        extra = tl.load(bias + slot, mask=inside, other=0.0) * log2_e
-                    top, total, acc = _online_softmax(
-                        q, k, v, extra, inside[None, :], scale, top, total, acc
-                    )
                 _store_partial(
                     partial, log_sums, tail_programs + share + row, member, queries_per_row,
                     top, total, acc, VALUE_DIM, BLOCK_DV,
@@ -304,7 +316,7 @@ def _combine(
     return top, total, acc
 
 
-@triton.jit(do_not_specialize=[name for name in _VARYING if name[:4] in ("tail", "list")])
+@triton.jit(do_not_specialize=_VARYING)
 def _reduce(
     partial, log_sums, block_start, block_counts, tail_length, output,
     tail_tokens, tail_splits, tail_part, per_program, list_splits, list_part, rows, query_tokens,
@@ -394,10 +406,13 @@ def ragged_decode_triton(
     plan = work_plan(prefix, block, max(1, resident - min(rows, resident // 4)))
     list_splits = list_part = list_capacity = 0
     prefix_programs, segments = plan.programs, plan.segments
+    if not prefix.slots:
+        # nothing is written for listed blocks of an empty prefix, so that nothing may be read
+        blocks = None
     if blocks is not None:
         list_capacity = blocks.indices.shape[1]
         list_splits, list_part = _parts(list_capacity * blocks.size, block, resident // rows)
-        prefix_programs = segments = rows * list_splits if prefix.slots else 0
+        prefix_programs = segments = rows * list_splits
     segments += rows * tail_splits
 
     workspace = workspace or Workspace()

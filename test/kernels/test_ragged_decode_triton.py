@@ -108,6 +108,7 @@ CASES = {
     ),
     "blocks": Case(blocks=True),
     "blocks, bias, length on the device": Case(blocks=True, bias=True, capacity=80, tail=66),
+    "blocks of an empty prefix": Case(lengths=(0,) * 6, blocks=True, tail=20),
     "group of 16": Case(lengths=(60, 9), kv_heads=2, group=16),
     "more queries than a tile": Case(lengths=(40,), kv_heads=1, group=4, query_tokens=10, tail=12),
     "head dimension 96": Case(dim=96, value_dim=96),
