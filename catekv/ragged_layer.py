@@ -337,7 +337,7 @@ class RaggedLayer(CacheLayerMixin):
     ) -> None:
         """Store what was selected of this layer and let go of the dense context."""
         prefix = _packed(observed, selection)
-        store = method.open_store(prefix, observed, valid)
+        store = method.open_store(prefix, observed, valid, selection)
         tail = TokenBuffer()
         if self.buffer.length > observed.tokens:
             keys, values = self.buffer.views()

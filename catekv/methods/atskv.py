@@ -242,7 +242,7 @@ class ATSKV(Method):
         return Selection(active[:, None].expand(observed.keys.shape[:3]).clone())
 
     def decode_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> TierStore | None:
         keys = observed.keys
         batch, kv_heads, tokens, dim = keys.shape

@@ -135,12 +135,16 @@ class Selection:
 
     Either ``keep`` (bool [batch, kv_heads, tokens], over the columns the caller passed, padding
     included and never kept) or ``merged`` (one :class:`Merged` per batch entry and KV head) is set.
+
+    With ``merged`` a method may say as ``stays`` (of the shape of ``keep``) which tokens were kept
+    to take the others in, entry by entry.
     """
 
     keep: Tensor | None
     source_keys: Tensor | None = field(default=None, repr=False)
     source_values: Tensor | None = field(default=None, repr=False)
     merged: list[list[Merged]] | None = field(default=None, repr=False)
+    stays: Tensor | None = field(default=None, repr=False)
 
     @cached_property
     def budgets(self) -> Tensor:
@@ -227,7 +231,7 @@ class Method:
         return [self.select_observed(layer) for layer in observed]
 
     def decode_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:
         """How the layer goes on after compression; None: the prefix stays what it is.
 
@@ -235,18 +239,19 @@ class Method:
             prefix: what was selected, packed.
             observed: the layer before compression, padding included.
             valid: bool [batch, tokens], False on padding; None: no padding.
+            selection: what was selected.
         """
         return None
 
     def open_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:
         """:meth:`decode_store`, or where the option ``store`` puts the prefix.
 
         Raises:
             UserError: a ``store`` for a method that has one of its own.
         """
-        own = self.decode_store(prefix, observed, valid)
+        own = self.decode_store(prefix, observed, valid, selection)
         if self.store == "device":
             return own
         if own is not None:
@@ -364,13 +369,21 @@ def _sequence(layer: Observed, b: int, valid: Tensor) -> Observed:
 
 def _join(parts: Sequence[Selection], valid: Tensor, layer: Observed) -> Selection:
     """Selections of single sequences as one of the padded batch."""
-    if parts[0].merged is not None:
-        return Selection(None, merged=[part.merged[0] for part in parts if part.merged])
-    keep = torch.zeros(layer.keys.shape[:3], dtype=torch.bool, device=layer.keys.device)
-    for b, part in enumerate(parts):
-        assert part.keep is not None
-        keep[b][:, valid[b]] = part.keep[0]
-    return Selection(keep)
+
+    def joined(masks: Sequence[Tensor | None]) -> Tensor:
+        whole = torch.zeros(layer.keys.shape[:3], dtype=torch.bool, device=layer.keys.device)
+        for b, mask in enumerate(masks):
+            assert mask is not None
+            whole[b][:, valid[b]] = mask[0]
+        return whole
+
+    if parts[0].merged is None:
+        return Selection(joined([part.keep for part in parts]))
+    return Selection(
+        None,
+        merged=[part.merged[0] for part in parts if part.merged],
+        stays=None if parts[0].stays is None else joined([part.stays for part in parts]),
+    )
 
 
 _REGISTRY: dict[str, type[Method]] = {}

@@ -12,7 +12,13 @@ from catekv.errors import UserError
 from catekv.methods.base import Merged, ModelShape, Needs, Observed, Selection, register
 from catekv.methods.budgeted import Budgeted
 from catekv.methods.draws import uniform_numbers
-from catekv.methods.h2o import H2O, received_attention, row_capacities, with_halved_window
+from catekv.methods.h2o import (
+    H2O,
+    received_attention,
+    row_capacities,
+    selected_entries,
+    with_halved_window,
+)
 from catekv.methods.streaming_llm import StreamingLLM
 
 if TYPE_CHECKING:
@@ -168,21 +174,20 @@ class CaM(Budgeted):
             return Merged(keys, (values.float() + added).to(values.dtype))
 
         return Selection(
-            None, merged=[[row(b, head) for head in range(heads)] for b in range(batch)]
+            None,
+            merged=[[row(b, head) for head in range(heads)] for b in range(batch)],
+            stays=keep,
         )
 
     def decode_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> CamStore | None:
-        from catekv.slot_store import Eviction, kept_entries
+        from catekv.slot_store import Eviction
         from catekv.stores.merging import CamStore
 
         if not self.decode:
             return None
-        keep = self.keeper.select_padded([observed], valid)[0].keep
-        assert keep is not None
-        assert observed.column_sums is not None
-        entries = kept_entries(keep, received_attention(observed.column_sums, keep.shape[1]), valid)
+        entries = selected_entries(selection, observed, valid)
         capacities = row_capacities(self, observed)
         if self.keep == "h2o":
             rule = Eviction(capacities, self.edges())

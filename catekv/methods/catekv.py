@@ -269,7 +269,7 @@ class CateKV(Method):
         return top_mask(scores, counts)
 
     def decode_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:
         batch, _, tokens, _ = observed.keys.shape
         adaptive = self.mask.adaptive[observed.layer].tolist() * batch

@@ -180,7 +180,7 @@ class DuoAttention(Method):
         return Selection(keep.expand(batch, heads, tokens).clone())
 
     def decode_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:
         if not self.rolling:
             return None

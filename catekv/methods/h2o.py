@@ -14,7 +14,7 @@ from catekv.methods.scoring import top_mask
 
 if TYPE_CHECKING:
     from catekv.layout import RaggedPrefix
-    from catekv.slot_store import SlotStore
+    from catekv.slot_store import Entries, SlotStore
 
 #: A prompt so long that no budget is limited by it.
 ENDLESS = 1 << 40
@@ -48,6 +48,20 @@ def row_capacities(method: Budgeted, observed: Observed) -> list[int]:
     """Entries that each row of a layer may hold while decoding, in (batch, head) order."""
     table = method.budget_table(ENDLESS, observed_shape(observed))[observed.layer]
     return [int(count) for count in table] * observed.keys.shape[0]
+
+
+def selected_entries(selection: Selection, observed: Observed, valid: Tensor | None) -> Entries:
+    """Positions of what was selected, kept or merged into, and the attention it received.
+
+    Args:
+        valid: bool [batch, tokens], False on padding; None: no padding.
+    """
+    from catekv.slot_store import kept_entries
+
+    keep = selection.keep if selection.stays is None else selection.stays
+    assert keep is not None
+    assert observed.column_sums is not None
+    return kept_entries(keep, received_attention(observed.column_sums, keep.shape[1]), valid)
 
 
 def with_halved_window(
@@ -118,15 +132,11 @@ class H2O(Budgeted):
         return Selection(heavy_and_recent(sums, heavy.to(sums.device), self.edges()))
 
     def decode_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> SlotStore | None:
-        from catekv.slot_store import Eviction, SlotStore, kept_entries
+        from catekv.slot_store import Eviction, SlotStore
 
         if not self.decode:
             return None
-        keep = self.select_padded([observed], valid)[0].keep
-        assert keep is not None
-        assert observed.column_sums is not None
-        sums = received_attention(observed.column_sums, keep.shape[1])
         rule = Eviction(row_capacities(self, observed), self.edges())
-        return SlotStore(prefix, kept_entries(keep, sums, valid), rule)
+        return SlotStore(prefix, selected_entries(selection, observed, valid), rule)

@@ -11,7 +11,7 @@ from torch import Tensor
 from catekv.errors import UserError
 from catekv.methods.base import Merged, ModelShape, Needs, Observed, Selection, register
 from catekv.methods.budgeted import Budgeted
-from catekv.methods.h2o import H2O, received_attention, row_capacities, with_halved_window
+from catekv.methods.h2o import H2O, row_capacities, selected_entries, with_halved_window
 from catekv.methods.merging import nearest_kept
 from catekv.methods.vote_merge import corrected_average, window_average, zip_merge
 
@@ -108,21 +108,20 @@ class KeepKV(Budgeted):
             return Merged(done.keys, done.values, done.log_votes)
 
         return Selection(
-            None, merged=[[row(b, head) for head in range(heads)] for b in range(batch)]
+            None,
+            merged=[[row(b, head) for head in range(heads)] for b in range(batch)],
+            stays=keep,
         )
 
     def decode_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> KeepKVStore | None:
-        from catekv.slot_store import Eviction, kept_entries
+        from catekv.slot_store import Eviction
         from catekv.stores.merging import KeepKVStore
 
         if not self.decode:
             return None
-        keep = self.keeper.select_padded([observed], valid)[0].keep
-        assert keep is not None
-        assert observed.column_sums is not None
-        entries = kept_entries(keep, received_attention(observed.column_sums, keep.shape[1]), valid)
+        entries = selected_entries(selection, observed, valid)
         rule = Eviction(row_capacities(self, observed), self.edges())
-        queries = observed.queries.unflatten(1, (keep.shape[1], -1)) * observed.scaling
+        queries = observed.queries.unflatten(1, (observed.keys.shape[1], -1)) * observed.scaling
         return KeepKVStore(prefix, entries, rule, self.threshold, self.alpha, queries.flatten(0, 1))

@@ -62,7 +62,7 @@ class Quest(Method):
         return Selection(torch.ones(shape, dtype=torch.bool, device=observed.keys.device))
 
     def decode_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:
         if observed.layer < self.full_layers:
             return None

@@ -141,7 +141,7 @@ class RocketKV(Method):
         return HybridReading(parameters.page, top, dims=dims, refilter=refilter)
 
     def decode_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:
         batch, heads, tokens, dim = observed.keys.shape
         true = [tokens] * batch if valid is None else valid.sum(dim=-1).tolist()

@@ -70,7 +70,7 @@ class ShadowKV(Method):
         return Selection(torch.ones(shape, dtype=torch.bool, device=observed.keys.device))
 
     def decode_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:
         settings = ShadowSettings(
             self.rank, self.chunk, self.outliers, self.local, self.budget // self.chunk

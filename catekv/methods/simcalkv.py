@@ -186,7 +186,7 @@ class SimCalKV(Method):
         return Merged(row.keys, row.values, bias)
 
     def decode_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> RemergeStore | None:
         from catekv.stores.remerge import RemergeStore
 

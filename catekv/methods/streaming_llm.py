@@ -47,7 +47,7 @@ class FirstAndLast(Budgeted):
         return Needs(rotation=self.turns_keys)
 
     def decode_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:
         if not self.rolling and not self.turns_keys:
             return None

@@ -190,7 +190,7 @@ class ReferenceCache(DynamicCache):
             else:
                 assert selection.keep is not None
                 record.prefix = pack(layer.keys, layer.values, selection.keep)
-            record.store = run.method.open_store(record.prefix, layer, valid)
+            record.store = run.method.open_store(record.prefix, layer, valid, selection)
         run.context = observed[0].tokens
 
 

@@ -189,7 +189,7 @@ class Mirror(DecodeStore):
 @dataclass(frozen=True)
 class Mirrored(Probe):
     def decode_store(
-        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore:
         return Mirror(prefix)
 

@@ -40,10 +40,10 @@ def compressed(
     method: Method, observed: Observed, valid: Tensor | None = None
 ) -> tuple[RaggedPrefix, DecodeStore | None]:
     """What the method keeps of a layer, packed, and its store."""
-    keep = method.select_padded([observed], valid)[0].keep
-    assert keep is not None
-    prefix = pack(observed.keys, observed.values, keep)
-    return prefix, method.open_store(prefix, observed, valid)
+    selection = method.select_padded([observed], valid)[0]
+    assert selection.keep is not None
+    prefix = pack(observed.keys, observed.values, selection.keep)
+    return prefix, method.open_store(prefix, observed, valid, selection)
 
 
 def step_queries(batch: int, seed: int = 1, tokens: int = 1) -> Tensor:

@@ -40,7 +40,7 @@ def after_prefill(
     else:
         assert selection.keep is not None
         prefix = pack(keys, values, selection.keep)
-    return prefix, method.decode_store(prefix, observed, valid)
+    return prefix, method.decode_store(prefix, observed, valid, selection)
 
 
 def decode(

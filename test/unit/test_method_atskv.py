@@ -50,10 +50,11 @@ def prompt(batch: int = BATCH, tokens: int = TOKENS, layer: int = 1) -> Observed
 def store_of(
     method: methods.Method, observed: Observed, valid: Tensor | None = None
 ) -> tuple[TierStore | None, Tensor]:
-    keep = method.select_padded([observed], valid)[0].keep
+    selection = method.select_padded([observed], valid)[0]
+    keep = selection.keep
     assert keep is not None
     prefix = pack(observed.keys, observed.values, keep)
-    store = method.decode_store(prefix, observed, valid)
+    store = method.decode_store(prefix, observed, valid, selection)
     assert store is None or isinstance(store, TierStore)
     return store, keep
 

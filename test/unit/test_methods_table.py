@@ -187,7 +187,7 @@ def test_formulas_hold(name: str, prompt: list[Observed]) -> None:
             prefix = pack_merged(selection.merged)
         else:
             prefix = pack(layer.keys, layer.values, selection.keep)
-        store = method.open_store(prefix, layer, None)
+        store = method.open_store(prefix, layer, None, selection)
         stored += storage_bytes(prefix.tensors() if store is None else store.tensors())
         blocks = None
         if store is not None:

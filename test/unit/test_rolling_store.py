@@ -33,7 +33,7 @@ def opened(method: Method, keys: Tensor, valid: Tensor | None = None, layer: int
     observed = Observed(queries, keys, keys, 0.5, layer, 2, rotation=ROTATION)
     (selection,) = method.select_padded([observed], valid)
     assert selection.keep is not None
-    return method.open_store(pack(keys, keys, selection.keep), observed, valid)
+    return method.open_store(pack(keys, keys, selection.keep), observed, valid, selection)
 
 
 def tokens_read(store: DecodeStore, row: int) -> list[int]:
@@ -152,9 +152,10 @@ def test_repositioned_entries_are_numbered_inside_the_cache(steps: int) -> None:
         0.5,
         rotation=ROTATION,
     )
-    keep = method.select_observed(observed).keep
-    assert keep is not None
-    store: Any = method.open_store(pack(observed.keys, observed.values, keep), observed, None)
+    selection = method.select_observed(observed)
+    assert selection.keep is not None
+    prefix = pack(observed.keys, observed.values, selection.keep)
+    store: Any = method.open_store(prefix, observed, None, selection)
     start = 30
     for now in range(31, total + 1):
         part = slice(start, now)
