@@ -52,7 +52,8 @@ class SimCalKV(Method):
     which is exact for equal tokens. The published score favours early tokens.
 
     Args:
-        ratio: share removed, 0 to 1: ``max(1, floor(tokens * ratio))`` tokens, none for 0.
+        ratio: share removed, from 0 to below 1: ``max(1, floor(tokens * ratio))`` tokens, none
+            for 0.
         threshold: cosine that a merge must exceed; 0 as published, 0.8 in its threshold study.
         calibration: ``key_const`` (published): ln 2 on every key coordinate; ``logit``: the log of
             the number of tokens on the attention logit; ``none``.
@@ -86,7 +87,7 @@ class SimCalKV(Method):
     total: int | None = None
 
     def __post_init__(self) -> None:
-        check_ratio(self.name, self.ratio)
+        check_ratio(self.name, self.ratio, self.total)
         choices = {"calibration": CALIBRATIONS, "key_mean": KEY_MEANS, "merge_order": ORDERS}
         for option, allowed in choices.items():
             if getattr(self, option) not in allowed:
@@ -94,6 +95,7 @@ class SimCalKV(Method):
                     f"{self.name}: unknown {option} {getattr(self, option)!r}; use "
                     f"{' or '.join(allowed)}"
                 )
+        check_number(self.name, "threshold", self.threshold)
         if not -1 <= self.threshold <= 1:
             raise UserError(f"{self.name}: threshold {self.threshold} is outside [-1, 1]")
         if self.merge_order == "sequential" and self.key_mean != "half":
@@ -104,8 +106,6 @@ class SimCalKV(Method):
         for option in ("protect_initial", "protect_recent", "remerge_every"):
             if getattr(self, option) < 0:
                 raise UserError(f"{self.name}: {option} {getattr(self, option)} is negative")
-        if self.total is not None and self.total < 0:
-            raise UserError(f"{self.name}: total {self.total} is negative")
         object.__setattr__(self, "budgets", budgets_from(self.budgets))
 
     @property
@@ -197,10 +197,22 @@ class SimCalKV(Method):
         return RemergeStore(prefix, self, seen, observed.layer, observed_shape(observed))
 
 
-def check_ratio(name: str, ratio: float) -> None:
-    """Raise ``UserError`` unless ``ratio`` is a share."""
+def check_ratio(name: str, ratio: float, total: int | None) -> None:
+    """Raise ``UserError`` unless ``ratio`` is a share that leaves something, and ``total``, which
+    stands for it where it is given, not negative."""
+    check_number(name, "ratio", ratio)
+    if total is not None and total < 0:
+        raise UserError(f"{name}: total {total} is negative")
     if not 0 <= ratio <= 1:
-        raise UserError(f"{name}: ratio {ratio} is outside [0, 1]; it is the share removed")
+        raise UserError(f"{name}: ratio {ratio} is outside [0, 1); it is the share removed")
+    if ratio == 1 and total is None:
+        raise UserError(f"{name}: ratio 1 removes every token; use a ratio below 1")
+
+
+def check_number(name: str, option: str, value: Any) -> None:
+    """Raise ``UserError`` unless an option is a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{name}: {option} {value!r} is not a number")
 
 
 def last_query_logits(observed: Observed, b: int, head: int) -> Tensor:

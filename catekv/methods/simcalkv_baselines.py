@@ -29,7 +29,7 @@ from catekv.methods.draws import uniform_numbers
 from catekv.methods.h2o import observed_shape, received_attention
 from catekv.methods.merging import group_mean, group_shares, nearest_kept, removed_count
 from catekv.methods.scoring import top_mask
-from catekv.methods.simcalkv import check_ratio, last_query_logits
+from catekv.methods.simcalkv import check_number, check_ratio, last_query_logits
 from catekv.methods.similarity_merge import removal_order
 
 PAPER = "a baseline of Similarity-Aware KV Cache Merging with Bias Calibration, MSN 2025"
@@ -42,7 +42,7 @@ class RemovedShare(Method):
     """Base: remove the share ``ratio`` of every head's tokens, the lowest column sums first.
 
     Args:
-        ratio: share removed, 0 to 1.
+        ratio: share removed, from 0 to below 1.
         total: entries of all layers and heads together, exact, instead of ``ratio``.
     """
 
@@ -50,9 +50,7 @@ class RemovedShare(Method):
     total: int | None = None
 
     def __post_init__(self) -> None:
-        check_ratio(self.name, self.ratio)
-        if self.total is not None and self.total < 0:
-            raise UserError(f"{self.name}: total {self.total} is negative")
+        check_ratio(self.name, self.ratio, self.total)
 
     @property
     def needs(self) -> Needs:
@@ -192,7 +190,7 @@ class SimCalKeepKV(RemovedShare):
     comparison several tokens with one target overwrite each other; here the last removed one wins.
 
     Args:
-        ratio: share removed, 0 to 1.
+        ratio: share removed, from 0 to below 1.
         total: entries of all layers and heads together, exact, instead of ``ratio``.
         threshold: cosine of the keys that a merge must exceed; others are dropped. -1: all merge.
         duplicates: ``last`` (as run): of several tokens with one target only the one with the
@@ -213,6 +211,7 @@ class SimCalKeepKV(RemovedShare):
                 f"{self.name}: unknown duplicates {self.duplicates!r}; use "
                 f"{' or '.join(DUPLICATES)}"
             )
+        check_number(self.name, "threshold", self.threshold)
         if not -1 <= self.threshold <= 1:
             raise UserError(f"{self.name}: threshold {self.threshold} is outside [-1, 1]")
 
@@ -251,7 +250,7 @@ class SimCalCaM(RemovedShare):
     CaM itself adds it to the tokens that follow.
 
     Args:
-        ratio: share removed, 0 to 1.
+        ratio: share removed, from 0 to below 1.
         total: entries of all layers and heads together, exact, instead of ``ratio``.
         expected: add the expected value instead of drawing (deterministic).
         seed: of the draws; a draw depends on layer, head and position only.

@@ -317,7 +317,7 @@ def test_nothing_removed_is_the_whole_prompt() -> None:
 
 
 def test_everything_removed_leaves_empty_rows() -> None:
-    found = methods.create("simcalkv", ratio=1.0).select(*random_tensors(2, 9))
+    found = methods.create("simcalkv", total=0).select(*random_tensors(2, 9))
     assert found.budgets.tolist() == [[0, 0]] * 2
 
 
@@ -407,6 +407,31 @@ def test_blocks_do_not_change_who_is_nearest(monkeypatch) -> None:
     assert tied[0].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("calibration", ["key_const", "logit", "none"])
+@pytest.mark.parametrize("merge_order", ["batched", "sequential"])
+def test_half_precision_does_not_overflow(calibration: str, merge_order: str) -> None:
+    # logits of several thousand, whose exponentials no format holds, and sums over many tokens
+    generator = torch.Generator().manual_seed(0)
+    keys, values = torch.randn(2, 1, HEADS, 300, DIM, generator=generator)
+    queries = torch.randn(1, HEADS * GROUP, 1, DIM, generator=generator)
+    queries, keys = (200 * queries).half(), (30 * keys).half()
+    values = (20000 * values.sign()).half()
+    sums = torch.full((1, HEADS * GROUP, 300), 60000.0)
+    method = methods.create("simcalkv", calibration=calibration, merge_order=merge_order)
+    found = method.select(queries, keys, values, scaling=SCALING, column_sums=sums)
+    for head in range(HEADS):
+        assert found.keys[0][head].dtype == torch.float16
+        assert bool(found.keys[0][head].isfinite().all())
+        assert bool(found.values[0][head].isfinite().all())
+        assert float(found.values[0][head].abs().max()) <= 20000
+    exact = method.select(
+        queries.float(), keys.float(), values.float(), scaling=SCALING, column_sums=sums
+    )
+    torch.testing.assert_close(
+        found.values[0][0].float(), exact.values[0][0], rtol=2e-3, atol=20000 * 2e-3
+    )
+
+
 def test_merging_again_while_decoding() -> None:
     queries, keys, values = random_tensors(2, 60)
     method = methods.create("simcalkv", preset="recommended", ratio=0.5, remerge_every=8)
@@ -448,11 +473,16 @@ def test_everything_seen_is_merged_again_if_nothing_is_to_be_removed() -> None:
     [
         ({"ratio": 1.5}, "ratio 1.5 is outside"),
         ({"ratio": -0.1}, "ratio -0.1 is outside"),
+        ({"ratio": 1.0}, "ratio 1 removes every token; use a ratio below 1"),
+        ({"ratio": math.nan}, "ratio nan is outside"),
+        ({"ratio": "half"}, "ratio 'half' is not a number"),
+        ({"threshold": "high"}, "threshold 'high' is not a number"),
         ({"calibration": "exact"}, "use key_const or logit or none"),
         ({"key_mean": "third"}, "use half or uniform"),
         ({"merge_order": "random"}, "use batched or sequential"),
         ({"merge_order": "sequential", "key_mean": "uniform"}, "key_mean='half'"),
-        ({"threshold": 2.0}, "outside"),
+        ({"threshold": 1.01}, r"threshold 1.01 is outside \[-1, 1\]"),
+        ({"threshold": -2.0}, "outside"),
         ({"protect_recent": -1}, "negative"),
         ({"total": -1}, "negative"),
     ],
