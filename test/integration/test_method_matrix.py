@@ -147,8 +147,15 @@ CASES: dict[str, Case] = {
     "h2o": Case({"budget": 12}, {"budget": 999}),
     "h2o/append": Case({"budget": 12, "decode": False}, {"budget": 999, "decode": False}),
     "simcalkv": Case({"ratio": 0.6}, {"ratio": 0.0}, original=False),
+    "simcalkv/logit": Case(
+        {"ratio": 0.6, "calibration": "logit", "key_mean": "uniform"},
+        {"ratio": 0.0},
+        original=False,
+    ),
     "simcalkv/remerge": Case(
-        {"ratio": 0.6, "remerge_every": 3}, {"ratio": 0.0, "remerge_every": 3}, original=False
+        {"ratio": 0.6, "calibration": "logit", "remerge_every": 3},
+        {"ratio": 0.0, "remerge_every": 3},
+        original=False,
     ),
     "cam": Case({"budget": 12}, {"budget": 999}, original=False),
     "cam/h2o": Case(
