@@ -11,7 +11,8 @@ from typing import Any
 from catekv.tasks import metrics, prompt
 from catekv.tasks.building import generate, max_new_tokens
 from catekv.tasks.files import read, write
-from catekv.tasks.registry import PUBLISHED, RULER, available, find
+from catekv.tasks.registry import available, find
+from catekv.tasks.ruler.tasks import PUBLISHED, RULER
 from catekv.tasks.ruler.wording import Wording
 from catekv.tasks.sample import Sample
 
@@ -21,6 +22,7 @@ __all__ = [
     "Sample",
     "available",
     "build",
+    "find",
     "generate",
     "max_new_tokens",
     "metric",
@@ -56,8 +58,10 @@ def build(
         name: one of :func:`available`.
         tokenizer: of the model that will read the samples; the length is counted through it.
         length: tokens of the prompt (chat template, BOS and answer prefix included) plus the new
-            tokens; every sample fills 0.97 to 1.0 of it.
-        count: how many samples, with indices ``first`` to ``first + count - 1``.
+            tokens. Generated samples fill 0.97 to 1.0 of it; where samples come from data it is a
+            limit, and 0 is none.
+        count: how many samples, with indices ``first`` to ``first + count - 1``; where samples come
+            from data there may be fewer.
         stream: samples of different streams never share their random draws; ``"test"`` is for
             tests, calibration uses a stream of its own.
         wording: ``"english"``, ``"small"`` or an object; None asks the tokenizer, else English.
@@ -90,7 +94,7 @@ def build(
 
 
 def metric(name: str) -> str:
-    """``"all"`` or ``"part"``: how a task counts its references."""
+    """Short name of a task's official score, e.g. ``"all"``, ``"part"``, ``"qa_f1"``."""
     return find(name).metric
 
 
@@ -98,22 +102,7 @@ def score(prediction: str, sample: Sample) -> dict[str, float]:
     """Scores of one answer, each in [0, 1].
 
     Returns:
-        ``official``: RULER's substring score (share of references, or any of them);
-        ``strict``: the same for whole words;
-        ``catekv``: the score that CateKV and ShadowKV use for the task (an empty answer is 0);
-        ``set_f1``: for variable tracking and common words, F1 over answer-shaped words.
+        ``official``: the benchmark's own score; ``strict``: the same without its leniencies (equal
+        where it has none); and further scores by name, as the task's family explains.
     """
-    references = list(sample.outputs)
-    everything = sample.metric == "all"
-    official = metrics.string_match_all if everything else metrics.string_match_part
-    strict = metrics.strict_match_all if everything else metrics.strict_match_part
-    scores = {
-        "official": official(prediction, references),
-        "strict": strict(prediction, references),
-    }
-    task = find(sample.task)
-    single = len(references) == 1 and task.family_metric is metrics.needle_score
-    scores["catekv"] = task.family_metric(prediction, references[0] if single else references)
-    if task.set_f1:
-        scores["set_f1"] = metrics.set_f1(prediction, references)
-    return scores
+    return find(sample.task).score(prediction, sample)

@@ -11,15 +11,15 @@ Four layouts are read, told apart by their fields:
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
 from catekv.tasks.metrics import infinitebench, longbench
+from catekv.tasks.rows import naming, read_rows
 
 
 @dataclass(frozen=True)
@@ -54,54 +54,19 @@ def read_predictions(path: str | os.PathLike[str]) -> PredictionFile:
             that is none of the four; file and line are named.
     """
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
-    numbered = list(_objects(file, text))
-    if not numbered:
-        raise UserError(f"{file} holds no prediction")
+    numbered = read_rows(file)
     layout, parse = _layout(file, numbered[0][1])
     rows: list[Prediction] = []
     seen: set[int | str] = set()
     for place, (where, row) in enumerate(numbered):
-        try:
+        with naming(file, where):
             prediction = parse(place, row)
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"{file}, {where}: {reason}") from None
         if prediction.index in seen:
             raise UserError(f"{file}, {where}: index {prediction.index!r} comes twice")
         seen.add(prediction.index)
         rows.append(prediction)
     task, model = _names(file, layout)
     return PredictionFile(file, layout, task, model, tuple(rows))
-
-
-def _objects(file: Path, text: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Rows with a word on where they stand: of one object by its keys, else line by line."""
-    try:
-        whole = json.loads(text)
-    except json.JSONDecodeError:
-        whole = None
-    if isinstance(whole, dict) and whole and all(key.isdecimal() for key in whole):
-        rows = [(f"entry {key!r}", whole[key]) for key in sorted(whole, key=int)]
-    else:
-        rows = []
-        for number, line in enumerate(text.split("\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                rows.append((f"line {number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{file}, line {number}: not a complete JSON object ({error.msg}); the file "
-                    "may be torn, write or download it again"
-                ) from None
-    for where, row in rows:
-        if not isinstance(row, dict):
-            raise UserError(f"{file}, {where}: expected a JSON object with a prediction")
-        yield where, row
 
 
 def _layout(

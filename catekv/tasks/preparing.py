@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.tasks.building import generate, tokenizer_hash
+from catekv.tasks.building import generate
 from catekv.tasks.files import sample_path, write
 from catekv.tasks.prompt import TEMPLATES, prompt_format
-from catekv.tasks.registry import PREFIX, PUBLISHED, find
+from catekv.tasks.registry import find
+from catekv.tasks.ruler.tasks import PUBLISHED
 from catekv.tasks.sample import Sample
+from catekv.tasks.tokenizers import tokenizer_hash
 
 LENGTHS = (8192, 16384, 32768, 65536, 131072, 262144)
 NUM_SAMPLES = 96
@@ -76,7 +78,7 @@ def prepare(
     A file that the same call wrote before is left alone, so an interrupted run can be repeated.
 
     Args:
-        options: options of single tasks by bare task name.
+        options: options of single tasks by full task name.
 
     Returns:
         The files, in the order of lengths and tasks.
@@ -106,7 +108,7 @@ def prepare(
 
                 def samples(name: str = name, length: int = length, chosen: Any = chosen) -> Any:
                     made = generate(
-                        PREFIX + name,
+                        name,
                         tokenizer,
                         length,
                         num_samples,
@@ -134,9 +136,9 @@ def task_options(
     for name in [find(task).name for task in names]:
         if essays and getattr(find(name).options, "haystack", "") == "essay":
             options[name] = {"essay_path": essays}
-        elif squad and name == "qa_1":
+        elif squad and name == "ruler/qa_1":
             options[name] = {"squad_path": squad}
-        elif hotpotqa and name == "qa_2":
+        elif hotpotqa and name == "ruler/qa_2":
             options[name] = {"hotpotqa_path": hotpotqa}
     return options
 

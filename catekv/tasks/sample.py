@@ -13,10 +13,22 @@ class Sample:
     The full prompt is ``context + question`` inside the chat template's user turn, followed by
     ``answer_prefix`` as the begun assistant turn (see :func:`catekv.tasks.prompt.encode`).
 
-    ``length`` counts tokens of the full prompt plus ``max_new_tokens``; ``target_length`` is what
-    was asked for. ``metric`` is ``"all"`` (share of references found) or ``"part"`` (any found).
-    ``index`` is unique within (task, length, seed). ``wording`` names the prompt set.
-    ``depths`` are the relative positions (0..1) of the answers in the context.
+    Attributes:
+        index: unique within (task, length, seed).
+        outputs: reference answers.
+        length: tokens of the full prompt plus ``max_new_tokens``.
+        target_length: what was asked for (0: nothing).
+        metric: short name of the task's official score, e.g. ``"all"`` (share of references
+            found) or ``"part"`` (any found).
+        wording: name of the prompt set.
+        depths: relative positions (0..1) of the answers in the context.
+        metadata: where the sample comes from and how it was made.
+        stop: an answer ends before any of these texts.
+        min_new_tokens: tokens that an answer has at least.
+        scoring: what scoring needs besides ``outputs``, e.g. the names of all classes; results keep
+            it whole, so that they can be scored again without the data.
+        group: samples with the same non-empty group and the same context can share one
+            compressed context.
     """
 
     task: str
@@ -32,6 +44,10 @@ class Sample:
     wording: str = ""
     depths: tuple[float, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    min_new_tokens: int = 0
+    scoring: dict[str, Any] = field(default_factory=dict)
+    group: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -147,13 +147,13 @@ def test_the_task_can_be_given(written):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no prediction"),
+        ("", "holds no row"),
         ('{"pred": "a", "answers": ["a"]}\n{"pred": "b", "ans', "line 2: not a complete JSON"),
         ('{"pred": "a", "answers": ["a"]}\n{"pred": "b"}', "line 2: field 'answers' is missing"),
         ('{"pred": null, "answers": ["a"]}', "line 1: the prediction is None"),
         ('{"pred": "a", "answers": []}', "line 1: the references are not a list"),
         ('{"question": "a"}', "layout not known"),
-        ("[1, 2]", "line 1: expected a JSON object"),
+        ("[1, 2]", "entry 0: expected a JSON object"),
         (
             '{"0": {"prediction": "a", "gold": ["a"]}, "1": {}}',
             "entry '1': field 'gold' is missing",

@@ -12,9 +12,10 @@ import ruler_tokenizers
 
 from catekv import tasks
 from catekv.errors import UserError
-from catekv.tasks.files import question_start, sample_path
+from catekv.tasks.files import sample_path
 from catekv.tasks.preparing import main
 from catekv.tasks.prompt import encode
+from catekv.tasks.ruler.files import question_start
 
 
 def rows_to(path: Path, *rows) -> Path:
@@ -171,7 +172,7 @@ def test_published_file_is_read_with_its_boundary(reference_folder):
         ('{"index": 0, "input": "a\\nb"}', "field 'answer' is missing"),
         ('{"index": 0, "input": "a\\nb", "outputs": []}', "no reference answer"),
         ("[1, 2]", "expected a JSON object"),
-        ("", "holds no sample"),
+        ("", "holds no row"),
     ],
 )
 def test_torn_and_foreign_lines_are_named(content, message, tmp_path):

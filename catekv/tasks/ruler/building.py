@@ -1,0 +1,124 @@
+"""Build RULER's samples: plan, fit to the length through the model's real input path, check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from catekv.errors import UserError
+from catekv.tasks.fit import TooLongError, WordCounter, confirmed_fit
+from catekv.tasks.ruler.plan import Draft, Plan, Request
+from catekv.tasks.sample import Sample
+from catekv.tasks.task import BuildRequest, Task
+from catekv.tasks.tokenizers import word_counter
+
+PREFIX = "ruler/"
+#: every sample fills at least this share of its target length
+MINIMUM_FILL = 0.97
+#: below this share words of filler are added to the whole units
+_TOP_UP_BELOW = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class RulerTask(Task):
+    """A task of RULER.
+
+    ``plan`` makes the draws of one sample; ``family_metric`` is the score that CateKV and ShadowKV
+    report for it; ``set_f1`` says whether the answer is a set of words that could be guessed by
+    naming everything.
+    """
+
+    plan: Callable[[Request, Any], Plan]
+    family_metric: Callable[[str, Any], float]
+    set_f1: bool = False
+
+
+def generate(request: BuildRequest) -> Iterator[Sample]:
+    """Samples one by one; see :func:`catekv.tasks.build`."""
+    task, language = request.task, request.wording
+    assert isinstance(task, RulerTask)
+    short = task.name.removeprefix(PREFIX)
+    if short not in language.tasks:
+        raise UserError(
+            f"the wording {language.name!r} cannot express {task.name}; it can express "
+            + ", ".join(PREFIX + known for known in sorted(language.tasks))
+        )
+    if request.length < 1:
+        raise UserError(f"length={request.length}; a length of at least 1 is needed")
+    key = (request.stream, request.seed, short, request.length)
+    counter = word_counter(request.tokenizer)
+    wrapped = request.format
+
+    def tokens(text: str) -> int:
+        return len(wrapped.tokens(text))
+
+    for index in range(request.first, request.first + request.count):
+        single = Request(key, index, request.length, language, tokens)
+        yield _sample(task, request, single, counter)
+
+
+def _sample(task: RulerTask, asked: BuildRequest, request: Request, counter: WordCounter) -> Sample:
+    """One sample, fitted."""
+    wrapped, answer_tokens = asked.format, asked.answer_tokens
+    plan = task.plan(request, asked.options)
+
+    def draft(units: int, extra: int = 0) -> Draft:
+        made = plan.draft(units, extra)
+        prefix = made.answer_prefix
+        separate = " " if prefix and not prefix[0].isspace() else ""
+        return replace(made, answer_prefix=separate + prefix)
+
+    def exact(made: Draft) -> int:
+        return len(wrapped.encode(made.context, made.question, made.answer_prefix))
+
+    def estimate(made: Draft) -> int:
+        text = made.context + made.question + wrapped.after + made.answer_prefix
+        return counter(wrapped.tokenizer, wrapped.before + text)
+
+    budget = request.length - answer_tokens
+    try:
+        units, tokens = confirmed_fit(
+            lambda units: estimate(draft(units)),
+            lambda units: exact(draft(units)),
+            plan.minimum,
+            budget,
+            plan.limit,
+        )
+    except TooLongError as error:
+        raise UserError(
+            f"{task.name} needs a length of at least {error.tokens + answer_tokens} tokens "
+            f"with this tokenizer, {request.length} are given; raise the length"
+        ) from None
+    extra = 0
+    if plan.extra_limit and tokens + answer_tokens < _TOP_UP_BELOW * request.length:
+        extra, tokens = confirmed_fit(
+            lambda extra: estimate(draft(units, extra)),
+            lambda extra: exact(draft(units, extra)),
+            0,
+            budget,
+            plan.extra_limit,
+            step=2,
+        )
+    length = tokens + answer_tokens
+    if length < MINIMUM_FILL * request.length:
+        raise UserError(
+            f"{task.name} reaches only {length} of {request.length} tokens: the text it is "
+            "made of is used up; give more text or a smaller length"
+        )
+    final = draft(units, extra)
+    return Sample(
+        task=task.name,
+        index=request.index,
+        context=final.context,
+        question=final.question,
+        answer_prefix=final.answer_prefix,
+        outputs=plan.outputs,
+        max_new_tokens=answer_tokens,
+        length=length,
+        target_length=request.length,
+        metric=task.metric,
+        wording=request.wording.name,
+        depths=final.depths(),
+        metadata={**asked.shared(), **final.notes},
+    )
