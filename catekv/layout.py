@@ -264,7 +264,7 @@ def from_rows(
     )
 
 
-def _storage_order(lengths: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+def storage_order(lengths: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
     """Order of the rows in storage (equal lengths together) and each row's (offset, length)."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     rows = [(0, 0)] * len(lengths)
@@ -293,7 +293,7 @@ def pack(keys: Tensor, values: Tensor, keep: Tensor) -> RaggedPrefix:
     # the kernels need this module: their package cannot be imported before it
     from catekv import kernels
 
-    _, rows = _storage_order(lengths)
+    _, rows = storage_order(lengths)
     offsets = torch.tensor([start for start, _ in rows], device=keep.device).view(batch, heads)
     flat_keys, flat_values = kernels.pack(keys, values, keep, offsets, sum(lengths))
     return from_rows(flat_keys, flat_values, None, rows, heads)
@@ -303,7 +303,7 @@ def pack_merged(merged: Sequence[Sequence[Merged]]) -> RaggedPrefix:
     """Store entries that a method made itself: ``merged[batch][kv_head]``, with their biases."""
     heads = len(merged[0])
     entries = [entry for sequence in merged for entry in sequence]
-    order, rows = _storage_order([entry.keys.shape[0] for entry in entries])
+    order, rows = storage_order([entry.keys.shape[0] for entry in entries])
     bias = None
     if any(entry.bias is not None for entry in entries):
         bias = torch.cat(
@@ -328,7 +328,7 @@ def concatenate(prefixes: Sequence[RaggedPrefix]) -> RaggedPrefix:
         for batch in range(prefix.batch)
         for head in range(heads)
     ]
-    order, rows = _storage_order([keys.shape[0] for keys, _, _ in entries])
+    order, rows = storage_order([keys.shape[0] for keys, _, _ in entries])
     bias = None
     if any(prefix.bias is not None for prefix in prefixes):
         bias = torch.cat(

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.cases import Case, Result, Stage
 from bench.checks.compare import TOLERANCE, checked, relative_error, short_name
 from catekv import kernels
-from catekv.layout import BlockList, RaggedPrefix, _storage_order, from_rows
+from catekv.layout import BlockList, RaggedPrefix, from_rows, storage_order
 
 HEAD_DIMS = (64, 96, 128, 256)
 GROUPS = (1, 3, 7, 8, 16)
@@ -88,7 +88,7 @@ def make_prefix(
     stage: Stage, rows: list[int], kv_heads: int, head_dim: int, dtype: torch.dtype, biased: bool
 ) -> RaggedPrefix:
     """Random entries, every one drawn."""
-    _, where = _storage_order(rows)
+    _, where = storage_order(rows)
     shape = (sum(rows), head_dim)
     keys, values = (torch.randn(shape, device=stage.device).to(dtype) for _ in range(2))
     bias = torch.randn(sum(rows), device=stage.device) if biased else None

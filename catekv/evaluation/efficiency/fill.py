@@ -14,7 +14,7 @@ from torch import Tensor
 
 from catekv.cache import RaggedCache
 from catekv.errors import UserError
-from catekv.layout import RaggedPrefix, _storage_order, from_rows
+from catekv.layout import RaggedPrefix, from_rows, storage_order
 from catekv.methods.base import Method
 from catekv.model import CateKVModel
 from catekv.ragged_layer import RaggedLayer
@@ -53,7 +53,7 @@ def random_prefix(
     lengths: list[int], kv_heads: int, head_dim: int, dtype: torch.dtype, device: Any, seed: int = 0
 ) -> RaggedPrefix:
     """A layer's prefix of rows of these lengths ((sequence, KV head) order) with random entries."""
-    _, rows = _storage_order(lengths)
+    _, rows = storage_order(lengths)
     shape = (sum(lengths), head_dim)
     keys = fill_random_(torch.empty(shape, dtype=dtype, device=device), seed)
     values = fill_random_(torch.empty(shape, dtype=dtype, device=device), seed + 1)
