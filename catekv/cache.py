@@ -23,6 +23,7 @@ from catekv.head_mask import config_hash
 from catekv.layout import storage_bytes
 from catekv.methods.base import Method, Needs
 from catekv.ragged_layer import CacheSettings, RaggedLayer
+from catekv.sharded_selection import select_here
 
 
 class RaggedCache(Cache):
@@ -138,7 +139,9 @@ class RaggedCache(Cache):
         start = time.perf_counter()
         method = layers[0].method()
         seen = [layer.observed() for layer in layers]
-        selections = method.select_padded([observed for observed, _ in seen], seen[0][1])
+        method, selections = select_here(
+            method, [observed for observed, _ in seen], seen[0][1], self.settings.kv_heads
+        )
         for layer, (observed, valid), selection in zip(layers, seen, selections, strict=True):
             layer.adopt(method, observed, valid, selection)
         self.settings.compress_seconds += time.perf_counter() - start

@@ -21,6 +21,7 @@ from catekv.generation import Session
 from catekv.layout import concatenate
 from catekv.methods.base import Method, Needs, Observed
 from catekv.ragged_layer import RaggedLayer
+from catekv.sharded_selection import select_here
 
 CONTEXT_FILE = "context.safetensors"
 
@@ -277,11 +278,15 @@ class DensePrompt:
             target.query_heads = source.query_heads
             seen.append((target, observed, valid))
             if not method.needs.all_layers:
-                target.adopt(method, observed, valid, method.select_padded([observed], valid)[0])
+                part, (selection,) = select_here(method, [observed], valid, cache.settings.kv_heads)
+                target.adopt(part, observed, valid, selection)
         if method.needs.all_layers and seen:
-            selections = method.select_padded([observed for _, observed, _ in seen], seen[0][2])
+            observations = [observed for _, observed, _ in seen]
+            part, selections = select_here(
+                method, observations, seen[0][2], cache.settings.kv_heads
+            )
             for (target, observed, valid), selection in zip(seen, selections, strict=True):
-                target.adopt(method, observed, valid, selection)
+                target.adopt(part, observed, valid, selection)
         timings = {**self.timings, "compress_seconds": time.perf_counter() - clock}
         return Context(
             cache,

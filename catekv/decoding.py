@@ -23,7 +23,7 @@ from catekv.cache import RaggedCache
 from catekv.capture import Recording
 from catekv.errors import UserError
 from catekv.ragged_layer import RaggedLayer
-from catekv.sharding import is_sharded
+from catekv.sharding import is_sharded, is_tensor_parallel
 from catekv.token_buffer import FixedTail
 
 #: Values of the ``graph`` argument.
@@ -372,7 +372,7 @@ def why_not_fixed_tails(model: Any, cache: RaggedCache) -> str | None:
         return f"layers {plain} are not compressed, transformers keeps them in its own way"
     parameters = list(model.parameters())
     devices = {parameter.device for parameter in parameters}
-    shared = any(type(parameter).__name__ == "DTensor" for parameter in parameters)
+    shared = is_tensor_parallel(model)
     for layer in cache.ragged_layers:
         if layer.store is not None and (layer.store.absorbs or not layer.store.capturable):
             return f"{type(layer.store).__name__} decides on the host what a step reads or keeps"

@@ -9,3 +9,8 @@ from __future__ import annotations
 
 class UserError(ValueError):
     """Wrong input. The message names the cause and the remedy in one line."""
+
+
+class NeedsAllHeadsError(UserError):
+    """A method decides on all KV heads of a layer together, so that a part of them is no part of
+    the decision. Tensor-parallel processes then gather the layer's heads and decide alike."""

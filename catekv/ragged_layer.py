@@ -18,7 +18,7 @@ from catekv.kernels import Workspace
 from catekv.layout import RaggedPrefix, from_rows, pack, pack_merged
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.rotation import Rotation, rotation_of
-from catekv.sharding import is_sharded, local_heads
+from catekv.sharded_selection import select_here
 from catekv.token_buffer import FixedTail, TokenBuffer
 
 
@@ -307,7 +307,7 @@ class RaggedLayer(CacheLayerMixin):
         return rotation.to(self.buffer.keys.device)
 
     def method(self) -> Method:
-        """The cache's method, for the KV heads that this process holds.
+        """The cache's method.
 
         Raises:
             UserError: there is none, or no prompt that it could compress.
@@ -317,9 +317,6 @@ class RaggedLayer(CacheLayerMixin):
             raise UserError("this cache has no method to compress with; make it with one")
         if self.pending or not self.seen or self.buffer.keys is None:
             raise UserError(f"layer {self.index} has seen no prompt that it could compress")
-        kv_heads = self.buffer.keys.shape[1]
-        if is_sharded(kv_heads, self.settings.kv_heads):
-            method = method.for_heads(local_heads(kv_heads, self.settings.kv_heads))
         return method
 
     def compress(self) -> None:
@@ -328,7 +325,7 @@ class RaggedLayer(CacheLayerMixin):
         method = self.method()
         start = time.perf_counter()
         observed, valid = self.observed()
-        (selection,) = method.select_padded([observed], valid)
+        method, (selection,) = select_here(method, [observed], valid, self.settings.kv_heads)
         self.adopt(method, observed, valid, selection)
         self.settings.compress_seconds += time.perf_counter() - start
 

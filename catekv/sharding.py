@@ -1,8 +1,9 @@
-"""Which KV heads a process of a tensor-parallel group holds."""
+"""Which KV heads a process of a tensor-parallel group holds, and what the others hold."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from catekv.errors import UserError
 
@@ -44,3 +45,20 @@ def local_heads(local: int, total: int, rank: int | None = None, world: int | No
             "run; per-head budgets need the heads replicated or split evenly"
         )
     return slice(rank * local, (rank + 1) * local)
+
+
+def all_heads(tensor: Tensor, dim: int = 1) -> Tensor:
+    """The parts of all processes of a tensor that is split by heads, in the model's order.
+
+    All processes must call this, with tensors of the same shape; the result is the same on all.
+    Query heads may be gathered like KV heads: a process holds the query heads of its KV heads.
+    """
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format)
+             for _ in range(_group()[1])]  # fmt: skip
+    torch.distributed.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts, dim=dim)
+
+
+def is_tensor_parallel(model: torch.nn.Module) -> bool:
+    """Whether a loaded transformers model is shared with other processes."""
+    return (getattr(model, "_tp_size", None) or 1) > 1

@@ -49,3 +49,27 @@ def set_attention(model: torch.nn.Module, name: str) -> None:
                 config._attn_implementation = name
         return
     model.set_attn_implementation(name)  # type: ignore[operator]
+
+
+def tensor_parallel_options(config: Any, processes: int) -> dict[str, Any]:
+    """Options of ``from_pretrained`` that share a model among the processes of the default group,
+    as the model's own plan says.
+
+    Raises:
+        UserError: the model has no such plan, or a package is missing.
+    """
+    from importlib.util import find_spec
+
+    from transformers.distributed import DistributedConfig
+
+    name = type(config).__name__
+    if not getattr(text_config(config), "base_model_tp_plan", None):
+        raise UserError(
+            f"transformers has no tensor-parallel plan for {name}; use data parallelism, or a "
+            "larger device"
+        )
+    if find_spec("accelerate") is None:
+        raise UserError(
+            "tensor parallelism needs the package accelerate; pip install 'catekv[parallel]'"
+        )
+    return {"distributed_config": DistributedConfig(tp_size=processes, tp_plan="auto")}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from catekv.errors import UserError
+from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.base import Method, ModelShape, register
 from catekv.methods.budgets import SAFEGUARDS, ada_counts
 from catekv.methods.window_scored import WindowScored
@@ -61,7 +61,7 @@ class AdaKV(WindowScored):
         return table
 
     def for_heads(self, heads: slice) -> AdaKV:
-        raise UserError(
+        raise NeedsAllHeadsError(
             "adakv compares all heads of a layer, which no process of a tensor-parallel group "
             "has; use one process"
         )

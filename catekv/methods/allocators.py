@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from catekv.errors import UserError
+from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.head_mask import HeadMask
 from catekv.methods.allocator_files import (
     read_allocator,
@@ -284,7 +284,7 @@ class Scored(Budgets):
         )
 
     def for_heads(self, heads: slice) -> Budgets:
-        raise UserError(
+        raise NeedsAllHeadsError(
             f"budgets of kind {self.kind!r} compare the scores of all heads, which no process of a "
             "tensor-parallel group has; write the budgets into a table (CSV) and give that"
         )

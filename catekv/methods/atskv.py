@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from catekv.errors import UserError
+from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.layout import RaggedPrefix
 from catekv.methods import relevance_control as control
 from catekv.methods.atskv_store import TierRules, TierState, TierStore
@@ -180,6 +180,12 @@ class ATSKV(Method):
         """The method with ``total`` active entries over all heads, rounded down to whole tokens of
         a head: all heads share one mask."""
         return replace(self, budget=total // (shape.layers * shape.kv_heads), selection="top")
+
+    def for_heads(self, heads: slice) -> ATSKV:
+        raise NeedsAllHeadsError(
+            "atskv has one mask for all heads of a layer, and no process of a tensor-parallel "
+            "group has them all; use one process"
+        )
 
     def edges(self, tokens: int, device: torch.device) -> Tensor:
         """The tokens that are always active: bool [tokens]."""

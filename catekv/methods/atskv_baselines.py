@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from catekv.errors import UserError
+from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.base import Merged, Method, ModelShape, Needs, Observed, Selection, register
 from catekv.methods.relevance_control import simple_controller
 from catekv.methods.scoring import top_mask
@@ -31,6 +31,16 @@ def most_received(column_sums: Tensor, count: int) -> Tensor:
     return top_mask(received, torch.tensor(count, device=received.device))
 
 
+class _OneMask(Method):
+    """Base of the methods whose heads all keep the same tokens."""
+
+    def for_heads(self, heads: slice) -> Method:
+        raise NeedsAllHeadsError(
+            f"{self.name} has one mask for all heads of a layer, and no process of a "
+            "tensor-parallel group has them all; use one process"
+        )
+
+
 def _check_budget(name: str, budget: int | None) -> None:
     if budget is not None and budget < 1:
         raise UserError(f"{name}: budget {budget} must be at least 1 token, or None")
@@ -38,7 +48,7 @@ def _check_budget(name: str, budget: int | None) -> None:
 
 @register
 @dataclass(frozen=True)
-class AtskvDynamicKV(Method):
+class AtskvDynamicKV(_OneMask):
     """Keep the share ``ratio`` of each layer's tokens: those with most mean received attention.
 
     All heads of a layer keep the same tokens. :meth:`controlled` gives the method with which to go
@@ -125,7 +135,7 @@ class AtskvDynamicKV(Method):
 
 @register
 @dataclass(frozen=True)
-class AtskvRocketKV(Method):
+class AtskvRocketKV(_OneMask):
     """Evict half of the tokens by received attention, and zero most channels of what stays.
 
     Tokens are the same in all heads. The channels where a head's kept keys are smallest (mean

@@ -219,7 +219,11 @@ class Method:
 
     def for_heads(self, heads: slice) -> Method:
         """The method for some of the model's KV heads (tensor parallelism). Methods with budgets
-        per head override this; for all others every head is alike."""
+        per head override this; for all others every head is alike.
+
+        Raises:
+            NeedsAllHeadsError: no part of the heads can be decided on without the others.
+        """
         return self
 
     def select_observed(self, observed: Observed) -> Selection:

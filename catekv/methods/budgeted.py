@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from catekv.errors import UserError
+from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.allocators import Budgets, Demand, budgets_from
 from catekv.methods.base import Method, ModelShape, Observed
 
@@ -123,7 +123,7 @@ class Budgeted(Method):
 
     def for_heads(self: BudgetedType, heads: slice) -> BudgetedType:
         if self.total is not None:
-            raise UserError(
+            raise NeedsAllHeadsError(
                 f"{self.name}: a total is split over all heads, which no process of a "
                 "tensor-parallel group has; use budget"
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from catekv.errors import UserError
+from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.base import Merged, ModelShape, Needs, Observed, Selection, register
 from catekv.methods.budgeted import Budgeted
 from catekv.methods.draws import uniform_numbers
@@ -144,6 +144,14 @@ class CaM(Budgeted):
         if self.merge_tokens is not None:
             return self.merge_tokens
         return self.keeper.edges() if self.keep == "h2o" else self.budget - self.sinks
+
+    def for_heads(self, heads: slice) -> CaM:
+        if not self.expected:
+            raise NeedsAllHeadsError(
+                "cam: what is drawn for a head depends on its number in the layer, which a process "
+                "of a tensor-parallel group does not know; use expected=true"
+            )
+        return super().for_heads(heads)
 
     def merges(self, probability: Tensor, layer: int, head: Tensor, position: Tensor) -> Tensor:
         """The share of a leaving value that is merged: 0 or 1 drawn, or the expected one."""

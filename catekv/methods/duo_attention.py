@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from catekv.errors import UserError
+from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.head_mask import DUO_FILE, HeadMask
 from catekv.methods.allocator_files import read_scores
 from catekv.methods.base import Method, ModelShape, Observed, Selection, register
@@ -140,7 +140,7 @@ class DuoAttention(Method):
 
     def for_heads(self, heads: slice) -> DuoAttention:
         if self.total is not None:
-            raise UserError(
+            raise NeedsAllHeadsError(
                 "duo_attention: a total is split over all heads, which no process of a "
                 "tensor-parallel group has; use streaming_share"
             )

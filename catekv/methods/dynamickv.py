@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from catekv import kernels
-from catekv.errors import UserError
+from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
 from catekv.methods.budgeted import Budgeted
 from catekv.methods.budgets import ROUNDINGS, proportional
@@ -145,7 +145,7 @@ class DynamicKV(Budgeted):
         return replace(super().with_total(total, tokens, shape), rounding="largest_remainder")
 
     def for_heads(self, heads: slice) -> DynamicKV:
-        raise UserError(
+        raise NeedsAllHeadsError(
             "dynamickv compares all heads of all layers, which no process of a tensor-parallel "
             "group has; use one process"
         )

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from catekv.errors import UserError
+from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
 from catekv.methods.h2o import observed_shape
 from catekv.methods.scoring import top_mask
@@ -146,7 +146,7 @@ class PyramidInferKV(Method):
         return torch.tensor([[size + recent] * shape.kv_heads for size in sizes])
 
     def for_heads(self, heads: slice) -> Method:
-        raise UserError(
+        raise NeedsAllHeadsError(
             f"{self.name} averages over all heads of a layer, which no process of a "
             "tensor-parallel group has; use one process"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from catekv.errors import UserError
+from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.allocators import Demand, budgets_from
 from catekv.methods.base import (
     Merged,
@@ -153,7 +153,7 @@ class SimCalKV(Method):
 
     def for_heads(self, heads: slice) -> SimCalKV:
         if self.total is not None:
-            raise UserError(
+            raise NeedsAllHeadsError(
                 f"{self.name}: a total is split over all heads, which no process of a "
                 "tensor-parallel group has; use ratio"
             )

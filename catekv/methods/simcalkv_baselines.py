@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from catekv.errors import UserError
+from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.base import (
     Merged,
     Method,
@@ -76,7 +76,7 @@ class RemovedShare(Method):
 
     def for_heads(self: RemovedType, heads: slice) -> RemovedType:
         if self.total is not None:
-            raise UserError(
+            raise NeedsAllHeadsError(
                 f"{self.name}: a total is split over all heads, which no process of a "
                 "tensor-parallel group has; use ratio"
             )
@@ -261,6 +261,14 @@ class SimCalCaM(RemovedShare):
 
     expected: bool = False
     seed: int = 0
+
+    def for_heads(self, heads: slice) -> SimCalCaM:
+        if not self.expected:
+            raise NeedsAllHeadsError(
+                "simcalkv_cam: what is drawn for a head depends on its number in the layer, which "
+                "a process of a tensor-parallel group does not know; use expected=true"
+            )
+        return super().for_heads(heads)
 
     def merge(self, observed: Observed, b: int, head: int, received: Tensor, kept: int) -> Merged:
         removed, stays = _split(received, kept)
