@@ -13,6 +13,7 @@ from catekv.errors import UserError
 from catekv.methods.base import Method, ModelShape
 from catekv.model_sizes import ModelSizes, sizes_of_model
 from catekv.prefill_memory import PrefillPeak, prefill_peak
+from catekv.sharding import is_tensor_parallel
 
 #: Left free on a device beside what is counted here: its context, workspaces, logits, graphs, and
 #: what its allocator cannot put to use. A batch leaves more of the last.
@@ -106,6 +107,10 @@ def _most(fits: Callable[[int], bool]) -> int | None:
 _sizes: WeakKeyDictionary[torch.nn.Module, ModelSizes] = WeakKeyDictionary()
 
 
+class TooLittleMemoryError(UserError):
+    """A prefill that cannot fit what is free; a smaller batch may."""
+
+
 def refuse_unless_fits(
     model: torch.nn.Module,
     method: Method | None,
@@ -122,7 +127,8 @@ def refuse_unless_fits(
     prompt's content how much it keeps and would fit if it kept nothing.
 
     Args:
-        model: loaded on one device; a model on several is not judged.
+        model: loaded on one device; a model on several, or shared with other processes, is not
+            judged.
         method: what compresses; None: all layers stay dense.
         tokens, batch: columns and sequences of the prompt.
         shape: of the model as its attention layers really are.
@@ -131,7 +137,7 @@ def refuse_unless_fits(
     Raises:
         UserError: with what is needed, what is free and what would fit.
     """
-    if any(parameter.device != device for parameter in model.parameters()):
+    if is_tensor_parallel(model) or any(p.device != device for p in model.parameters()):
         return
     free = free_memory_bytes(str(device))
     if free is None:
@@ -153,7 +159,7 @@ def refuse_unless_fits(
     usable = free + sizes.weight_bytes
     if needed <= usable:
         return
-    raise UserError(_refusal(work, peak, tokens, batch, usable))
+    raise TooLittleMemoryError(_refusal(work, peak, tokens, batch, usable))
 
 
 def _refusal(work: Workload, peak: PrefillPeak, tokens: int, batch: int, usable: int) -> str:

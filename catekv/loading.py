@@ -13,8 +13,13 @@ from catekv.attention import NAMES, register_attention
 from catekv.cache import RaggedCache
 from catekv.errors import UserError
 from catekv.methods.base import Method, ModelShape, Needs
-from catekv.sharding import is_sharded
-from catekv.transformers_compat import set_attention, text_config
+from catekv.sharding import group_position, is_sharded
+from catekv.transformers_compat import (
+    set_attention,
+    shares_kv_heads,
+    tensor_parallel_options,
+    text_config,
+)
 
 
 def make_method(method: str | Method, **options: Any) -> Method:
@@ -143,6 +148,34 @@ def probe(model: Any) -> ModelShape:
         # this process holds some of the heads; the shape is that of the whole model
         kv_heads, query_heads = cache.settings.kv_heads, config.num_attention_heads
     return ModelShape(config.num_hidden_layers, query_heads, kv_heads, keys.shape[-1])
+
+
+def sharing_options(config: Any, device: torch.device) -> dict[str, Any]:
+    """Options of transformers' ``from_pretrained`` that share a model among all processes.
+
+    Raises:
+        UserError: there is only one process, the model cannot be shared (evenly), or the device is
+            not the one that transformers takes.
+    """
+    _, processes = group_position()
+    if processes == 1:
+        raise UserError(
+            "tensor parallelism needs several processes; start with torchrun --nproc_per_node N"
+        )
+    if device.type == "cpu" and torch.cuda.is_available():
+        raise UserError(
+            "tensor parallelism takes the CUDA devices of this machine; hide them with "
+            "CUDA_VISIBLE_DEVICES='' to run it on the CPU"
+        )
+    options = tensor_parallel_options(config, processes)
+    text = text_config(config)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    if shares_kv_heads(config) and heads % processes:
+        raise UserError(
+            f"{heads} KV heads cannot be shared evenly by {processes} processes; use a number of "
+            f"processes that divides {heads}"
+        )
+    return options
 
 
 def attention_base(name: str) -> str | None:

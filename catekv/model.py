@@ -25,6 +25,7 @@ from catekv.loading import (
     refuse_early,
     resolve_device,
     resolve_dtype,
+    sharing_options,
     used_base,
 )
 from catekv.methods.base import Method, Needs
@@ -90,6 +91,7 @@ class CateKVModel:
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         attention: str = "auto",
+        tensor_parallel: bool = False,
         **method_options: Any,
     ) -> CateKVModel:
         """Load a checkpoint.
@@ -105,6 +107,8 @@ class CateKVModel:
             device: ``auto`` is a CUDA device if there is one.
             attention: base implementation, one of ``auto`` (sdpa where the model has it), ``sdpa``,
                 ``eager``, ``flash_attention_2``, ``flash_attention_3``.
+            tensor_parallel: share the weights and KV heads among the processes of the running
+                process group (``torchrun``), all of which must then make the same calls.
 
         Raises:
             UserError: the checkpoint is missing or not one, the device is absent, an option is
@@ -134,10 +138,12 @@ class CateKVModel:
             config = AutoConfig.from_pretrained(name)
             refuse_early(chosen, config)
             kind = resolve_dtype(dtype, target)
+            shared = sharing_options(config, target) if tensor_parallel else {}
             model: Any = AutoModelForCausalLM.from_pretrained(
-                name, config=config, dtype=kind, attn_implementation=base
+                name, config=config, dtype=kind, attn_implementation=base, **shared
             )
-            model.to(target)
+            if not shared:
+                model.to(target)
         except UserError:
             raise
         except (OSError, ValueError, KeyError, ImportError) as error:

@@ -8,7 +8,7 @@ from torch import Tensor
 from catekv.errors import UserError
 
 
-def _group() -> tuple[int, int]:
+def group_position() -> tuple[int, int]:
     """(rank, processes) of the running process group; (0, 1) without one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -18,7 +18,7 @@ def _group() -> tuple[int, int]:
 def is_sharded(local: int, total: int) -> bool:
     """Whether a layer of this process holds only part of the model's KV heads. (Some
     configurations give a number that their model does not use; alone, that means nothing.)"""
-    return local != total and _group()[1] > 1
+    return local != total and group_position()[1] > 1
 
 
 def local_heads(local: int, total: int, rank: int | None = None, world: int | None = None) -> slice:
@@ -38,7 +38,7 @@ def local_heads(local: int, total: int, rank: int | None = None, world: int | No
     if local == total:
         return slice(0, total)
     if rank is None or world is None:
-        rank, world = _group()
+        rank, world = group_position()
     if local * world != total:
         raise UserError(
             f"a layer holds {local} KV heads where the model has {total} and {world} processes "
@@ -54,7 +54,7 @@ def all_heads(tensor: Tensor, dim: int = 1) -> Tensor:
     Query heads may be gathered like KV heads: a process holds the query heads of its KV heads.
     """
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format)
-             for _ in range(_group()[1])]  # fmt: skip
+             for _ in range(group_position()[1])]  # fmt: skip
     torch.distributed.all_gather(parts, tensor.contiguous())
     return torch.cat(parts, dim=dim)
 

@@ -73,3 +73,13 @@ def tensor_parallel_options(config: Any, processes: int) -> dict[str, Any]:
             "tensor parallelism needs the package accelerate; pip install 'catekv[parallel]'"
         )
     return {"distributed_config": DistributedConfig(tp_size=processes, tp_plan="auto")}
+
+
+def shares_kv_heads(config: Any) -> bool:
+    """Whether tensor-parallel processes hold a part of the KV heads each. Where the projection's
+    output is gathered (Phi-3) all processes hold all heads."""
+    plan = getattr(text_config(config), "base_model_tp_plan", None) or {}
+    projections = ("k_proj", "qkv_proj", "query_key_value")
+    return any(
+        key.rpartition(".")[2] in projections and style == "colwise" for key, style in plan.items()
+    )
