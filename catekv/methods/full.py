@@ -5,23 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from catekv.methods.base import Method, ModelShape, Observed, Selection, register
+from catekv.methods.base import register
+from catekv.methods.keeping import KeepsEverything
 
 
 @register
 @dataclass(frozen=True)
-class Full(Method):
+class Full(KeepsEverything):
     """Keep every token of every head."""
 
     name: ClassVar[str] = "full"
     effect: ClassVar[str] = "keeps"
-
-    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
-        return torch.full((shape.layers, shape.kv_heads), tokens)
-
-    def select_observed(self, observed: Observed) -> Selection:
-        keys = observed.keys
-        return Selection(torch.ones(keys.shape[:3], dtype=torch.bool, device=keys.device))

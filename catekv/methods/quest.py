@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from catekv.decode_store import DecodeStore
 from catekv.errors import UserError
 from catekv.layout import RaggedPrefix
-from catekv.methods.base import Method, ModelShape, Observed, Selection, register
+from catekv.methods.base import Observed, Selection, register
+from catekv.methods.keeping import KeepsEverything
 from catekv.stores.block_reader import Reading
 from catekv.stores.quest import QuestReader
 
 
 @register
 @dataclass(frozen=True)
-class Quest(Method):
+class Quest(KeepsEverything):
     """Keep everything; at every step read the pages with the highest bound of their logits.
 
     A page holds its smallest and largest key per dimension, so memory grows by ``2 / page`` of the
@@ -53,13 +53,6 @@ class Quest(Method):
     def top_pages(self) -> int:
         """Pages that a step reads of every row."""
         return max(self.least_pages, self.budget // self.page)
-
-    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
-        return torch.full((shape.layers, shape.kv_heads), tokens)
-
-    def select_observed(self, observed: Observed) -> Selection:
-        shape = observed.keys.shape[:3]
-        return Selection(torch.ones(shape, dtype=torch.bool, device=observed.keys.device))
 
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection

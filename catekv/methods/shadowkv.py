@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from catekv.decode_store import DecodeStore
 from catekv.errors import UserError
 from catekv.layout import RaggedPrefix
-from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
+from catekv.methods.base import Needs, Observed, Selection, register
+from catekv.methods.keeping import KeepsEverything
 from catekv.stores.shadow import ShadowSettings
 from catekv.stores.shadow_reader import ShadowReader
 
 
 @register
 @dataclass(frozen=True)
-class ShadowKV(Method):
+class ShadowKV(KeepsEverything):
     """Keep keys in low rank and values in host memory; fetch the best chunks at every step.
 
     The pre-rotary keys of all KV heads together are approximated by a matrix of ``rank``. A chunk's
@@ -61,13 +61,6 @@ class ShadowKV(Method):
     @property
     def needs(self) -> Needs:
         return Needs(rotation=True)
-
-    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
-        return torch.full((shape.layers, shape.kv_heads), tokens)
-
-    def select_observed(self, observed: Observed) -> Selection:
-        shape = observed.keys.shape[:3]
-        return Selection(torch.ones(shape, dtype=torch.bool, device=observed.keys.device))
 
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
