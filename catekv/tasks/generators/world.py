@@ -183,6 +183,24 @@ def _ask(entity: Entity, relation: str, random: Random, subject: str) -> str:
     )
 
 
+def ask(entity: Entity, random: Random) -> tuple[str, str]:
+    """A question about one fact of an entity, and the name of the relation that it asks for."""
+    relation = random.choice(_answerable(entity.kind))
+    return _ask(entity, relation, random, entity.name), relation
+
+
+def statements(entity: Entity, count: int, random: Random) -> list[tuple[str, str]]:
+    """Up to ``count`` facts of an entity, each in two different sentences that name it."""
+    relations = _world()[entity.kind]["relations"]
+    said: list[tuple[str, str]] = []
+    for relation in random.sample(list(relations), min(count, len(relations))):
+        frames = random.sample(relations[relation]["statements"], 2)
+        value = entity.fact(relation).name
+        one, other = (_capital(frame.format(s=entity.name, v=value)) for frame in frames)
+        said.append((one, other))
+    return said
+
+
 def _answerable(kind: str) -> list[str]:
     relations = _world()[kind]["relations"]
     return [name for name, relation in relations.items() if relation["questions"]]
@@ -195,8 +213,8 @@ def _bridges(kind: str) -> list[str]:
 
 def _single(random: Random) -> tuple[str, list[tuple[Entity, str]]]:
     entity = make(random.choice(KINDS), random)
-    relation = random.choice(_answerable(entity.kind))
-    return _ask(entity, relation, random, entity.name), [(entity, relation)]
+    text, relation = ask(entity, random)
+    return text, [(entity, relation)]
 
 
 def _double(random: Random) -> tuple[str, list[tuple[Entity, str]]]:

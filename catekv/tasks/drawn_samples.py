@@ -1,0 +1,127 @@
+"""Samples that are drawn instead of read: as much text as fills the length.
+
+A task gives an :class:`OpenSample`, and :func:`fitted` finds how many units of it fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from catekv.errors import UserError
+from catekv.tasks.fit import TooLongError, confirmed_fit
+from catekv.tasks.parts import Parts, count, counted, prompt_format_of
+from catekv.tasks.sample import Sample
+from catekv.tasks.sources import BUILT_IN, DataOptions
+from catekv.tasks.task import BuildRequest
+from catekv.tasks.tokenizers import word_counter
+
+#: tokens of drawn samples of natural tasks when no length is given
+OPEN_LENGTH = 4096
+#: share of the length that drawn samples of tasks without rows fill
+MINIMUM_FILL = 0.97
+#: below this share words of filler are added to the whole units
+_TOP_UP_BELOW = 0.99
+
+
+class OpenSample(Protocol):
+    """One sample with all its draws made; only its length is open."""
+
+    @property
+    def minimum(self) -> int:
+        """Smallest number of units."""
+
+    @property
+    def limit(self) -> int | None:
+        """Number of units that there are, None for any number."""
+
+    @property
+    def extra_limit(self) -> int:
+        """Largest number of extra words; 0: none are ever added."""
+
+    def draft(self, units: int, extra: int, /) -> Parts:
+        """The prompt with so many units; equal arguments give equal parts.
+
+        ``extra`` words of filler are added where one unit more would be too long.
+        """
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An :class:`OpenSample` made of one function."""
+
+    draft: Callable[[int, int], Parts]
+    minimum: int = 0
+    limit: int | None = None
+    extra_limit: int = 0
+
+
+def story_seed(request: BuildRequest, index: int) -> tuple[object, ...]:
+    """What the text of a drawn sample follows from."""
+    return (request.stream, request.seed, request.task.name, request.length, index)
+
+
+def is_drawn(options: DataOptions, by_default: bool = False) -> bool:
+    """Whether samples are drawn instead of read from rows.
+
+    ``by_default``: they are unless a file or the hub is asked for.
+    """
+    return options.source == BUILT_IN or (
+        by_default and options.source == "auto" and options.path is None
+    )
+
+
+def fitted(request: BuildRequest, index: int, plan: OpenSample) -> Sample:
+    """The longest sample of a plan within the request's length.
+
+    Raises:
+        UserError: even the smallest sample is too long (the message says how long it is), or the
+            text is used up before a task that is not natural fills its length.
+    """
+    target = request.length or OPEN_LENGTH
+    wrapped = prompt_format_of(request, plan.draft(plan.minimum, 0))
+    counter = word_counter(request.tokenizer)
+
+    def allowance(parts: Parts) -> int:
+        return request.max_answer_tokens or parts.max_new_tokens
+
+    def exact(parts: Parts) -> int:
+        return count(wrapped, parts) + allowance(parts)
+
+    def estimate(parts: Parts) -> int:
+        text = parts.context + parts.question + wrapped.after + parts.answer_prefix
+        return counter(request.tokenizer, wrapped.before + text) + allowance(parts)
+
+    try:
+        units, tokens = confirmed_fit(
+            lambda units: estimate(plan.draft(units, 0)),
+            lambda units: exact(plan.draft(units, 0)),
+            plan.minimum,
+            target,
+            plan.limit,
+        )
+    except TooLongError as error:
+        raise UserError(
+            f"{request.task.name} needs a length of at least {error.tokens} tokens with this "
+            f"tokenizer, {target} are given; raise the length or lower max_answer_tokens"
+        ) from None
+    extra = 0
+    if plan.extra_limit and tokens < _TOP_UP_BELOW * target:
+        extra, tokens = confirmed_fit(
+            lambda extra: estimate(plan.draft(units, extra)),
+            lambda extra: exact(plan.draft(units, extra)),
+            0,
+            target,
+            plan.extra_limit,
+            step=2,
+        )
+    if not request.task.natural and tokens < MINIMUM_FILL * target:
+        raise UserError(
+            f"{request.task.name} reaches only {tokens} of {target} tokens: the text it is made of "
+            "is used up; take a smaller length"
+        )
+    parts = plan.draft(units, extra)
+    answer = allowance(parts)
+    notes = {"cut_tokens": 0} if request.task.natural else {}
+    return counted(request, index, parts, tokens - answer, answer, data=BUILT_IN, **notes)
