@@ -8,6 +8,7 @@ anything that looks like a needle.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -168,16 +169,23 @@ def _read_text(file: Path) -> str:
     return text
 
 
-@cache
-def _file_sentences(path: str) -> tuple[str, ...]:
+def _sources(path: str) -> list[Path]:
+    """The files of a folder in sorted order, or the one file."""
     place = Path(path)
-    sources = (
-        sorted(file for file in place.rglob("*") if file.suffix in (".txt", ".md", ".json"))
-        if place.is_dir()
-        else [place]
-    )
+    if not place.is_dir():
+        return [place]
+    return sorted(file for file in place.rglob("*") if file.suffix in (".txt", ".md", ".json"))
+
+
+@cache
+def file_sentences(path: str) -> tuple[str, ...]:
+    """All sentences of a file, or of a folder's files in sorted order.
+
+    Raises:
+        UserError: unreadable, or without any prose.
+    """
     try:
-        texts = [_read_text(file) for file in sources]
+        texts = [_read_text(file) for file in _sources(path)]
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read essays from {path}: {error}") from error
     sentences = tuple(sentence for text in texts for sentence in split_sentences(text))
@@ -186,14 +194,21 @@ def _file_sentences(path: str) -> tuple[str, ...]:
     return sentences
 
 
+@cache
+def prose_name(path: str) -> str:
+    """``file:NAME:`` and 16 digits of the SHA-256 of a file's or folder's sentences."""
+    digest = hashlib.sha256("\n".join(file_sentences(path)).encode()).hexdigest()[:16]
+    return f"file:{Path(path).name}:{digest}"
+
+
 def essay_from_path(path: str, random: Random) -> Iterator[str]:
     """Sentences of a file or folder (sorted), from a drawn place on, in rounds without end.
 
     Starting somewhere else in every sample keeps them different; RULER always starts at the first
     word. Accepts text files, folders of text files, and ``{"text": ...}`` JSON (Paul Graham).
     """
-    sentences = _file_sentences(path)
+    sentences = file_sentences(path)
     start = random.randrange(len(sentences))
     while True:
         yield from sentences[start:]
-        start, sentences = 0, _file_sentences(path)
+        start, sentences = 0, file_sentences(path)

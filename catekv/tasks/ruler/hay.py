@@ -31,7 +31,7 @@ class Filler:
         while count > 0:
             sentence = self._sentences[len(sentences) % len(self._sentences)]
             size = sentence.count(" ") + 1
-            sentences.append(sentence if size <= count else _cut(sentence, count))
+            sentences.append(sentence if size <= count else cut_sentence(sentence, count))
             count -= size
         return " ".join(sentences)
 
@@ -57,11 +57,11 @@ class Prose:
         result = self._sentences[:whole]
         rest = units - (self._ends[whole - 1] if whole else 0)
         if rest and whole < len(self._sentences):
-            result.append(_cut(self._sentences[whole], rest))
+            result.append(cut_sentence(self._sentences[whole], rest))
         return result
 
 
-def _cut(sentence: str, words: int) -> str:
+def cut_sentence(sentence: str, words: int) -> str:
     """The first words of a sentence with its own kind of full stop."""
     stop = " ." if sentence.endswith(" .") else "."
     return " ".join(sentence.split(" ")[:words]).rstrip(" .,;:!?") + stop

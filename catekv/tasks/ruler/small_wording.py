@@ -64,6 +64,8 @@ class SmallWording(Wording):
         "vt": 16,
         "vt_dense": 16,
         "fwe": 16,
+        "niah": 16,
+        "synthetic": 16,
     }
 
     def keys(self, kind: str, count: int, random: Random) -> list[str]:
