@@ -150,6 +150,13 @@ def add_method_arguments(parser: argparse.ArgumentParser, default: Sequence[str]
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
+        "--suite",
+        default="",
+        metavar="NAME",
+        help="a named selection of tasks: mini (every family, small), paper, or a family, e.g. "
+        "ruler or longbench",
+    )
+    parser.add_argument(
         "--tasks", nargs="+", default=[], metavar="TASK", help="task names or JSONL files"
     )
     parser.add_argument(
@@ -196,6 +203,26 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "decode times per method",
     )
     parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="samples of similar length measured at once (default: 1); halved where memory lacks",
+    )
+    parser.add_argument(
+        "--sanity",
+        action="store_true",
+        help="columns that test the tasks: the references themselves must score 100, an empty "
+        "answer 0; other answers and the model without the context about 0",
+    )
+    parser.add_argument(
+        "--max-errors",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="give up when more than this share of the measurements failed (default: 0.5)",
+    )
+    parser.add_argument(
         "--chunk-size", type=int, default=8192, help="tokens per prefill chunk (default: 8192)"
     )
     parser.add_argument(
@@ -219,7 +246,9 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="go on where an earlier run of the same configuration stopped (default)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--quiet", action="store_true", help="progress as plain lines for a log, no bar"
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -227,6 +256,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     request = Request(
         model=arguments.model,
+        suite=arguments.suite,
         tasks=split_list(arguments.tasks),
         lengths=integers("--lengths", split_list(arguments.lengths)),
         samples=arguments.samples,
@@ -243,6 +273,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         task_options=options_from("--task-option", arguments.task_option),
         prefill=arguments.prefill,
         joint_decode=arguments.joint_decode,
+        batch_size=arguments.batch_size,
+        sanity=arguments.sanity,
+        max_errors=arguments.max_errors,
         chunk_size=arguments.chunk_size,
         dtype=arguments.dtype,
         device=arguments.device,
@@ -252,7 +285,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         resume=arguments.resume,
     )
-    return run(request, command=arguments.command_line, progress=not arguments.quiet)
+    return run(request, command=arguments.command_line, quiet=arguments.quiet)
 
 
 def integers(option: str, texts: Sequence[str]) -> tuple[int, ...]:
@@ -370,6 +403,8 @@ def _mask(arguments: argparse.Namespace) -> int:
 
 
 def _tasks_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="explain this task and its options")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--build", nargs="+", default=[], metavar="TASK", help="tasks to build")
     parser.add_argument(
         "--model", help="model whose tokenizer counts the tokens (default: the embedded model)"
@@ -387,10 +422,16 @@ def _tasks_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
-    from catekv import tasks
-
     if not arguments.build:
-        print("\n".join(tasks.available()))
+        from catekv.evaluation import task_list
+
+        described = task_list.list_tasks([arguments.name] if arguments.name else [])
+        if arguments.json:
+            print(task_list.render_json(described))
+        elif arguments.name:
+            print(task_list.render_details(described[0]))
+        else:
+            print(task_list.render_table(described))
         return 0
     from catekv.evaluation.session import Request, model_name, model_path
     from catekv.tasks.preparing import load_tokenizer, prepare

@@ -54,11 +54,16 @@ class Generation:
 @dataclass(frozen=True)
 class Limits:
     """When answers end: after ``max_new_tokens``, before one of ``stop_token_ids`` or before one of
-    the strings ``stop``, each sequence for itself."""
+    the strings ``stop``, each sequence for itself.
+
+    The first ``min_new_tokens`` tokens are chosen among those that do not end an answer by
+    themselves: neither a stop token nor one that is (the end of) a stop string.
+    """
 
     max_new_tokens: int
     stop_token_ids: Sequence[int] = ()
     stop: Sequence[str] = ()
+    min_new_tokens: int = 0
 
 
 def synchronize(device: torch.device) -> None:
@@ -212,10 +217,13 @@ def answer(
     choose = Greedy() if sampling is None else Sampler(sampling, batch, most, device)
     clock = time.perf_counter()
     recorded = 0.0 if session.step is None else session.step.capture_seconds
+    endings = _endings(limits, tokenizer, device)
     step: Callable[..., Tensor] | None = None
     steps = 0
     for index in range(most):
         with torch.no_grad():
+            if index < limits.min_new_tokens and endings is not None:
+                logits = logits.index_fill(-1, endings, float("-inf"))
             tokens = choose(logits, index)
         mail.send(tokens)
         last = index + 1 == most
@@ -248,6 +256,16 @@ def answer(
         "no step was recorded" if used is None else used.reason,
         recording,
     )
+
+
+def _endings(limits: Limits, tokenizer: Any, device: torch.device) -> Tensor | None:
+    """Ids of the tokens that end an answer by themselves; None if nobody asks."""
+    if not limits.min_new_tokens:
+        return None
+    ids = set(limits.stop_token_ids)
+    for string in limits.stop if tokenizer is not None else ():
+        ids.update(tokenizer.encode(string, add_special_tokens=False)[-1:])
+    return torch.tensor(sorted(ids), dtype=torch.long, device=device)
 
 
 def finish(

@@ -386,6 +386,7 @@ class CateKVModel:
         top_p: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        min_new_tokens: int = 0,
         stream: Callable[..., Any] | None = None,
         graph: str = "auto",
     ) -> Generation:
@@ -400,6 +401,8 @@ class CateKVModel:
             temperature, top_k, top_p, seed: with any of them tokens are drawn, see
                 :class:`catekv.sampling.Sampling`.
             stop: a sequence ends before the first of these strings (needs a tokenizer).
+            min_new_tokens: so many tokens are chosen among those that do not end the answer, see
+                :class:`catekv.generation.Limits`.
             stream: called with each new piece of text; for several sequences as
                 ``stream(text, sequence)`` (needs a tokenizer).
             graph: whether decode steps replay a CUDA graph: ``auto`` where it is possible and
@@ -419,6 +422,7 @@ class CateKVModel:
                 max_new_tokens,
                 self.stop_token_ids() if stop_token_ids is None else stop_token_ids,
                 stop_strings(stop),
+                min_new_tokens,
             ),
             _sampling(temperature, top_k, top_p, seed),
             text=stream is not None,

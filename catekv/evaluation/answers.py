@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from catekv import tasks
-from catekv.evaluation.runner import split_prompt
+from catekv.evaluation.measuring import split_prompt
 from catekv.methods import Method, Needs, create
 from catekv.tasks.prompt import encode
 from catekv.tasks.sample import Sample

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -20,6 +20,9 @@ from catekv.errors import UserError
 
 MANIFEST = "manifest.json"
 _OWN_PATTERNS = (MANIFEST, "samples*.jsonl", "summary.*", "report.html", "*.lock", "*.partial")
+
+#: ``error["type"]`` of a sample that was left out, e.g. because the model's window is too short
+SKIPPED = "Skipped"
 
 Key = tuple[str, int, int, str, str, str]
 
@@ -33,6 +36,11 @@ class Record:
     and head. ``compressed_tokens`` is the part of the prompt that was compressed. Bytes are those
     of the cache right after compression; seconds are wall clock; ``peak_bytes`` is CUDA's
     allocation peak (None elsewhere).
+
+    ``batch`` samples were measured at once: the seconds and the peak are those of the whole batch,
+    bytes are this sample's share. ``context_questions`` samples were answered from one compressed
+    context: each of them carries the seconds of that one prefill and compression, and its own of
+    question and decode. ``scoring`` is what the metric needs besides the references.
     """
 
     task: str
@@ -69,6 +77,9 @@ class Record:
     peak_bytes: int | None = None
     depths: tuple[float, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    scoring: dict[str, Any] = field(default_factory=dict)
+    batch: int = 1
+    context_questions: int = 1
     error: dict[str, str] | None = None
 
     @property
@@ -85,18 +96,31 @@ class Record:
     def to_line(self) -> str:
         """One JSON line; empty fields are left out."""
         filled = {
-            name: value for name, value in asdict(self).items() if value not in (None, "", (), {})
+            name: value
+            for name in _FIELDS
+            if (value := getattr(self, name)) not in (None, "", (), {})
         }
         return json.dumps(filled, ensure_ascii=False, separators=(",", ":")) + "\n"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
-        known = {item.name for item in fields(cls)}
-        values = {name: value for name, value in values.items() if name in known}
+        if not values.keys() <= _FIELDS.keys():
+            values = {name: value for name, value in values.items() if name in _FIELDS}
         for name in ("references", "depths"):
-            values[name] = tuple(values.get(name, ()))
-        values["kept"] = tuple(tuple(row) for row in values.get("kept", ()))
+            if name in values:
+                values[name] = tuple(values[name])
+        if "kept" in values:
+            values["kept"] = tuple(map(tuple, values["kept"]))
         return cls(**values)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether this is no failure but a sample that was left out, with its reason."""
+        return self.error is not None and self.error.get("type") == SKIPPED
+
+
+#: The fields in order; looked up once, because reading thousands of records must be quick.
+_FIELDS = dict.fromkeys(item.name for item in fields(Record))
 
 
 def read_records(path: Path) -> list[Record]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catekv.errors import UserError
-from catekv.evaluation import defaults, environment, report
+from catekv.evaluation import defaults, environment, report, suites
 from catekv.evaluation.distributed import Process, process_group
 from catekv.evaluation.records import RunDirectory
+from catekv.evaluation.reference import reference_contexts
 from catekv.evaluation.settings import (
     PAPER_BUDGET,
     PAPER_LENGTH,
@@ -27,8 +28,10 @@ from catekv.evaluation.settings import (
 from catekv.evaluation.specification import method_specs, parse_masks, parse_methods
 from catekv.head_mask import HeadMask
 from catekv.methods import available
+from catekv.transformers_compat import context_window
 
 if TYPE_CHECKING:
+    from catekv.evaluation.runner import Outcome
     from catekv.model import CateKVModel
 
 RESULTS = Path("results")
@@ -43,8 +46,9 @@ class Request:
 
     Attributes:
         model: local folder or hub name; None: the embedded model.
+        suite: name of a selection of tasks (:mod:`catekv.evaluation.suites`), or "".
         tasks, lengths, samples, questions, seed, chat_template, max_new_tokens, task_options,
-            prefill, chunk_size, joint_decode: see :class:`RunSettings`.
+            prefill, chunk_size, joint_decode, batch_size, sanity: see :class:`RunSettings`.
         methods: as :func:`catekv.evaluation.specification.parse_method` reads them.
         masks: as :func:`catekv.evaluation.specification.parse_masks` reads them.
         ratio, retention, budget: for every method that takes a head mask.
@@ -55,9 +59,11 @@ class Request:
         paper: the published settings for all that is not given, the question inside the compressed
             prompt among them.
         output: run directory; None: one under ``results/`` named after the settings.
+        max_errors: share of failed measurements above which a run gives up.
     """
 
     model: str | None = None
+    suite: str = ""
     tasks: tuple[str, ...] = ()
     lengths: tuple[int, ...] = ()
     samples: int | None = None
@@ -77,6 +83,9 @@ class Request:
     prefill: str = "auto"
     chunk_size: int = 8192
     joint_decode: bool = False
+    batch_size: int = 1
+    sanity: bool = False
+    max_errors: float = 0.5
     dtype: str = "auto"
     device: str = "auto"
     attention: str = "auto"
@@ -131,6 +140,7 @@ def settings_for(request: Request, model: CateKVModel) -> RunSettings:
     Raises:
         UserError: unknown tasks, methods or options, unreadable masks, numbers out of range.
     """
+    request = suites.applied(request)
     path = model_path(request)
     tasks, lengths, samples = request.tasks, request.lengths, request.samples
     if request.paper:
@@ -141,6 +151,9 @@ def settings_for(request: Request, model: CateKVModel) -> RunSettings:
         tasks = tasks or defaults.EMBEDDED_TASKS
         lengths = lengths or (defaults.EMBEDDED_LENGTH,)
         samples = defaults.EMBEDDED_SAMPLES if samples is None else samples
+    if tasks and not lengths and all(_is_natural(task) for task in tasks):
+        lengths = (context_window(model.config) or 0,)
+    masks = request.masks or default_masks(request)
     return RunSettings(
         model="embedded" if request.embedded else path,
         model_hash=environment.model_identity(path, revision_of(model)),
@@ -159,8 +172,28 @@ def settings_for(request: Request, model: CateKVModel) -> RunSettings:
         prefill=request.prefill,
         chunk_size=request.chunk_size,
         joint_decode=request.joint_decode,
+        batch_size=request.batch_size,
+        sanity=request.sanity,
         paper=request.paper,
+        suite=request.suite,
+        reference_contexts=frozenset().union(*map(contexts_behind, masks)),
     )
+
+
+def _is_natural(task: str) -> bool:
+    from catekv.evaluation.cells import is_file
+    from catekv.tasks.registry import find
+
+    return not is_file(task) and find(task).natural
+
+
+def contexts_behind(mask: str) -> frozenset[str]:
+    """Hashes of the contexts that a mask ``[NAME=]SOURCE`` was made from; empty if nobody knows."""
+    source = mask.rpartition("=")[2]
+    if source.partition(":")[0] in ("random", "reversed"):
+        return frozenset()
+    path = Path(source)
+    return frozenset(reference_contexts(path if path.is_dir() else path.parent))
 
 
 def method_specs_for(request: Request, model: CateKVModel) -> tuple[MethodSpec, ...]:
@@ -231,8 +264,11 @@ def default_output(settings: RunSettings) -> Path:
     return RESULTS / f"{name}-{stable_hash(parts)[:8]}"
 
 
-def run(request: Request, *, command: str = "", progress: bool = True) -> int:
-    """Evaluate, print the table, and return the exit code (0, or 1 if a sample failed)."""
+def run(request: Request, *, command: str = "", quiet: bool = False) -> int:
+    """Evaluate, print the table, and return the exit code.
+
+    1: a sample failed, or what must score 100 or 0 does not. ``quiet``: progress as plain lines.
+    """
     from catekv.evaluation.runner import evaluate
 
     with process_group() as process:
@@ -247,7 +283,8 @@ def run(request: Request, *, command: str = "", progress: bool = True) -> int:
             resume=request.resume,
             overwrite=request.overwrite,
             process=process,
-            progress=progress,
+            quiet=quiet,
+            max_errors=request.max_errors,
             command=command,
         )
     if outcome.summary is None:
@@ -255,18 +292,27 @@ def run(request: Request, *, command: str = "", progress: bool = True) -> int:
         # has joined the records
         return 0
     print(report.render(outcome.summary))
-    _print_where(output, outcome.measured, outcome.failed)
-    return 1 if outcome.failed else 0
+    _print_where(output, outcome)
+    return 1 if outcome.failed or outcome.invalid or outcome.gave_up else 0
 
 
-def _print_where(output: Path, measured: int, failed: int) -> None:
+def _print_where(output: Path, outcome: Outcome) -> None:
     print(f"Results: {output} (summary.md, report.html, summary.csv, summary.json, samples.jsonl)")
-    if not measured:
+    if not outcome.measured:
         print("All of this had been measured before; --overwrite measures it again.")
-    if failed:
+    if outcome.skipped:
+        print(f"{outcome.skipped} records say why their sample was left out.")
+    for sentence in outcome.invalid:
+        print(f"error: validity check: {sentence}", file=sys.stderr)
+    if outcome.failed:
+        more = (
+            "the rest was not tried (--max-errors)"
+            if outcome.gave_up
+            else "the same command tries them again"
+        )
         print(
-            f"error: {failed} measurements failed, the first with {_first_error(output)}; see the "
-            f"error records in {output}, the same command tries them again",
+            f"error: {outcome.failed} measurements failed, the first with {_first_error(output)}; "
+            f"see the error records in {output}, {more}",
             file=sys.stderr,
         )
 
@@ -274,7 +320,7 @@ def _print_where(output: Path, measured: int, failed: int) -> None:
 def _first_error(output: Path) -> str:
     """Type and message of the first error record of a run directory, on one line."""
     for record in RunDirectory(output).records().values():
-        if record.error is not None:
+        if record.error is not None and not record.skipped:
             return " ".join(f"{record.error['type']}: {record.error['message']}".split())
     return "an error"
 

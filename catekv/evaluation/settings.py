@@ -96,7 +96,8 @@ class RunSettings:
         model: folder or hub name, as the user gave it.
         model_hash: identity of the weights (:func:`catekv.evaluation.environment.model_identity`).
         tasks: registered task names, or paths of JSONL files.
-        lengths: prompt lengths in tokens, answer allowance included; unused for files.
+        lengths: prompt lengths in tokens, answer allowance included; unused for files. For tasks
+            whose rows have lengths of their own a limit, 0 for none.
         samples: samples per task and length (of a file: at most so many).
         methods: the columns.
         questions: ``agnostic`` (question after compression) and/or ``aware`` (question inside).
@@ -110,7 +111,13 @@ class RunSettings:
         chunk_size: tokens per prefill chunk.
         joint_decode: decode all methods of a sample as one batch where prefill is shared; much
             faster with many methods, but decode times are then not recorded.
+        batch_size: samples of similar length that are measured at once, left-padded; results are
+            those of one at a time up to rounding.
+        sanity: measure the validity columns as well (:mod:`catekv.evaluation.sanity`).
         paper: whether the published settings were asked for.
+        suite: name of the suite that was asked for, or "".
+        reference_contexts: hashes of the contexts that the head masks were made from; a run on
+            one of them is refused.
     """
 
     model: str
@@ -130,7 +137,11 @@ class RunSettings:
     prefill: str = "auto"
     chunk_size: int = 8192
     joint_decode: bool = False
+    batch_size: int = 1
+    sanity: bool = False
     paper: bool = False
+    suite: str = ""
+    reference_contexts: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -139,8 +150,15 @@ class RunSettings:
             raise UserError("no method given; `catekv methods` lists what there is")
         if self.samples < 1:
             raise UserError(f"number of samples is {self.samples}; it must be at least 1")
-        if any(length < 1 for length in self.lengths):
-            raise UserError(f"length {min(self.lengths)} is not positive; give tokens, e.g. 4096")
+        if any(length < 0 for length in self.lengths):
+            raise UserError(f"length {min(self.lengths)} is negative; give tokens, e.g. 4096")
+        if self.batch_size < 1:
+            raise UserError(f"batch size is {self.batch_size}; it must be at least 1")
+        if self.joint_decode and self.batch_size > 1:
+            raise UserError(
+                "joint decode makes a batch of the methods of one sample, a batch size above 1 one "
+                "of several samples; leave one of them out"
+            )
         labels = [method.label for method in self.methods]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:

@@ -131,9 +131,9 @@ def test_an_interrupted_joint_batch_is_decoded_as_a_whole_again(
     sizes = []
     generate_ids = CateKVModel.generate_ids
 
-    def counting(self: CateKVModel, questions: Any, *arguments: Any) -> Any:
+    def counting(self: CateKVModel, questions: Any, *arguments: Any, **options: Any) -> Any:
         sizes.append(len(questions))
-        return generate_ids(self, questions, *arguments)
+        return generate_ids(self, questions, *arguments, **options)
 
     monkeypatch.setattr(CateKVModel, "generate_ids", counting)
     assert run(model, joint, tmp_path).measured == 6
@@ -145,10 +145,12 @@ def test_a_failing_joint_decode_is_tried_method_by_method(
 ) -> None:
     generate_ids = CateKVModel.generate_ids
 
-    def no_batches(self: CateKVModel, questions: Any, context: Any, *arguments: Any) -> Any:
+    def no_batches(
+        self: CateKVModel, questions: Any, context: Any, *arguments: Any, **options: Any
+    ) -> Any:
         if context.input_ids.shape[0] > 1:
             raise RuntimeError("planted")
-        return generate_ids(self, questions, context, *arguments)
+        return generate_ids(self, questions, context, *arguments, **options)
 
     monkeypatch.setattr(CateKVModel, "generate_ids", no_batches)
     joint = dataclasses.replace(settings, joint_decode=True, samples=1)

@@ -210,7 +210,9 @@ def test_the_method_hash_covers_options_heads_and_equal_memory() -> None:
 def test_bad_settings_are_refused() -> None:
     for changes, cause in (
         ({"samples": 0}, "at least 1"),
-        ({"lengths": (0,)}, "not positive"),
+        ({"lengths": (-1,)}, "negative"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 2, "joint_decode": True}, "leave one of them out"),
         ({"tasks": ()}, "no task"),
         ({"methods": ()}, "no method"),
         ({"questions": ("never",)}, "unknown question mode 'never'"),
