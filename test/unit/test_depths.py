@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from catekv.errors import UserError
@@ -33,7 +35,7 @@ def test_grids_are_walked_from_coarse_to_fine():
         walked = read_depths(count)
         for seen in range(2, count + 1):
             places = sorted(walked[:seen])
-            gaps = [after - before for before, after in zip(places, places[1:], strict=False)]
+            gaps = [after - before for before, after in pairwise(places)]
             assert max(gaps) <= 4 * min(gaps) + 2, (count, seen)
 
 
