@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny_checkpoint import save_tiny_checkpoint
 
-from catekv import cli, methods
+from catekv import cli, methods, tasks
 from catekv.evaluation.method_list import EFFECTS
 from catekv.head_mask import HeadMask
 
@@ -523,7 +523,14 @@ def test_tasks_are_listed_and_built(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["tasks"]) == 0
-    assert "ruler/niah_multikey_1" in capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines if line} >= set(tasks.available())
+    assert cli.main(["tasks", "ruler/vt"]) == 0
+    assert "num_hops = 4" in capsys.readouterr().out
+    assert cli.main(["tasks", "ruler/vt", "--json"]) == 0
+    (described,) = json.loads(capsys.readouterr().out)
+    assert described["options"]["num_hops"] == 4
+    assert described["max_new_tokens"] == 30
     words = ["tasks", "--build", "ruler/vt", "--model", str(checkpoint), "--length", "192",
              "--samples", "2", "--output", str(tmp_path)]  # fmt: skip
     assert cli.main(words) == 0
