@@ -57,7 +57,7 @@ def add_accuracy_arguments(parser: argparse.ArgumentParser) -> None:
     add_method_arguments(parser)
     add("--dataset_name", help="tasks separated by commas (default: those of the model)")
     add("--num_samples", type=int, help="samples per task; -1: 96, as published")
-    add("--batch_size", type=int, default=1, help="1: samples are measured one at a time")
+    add("--batch_size", type=int, default=1, help="samples measured at once (default: 1)")
     add(
         "--question",
         choices=("agnostic", "aware", "both"),
@@ -116,11 +116,6 @@ def accuracy_request(parsed: argparse.Namespace) -> Request:
     from catekv.evaluation.specification import canonical_name
 
     _refuse(parsed)
-    if parsed.batch_size != 1:
-        raise UserError(
-            f"--batch_size {parsed.batch_size}: samples are measured one at a time (results do not "
-            "depend on it); leave it out, and use torchrun --nproc_per_node N for speed"
-        )
     if parsed.num_samples is not None and parsed.num_samples < -1:
         raise UserError(f"--num_samples {parsed.num_samples}: give at least 1, or -1 for all 96")
     method = canonical_name(parsed.method)
@@ -138,6 +133,7 @@ def accuracy_request(parsed: argparse.Namespace) -> Request:
         made_with=_made_with(parsed),
         questions=question_modes(parsed.question),
         seed=parsed.seed,
+        batch_size=parsed.batch_size,
         dtype=parsed.dtype,
         device=parsed.device,
         attention=parsed.attention,

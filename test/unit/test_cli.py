@@ -352,7 +352,6 @@ def test_published_flags_that_cannot_be_honoured(
     for main in (accuracy, efficiency):
         assert "sparse prefill" in refused("--minference", main=main)
         assert "unknown method 'Quest9'" in refused("--method", "Quest9", main=main)
-    assert "one at a time" in refused("--batch_size", 4, main=accuracy)
     assert "--num_samples -2" in refused("--num_samples", -2, main=accuracy)
     message = refused(
         "--model_name", checkpoint, "--head_classification_path", masks, "--cv_threshold", 0.5,
