@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from catekv.errors import UserError
+from catekv.tasks.longbench.family import FAMILY as LONGBENCH_FAMILY
+from catekv.tasks.niah.family import FAMILY as NIAH_FAMILY
 from catekv.tasks.ruler.family import FAMILY as RULER_FAMILY
+from catekv.tasks.synthetic.family import FAMILY as SYNTHETIC_FAMILY
 from catekv.tasks.task import Family, Task
 
-FAMILIES: tuple[Family, ...] = (RULER_FAMILY,)
+FAMILIES: tuple[Family, ...] = (RULER_FAMILY, LONGBENCH_FAMILY)
 #: names of RULER's tasks may be given without the family
 _SHORT = "ruler/"
 
