@@ -9,7 +9,12 @@ from catekv.tasks.ruler.family import FAMILY as RULER_FAMILY
 from catekv.tasks.synthetic.family import FAMILY as SYNTHETIC_FAMILY
 from catekv.tasks.task import Family, Task
 
-FAMILIES: tuple[Family, ...] = (RULER_FAMILY, LONGBENCH_FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    RULER_FAMILY,
+    LONGBENCH_FAMILY,
+    NIAH_FAMILY,
+    SYNTHETIC_FAMILY,
+)
 #: names of RULER's tasks may be given without the family
 _SHORT = "ruler/"
 

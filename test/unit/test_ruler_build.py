@@ -14,7 +14,7 @@ from catekv.errors import UserError
 from catekv.tasks.prompt import encode
 from catekv.tasks.randomness import generator
 
-NAMES = [name.removeprefix("ruler/") for name in tasks.available()]
+NAMES = [name.removeprefix("ruler/") for name in tasks.available() if name.startswith("ruler/")]
 ESSAYS = ["niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery"]
 #: below this length cwe has no room for its repetitions with the test tokenizers
 SHORTEST = {"cwe": 2048}

@@ -1,0 +1,54 @@
+"""Needle in a haystack as a family of one task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from catekv.errors import UserError
+from catekv.tasks import metrics
+from catekv.tasks.niah.building import generate
+from catekv.tasks.niah.options import HaystackOptions
+from catekv.tasks.sample import Sample
+from catekv.tasks.task import Family, Task
+
+
+def score(prediction: str, sample: Sample) -> dict[str, float]:
+    """Scores of one answer.
+
+    Returns:
+        ``official``: 1 if the answer stands in the prediction, else 0 (with several needles the
+        share of their answers); ``strict``: the same for whole words; ``keyword_recall``: share of
+        the answer's words that the prediction has.
+    """
+    references = list(sample.outputs)
+    return {
+        "official": metrics.string_match_all(prediction, references),
+        "strict": metrics.strict_match_all(prediction, references),
+        "keyword_recall": metrics.keyword_recall(prediction, " ".join(references)),
+    }
+
+
+def read(path: Path, task: str | None = None) -> list[Sample]:
+    """There is no official sample file; our own rows are read by :func:`catekv.tasks.read`."""
+    raise UserError(
+        f"{path} holds no samples of {task or 'niah'} that were written here; there is no official "
+        "sample file. Scores of the original test are read by "
+        "catekv.tasks.niah.results.read_results"
+    )
+
+
+def recognise(row: dict[str, Any], path: Path) -> str | None:
+    """No file of others holds samples of this task."""
+    return None
+
+
+TASK = Task(
+    name="niah",
+    options=HaystackOptions(),
+    max_new_tokens=64,
+    metric="all",
+    generate=generate,
+    score=score,
+)
+FAMILY = Family("niah", (TASK,), read, recognise)

@@ -1,0 +1,1 @@
+"""A code in one paragraph of a document, early, in the middle or late (ATSKV's ``synthetic``)."""

@@ -1,0 +1,53 @@
+"""``synthetic`` as a family of one task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from catekv.errors import UserError
+from catekv.tasks import metrics
+from catekv.tasks.sample import Sample
+from catekv.tasks.synthetic.building import generate
+from catekv.tasks.synthetic.options import SyntheticOptions
+from catekv.tasks.task import Family, Task
+
+
+def score(prediction: str, sample: Sample) -> dict[str, float]:
+    """Scores of one answer (its new tokens alone).
+
+    Returns:
+        ``official``: 1 if the code stands in the answer; ``strict``: 1 if no letter, digit or
+        underscore touches it there; ``exact``: 1 if the answer is nothing but the code. The
+        published accuracy compared prompt and answer together with the code and was always 0.
+    """
+    (code,) = sample.outputs
+    return {
+        "official": metrics.string_match_all(prediction, code),
+        "strict": metrics.strict_match_all(prediction, code),
+        "exact": float(prediction.strip() == code),
+    }
+
+
+def read(path: Path, task: str | None = None) -> list[Sample]:
+    """There is no official sample file; our own rows are read by :func:`catekv.tasks.read`."""
+    raise UserError(
+        f"{path} holds no samples of {task or 'synthetic'} that were written here; there is no "
+        "official sample file, the task is always built"
+    )
+
+
+def recognise(row: dict[str, Any], path: Path) -> str | None:
+    """No file of others holds samples of this task."""
+    return None
+
+
+TASK = Task(
+    name="synthetic",
+    options=SyntheticOptions(),
+    max_new_tokens=50,
+    metric="all",
+    generate=generate,
+    score=score,
+)
+FAMILY = Family("synthetic", (TASK,), read, recognise)
