@@ -101,7 +101,7 @@ def make_parser() -> Parser:
     _methods_arguments(add("methods", "List methods and their options.", _methods))
     _generate_arguments(add("generate", "Ask questions about a text file.", _generate))
     _plan_parser(commands)
-    _report_arguments(add("report", "Summarise a run directory again.", _report))
+    _report_arguments(add("report", "Summary and report of runs, as HTML and Markdown.", _report))
     add("doctor", "Versions, devices and optional parts: for bug reports.", _doctor)
     return parser
 
@@ -556,7 +556,17 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="run directory")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="run directory, folder of runs (of a sweep), folder with efficiency.json, folder of "
+        "head masks, or file of needle results",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder of report.html and report.md (default: the first RUN)"
+    )
     parser.add_argument(
         "--rescore", action="store_true", help="score the stored predictions again first"
     )
@@ -564,17 +574,41 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
         "--official", action="store_true", help="also write predictions in RULER's own forms"
     )
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_argument(
+        "--colours",
+        default="blue-yellow",
+        metavar="SCALE",
+        help="of heat maps: blue-yellow (default, for every kind of colour vision) or "
+        "red-yellow-green",
+    )
+    parser.add_argument(
+        "--trained-length",
+        type=int,
+        metavar="TOKENS",
+        help="longest texts the model was trained on: a line in the needle pictures",
+    )
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from catekv.evaluation import report
+    from catekv.evaluation.reporting.build import Options
+    from catekv.evaluation.reporting.colours import check_scale
 
-    summary = report.report(arguments.folder, rescore=arguments.rescore)
-    print(report.render(summary, markdown=arguments.markdown))
-    if arguments.official:
-        for folder in report.export_official(arguments.folder):
-            print(folder)
-    return 0
+    options = Options(check_scale(arguments.colours), arguments.trained_length)
+    written = report.report_on(
+        arguments.paths, output=arguments.output, rescore=arguments.rescore, options=options
+    )
+    for group in written.groups:
+        if len(written.groups) > 1:
+            print(f"{group.title}\n")
+        print(report.render(group.summary, markdown=arguments.markdown))
+        if arguments.official:
+            for run in group.runs:
+                print("\n".join(map(str, report.export_official(run.path))))
+    for problem in written.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    print(f"Report: {', '.join(map(str, written.files))}", file=sys.stderr)
+    return 1 if written.problems else 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,148 @@
+"""Averages as the benchmarks define them: RULER's effective length, LongBench's categories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from catekv.evaluation import tables
+from catekv.evaluation.reporting.document import NOTE, WARNING, Block, Section, Table, Text
+from catekv.evaluation.reporting.plots import short_length
+
+#: Score of Llama-2-7B-chat at 4K tokens, above which RULER calls a length effective.
+EFFECTIVE = 85.6
+RULER_TASKS = 13
+
+
+def benchmark_section(summary: Mapping[str, Any]) -> Section | None:
+    """Tables of the benchmarks that a summary has tasks of; None if it has none."""
+    section = Section("Benchmark averages")
+    for question in dict.fromkeys(row["question"] for row in summary["cells"]):
+        own = [row for row in summary["cells"] if row["question"] == question]
+        section.blocks += _ruler(own, question) + _longbench(own, question)
+    section.blocks += _even(summary.get("buckets", []))
+    return None if section.is_empty else section
+
+
+def weighted_averages(scores: Sequence[float]) -> tuple[float, float]:
+    """RULER's wAvg(inc) and wAvg(dec): means over rising lengths, weights 1..n and n..1."""
+    weights = range(1, len(scores) + 1)
+    total = sum(weights)
+    rising = sum(w * s for w, s in zip(weights, scores, strict=True)) / total
+    falling = sum(w * s for w, s in zip(reversed(weights), scores, strict=True)) / total
+    return rising, falling
+
+
+def effective_length(scores: Mapping[int, float]) -> int | None:
+    """The greatest length whose mean reaches :data:`EFFECTIVE`; None if none does."""
+    return max((length for length, score in scores.items() if score >= EFFECTIVE), default=None)
+
+
+def _ruler(cells: Sequence[Mapping[str, Any]], question: str) -> list[Block]:
+    own = [row for row in cells if row["task"].startswith("ruler/") and row["official"]]
+    if not own:
+        return []
+    lengths = sorted({row["length"] for row in own})
+    tasks = {row["task"] for row in own}
+    rows = []
+    for method in dict.fromkeys(row["method"] for row in own):
+        means: dict[int, float] = {}
+        for length in lengths:
+            values = [
+                row["official"]["mean"]
+                for row in own
+                if (row["method"], row["length"]) == (method, length)
+            ]
+            if len(values) == len(tasks):
+                means[length] = sum(values) / len(values)
+        whole = len(means) == len(lengths)
+        weighted = weighted_averages([means[n] for n in lengths]) if whole else (None, None)
+        best = effective_length(means)
+        rows.append(
+            [
+                method,
+                *(tables.number(means.get(length)) for length in lengths),
+                "-" if best is None else short_length(best),
+                tables.number(weighted[0]),
+                tables.number(weighted[1]),
+            ]
+        )
+    header = ["method", *(short_length(n) for n in lengths), "effective", "wAvg(inc)", "wAvg(dec)"]
+    caption = (
+        f"RULER, mean of {len(tasks)} tasks per length, {question} questions; effective: greatest "
+        f"length with a mean of at least {EFFECTIVE}"
+    )
+    blocks: list[Block] = [Table(caption, header, rows)]
+    if len(tasks) != RULER_TASKS:
+        blocks.append(
+            Text(
+                f"{len(tasks)} tasks here, RULER has {RULER_TASKS}: averages and effective lengths "
+                "are not RULER's.",
+                WARNING,
+            )
+        )
+    return blocks
+
+
+def _longbench(cells: Sequence[Mapping[str, Any]], question: str) -> list[Block]:
+    from catekv.tasks.metrics.longbench_tables import averages
+
+    blocks: list[Block] = []
+    own = [row for row in cells if row["task"].startswith("longbench/") and row["official"]]
+    for length in sorted({row["length"] for row in own}):
+        part = [row for row in own if row["length"] == length]
+        for language in ("english", "chinese"):
+            rows, names, present, of = [], [], 0, 0
+            for method in dict.fromkeys(row["method"] for row in part):
+                scores = {
+                    row["task"].removeprefix("longbench/"): row["official"]["mean"]
+                    for row in part
+                    if row["method"] == method
+                }
+                table = averages(scores, language)
+                names = list(table)
+                present, of = max(present, table["tasks"].number), table["tasks"].of
+                rows.append(
+                    [
+                        method,
+                        *(
+                            tables.number(mean.value, 2)
+                            + ("" if mean.number in (0, mean.of) else f" ({mean.number}/{mean.of})")
+                            for mean in table.values()
+                        ),
+                    ]
+                )
+            if present:
+                limit = f"at most {length} tokens" if length else "whole texts"
+                caption = (
+                    f"LongBench, {language} tasks, {limit}, {question} questions: means per "
+                    f"category, over the {of} tasks, and over the categories; in brackets how many "
+                    "tasks were measured where some are missing"
+                )
+                blocks.append(Table(caption, ["method", *names], rows))
+    return blocks
+
+
+def _even(buckets: Sequence[Mapping[str, Any]]) -> list[Block]:
+    if not buckets:
+        return []
+    names = list(dict.fromkeys(cell["bucket"] for cell in buckets))
+    rows = []
+    for method, question in dict.fromkeys((c["method"], c["question"]) for c in buckets):
+        own = {
+            c["bucket"]: c for c in buckets if (c["method"], c["question"]) == (method, question)
+        }
+        rows.append(
+            [
+                f"{method}, {question}",
+                *(
+                    f"{tables.number(own[name]['score'], 2)} (n {own[name]['count']})"
+                    for name in names
+                ),
+            ]
+        )
+    caption = "LongBench-E: mean over tasks of the scores per bucket of lengths (words, n samples)"
+    return [
+        Table(caption, ["method", *names], rows),
+        Text("A bucket without samples has no score.", NOTE),
+    ]

@@ -1,0 +1,221 @@
+"""A whole report from what was read: an overview, a section per group, manifests at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catekv.evaluation import defaults, tables
+from catekv.evaluation.reporting.benchmark_section import benchmark_section
+from catekv.evaluation.reporting.colours import DEFAULT_SCALE
+from catekv.evaluation.reporting.curve_section import curve_section
+from catekv.evaluation.reporting.document import (
+    NOTE,
+    WARNING,
+    Listing,
+    Section,
+    Table,
+    Text,
+)
+from catekv.evaluation.reporting.efficiency_section import efficiency_section
+from catekv.evaluation.reporting.groups import Group, group_runs
+from catekv.evaluation.reporting.head_section import folder_section, head_section
+from catekv.evaluation.reporting.inputs import Inputs
+from catekv.evaluation.reporting.names import file_stem
+from catekv.evaluation.reporting.needle_files import read_needle_file
+from catekv.evaluation.reporting.needle_section import needle_section
+from catekv.evaluation.reporting.published_section import published_section
+from catekv.evaluation.reporting.score_section import score_section
+from catekv.evaluation.reporting.summary_text import interval, notes_of, runs_of
+from catekv.evaluation.reporting.svg import styles
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a report looks.
+
+    Args:
+        scale: colours of heat maps, a name in :data:`catekv.evaluation.reporting.colours.SCALES`.
+        trained: tokens of the longest texts the model was trained on, for a line in the
+            needle pictures; None: what a run's manifest says.
+    """
+
+    scale: str = DEFAULT_SCALE
+    trained: int | None = None
+
+
+def build(inputs: Inputs, options: Options) -> tuple[Section, list[Group]]:
+    """The document, and the groups of runs that its tables are of."""
+    groups = group_runs(inputs.runs)
+    document = Section(_page_title(inputs, groups))
+    if inputs.problems:
+        document.blocks.append(
+            Text("Left out, because it could not be read: " + "; ".join(inputs.problems), WARNING)
+        )
+    if len(groups) > 1:
+        document.sections.append(_overview(groups))
+    stems: set[str] = set()
+    for group in groups:
+        stem = file_stem(group.title)
+        while stem in stems:
+            stem += "-x"
+        stems.add(stem)
+        document.sections.append(group_section(group, options, inputs.masks, stem))
+    for path in inputs.needles:
+        section = needle_section(
+            read_needle_file(path), f"file-{file_stem(path.stem)}", options.scale, options.trained
+        )
+        if section is not None:
+            section.title = f"Needle results in {path.name}"
+            document.sections.append(section)
+    document.sections += [folder_section(folder, options.scale) for folder in inputs.masks]
+    document.sections += [efficiency_section(result) for result in inputs.efficiency]
+    if inputs.runs:
+        document.sections.append(_manifests(groups))
+    return document, groups
+
+
+def _page_title(inputs: Inputs, groups: Sequence[Group]) -> str:
+    models = list(dict.fromkeys(str(group.manifest.get("model")) for group in groups))
+    if models:
+        return f"Compressed caches: {', '.join(models)}"
+    if inputs.efficiency:
+        return f"Efficiency: {inputs.efficiency[0].name}"
+    return "Report"
+
+
+def _overview(groups: Sequence[Group]) -> Section:
+    """One line per group, length, question mode and method; nothing is averaged across groups."""
+    header = [
+        "runs", "tokens", "question", "method", "tasks", "score", "95 % interval", "to full",
+        "95 % interval", "kept", "samples", "errors",
+    ]  # fmt: skip
+    rows = []
+    for group in groups:
+        for row in group.summary["averages"]:
+            difference = row["difference"]
+            rows.append(
+                [
+                    group.title,
+                    str(row["length"] or "as in the file"),
+                    row["question"],
+                    row["method"],
+                    str(row["tasks"]),
+                    tables.number(row["official"]["mean"] if row["official"] else None),
+                    interval(row["official"]),
+                    tables.signed(difference["mean"] if difference else None),
+                    interval(difference),
+                    tables.percent(row["kept_share"]),
+                    str(row["count"]),
+                    str(row["errors"]),
+                ]
+            )
+    warning = Text(
+        f"{len(groups)} groups of runs that differ in model, settings or samples: compare lines "
+        "within a group only. Full attention is that of the same group.",
+        WARNING,
+    )
+    return Section("All runs", [warning, Table("Averages over tasks x 100", header, rows)])
+
+
+def group_section(
+    group: Group, options: Options, masks: Sequence[Path] = (), stem: str = "run"
+) -> Section:
+    """Everything about runs that may stand in one table."""
+    section = Section(group.title)
+    section.blocks.append(Text(_facts(group), NOTE))
+    section.blocks += [Text(note, WARNING) for note in group.notes]
+    add_summary(section, group.summary, group.manifest, options, masks, stem)
+    return section
+
+
+def add_summary(
+    section: Section,
+    summary: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    options: Options,
+    masks: Sequence[Path] = (),
+    stem: str = "run",
+) -> None:
+    """Add all parts that follow from a summary to a section."""
+    full = summary["full"]
+    series = {
+        label: str(method.get("variant_of", label)) for label, method in summary["methods"].items()
+    }
+    looks = styles(list(dict.fromkeys(series.values())), full)
+    style = {label: looks[name] for label, name in series.items()}
+    if full is None and summary["cells"]:
+        section.blocks.append(
+            Text("Full attention was not measured here: no differences to it.", WARNING)
+        )
+    for number, (title, cells, averages) in enumerate(runs_of(summary)):
+        section.sections.append(
+            score_section(title, cells, averages, full, style, series, f"{stem}-{number}")
+        )
+    trained = options.trained or manifest.get("trained_tokens")
+    folders = [*masks, *_shipped(str(summary["model"]))]
+    parts = [
+        curve_section(summary, style, stem),
+        needle_section(summary.get("needles", []), stem, options.scale, trained),
+        benchmark_section(summary),
+        published_section(summary),
+        head_section(summary["methods"], folders, options.scale, stem),
+    ]
+    section.sections += [part for part in parts if part is not None]
+    section.blocks += [Text(line, NOTE) for line in notes_of(summary).splitlines()]
+
+
+def _shipped(model: str) -> list[Path]:
+    """Mask folders of a model, whose statistics go with masks of runs."""
+    found = defaults.shipped_masks(Path(model).name)
+    return [] if found is None else [found]
+
+
+def _facts(group: Group) -> str:
+    own, manifest = group.configuration, group.manifest
+    device = manifest.get("device", {})
+    versions = manifest.get("versions", {})
+    parts = [
+        f"model {manifest.get('model')} ({own.get('model_hash')})",
+        f"{own.get('dtype')} on {device.get('name') or own.get('device')}",
+        f"seed {own.get('seed')}",
+        f"samples {group.summary['data_hash']}",
+        *(
+            f"{name} {versions[name]}"
+            for name in ("catekv", "torch", "transformers")
+            if name in versions
+        ),
+        f"{len(group.records)} records of {', '.join(run.name for run in group.runs)}",
+    ]
+    return "; ".join(parts) + "."
+
+
+def _manifests(groups: Sequence[Group]) -> Section:
+    """What is needed to repeat every run, the masks' heads left to the pictures."""
+    section = Section("Manifests")
+    header = ["run", "configuration", "commit", "device", "tasks", "samples", "started", "command"]
+    rows = []
+    for run in (run for group in groups for run in group.runs):
+        manifest = run.manifest
+        starts = manifest.get("starts", [])
+        last = starts[-1] if starts else {}
+        rows.append(
+            [
+                run.name,
+                str(manifest.get("config_hash")),
+                str(manifest.get("git_commit") or "-")[:12],
+                str(manifest.get("device", {}).get("name", "-")),
+                str(len(manifest.get("tasks", []))),
+                str(manifest.get("samples", "-")),
+                str(last.get("time", "-")),
+                str(last.get("command", "-")),
+            ]
+        )
+        section.blocks.append(
+            Listing(f"Manifest of {run.name}", json.dumps(manifest, indent=1, ensure_ascii=False))
+        )
+    section.blocks.insert(0, Table("How each run was made", header, rows))
+    return section

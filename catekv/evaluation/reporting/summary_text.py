@@ -1,0 +1,150 @@
+"""A summary's tables for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from catekv.evaluation import tables
+from catekv.evaluation.reporting.summary import AVERAGE
+
+
+def render(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
+    """The tables of a summary: scores per task and method, then one line per method."""
+    table = tables.markdown_table if markdown else tables.plain_table
+    blocks: list[str] = []
+    if markdown:
+        blocks.append(f"# {summary['model']}")
+    for title, cells, averages in runs_of(summary):
+        blocks.append(("## " if markdown else "") + title)
+        blocks.append(table(*_score_rows(cells, averages)))
+        blocks.append(table(*_method_rows(averages, summary["full"])))
+    blocks.append(notes_of(summary))
+    return "\n\n".join(blocks) + "\n"
+
+
+def runs_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], list[Any]]]:
+    """Title, cells and averages of every length and question mode."""
+    runs = dict.fromkeys((row["length"], row["question"]) for row in summary["cells"])
+    for run in runs:
+        cells, averages = (
+            [row for row in summary[part] if (row["length"], row["question"]) == run]
+            for part in ("cells", "averages")
+        )
+        yield title_of(*run), cells, averages
+
+
+def title_of(length: int, question: str) -> str:
+    where = {
+        "agnostic": "question asked after compression",
+        "aware": "question inside the compressed prompt",
+    }[question]
+    return f"{f'{length} tokens' if length else 'lengths as in the file'}, {where}"
+
+
+def _score_rows(
+    cells: Sequence[Mapping[str, Any]], averages: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], list[list[str]]]:
+    labels = [row["method"] for row in averages]
+    tasks = list(dict.fromkeys(row["task"] for row in cells))
+    found = {(row["task"], row["method"]): row for row in [*cells, *averages]}
+    rows = []
+    for task in [*tasks, *([AVERAGE] if len(tasks) > 1 else [])]:
+        row = [task]
+        for label in labels:
+            cell = found.get((task, label))
+            estimate = cell["official"] if cell else None
+            complete = task != AVERAGE or cell is None or cell["tasks"] == len(tasks)
+            row.append(
+                tables.number(estimate["mean"] if estimate else None) + ("" if complete else "*")
+            )
+        rows.append(row)
+    return ["score x 100", *labels], rows
+
+
+def _method_rows(
+    averages: Sequence[Mapping[str, Any]], full: str | None
+) -> tuple[list[str], list[list[str]]]:
+    header = [
+        "average",
+        "score",
+        "95% interval",
+        *([f"to {full}", "95% interval"] if full else []),
+        "strict",
+        "asked",
+        "kept",
+        "stored MiB",
+        "prefill ms",
+        "compress ms",
+        "ms/token",
+        "samples",
+        "nulls",
+        "errors",
+    ]
+    rows = []
+    for row in averages:
+        time = row["time"]
+        rows.append(
+            [
+                row["method"],
+                value(row["official"]),
+                interval(row["official"]),
+                *([difference(row["difference"]), interval(row["difference"])] if full else []),
+                value(row["strict"]),
+                tables.percent(row["asked_share"]),
+                tables.percent(row["kept_share"]),
+                tables.mebibytes(row["stored_bytes"]),
+                tables.milliseconds(time["prefill_seconds"]),
+                tables.milliseconds(time["compress_seconds"]),
+                tables.milliseconds(time["decode_seconds_per_token"]),
+                str(row["count"]),
+                str(row["nulls"]),
+                str(row["errors"]),
+            ]
+        )
+    return header, rows
+
+
+def value(estimate: Mapping[str, float] | None) -> str:
+    return tables.number(estimate["mean"] if estimate else None)
+
+
+def difference(estimate: Mapping[str, float] | None) -> str:
+    return tables.signed(estimate["mean"] if estimate else None)
+
+
+def interval(estimate: Mapping[str, float] | None) -> str:
+    return "-" if estimate is None else f"{estimate['low']:.1f} .. {estimate['high']:.1f}"
+
+
+def notes_of(summary: Mapping[str, Any]) -> str:
+    own = [name for name in summary["wordings"] if not name.startswith("official")]
+    official = [name for name in summary["wordings"] if name.startswith("official")]
+    lines = []
+    if own:
+        lines.append(
+            f"Prompts: wording {', '.join(own)} of this project; compare scores within this table, "
+            "not with published ones."
+        )
+    if official:
+        lines.append(f"Prompts: {', '.join(official)}, unchanged.")
+    lines.append(
+        "kept: stored tokens / all tokens of the compressed part; asked: what was to be kept, or "
+        "read; times are medians; intervals: bootstrap over samples; nulls: empty predictions."
+    )
+    if any(row["tasks"] != _task_count(summary, row) for row in summary["averages"]):
+        lines.append("* average over fewer tasks than other methods; not comparable.")
+    failed = sum(row["errors"] for row in summary["cells"])
+    if failed:
+        lines.append(f"{failed} measurements failed; their records in samples.jsonl say why.")
+    return "\n".join(lines)
+
+
+def _task_count(summary: Mapping[str, Any], average: Mapping[str, Any]) -> int:
+    return len(
+        {
+            row["task"]
+            for row in summary["cells"]
+            if (row["length"], row["question"]) == (average["length"], average["question"])
+        }
+    )
