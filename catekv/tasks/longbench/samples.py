@@ -11,7 +11,7 @@ from catekv.errors import UserError
 from catekv.tasks.longbench.cutting import shorten
 from catekv.tasks.longbench.options import CutOptions
 from catekv.tasks.longbench.prompt_text import PromptText
-from catekv.tasks.row_samples import Parts, counted, prompt_format_of, unfitted
+from catekv.tasks.parts import Parts, counted, prompt_format_of, unfitted
 from catekv.tasks.sample import Sample
 from catekv.tasks.task import BuildRequest
 

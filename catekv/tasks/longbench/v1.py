@@ -19,7 +19,7 @@ from catekv.tasks.longbench.rows import LongRow, parse
 from catekv.tasks.longbench.samples import Draft, limited, uncounted, wanted
 from catekv.tasks.longbench.table import EVEN_PREFIX, TaskFacts, facts
 from catekv.tasks.metrics.longbench_tables import bucket
-from catekv.tasks.row_samples import Parts
+from catekv.tasks.parts import Parts
 from catekv.tasks.sample import Sample
 from catekv.tasks.small_parts import is_small
 from catekv.tasks.sources import BUILT_IN, Hub, file_rows, load_rows
@@ -64,7 +64,7 @@ class Prompts:
         """Metadata of a row."""
         found: dict[str, Any] = {"id": identifier, "language": self.facts.language}
         if words is not None:
-            found["words"] = words
+            found["length"] = words
             if self.even:
                 found["bucket"] = bucket(words)
         return found

@@ -25,7 +25,7 @@ from catekv.tasks.longbench.choice_rows import (
 from catekv.tasks.longbench.options import ChoiceOptions
 from catekv.tasks.longbench.samples import Draft, limited, uncounted, wanted
 from catekv.tasks.longbench.table import SECOND
-from catekv.tasks.row_samples import Parts
+from catekv.tasks.parts import Parts
 from catekv.tasks.sample import Sample
 from catekv.tasks.small_parts import is_small
 from catekv.tasks.sources import BUILT_IN, Hub, Rows, file_rows, find_file, load_rows
@@ -58,7 +58,7 @@ def draft(row: ChoiceRow, options: ChoiceOptions, template: str | None) -> Draft
         metadata={
             "id": row.identifier,
             "difficulty": row.difficulty,
-            "length_group": row.length,
+            "length": row.length,
             "domain": row.domain,
             "sub_domain": row.sub_domain,
         },

@@ -9,7 +9,7 @@ from catekv.tasks.drawn_samples import Plan
 from catekv.tasks.generators import small_stories, stories
 from catekv.tasks.longbench.built_in.base import Draws
 from catekv.tasks.longbench.choice_rows import LETTERS, ChoiceRow, answer_text
-from catekv.tasks.row_samples import Parts
+from catekv.tasks.parts import Parts
 from catekv.tasks.small_parts import small_parts
 from catekv.tasks.small_spelling import named
 from catekv.tasks.sources import BUILT_IN
@@ -65,7 +65,7 @@ def small_choice_plan(draws: Draws) -> Plan:
         notes = {
             "id": BUILT_IN,
             "difficulty": "easy",
-            "length_group": length_group(len(text.split())),
+            "length": length_group(len(text.split())),
             "domain": _DOMAIN,
             "sub_domain": BUILT_IN,
         }

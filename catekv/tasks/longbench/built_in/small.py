@@ -15,7 +15,7 @@ from catekv.tasks.generators import small_stories
 from catekv.tasks.generators.small_stories import SmallAsked
 from catekv.tasks.generators.stories import Story
 from catekv.tasks.longbench.built_in.base import Draws
-from catekv.tasks.row_samples import Parts
+from catekv.tasks.parts import Parts
 from catekv.tasks.small_parts import LIST_TOKENS, NEW_TOKENS, WORDING, small_parts
 from catekv.tasks.small_spelling import named
 from catekv.tasks.sources import BUILT_IN
