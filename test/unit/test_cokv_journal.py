@@ -1,0 +1,147 @@
+"""State of a score run: whatever interrupts it, the result is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from catekv.cokv.drawing import RUNS
+from catekv.cokv.game import Members, exact_slices
+from catekv.cokv.journal import Course, Journal, Plan
+from catekv.cokv.progress import draws_needed, remaining_seconds
+from catekv.errors import UserError
+
+PLAYERS, SAMPLES = 6, 3
+SLICES = (2, 3)
+TOLERANCE, BLOCKS = 0.02, 40
+
+
+def scores_of(sample: int, coalitions: list[Members]) -> list[float]:
+    """A toy task: heads are worth their number, two of them more together, samples differ."""
+    worth = np.arange(PLAYERS) / 20
+    found = []
+    for members in coalitions:
+        bonus = 0.2 if members[[1, 4]].all() else 0.0
+        found.append(min(1.0, float(worth[members].sum()) + bonus + 0.01 * sample))
+    return found
+
+
+def plan(processes: int = 1, **changes: int) -> Plan:
+    return Plan(PLAYERS, SLICES, changes.get("seed", 5), 4, SAMPLES, processes)
+
+
+def run(journal: Journal, lines: int = 10**9) -> Course:
+    """Measure until the runs agree, or until so many lines are written (a killed process)."""
+    course = Course(journal.plan)
+    while not course.follow(journal.shards(), TOLERANCE, BLOCKS):
+        shard = journal.own()
+        if not shard.missing_samples():
+            if shard.block >= BLOCKS:
+                break
+            shard.close_if_complete()
+            continue
+        for sample in shard.missing_samples():
+            if not lines:
+                return course
+            journal.append(shard.block, sample, scores_of(sample, shard.wanted()))
+            lines -= 1
+    return course
+
+
+def started(folder: Path, part: int = 0, processes: int = 1) -> Journal:
+    journal = Journal(folder, plan(processes), part)
+    journal.prepare({"task": "toy", "processes": processes})
+    return journal
+
+
+def result(course: Course) -> tuple[int, float, list[float]]:
+    last = course.agreements[-1]
+    return course.draws, last.error, last.final.tolist()
+
+
+def test_a_run_ends_when_its_halves_agree(tmp_path: Path) -> None:
+    course = run(started(tmp_path))
+    assert course.agreements[-1].error < TOLERANCE
+    assert not any(one.error < TOLERANCE for one in course.agreements[:-1])
+    assert course.draws == 4 * len(course.agreements)
+
+    def utility(inside: frozenset[int]) -> float:
+        members = np.isin(np.arange(PLAYERS), list(inside))
+        return float(np.mean([scores_of(sample, [members])[0] for sample in range(SAMPLES)]))
+
+    exact = exact_slices(utility, PLAYERS)[:, [1, 2]].mean(axis=1)
+    np.testing.assert_allclose(course.agreements[-1].final, exact, atol=0.05)
+    assert course.bounds == pytest.approx((utility(frozenset(range(6))), utility(frozenset())))
+
+
+@pytest.mark.parametrize("lines", [0, 1, 4, 11])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, lines: int) -> None:
+    whole = result(run(started(tmp_path / "whole")))
+    folder = tmp_path / "killed"
+    run(started(folder), lines)
+    with (folder / "draws-1of1.jsonl").open("a") as stream:
+        stream.write('{"block": 9, "sam')  # what kill -9 leaves of a line
+    assert result(run(started(folder))) == whole
+    texts = [(path / "draws-1of1.jsonl").read_text() for path in (tmp_path / "whole", folder)]
+    assert texts[0] == texts[1]
+
+
+def test_a_finished_run_is_not_measured_again(tmp_path: Path) -> None:
+    whole = result(run(started(tmp_path)))
+    assert result(run(started(tmp_path), lines=0)) == whole
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_several_processes_find_what_one_finds(tmp_path: Path, processes: int) -> None:
+    whole = result(run(started(tmp_path / "one")))
+    journals = [started(tmp_path / "many", part, processes) for part in range(processes)]
+    for part in reversed(range(processes)):  # one is far ahead before the next begins
+        course = run(journals[part])
+    assert result(course)[:2] == (whole[0], pytest.approx(whole[1], abs=1e-12))
+    np.testing.assert_allclose(result(course)[2], whole[2], atol=1e-12)
+    for part in range(processes):
+        assert result(run(started(tmp_path / "many", part, processes), lines=0)) == result(course)
+
+
+def test_a_coalition_is_looked_at_once(tmp_path: Path) -> None:
+    journal = started(tmp_path)
+    course = run(journal)
+    lines = [json.loads(line) for line in (tmp_path / "draws-1of1.jsonl").read_text().splitlines()]
+    looked_at = sum(len(line["scores"]) for line in lines) // SAMPLES
+    assert looked_at == len(journal.own().known)
+    assert looked_at <= 2 + 2 * (15 + 20)  # all coalitions of 2 and 3, and their complements
+    assert sum(one.draws for name in RUNS for one in course.run(name)) > 35
+
+
+def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    run(started(tmp_path))
+    journal = Journal(tmp_path, plan())
+    with pytest.raises(UserError, match=r"made with another task \(\"toy\", now \"other\"\)"):
+        journal.prepare({"task": "other", "processes": 1})
+    with pytest.raises(UserError, match=r"another processes \(1, now 2\)"):
+        journal.prepare({"task": "toy", "processes": 2})
+    journal.prepare({"task": "other", "processes": 1}, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
+def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
+    run(started(tmp_path))
+    path = tmp_path / "draws-1of1.jsonl"
+    path.write_text("no json\n" + path.read_text())
+    with pytest.raises(UserError, match="a line that is no JSON"):
+        started(tmp_path).shards()
+    path.write_text('{"block": -1, "sample": 0, "scores": [1.0]}\n')
+    with pytest.raises(UserError, match="1 scores for 2 coalitions"):
+        started(tmp_path).shards()
+
+
+def test_the_time_left_follows_from_the_difference(tmp_path: Path) -> None:
+    course = run(started(tmp_path), lines=12)
+    assert np.isnan(draws_needed(Course(plan())))
+    last = course.agreements[-1]
+    assert draws_needed(course) == pytest.approx(course.draws * (last.error / TOLERANCE) ** 2)
+    assert remaining_seconds(course, 2.0, course.draws) == 0
+    assert remaining_seconds(course, 2.0, course.draws + 1) <= 2
