@@ -25,6 +25,7 @@ class Parts:
         max_new_tokens: allowance of the answer unless the request has one.
         wording: name of the prompt set.
         uncut: characters at the start of the context that a cut must leave, e.g. its instruction.
+        document_end: where the part of the context that may be cut ends (None: at its end).
         separator: text that takes the place of a document's end that was cut off.
         without_template: the text is continued as it is, in no chat template.
     """
@@ -40,6 +41,7 @@ class Parts:
     depths: tuple[float, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     uncut: int = 0
+    document_end: int | None = None
     separator: str = ""
     without_template: bool = False
     shared_context: bool = False

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from catekv.errors import UserError
+from catekv.tasks.infinitebench.family import FAMILY as INFINITEBENCH_FAMILY
 from catekv.tasks.longbench.family import FAMILY as LONGBENCH_FAMILY
 from catekv.tasks.niah.family import FAMILY as NIAH_FAMILY
 from catekv.tasks.ruler.family import FAMILY as RULER_FAMILY
+from catekv.tasks.summarization.family import FAMILY as SUMMARIZATION_FAMILY
 from catekv.tasks.synthetic.family import FAMILY as SYNTHETIC_FAMILY
 from catekv.tasks.task import Family, Task
+from catekv.tasks.zeroscrolls.family import FAMILY as ZEROSCROLLS_FAMILY
 
 FAMILIES: tuple[Family, ...] = (
     RULER_FAMILY,
     LONGBENCH_FAMILY,
     NIAH_FAMILY,
     SYNTHETIC_FAMILY,
+    ZEROSCROLLS_FAMILY,
+    INFINITEBENCH_FAMILY,
+    SUMMARIZATION_FAMILY,
 )
 #: names of RULER's tasks may be given without the family
 _SHORT = "ruler/"

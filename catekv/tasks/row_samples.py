@@ -27,7 +27,8 @@ def limited(
 
     Args:
         data: where the row comes from, for ``metadata["data"]``.
-        rule: ``"end"`` cuts the end of the context, ``"middle"`` its middle; None refuses to cut.
+        rule: ``"end"`` cuts the end of the document in the context, ``"middle"`` the middle of the
+            context; None refuses to cut.
 
     Raises:
         UserError: a prompt above the length that must not be cut, or of which nothing would stay.
@@ -45,7 +46,7 @@ def limited(
             "or build the task at this length with source=built-in"
         )
     keep = _starts if rule == "end" else _ends
-    shortened, whole = keep(request.tokenizer, parts)
+    shortened, whole = keep(request.tokenizer, parts.context[: parts.document_end])
     kept = min(whole, whole - (needed - request.length))
     while kept > 0:
         cut = replace(parts, context=shortened(kept) + parts.separator)
@@ -63,21 +64,19 @@ def limited(
     )
 
 
-def _ends(tokenizer: Any, parts: Parts) -> tuple[Callable[[int], str], int]:
-    """The context with so many tokens of both ends together, and how many it has."""
-    cutter = PromptCutter(tokenizer, parts.context, "")
+def _ends(tokenizer: Any, text: str) -> tuple[Callable[[int], str], int]:
+    """The text with so many tokens of both ends together, and how many it has."""
+    cutter = PromptCutter(tokenizer, text, "")
     return lambda kept: cutter.cut(kept, "v2").context if kept > 1 else "", cutter.tokens
 
 
-def _starts(tokenizer: Any, parts: Parts) -> tuple[Callable[[int], str], int]:
-    """The start of the context with so many tokens, and how many it has."""
+def _starts(tokenizer: Any, text: str) -> tuple[Callable[[int], str], int]:
+    """The start of the text with so many tokens, and how many it has."""
     fast = bool(getattr(tokenizer, "is_fast", False))
-    encoded = tokenizer(
-        parts.context, add_special_tokens=False, return_offsets_mapping=fast, verbose=False
-    )
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
     ids = list(encoded["input_ids"])
     if fast:
         # a character of several tokens may end with the last of them only: it is then left out
         offsets = encoded["offset_mapping"]
-        return lambda kept: parts.context[: offsets[kept][0]], len(ids)
+        return lambda kept: text[: offsets[kept][0]], len(ids)
     return lambda kept: str(tokenizer.decode(ids[:kept], skip_special_tokens=True)), len(ids)

@@ -25,7 +25,8 @@ class SmallAsked:
     wrong: tuple[str, ...] = ()
 
 
-def _story(seed: tuple[object, ...], hidden: Sequence[tuple[float, str]]) -> Story:
+def story(seed: tuple[object, ...], hidden: Sequence[tuple[float, str]]) -> Story:
+    """An essay with sentences hidden at relative places."""
     return Story(_WORDING.essay(generator(*seed, "prose")), hidden, block=False)
 
 
@@ -36,7 +37,7 @@ def needles(seed: tuple[object, ...]) -> SmallAsked:
     values = _WORDING.values("numbers", _NEEDLES, random)
     lines = [_WORDING.needle("numbers", *pair) for pair in zip(keys, values, strict=True)]
     return SmallAsked(
-        _story(seed, [(random.random(), line) for line in lines]),
+        story(seed, [(random.random(), line) for line in lines]),
         _WORDING.needle_question("numbers", keys[:1], 1),
         _WORDING.needle_answer_prefix("numbers", keys[:1], 1),
         values[0],
@@ -56,7 +57,7 @@ def chain(seed: tuple[object, ...], hops: int) -> SmallAsked:
     ]
     positions = sorted(random.random() for _ in lines)
     return SmallAsked(
-        _story(seed, list(zip(positions, lines, strict=True))),
+        story(seed, list(zip(positions, lines, strict=True))),
         _WORDING.chain_question(value),
         _WORDING.chain_answer_prefix(value, hops),
         " ".join(names),
@@ -72,7 +73,7 @@ def summary(seed: tuple[object, ...], facts: int) -> SmallAsked:
     lines = [_WORDING.needle("numbers", key, value) for value in values]
     prefix = _WORDING.needle_answer_prefix("numbers", [key], facts)
     return SmallAsked(
-        _story(seed, list(zip(positions, lines, strict=True))),
+        story(seed, list(zip(positions, lines, strict=True))),
         _WORDING.needle_question("numbers", [key], facts),
         prefix,
         f" . {prefix} ".join(values) + " .",

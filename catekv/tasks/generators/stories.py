@@ -97,11 +97,15 @@ def choice(seed: tuple[object, ...]) -> Asked:
 
 @dataclass(frozen=True)
 class Reported:
-    """A story that reports on something; ``summary`` says the reported facts, one a sentence."""
+    """A story that reports on something; ``summary`` says the reported facts, one a sentence.
+
+    ``hidden`` are the sentences that report them, with their places.
+    """
 
     story: Story
     subject: str
     summary: tuple[str, ...]
+    hidden: tuple[tuple[float, str], ...]
 
 
 def reported(seed: tuple[object, ...], facts: int) -> Reported:
@@ -122,4 +126,4 @@ def reported(seed: tuple[object, ...], facts: int) -> Reported:
     positions = sorted(random.random() for _ in said)
     hidden = list(zip(positions, said, strict=True))
     story = Story(essay(generator(*seed, "prose")), hidden, block=False)
-    return Reported(story, subject, tuple(again))
+    return Reported(story, subject, tuple(again), tuple(hidden))

@@ -9,7 +9,7 @@ from random import Random
 from catekv.tasks.drawn_samples import Plan, story_seed
 from catekv.tasks.generators import chinese, stories, words
 from catekv.tasks.generators.essay import essay, place_name
-from catekv.tasks.infinitebench.drawn import Growing
+from catekv.tasks.generators.growing import Growing
 from catekv.tasks.infinitebench.prompts import LETTERS, Item, parts
 from catekv.tasks.parts import Parts
 from catekv.tasks.ruler.plan import insert

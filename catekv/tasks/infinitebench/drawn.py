@@ -10,10 +10,10 @@ import json
 from collections.abc import Callable
 from random import Random
 from statistics import median
-from typing import Any
 
 from catekv.tasks.drawn_samples import Plan
 from catekv.tasks.generators import words
+from catekv.tasks.generators.growing import Growing
 from catekv.tasks.infinitebench.options import KINDS, swept_depth
 from catekv.tasks.infinitebench.prompts import Item, parts
 from catekv.tasks.parts import Parts
@@ -48,20 +48,6 @@ def repeated_digits(random: Random) -> str:
         others = [digit for digit in range(10) if digit != digits[-1]]
         digits.append(digits[-1] if place in repeats else random.choice(others))
     return "".join(map(str, digits))
-
-
-class Growing:
-    """Items drawn one after the other, so that a longer list starts like a shorter one."""
-
-    def __init__(self, draw: Callable[[Random], Any], random: Random) -> None:
-        self._draw, self._random = draw, random
-        self._items: list[Any] = []
-
-    def first(self, count: int) -> list[Any]:
-        """The first ``count`` items."""
-        while len(self._items) < count:
-            self._items.append(self._draw(self._random))
-        return self._items[:count]
 
 
 def _with_filler(text: str, extra: int) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 from catekv.tasks import small_spelling
 from catekv.tasks.drawn_samples import Plan, story_seed
 from catekv.tasks.generators import small_stories
+from catekv.tasks.generators.growing import Growing
 from catekv.tasks.generators.small_stories import SmallAsked
 from catekv.tasks.infinitebench import small_sums
-from catekv.tasks.infinitebench.drawn import Growing
 from catekv.tasks.infinitebench.options import swept_depth
 from catekv.tasks.infinitebench.prompts import LETTERS
 from catekv.tasks.parts import Parts

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from catekv.tasks import small_spelling
 from catekv.tasks.drawn_samples import Plan
+from catekv.tasks.generators.growing import Growing
 from catekv.tasks.infinitebench.drawn import (
-    Growing,
     asked_kind,
     found,
     number_source,

@@ -1,0 +1,1 @@
+"""Summaries of news and reports: CNN/DailyMail, XSum and GovReport."""

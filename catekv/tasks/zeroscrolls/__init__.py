@@ -1,0 +1,1 @@
+"""ZeroSCROLLS: ten tasks on long documents, and the file for its leaderboard."""
