@@ -72,7 +72,7 @@ def measure(model: CateKVModel, example: Example, method: Method) -> Side:
     else:
         scores, decode_s, steps, grown = _rate(model, context, example.encoded.continuations,
                                                example.encoded.rated)  # fmt: skip
-        answer = example.choices[max(range(len(scores)), key=scores.__getitem__)]
+        answer = best_choice(example, scores)
     return Side(
         answer,
         (context.stored_bytes() + grown) / MEGABYTE,
@@ -83,6 +83,19 @@ def measure(model: CateKVModel, example: Example, method: Method) -> Side:
         steps,
         scores,
     )
+
+
+def answer_of(model: CateKVModel, context: Context, example: Example) -> str:
+    """Only the answer: generated text, or the name of the choice."""
+    if example.encoded is None:
+        return _generate(model, context, example)[0]
+    scores = _rate(model, context, example.encoded.continuations, example.encoded.rated)[0]
+    return best_choice(example, scores)
+
+
+def best_choice(example: Example, scores: Sequence[float]) -> str:
+    """Name of the most likely choice; ties go to the first."""
+    return example.choices[max(range(len(scores)), key=scores.__getitem__)]
 
 
 def _generate(

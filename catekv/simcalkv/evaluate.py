@@ -80,12 +80,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of the command."""
     add_model_arguments(parser)
     add_data_arguments(parser)
+    add_method_arguments(parser, [0.4])
+    parser.add_argument("--output_dir", default="results", help="folder (default: %(default)s)")
+
+
+def add_method_arguments(parser: argparse.ArgumentParser, ratios: list[float]) -> None:
+    """Which methods, and how much they remove."""
     parser.add_argument(
         "--compress_ratio",
         type=float,
         nargs="+",
-        default=[0.4],
-        help="share of the prompt that is removed, 0 to below 1 (default: 0.4)",
+        default=ratios,
+        help="share of the prompt that is removed, 0 to below 1 (default: "
+        f"{' '.join(map(str, ratios))})",
     )
     parser.add_argument(
         "--kv_method",
@@ -102,7 +109,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of SimCalKV: key_const (as published), logit, none; or all, one after the other",
     )
     parser.add_argument("--preset", default="published", choices=("published", "recommended"))
-    parser.add_argument("--output_dir", default="results", help="folder (default: %(default)s)")
 
 
 def reading_of(parsed: argparse.Namespace) -> Reading:
@@ -125,6 +131,24 @@ def request_of(parsed: argparse.Namespace) -> Request:
         UserError: whatever can be seen to be wrong before a model is loaded.
     """
     find(parsed.dataset)
+    return Request(
+        parsed.model_name,
+        parsed.dataset,
+        Split.parse(parsed.split),
+        choices_of(parsed),
+        Path(parsed.output_dir),
+        reading_of(parsed),
+        parsed.dtype,
+        parsed.device,
+    )
+
+
+def choices_of(parsed: argparse.Namespace) -> tuple[Choice, ...]:
+    """Every method at every ratio with every calibration.
+
+    Raises:
+        UserError: unknown methods, options out of range.
+    """
     several = len(parsed.kv_method) > 1
     choices = tuple(
         Choice(name, ratio, parsed.similarity_threshold, calibration, parsed.preset)
@@ -137,16 +161,7 @@ def request_of(parsed: argparse.Namespace) -> Request:
     )
     for choice in choices:
         choice.method()  # refuses wrong options
-    return Request(
-        parsed.model_name,
-        parsed.dataset,
-        Split.parse(parsed.split),
-        choices,
-        Path(parsed.output_dir),
-        reading_of(parsed),
-        parsed.dtype,
-        parsed.device,
-    )
+    return choices
 
 
 def open_model(name: str, dtype: str, device: str) -> CateKVModel:

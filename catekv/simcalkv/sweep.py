@@ -1,0 +1,181 @@
+"""Scores of answers over removed shares: every prompt is read once and compressed many times."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catekv import methods
+from catekv.errors import UserError
+from catekv.methods import Needs
+from catekv.simcalkv import plots
+from catekv.simcalkv.comparison import answer_of
+from catekv.simcalkv.datasets import Example, load
+from catekv.simcalkv.evaluate import (
+    UNCOMPRESSED,
+    add_data_arguments,
+    add_method_arguments,
+    add_model_arguments,
+    choices_of,
+    open_model,
+    reading_of,
+    with_window,
+)
+from catekv.simcalkv.kv_methods import Choice
+from catekv.simcalkv.scores import dataset_metrics
+from catekv.simcalkv.split import Split
+
+if TYPE_CHECKING:
+    from catekv.model import CateKVModel
+
+RATIOS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method at one ratio over all samples; ``kept_share`` is measured.
+
+    ``refused`` says why the method cannot run at this ratio; there are no scores then.
+    """
+
+    label: str
+    ratio: float
+    kept_share: float | None
+    scores: dict[str, float]
+    refused: str | None = None
+
+
+def sweep(
+    model: CateKVModel,
+    dataset: str,
+    examples: Sequence[Example],
+    choices: Sequence[Choice],
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Point]:
+    """Scores of every choice; the first point is the model without compression.
+
+    A method that cannot run at a ratio for any sample gets a point without scores.
+    """
+    wanted = [UNCOMPRESSED, *choices]
+    made = [choice.method() for choice in wanted]
+    for method in made:
+        method.validate(model.shape)
+    answers: list[list[str]] = [[] for _ in wanted]
+    kept: list[list[float]] = [[] for _ in wanted]
+    refused: dict[int, str] = {}
+    for number, example in enumerate(examples, 1):
+        tokens = len(example.context_ids)
+        fitted: dict[int, methods.Method] = {}
+        for index, choice in enumerate(wanted):
+            try:
+                fitted[index] = choice.of_length(made[index], tokens, model.shape)
+            except UserError as error:
+                refused[index] = str(error)
+        dense = model.observe(example.context_ids, needs=Needs.of_all(fitted.values()))
+        for index, method in fitted.items():
+            context = dense.compress(method)
+            answers[index].append(answer_of(model, context, example))
+            kept[index].append(context.kept_share())
+        progress(f"{number}/{len(examples)}")
+    points = []
+    for index, choice in enumerate(wanted):
+        if index in refused:
+            points.append(Point(choice.label, choice.ratio, None, {}, refused[index]))
+            continue
+        scores = flat(dataset_metrics(dataset, answers[index], examples))
+        points.append(Point(choice.label, choice.ratio, sum(kept[index]) / len(examples), scores))
+    return points
+
+
+def flat(metrics: dict[str, Any]) -> dict[str, float]:
+    """Nested scores as one dictionary."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        found |= value if isinstance(value, dict) else {name: value}
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of the command."""
+    add_model_arguments(parser)
+    add_data_arguments(parser, "cnn_dailymail", "test[:8]")
+    add_method_arguments(parser, RATIOS)
+    parser.add_argument("--no_plots", action="store_true", help="numbers only")
+    parser.add_argument("--output_dir", default="results", help="folder (default: %(default)s)")
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    if not parsed.no_plots:
+        plots.require_matplotlib()
+    choices, split = choices_of(parsed), Split.parse(parsed.split)
+    model = open_model(parsed.model_name, parsed.dtype, parsed.device)
+    reading = with_window(reading_of(parsed), model)
+    examples = load(parsed.dataset, split, model.tokenizer, reading)
+    points = sweep(
+        model,
+        parsed.dataset,
+        examples,
+        choices,
+        lambda text: print(f"\r{text} ", end="", file=sys.stderr),
+    )
+    print(file=sys.stderr)
+    folder = Path(parsed.output_dir)
+    try:
+        written = write(folder, parsed.dataset, points, not parsed.no_plots)
+        description = {
+            "model_name": parsed.model_name,
+            "dataset": parsed.dataset,
+            "split": str(split),
+            "samples": len(examples),
+            "data": examples[0].data,
+            "points": [vars(point) for point in points],
+        }
+        (folder / f"sweep_{parsed.dataset}.json").write_text(json.dumps(description, indent=1))
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    print(written.read_text(), end="")
+    for label in dict.fromkeys(point.label for point in points if point.refused is not None):
+        refused = [point for point in points if point.refused is not None and point.label == label]
+        ratios = " ".join(f"{point.ratio:g}" for point in refused)
+        print(f"note: {label} cannot run at {ratios}: {refused[0].refused}", file=sys.stderr)
+    print(f"Files: {folder}")
+    return 0
+
+
+def write(folder: Path, dataset: str, points: Sequence[Point], draw: bool) -> Path:
+    """A CSV of all points, and per score a picture of it against the ratio."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = list(points[0].scores)
+    table = folder / f"sweep_{dataset}.csv"
+    with table.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["method", "ratio", "kept_share", *names])
+        for point in points:
+            share = None if point.kept_share is None else round(point.kept_share, 4)
+            scores = [round(point.scores[name], 4) if point.scores else None for name in names]
+            writer.writerow([point.label, point.ratio, share, *scores])
+    if draw:
+        full, *rest = points
+        for name in names:
+            curves: dict[str, tuple[list[float], list[float]]] = {}
+            for point in rest:
+                if point.scores:
+                    places, values = curves.setdefault(point.label, ([], []))
+                    places.append(point.ratio)
+                    values.append(100 * point.scores[name])
+            plots.lines(
+                folder / f"sweep_{dataset}_{name}.png",
+                curves,
+                f"{dataset}: {name} against the removed share",
+                "removed share of the prompt",
+                name,
+                (100 * full.scores[name], "without compression"),
+            )
+    return table

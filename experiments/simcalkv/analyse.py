@@ -1,0 +1,30 @@
+"""Attention, key similarity and query sums of one prompt: numbers and pictures.
+
+    python experiments/simcalkv/analyse.py keys bias --model_name ckpt/embedded \\
+        --dataset openbookqa --source built-in --split "test[:1]" --output_dir out
+
+docs/simcalkv.md explains flags and files.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from catekv.cli import Parser, run_safely
+from catekv.simcalkv import analyse
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the flags and run; returns the exit code."""
+    parser = Parser(prog="analyse.py", description=(__doc__ or "").partition("\n")[0])
+    analyse.add_arguments(parser)
+    parsed = parser.parse_args(arguments)
+    return run_safely(lambda: analyse.command(parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
