@@ -255,13 +255,14 @@ def test_too_short_a_length_names_the_shortest(name):
     ("name", "options", "message"),
     [
         ("nothing", {}, "unknown task"),
-        ("vt", {"hops": 3}, "valid options: num_chains, num_hops, depth, dense"),
+        ("vt", {"hops": 3}, "valid options: begin_answer, num_chains, num_hops, depth, dense"),
         ("vt", {"num_hops": 0}, "num_hops=0"),
         ("niah_single_1", {"depth": 50}, "depth=50"),
         ("niah_single_1", {"haystack": "hay"}, "haystack='hay'"),
         ("niah_single_1", {"wording": "latin"}, "unknown wording"),
         ("niah_single_1", {"chat_template": "latin"}, "unknown chat template"),
         ("fwe", {"alpha": 1.0}, "alpha=1.0"),
+        ("vt", {"begin_answer": "no"}, "begin_answer='no'"),
         ("cwe", {"common_repeats": 1, "uncommon_repeats": 1}, "must be larger"),
         ("qa_1", {"hops": 3}, "hops=3"),
     ],
@@ -276,6 +277,47 @@ def test_difficulty_options_change_the_sample():
     assert len(sample.outputs) == 2
     assert len(re.findall("A locker number of", sample.context)) == 6
     assert sample.metadata["options"] == {"num_keys": 6, "num_queries": 2}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_answer_can_be_left_to_begin_by_itself(name):
+    length = SHORTEST.get(name, 700)
+    (begun,) = build(name, length, 1)
+    (open_,) = build(name, length, 1, begin_answer=False)
+    assert begun.answer_prefix
+    assert open_.answer_prefix == ""
+    assert (open_.question, open_.outputs) == (begun.question, begun.outputs)
+    assert 0.97 * length <= open_.length <= length
+
+
+def test_samples_say_where_their_texts_come_from(tmp_path):
+    (tmp_path / "prose.txt").write_text("A first thought. A second one. " * 40)
+    (tmp_path / "words.txt").write_text("\n".join(f"word{n}" for n in range(40)))
+    (own,) = build("niah_single_2", 700, 1)
+    (given,) = build(
+        "niah_single_2",
+        700,
+        1,
+        essay_path=str(tmp_path / "prose.txt"),
+        words_path=str(tmp_path / "words.txt"),
+    )
+    assert own.metadata["data"] == "built-in"
+    assert "words" not in own.metadata
+    assert re.fullmatch(r"file:prose\.txt:[0-9a-f]{16}", given.metadata["data"])
+    assert re.fullmatch(r"file:words\.txt:[0-9a-f]{16}", given.metadata["words"])
+
+
+@pytest.mark.parametrize("name", ["qa_1", "qa_2"])
+def test_questions_cannot_be_answered_without_their_documents(name):
+    answers = Counter()
+    samples = build(name, 1024, 60)
+    for sample in samples:
+        answers.update({answer.lower() for answer in sample.outputs})
+        instruction = sample.context.split("\n", 1)[0]
+        blind = f"{instruction} {sample.question} {sample.answer_prefix}"
+        assert tasks.score(blind, sample)["official"] == 0
+    # nor by always giving the same answer
+    assert answers.most_common(1)[0][1] <= 3
 
 
 def test_wording_of_the_tokenizer_is_used():

@@ -156,6 +156,13 @@ def test_look_alikes_share_names_with_the_subject():
         assert shared & set(text.split("\n")[0].split(" "))
 
 
+def test_question_without_namesakes_that_hide_its_answer_is_given_up():
+    random = Random(1)
+    entity = world.make("person", random)
+    steps = [(entity, next(iter(world._answerable("person"))))]
+    assert world._look_alikes(steps, (" ",), 3, random) is None
+
+
 def test_squad_file(reference_folder):
     path = str(reference_folder / "data" / "qa" / "squad_v2_half_dev.json")
     corpus = documents.squad(path)

@@ -12,14 +12,19 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.tasks.generators.world import Question
+from catekv.tasks.sources import data_name
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A file of questions over paragraphs; ``paragraphs`` are unique and sorted."""
+    """A file of questions over paragraphs; ``paragraphs`` are unique and sorted.
+
+    ``data`` is the file's name and hash.
+    """
 
     paragraphs: tuple[str, ...]
     questions: tuple[Question, ...]
+    data: str
 
     def question(self, index: int, random: Random) -> Question:
         """Question ``index`` of a drawn order of all questions; the order repeats at its end."""
@@ -109,4 +114,4 @@ def hotpotqa(path: str) -> Corpus:
 def _corpus(path: str, paragraphs: list[str], questions: list[Question]) -> Corpus:
     if not questions:
         raise UserError(f"{path} holds no answerable question")
-    return Corpus(tuple(paragraphs), tuple(questions))
+    return Corpus(tuple(paragraphs), tuple(questions), data_name(Path(path)))

@@ -6,6 +6,7 @@ cannot find what is not there. All draws take the caller's generator.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -108,6 +109,12 @@ def read_words(path: str) -> tuple[str, ...]:
     if not found:
         raise UserError(f"no word in {path}; expected a text file with one word a line")
     return tuple(found)
+
+
+def list_name(path: str) -> str:
+    """``file:NAME:`` and 16 digits of the SHA-256 of a list's words."""
+    digest = hashlib.sha256("\n".join(read_words(path)).encode()).hexdigest()[:16]
+    return f"file:{Path(path).name}:{digest}"
 
 
 def sample(listed: Sequence[str], count: int, random: Random) -> list[str]:

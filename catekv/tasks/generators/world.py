@@ -24,6 +24,8 @@ _FIRM_ENDINGS = ("Brothers", "Works", "Company", "Trading House", "Mills", "Ship
 _STATES = ("Republic", "Kingdom", "Duchy", "Union")
 _LANDMARKS = ("Tower", "Gate", "Hall", "Bridge", "Lighthouse", "Theatre")
 _FACTS = (4, 6)
+#: draws for one thing that is wanted before another question is drawn
+_TRIES = 50
 
 
 @cache
@@ -226,6 +228,25 @@ def _double(random: Random) -> tuple[str, list[tuple[Entity, str]]]:
     return _ask(second, relation, random, reference), [(first, bridge), (second, relation)]
 
 
+def _look_alikes(
+    steps: list[tuple[Entity, str]], answers: tuple[str, ...], count: int, random: Random
+) -> tuple[str, ...] | None:
+    """Paragraphs about namesakes without the answer; None if they cannot be had.
+
+    An answer can be too common to be kept out.
+    """
+    near: list[str] = []
+    for _ in range(_TRIES * count):
+        subject, asked = steps[len(near) % len(steps)]
+        other = make(subject.kind, random, shared_part(subject))
+        part = paragraph(other, random, (asked,))
+        if other.name != subject.name and not holds_any(part, answers):
+            near.append(part)
+        if len(near) == count:
+            return tuple(near)
+    return None
+
+
 def question(seed: tuple[object, ...], hops: int) -> Question:
     """Draw a question with its own paragraphs.
 
@@ -241,15 +262,9 @@ def question(seed: tuple[object, ...], hops: int) -> Question:
         gold = [paragraph(subject, random, (asked,)) for subject, asked in steps]
         if holds_any(text, answers) or any(holds_any(part, answers) for part in gold[:-1]):
             continue
-        near: list[str] = []
-        wanted = 3 if hops == 1 else 8
-        while len(near) < wanted:
-            subject, asked = steps[len(near) % len(steps)]
-            other = make(subject.kind, random, shared_part(subject))
-            part = paragraph(other, random, (asked,))
-            if other.name != subject.name and not holds_any(part, answers):
-                near.append(part)
-        return Question(text, answers, tuple(gold), tuple(near))
+        near = _look_alikes(steps, answers, 3 if hops == 1 else 8, random)
+        if near is not None:
+            return Question(text, answers, tuple(gold), near)
     raise AssertionError(f"no question without an accidental answer for seed {seed}")
 
 

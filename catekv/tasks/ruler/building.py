@@ -65,7 +65,7 @@ def _sample(task: RulerTask, asked: BuildRequest, request: Request, counter: Wor
 
     def draft(units: int, extra: int = 0) -> Draft:
         made = plan.draft(units, extra)
-        prefix = made.answer_prefix
+        prefix = made.answer_prefix if asked.options.begin_answer else ""
         separate = " " if prefix and not prefix[0].isspace() else ""
         return replace(made, answer_prefix=separate + prefix)
 
@@ -107,6 +107,9 @@ def _sample(task: RulerTask, asked: BuildRequest, request: Request, counter: Wor
             "made of is used up; give more text or a smaller length"
         )
     final = draft(units, extra)
+    origin = {"data": plan.data}
+    if request.wording.word_list is not None:
+        origin["words"] = request.wording.word_list
     return Sample(
         task=task.name,
         index=request.index,
@@ -120,5 +123,5 @@ def _sample(task: RulerTask, asked: BuildRequest, request: Request, counter: Wor
         metric=task.metric,
         wording=request.wording.name,
         depths=final.depths(),
-        metadata={**asked.shared(), **final.notes},
+        metadata={**asked.shared(), **origin, **final.notes},
     )

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from catekv.errors import UserError
 from catekv.tasks.generators.pool import Pool
-from catekv.tasks.ruler.plan import Draft, Plan, Request, paragraph
+from catekv.tasks.ruler.plan import Draft, Plan, Request, RulerOptions, paragraph
 
 #: below this target RULER uses fewer repetitions and a smaller example
 _SHORT_TARGET = 4096
 
 
 @dataclass(frozen=True)
-class CommonOptions:
+class CommonOptions(RulerOptions):
     """``num_common`` words occur ``common_repeats`` times, all others ``uncommon_repeats`` times.
 
     Repeats left at None are 30 and 3, or 6 and 1 for targets below 4096 tokens.
@@ -24,6 +24,7 @@ class CommonOptions:
     uncommon_repeats: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num_common", "common_repeats", "uncommon_repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:

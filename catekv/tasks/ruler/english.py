@@ -58,6 +58,7 @@ class EnglishWording(Wording):
     def __init__(self, words_path: str | None = None) -> None:
         """``words_path``: a list of words, one a line, to use instead of the generated ones."""
         self._listed = words.read_words(words_path) if words_path else None
+        self.word_list = words.list_name(words_path) if words_path else None
 
     def capacity(self, kind: str) -> int | None:
         if self._listed is None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from catekv.errors import UserError
-from catekv.tasks.ruler.plan import Draft, Plan, Request, paragraph
+from catekv.tasks.ruler.plan import Draft, Plan, Request, RulerOptions, paragraph
 
 
 @dataclass(frozen=True)
-class FrequentOptions:
+class FrequentOptions(RulerOptions):
     """``alpha`` is the exponent of the zeta law; larger is easier."""
 
     alpha: float = 2.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.alpha <= 1:
             raise UserError(f"alpha={self.alpha}; it must be above 1")
 

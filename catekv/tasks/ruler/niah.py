@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from catekv.errors import UserError
-from catekv.tasks.generators.essay import essay_from_path
+from catekv.tasks.generators.essay import essay_from_path, prose_name
 from catekv.tasks.generators.pool import Pool
 from catekv.tasks.ruler.hay import LINE, Filler, Prose
 from catekv.tasks.ruler.plan import (
@@ -13,6 +13,7 @@ from catekv.tasks.ruler.plan import (
     Draft,
     Plan,
     Request,
+    RulerOptions,
     check_depth,
     fixed_depths,
     insert,
@@ -25,7 +26,7 @@ _ESSAY_DEPTHS = 40
 
 
 @dataclass(frozen=True)
-class NeedleOptions:
+class NeedleOptions(RulerOptions):
     """What is hidden and where.
 
     ``haystack`` is ``noise`` (one filler line repeated), ``essay`` or ``needle`` (facts about other
@@ -45,6 +46,7 @@ class NeedleOptions:
     essay_path: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.haystack not in ("noise", "essay", "needle"):
             raise UserError(f"haystack={self.haystack!r}; use 'noise', 'essay' or 'needle'")
         for name in ("key_kind", "value_kind"):
@@ -88,6 +90,8 @@ class NeedlePlan(Plan):
         self._notes: dict[str, object] = {"keys": asked}
         if options.haystack == "essay":
             seed = request.random("essay")
+            if options.essay_path:
+                self.data = prose_name(options.essay_path)
             self._prose = Prose(
                 essay_from_path(options.essay_path, seed)
                 if options.essay_path

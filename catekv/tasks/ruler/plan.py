@@ -42,6 +42,23 @@ class Request:
         return (*self.key, self.index, purpose)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RulerOptions:
+    """What every task of RULER can be asked for.
+
+    Attributes:
+        begin_answer: the prompt ends with the beginning of the answer, which stops refusals. False
+            leaves it out, for chat interfaces that cannot continue an answer and for models that
+            think first.
+    """
+
+    begin_answer: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.begin_answer, bool):
+            raise UserError(f"begin_answer={self.begin_answer!r}; use true or false")
+
+
 @dataclass(frozen=True)
 class Draft:
     """A prompt of some length.
@@ -70,13 +87,15 @@ class Plan(ABC):
     """One sample with all its random draws made; only its length is still open.
 
     ``extra`` adds words of filler where one unit more would be too long, and 0 is always allowed;
-    ``extra_limit`` is the largest number of them.
+    ``extra_limit`` is the largest number of them. ``data`` says where its texts come from:
+    ``"built-in"``, or name and hash of a file.
     """
 
     outputs: tuple[str, ...]
     minimum: int = 1
     limit: int | None = None
     extra_limit: int = 0
+    data: str = "built-in"
 
     @abstractmethod
     def draft(self, units: int, extra: int = 0) -> Draft:

@@ -11,6 +11,7 @@ from catekv.tasks.ruler.plan import (
     Draft,
     Plan,
     Request,
+    RulerOptions,
     check_depth,
     fixed_depths,
     insert,
@@ -19,7 +20,7 @@ from catekv.tasks.ruler.plan import (
 
 
 @dataclass(frozen=True)
-class DocumentOptions:
+class DocumentOptions(RulerOptions):
     """Where questions come from: the synthetic world, or a file of the user.
 
     ``hops`` belongs to the synthetic world. ``depth`` places the gold documents.
@@ -31,6 +32,7 @@ class DocumentOptions:
     depth: Depth = "uniform"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.hops not in (1, 2):
             raise UserError(f"hops={self.hops}; use 1 or 2")
         if self.squad_path and self.hotpotqa_path:
@@ -52,6 +54,7 @@ class DocumentPlan(Plan):
                 if options.squad_path
                 else documents.hotpotqa(str(options.hotpotqa_path))
             )
+            self.data = corpus.data
             question = corpus.question(request.index, request.shared_random("question order"))
             self._source = corpus.others(question, request.random("others"))
             own = len(set(question.gold))

@@ -12,6 +12,7 @@ from catekv.tasks.ruler.plan import (
     Draft,
     Plan,
     Request,
+    RulerOptions,
     check_depth,
     fixed_depths,
     insert,
@@ -24,7 +25,7 @@ _EXAMPLE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class ChainOptions:
+class ChainOptions(RulerOptions):
     """Chains of ``num_hops`` + 1 variables each.
 
     ``num_chains`` of them are hidden and the first is asked for. With ``dense`` the hay consists of
@@ -38,6 +39,7 @@ class ChainOptions:
     dense: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num_chains", "num_hops"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}; it must be at least 1")

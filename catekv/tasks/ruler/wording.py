@@ -32,6 +32,8 @@ class Wording(ABC):
     with_examples: ClassVar[bool]
     #: new tokens by task name where the answers need other allowances than RULER's
     max_new_tokens: ClassVar[dict[str, int]] = {}
+    #: name and hash of the list that its words are drawn from, if the user gave one
+    word_list: str | None = None
 
     def capacity(self, kind: str) -> int | None:
         """How many distinct items of a kind exist; None means more than any sample needs.
