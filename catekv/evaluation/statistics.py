@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import numpy as np
 
 RESAMPLES = 2000
 SEED = 20250701
+#: Resampling weights of up to so many numbers are kept: cells of a table mostly have equal sizes.
+_KEPT = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,29 @@ def bootstrap_average(
     arrays = [np.asarray(values, dtype=np.float64) for values in groups.values() if len(values)]
     if not arrays:
         return None
-    generator = np.random.default_rng(seed)
+    sizes = tuple(len(array) for array in arrays)
+    weigh = _weights if sum(sizes) * RESAMPLES <= _KEPT else _weights.__wrapped__
     draws = np.zeros(RESAMPLES)
-    for array in arrays:
-        indices = generator.integers(0, len(array), size=(RESAMPLES, len(array)))
-        draws += array[indices].mean(axis=1)
+    for weights, array in zip(weigh(sizes, seed), arrays, strict=True):
+        draws += weights @ array / len(array)
     draws /= len(arrays)
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(draws, [tail, 1.0 - tail])
     mean = float(np.mean([array.mean() for array in arrays]))
     return Estimate(mean, float(low), float(high), sum(len(array) for array in arrays))
+
+
+@functools.lru_cache(maxsize=4)
+def _weights(sizes: tuple[int, ...], seed: int) -> list[np.ndarray]:
+    """How often every value is drawn in every resample, [RESAMPLES, size] for each group."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for size in sizes:
+        drawn = generator.integers(0, size, size=(RESAMPLES, size))
+        drawn += size * np.arange(RESAMPLES)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=RESAMPLES * size)
+        found.append(counts.reshape(RESAMPLES, size).astype(np.float64))
+    return found
 
 
 def paired_difference(

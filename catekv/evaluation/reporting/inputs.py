@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.evaluation.records import MANIFEST, Record, RunDirectory, merge
+from catekv.evaluation.records import MANIFEST, Record, RunDirectory
 from catekv.head_mask import META_FILE
 
 EFFICIENCY = "efficiency.json"
@@ -149,7 +149,7 @@ def read_run(path: Path, name: str = "") -> Run:
             f"{path / MANIFEST} names no methods, so it is no run's; use --overwrite or another "
             "folder"
         )
-    records = tuple(merge(directory.records().values()).values())
+    records = tuple(directory.records().values())
     return Run(path, name or path.name, manifest, records, tuple(_notes(path, manifest, records)))
 
 

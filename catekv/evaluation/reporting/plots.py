@@ -23,6 +23,8 @@ from catekv.evaluation.reporting.svg import (
 
 WIDTH = 440
 _ROW = 22
+#: Up to so many methods get their names beside their marks.
+CROWD = 10
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ def trade_off(
         )
     )
     series: dict[str, list[Point]] = {}
-    for point in sorted(points, key=lambda one: one.cost):
+    for point in points:
         series.setdefault(point.series, []).append(point)
-    for own in series.values():
+    for own in (sorted(line, key=lambda one: one.cost) for line in series.values()):
         corners = " ".join(f"{axes.x(p.cost):.1f},{axes.y(p.score):.1f}" for p in own)
         if len(own) > 1:
             axes.parts.append(
@@ -130,9 +132,10 @@ def trade_off(
         axes.keep_free(x, y)
     for position in front:
         point = points[position]
-        axes.label(axes.x(point.cost), axes.y(point.score), point.name)
+        # among many methods a name that would cover others is left to the caption
+        axes.label(axes.x(point.cost), axes.y(point.score), point.name, needed=len(points) <= CROWD)
     for position, point in enumerate(points):
-        if position not in front and len(points) <= 10:
+        if position not in front and len(points) <= CROWD:
             axes.label(axes.x(point.cost), axes.y(point.score), point.name, needed=False)
     names = [(name, style[own[0].name]) for name, own in series.items()]
     shown, height = legend(names, WIDTH, axes.height + 6)

@@ -34,10 +34,9 @@ th:first-child { text-align: left; font-weight: 600; position: sticky; left: 0;
 tbody tr:nth-child(even) > th:first-child { background: var(--band); }
 td.theirs, th.theirs { color: var(--theirs); font-style: italic;
   border-left: 1px dashed var(--theirs); }
-.figures { display: grid; gap: 1.5rem; margin: 1rem 0;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); }
-figure { margin: 0; min-width: 0; break-inside: avoid; }
-figure.wide { grid-column: 1 / -1; }
+.figures { columns: 2 24rem; column-gap: 2rem; margin: 1rem 0; }
+figure { margin: 0 0 1.5rem; break-inside: avoid; }
+figure.wide { column-span: all; }
 figure svg { display: block; max-width: 100%; height: auto; }
 figure:not(.wide) svg { width: 100%; max-width: 34rem; }
 figure.wide .scroll svg { max-width: none; }
@@ -54,5 +53,5 @@ pre { background: var(--band); padding: .75rem; overflow-x: auto; font-size: .75
   h2, h3, h4 { break-after: avoid; } tr, figure { break-inside: avoid; }
   nav, details { display: none; } caption span { max-width: none; }
   thead { display: table-header-group; } figure svg, figure.wide .scroll svg { max-width: 100%; }
-  .figures { grid-template-columns: 1fr 1fr; gap: 6mm; } th:first-child { position: static; } }
+  .figures { columns: 2; } th:first-child { position: static; } }
 """

@@ -11,7 +11,7 @@ NAMESPACE = "http://www.w3.org/2000/svg"
 #: Colours that stay apart for all common kinds of colour vision (Okabe and Ito), without yellow,
 #: which is too light for lines; shapes tell apart what has the same colour, and work in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a6d3b")
-SHAPES = ("circle", "square", "triangle", "diamond", "cross", "down", "bar")
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "down", "ring")
 #: Of the reference, full attention: the page's own text colour.
 REFERENCE_COLOUR = "currentColor"
 FONT_SIZE = 12
@@ -87,6 +87,9 @@ def marker(x: float, y: float, style: Style, tip: str = "", size: float = 5.0) -
     colour = style.colour
     if style.shape == "circle":
         return element("circle", title, cx=x, cy=y, r=size, fill=colour)
+    if style.shape == "ring":
+        ring = f"fill:var(--paper,#fff);stroke:{colour};stroke-width:2.5px"
+        return element("circle", title, cx=x, cy=y, r=size - 1, style=ring)
     if style.shape == "cross":
         side = 2 * size
         arms = f"M{x - size:.1f} {y - size:.1f}l{side} {side}m0 {-side}l{-side} {side}"
@@ -109,7 +112,6 @@ _OUTLINES: dict[str, list[tuple[float, float]]] = {
     "diamond": _polygon(4, 0.0, 1.35),
     "triangle": _polygon(3, 0.0, 1.35),
     "down": _polygon(3, math.pi, 1.35),
-    "bar": [(-1.25, 1.3), (1.25, 1.3), (math.pi - 1.25, 1.3), (math.pi + 1.25, 1.3)],
     "star": [(math.pi * n / 5, 1.6 if n % 2 == 0 else 0.75) for n in range(10)],
 }
 
