@@ -12,6 +12,7 @@ from typing import Any
 from catekv.errors import UserError
 from catekv.tasks.building import generate
 from catekv.tasks.files import sample_path, write
+from catekv.tasks.generators.words import list_name
 from catekv.tasks.prompt import TEMPLATES, prompt_format
 from catekv.tasks.registry import find
 from catekv.tasks.ruler.tasks import PUBLISHED
@@ -72,6 +73,7 @@ def prepare(
     overwrite: bool = False,
     progress: bool = True,
     options: dict[str, dict[str, Any]] | None = None,
+    words_path: str | None = None,
 ) -> list[Path]:
     """Write ``output/<family>/<length>/<task>/validation.jsonl`` for all tasks and lengths.
 
@@ -79,6 +81,7 @@ def prepare(
 
     Args:
         options: options of single tasks by full task name.
+        words_path: word list to draw keys and common words from (file or folder).
 
     Returns:
         The files, in the order of lengths and tasks.
@@ -87,6 +90,7 @@ def prepare(
 
     names = [find(task).name for task in tasks]
     prompt_format(tokenizer, chat_template)
+    words = list_name(words_path) if words_path else None
     paths: list[Path] = []
     total = len(names) * len(lengths) * num_samples
     with tqdm(total=total, unit="sample", disable=not progress, file=sys.stderr) as bar:
@@ -100,6 +104,7 @@ def prepare(
                     "options": json.loads(json.dumps(chosen)),
                     "tokenizer_hash": tokenizer_hash(tokenizer),
                     "chat_template": chat_template,
+                    "words": words,
                 }
                 bar.set_description(f"{name} {length}")
                 if not overwrite and existing(path, num_samples, recipe):
@@ -114,6 +119,7 @@ def prepare(
                         num_samples,
                         seed,
                         chat_template=chat_template,
+                        words_path=words_path,
                         **chosen,
                     )
                     return _counted(made, bar)
@@ -129,17 +135,26 @@ def _counted(samples: Iterator[Sample], bar: Any) -> Iterator[Sample]:
 
 
 def task_options(
-    names: Sequence[str], essays: str | None, squad: str | None, hotpotqa: str | None
+    names: Sequence[str],
+    essays: str | None,
+    squad: str | None,
+    hotpotqa: str | None,
+    begin_answer: bool = True,
 ) -> dict[str, dict[str, Any]]:
-    """Options that make the tasks read the user's own files."""
+    """Options that make the tasks read the user's own files, and leave out the begun answer."""
     options: dict[str, dict[str, Any]] = {}
-    for name in [find(task).name for task in names]:
-        if essays and getattr(find(name).options, "haystack", "") == "essay":
-            options[name] = {"essay_path": essays}
-        elif squad and name == "ruler/qa_1":
-            options[name] = {"squad_path": squad}
-        elif hotpotqa and name == "ruler/qa_2":
-            options[name] = {"hotpotqa_path": hotpotqa}
+    for task in [find(name) for name in names]:
+        own: dict[str, Any] = {}
+        if essays and getattr(task.options, "haystack", "") == "essay":
+            own["essay_path"] = essays
+        elif squad and task.name == "ruler/qa_1":
+            own["squad_path"] = squad
+        elif hotpotqa and task.name == "ruler/qa_2":
+            own["hotpotqa_path"] = hotpotqa
+        if not begin_answer and "begin_answer" in task.option_names():
+            own["begin_answer"] = False
+        if own:
+            options[task.name] = own
     return options
 
 
@@ -177,6 +192,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--essay_path", help="prose for the essay tasks: file, folder or JSON")
     made.add_argument("--squad_path", help="SQuAD v2 JSON for qa_1")
     made.add_argument("--hotpotqa_path", help="HotpotQA distractor JSON for qa_2")
+    made.add_argument(
+        "--words_path", help="words for keys and common words: file or folder, one word a line"
+    )
+    made.add_argument(
+        "--no_answer_prefix",
+        action="store_true",
+        help="end with the question, for chat interfaces that cannot continue a begun answer",
+    )
     return made
 
 
@@ -187,7 +210,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.num_samples < 1 or min(given.lengths) < 1:
             raise UserError("--num_samples and --lengths must be at least 1")
         tasks = [name for text in given.tasks for name in text.split(",") if name]
-        options = task_options(tasks, given.essay_path, given.squad_path, given.hotpotqa_path)
+        options = task_options(
+            tasks,
+            given.essay_path,
+            given.squad_path,
+            given.hotpotqa_path,
+            begin_answer=not given.no_answer_prefix,
+        )
         family = given.family or (
             Path(given.model).name if given.template == "auto" else given.template
         )
@@ -202,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=given.seed,
             overwrite=given.overwrite,
             options=options,
+            words_path=given.words_path,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

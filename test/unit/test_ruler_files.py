@@ -230,6 +230,21 @@ def test_prepare_writes_the_published_layout_and_goes_on(tokenizer_folder, tmp_p
     assert tasks.read(path)[0].outputs != samples[0].outputs
 
 
+def test_prepare_takes_words_of_the_user_and_leaves_out_begun_answers(
+    tokenizer_folder, tmp_path, capsys
+):
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join(f"word{n}" for n in range(40)))
+    command = [str(tokenizer_folder), "base", "--output", str(tmp_path), "--lengths", "1024"]
+    command += ["--num_samples", "1", "--tasks", "niah_single_1", "--no_answer_prefix"]
+    assert main([*command, "--words_path", str(words)]) == 0
+    (sample,) = tasks.read(sample_path(tmp_path, "base", 1024, "niah_single_1"))
+    assert sample.answer_prefix == ""
+    assert sample.metadata["keys"][0].startswith("word")
+    assert main(command) == 2
+    assert "holds other samples" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
