@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import sys
@@ -72,7 +73,8 @@ def evaluate(
         settings: what to measure; ``settings.model_hash`` must belong to ``model``.
         output: run directory; a run that was interrupted, even killed, goes on in it.
         resume, overwrite: see :meth:`RunDirectory.prepare`.
-        process: this process of a data-parallel run.
+        process: this process of a run of several: each measures a part of the samples, or all
+            share the model and measure the same ones.
         progress: show the running scores on stderr; quiet: as plain lines for a log, not as a bar.
         max_errors: share of failed measurements above which the rest is not tried.
         command: recorded in the manifest.
@@ -88,15 +90,16 @@ def evaluate(
     for spec in settings.methods:
         spec.create().validate(model.shape)
     cells = build_cells(model, settings)
-    directory = RunDirectory(output, process.rank, process.world)
+    directory = RunDirectory(output, *process.shard)
     manifest = make_manifest(settings, cells, command)
+    manifest["starts"][-1]["processes"] = {"count": process.world, "parallel": process.parallel}
     process.first_decides(lambda: directory.prepare(manifest, resume=resume, overwrite=overwrite))
     if process.is_first and progress:
         for warning in manifest["warnings"]:
             print(f"warning: {warning}", file=sys.stderr)
     process.barrier()
     shown = progress and process.is_first
-    with directory:
+    with directory if process.writes else contextlib.nullcontext():
         runner = _Runner(model, settings, directory, process, max_errors)
         runner.run(cells, (LINES if quiet else BAR) if shown else NONE)
     process.barrier()
@@ -135,9 +138,9 @@ class _Runner:
         self.directory = directory
         self.process = process
         self.max_errors = max_errors
-        self.measurer = Measurer(model, settings)
+        self.measurer = Measurer(model, settings, process)
         self.failed = self.measured = self.skipped = 0
-        self.done: Mapping[Key, Record] = directory.records()
+        self.done: Mapping[Key, Record] = process.alike(directory.records())
         self.progress = Progress(0, NONE)
         self._read: tuple[Any, ...] = ()
 
@@ -179,7 +182,8 @@ class _Runner:
 
     def _skip(self, cell: Cell, question: str) -> None:
         """Records of samples that are left out; they say why."""
-        positions = sorted(cell.skips)[self.process.rank :: self.process.world]
+        number, shards = self.process.shard
+        positions = sorted(cell.skips)[number::shards]
         unit = Unit(cell, question, tuple(positions))
         for position in positions:
             error = {"type": SKIPPED, "message": cell.skips[position], "phase": "prompt"}
@@ -239,6 +243,7 @@ class _Runner:
                 try:
                     records = next(results)
                 except Exception as error:
+                    self.process.must_end(error, phase.name)
                     failure = _describe(error, phase.name)
                     lacked_memory = _is_out_of_memory(error)
                 else:
@@ -248,7 +253,8 @@ class _Runner:
             results.close()
             if failure is None:
                 break
-            _free()
+            if lacked_memory:
+                _free()
             if lacked_memory and mode != "separate" and (count == 1 or unit.one_context):
                 mode, joint = "separate", False
             elif joint and phase.name == "generate":
@@ -288,7 +294,8 @@ class _Runner:
         earlier = self.done.get(record.key)
         if earlier is not None and earlier.error is None:
             return
-        self.directory.append(record)
+        if self.process.writes:
+            self.directory.append(record)
         if record.skipped:
             self.skipped += 1
             return
