@@ -101,6 +101,7 @@ def make_parser() -> Parser:
     _methods_arguments(add("methods", "List methods and their options.", _methods))
     _generate_arguments(add("generate", "Ask questions about a text file.", _generate))
     _plan_parser(commands)
+    _sweep_parser(commands)
     _report_arguments(add("report", "Summary and report of runs, as HTML and Markdown.", _report))
     add("doctor", "Versions, devices and optional parts: for bug reports.", _doctor)
     return parser
@@ -210,6 +211,13 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="samples of similar length measured at once (default: 1); halved where memory lacks",
     )
     parser.add_argument(
+        "--parallel",
+        choices=("data", "tensor"),
+        default="data",
+        help="under torchrun: every process measures a part of the samples (data, default), or all "
+        "share a model that is too large for one device (tensor)",
+    )
+    parser.add_argument(
         "--sanity",
         action="store_true",
         help="columns that test the tasks: the references themselves must score 100, an empty "
@@ -280,6 +288,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         device=arguments.device,
         attention=arguments.attention,
+        parallel=arguments.parallel,
         paper=arguments.paper,
         output=arguments.output,
         overwrite=arguments.overwrite,
@@ -553,6 +562,24 @@ def _plan(arguments: argparse.Namespace) -> int:
     from catekv.evaluation import plan
 
     return plan.run(arguments)
+
+
+def _sweep_parser(commands: argparse._SubParsersAction[Parser]) -> None:
+    def add_arguments(parser: Parser) -> None:
+        from catekv.evaluation.sweep import command
+
+        command.add_arguments(parser)
+
+    help_text = "Many runs over models, methods, ratios, tasks and lengths, on one machine or many."
+    parser = commands.add_parser("sweep", help=help_text, description=help_text)
+    parser.add_later = add_arguments
+    parser.set_defaults(handler=_sweep)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from catekv.evaluation.sweep import command
+
+    return command.run(arguments)
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:

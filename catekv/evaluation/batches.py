@@ -53,7 +53,7 @@ def units_of(cell: Cell, question: str, batch_size: int, process: Process) -> li
     Args:
         question: ``agnostic`` or ``aware``.
         batch_size: most samples of a batch.
-        process: gets every ``world``-th unit.
+        process: gets every ``n``-th unit of ``n`` shards.
     """
     positions = [p for p in range(cell.count) if p not in cell.skips]
     units: list[Unit] = []
@@ -67,7 +67,8 @@ def units_of(cell: Cell, question: str, batch_size: int, process: Process) -> li
         if batch_size > 1:
             positions.sort(key=lambda p: (sizes[p], p))
     units += [Unit(cell, question, piece) for piece in _pieces(positions, batch_size)]
-    return units[process.rank :: process.world]
+    number, shards = process.shard
+    return units[number::shards]
 
 
 def alike(unit: Unit) -> list[Unit]:

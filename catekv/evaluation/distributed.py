@@ -1,7 +1,9 @@
-"""Data-parallel evaluation under ``torchrun``: who am I, and the few moments ranks must meet.
+"""Several processes under ``torchrun``: who am I, and the few moments they must meet.
 
-Rank i of n measures the samples i, i + n, i + 2n ... of every task, on a device of its own. Ranks
-exchange no tensors, so the ``gloo`` backend serves CPU and GPU alike.
+*Data parallel*: process i of n measures the samples i, i + n, i + 2n ... of every task, on a device
+of its own; they exchange no tensors, so that the ``gloo`` backend serves CPU and GPU alike.
+*Tensor parallel*: the processes share one model and measure the same samples at the same time; the
+first writes.
 """
 
 from __future__ import annotations
@@ -11,31 +13,58 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from catekv.errors import UserError
 
-#: Ranks may differ by hours at the end of a run; the default of 30 minutes would end it.
+DATA, TENSOR = "data", "tensor"
+PARALLEL = (DATA, TENSOR)
+
+#: Processes may differ by hours at the end of a run; the default of 30 minutes would end it.
 _PATIENCE = datetime.timedelta(days=7)
+#: Phases of a measurement in which tensor-parallel processes wait for each other.
+_TOGETHER = ("prefill", "compress", "generate")
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that ``torchrun`` started; alone without it."""
+    """This process among those that ``torchrun`` started; alone without it.
+
+    Attributes:
+        rank, world: its number, and how many there are. local_rank: its number on its machine.
+        parallel: ``data`` or ``tensor``.
+    """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    parallel: str = DATA
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def shares_model(self) -> bool:
+        """Whether all processes work on the same sample."""
+        return self.parallel == TENSOR and self.world > 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process records what it measures."""
+        return self.is_first or not self.shares_model
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """(number, count) of this process's share of the samples."""
+        return (0, 1) if self.shares_model else (self.rank, self.world)
+
     def share_of(self, count: int) -> range:
         """Indices of the samples that this process measures."""
-        return range(self.rank, count, self.world)
+        number, shards = self.shard
+        return range(number, count, shards)
 
     def device(self, device: str) -> str:
         """``cuda`` and ``auto`` become this process's own GPU when there are several processes."""
@@ -56,9 +85,8 @@ class Process:
     def barrier(self) -> None:
         """Wait for the other processes."""
         if self.world > 1:
-            import torch.distributed
-
-            torch.distributed.barrier()
+            # without tensors, so that it works whatever backend belongs to a device
+            self._broadcast(None)
 
     def first_decides(self, action: Callable[[], Result]) -> Result | None:
         """Run ``action`` on the first process; its ``UserError`` is raised on all of them.
@@ -67,47 +95,95 @@ class Process:
         """
         if self.world == 1:
             return action()
-        import torch.distributed
-
         result: Result | None = None
-        failure: list[str | None] = [None]
+        failure: str | None = None
         if self.is_first:
             try:
                 result = action()
             except UserError as error:
-                failure = [str(error)]
-        torch.distributed.broadcast_object_list(failure, src=0)
-        if failure[0] is not None:
-            raise UserError(failure[0])
+                failure = str(error)
+        failure = self._broadcast(failure)
+        if failure is not None:
+            raise UserError(failure)
         return result
 
+    def alike(self, value: Result) -> Result:
+        """The first process's value on all that share a model; else everybody's own.
+
+        For what each finds by itself (free memory, records on disk) and all must agree on.
+        """
+        return self._broadcast(value) if self.shares_model else value
+
     def total(self, value: int) -> int:
-        """Sum of ``value`` over all processes."""
-        if self.world == 1:
-            return value
-        import torch
+        """Sum of ``value`` over all processes, each sample counted once."""
+        return sum(self._gather(value)) if self.world > 1 and not self.shares_model else value
+
+    def must_end(self, error: Exception, phase: str) -> None:
+        """Raise what ends this process, if it cannot go on alone after an error in a sample.
+
+        Processes that share a model wait for each other within a forward: one that failed there
+        while the others did not would wait for ever, and they for it. Wrong input is seen by all
+        of them alike, and so is what fails between the forwards.
+
+        Raises:
+            UserError: with the reason.
+        """
+        if self.shares_model and phase in _TOGETHER and not isinstance(error, UserError):
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"process {self.rank} of {self.world} that share the model failed ({reason}); the "
+                "records are kept and the same command goes on, with more processes if memory "
+                "lacked"
+            ) from error
+
+    def _broadcast(self, value: Any) -> Any:
         import torch.distributed
 
-        number = torch.tensor([value])
-        torch.distributed.all_reduce(number)
-        return int(number)
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def _gather(self, value: Any) -> list[Any]:
+        import torch.distributed
+
+        values: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(values, value)
+        return values
 
 
 @contextmanager
-def process_group() -> Iterator[Process]:
-    """The processes that ``torchrun`` started, connected while the context lasts."""
+def process_group(parallel: str = DATA) -> Iterator[Process]:
+    """The processes that ``torchrun`` started, connected while the context lasts.
+
+    Args:
+        parallel: ``data`` or ``tensor``.
+
+    Raises:
+        UserError: another word, or ``tensor`` without several processes.
+    """
+    if parallel not in PARALLEL:
+        raise UserError(f"unknown parallelism {parallel!r}; use {' or '.join(PARALLEL)}")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world <= 1:
+        if parallel == TENSOR:
+            raise UserError(
+                "--parallel tensor shares a model among processes; start it with torchrun "
+                "--nproc_per_node N"
+            )
         yield Process()
         return
-    import torch.distributed
+    import torch
 
-    torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    backend = "gloo"
+    if parallel == TENSOR and torch.cuda.is_available():
+        # objects travel between hosts, tensors between GPUs
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(local_rank)
+    torch.distributed.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Process(
-            torch.distributed.get_rank(),
-            torch.distributed.get_world_size(),
-            int(os.environ.get("LOCAL_RANK", "0")),
+            torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, parallel
         )
     finally:
         torch.distributed.destroy_process_group()

@@ -10,6 +10,7 @@ from catekv.errors import UserError
 from catekv.evaluation.settings import MethodSpec
 from catekv.methods import Method, ModelShape
 from catekv.methods.equal_memory import mean_kept_tokens
+from catekv.sharded_sizes import cache_sizes
 
 if TYPE_CHECKING:
     from catekv.context import Context
@@ -25,22 +26,22 @@ def sizes(context: Context, place: int, tokens: int) -> dict[str, Any]:
 
     The bytes of a batch are shared out: stored ones by kept tokens, full ones by true tokens.
     """
-    kept = tuple(tuple(layer[place].tolist()) for layer in context.lengths())
+    whole = cache_sizes(context)
+    kept = tuple(tuple(layer[place].tolist()) for layer in whole.lengths)
     flat = [entries for layer in kept for entries in layer]
     found: dict[str, Any] = {"kept": kept, "kept_tokens": sum(flat) / len(flat)}
     batch, columns = context.input_ids.shape
-    stored, full = context.stored_bytes(), context.full_bytes()
+    stored, full = whole.stored_bytes, whole.full_bytes
     if batch == 1:
         return {
             **found,
-            "kept_share": context.kept_share(),
+            "kept_share": whole.kept_share,
             "stored_bytes": stored,
             "full_bytes": full,
         }
-    compressing = [layer.lengths() for layer in context.cache.ragged_layers]
-    own = sum(int(lengths[place].sum()) for lengths in compressing)
-    rows = sum(lengths.shape[-1] for lengths in compressing)
-    everything = sum(int(lengths.sum()) for lengths in context.lengths())
+    own = sum(int(lengths[place].sum()) for lengths in whole.compressing)
+    rows = sum(lengths.shape[-1] for lengths in whole.compressing)
+    everything = sum(int(lengths.sum()) for lengths in whole.lengths)
     return {
         **found,
         "kept_share": own / (rows * tokens) if rows else 1.0,

@@ -14,6 +14,7 @@ from catekv.context import stack
 from catekv.evaluation import environment
 from catekv.evaluation.batches import Unit
 from catekv.evaluation.cells import sample_hash
+from catekv.evaluation.distributed import Process
 from catekv.evaluation.measured import asked_share, budget_of, peak, reset_peak, sizes, times
 from catekv.evaluation.records import Record
 from catekv.evaluation.settings import MethodSpec, RunSettings
@@ -83,7 +84,10 @@ def split_prompt(prompt: EncodedPrompt, question: str) -> tuple[list[int], list[
 class Measurer:
     """Runs the model for a run's settings."""
 
-    def __init__(self, model: CateKVModel, settings: RunSettings) -> None:
+    def __init__(
+        self, model: CateKVModel, settings: RunSettings, process: Process | None = None
+    ) -> None:
+        self.process = process or Process()
         self.model = model
         self.settings = settings
         self._hashes = {spec.label: settings.method_hash(spec) for spec in settings.methods}
@@ -239,7 +243,8 @@ class Measurer:
         )
 
     def _dense_fits(self, contexts: Sequence[Sequence[int]]) -> bool:
-        free = environment.free_memory_bytes(self.settings.device)
+        # what is free differs between processes, but those that share a model go the same way
+        free = self.process.alike(environment.free_memory_bytes(self.settings.device))
         if free is None:
             return True
         shape = self.model.shape

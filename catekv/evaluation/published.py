@@ -67,6 +67,12 @@ def add_accuracy_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=42)
     add("--output", type=Path, help="run directory (default: one under results/)")
     add("--overwrite", action="store_true", help="delete the results there first")
+    add(
+        "--parallel",
+        choices=("data", "tensor"),
+        default="data",
+        help="under torchrun: share out the samples (data, default) or the model (tensor)",
+    )
     add("--paper", action="store_true", help="published tasks, length, samples, r, eta and b")
 
 
@@ -137,6 +143,7 @@ def accuracy_request(parsed: argparse.Namespace) -> Request:
         dtype=parsed.dtype,
         device=parsed.device,
         attention=parsed.attention,
+        parallel=parsed.parallel,
         paper=parsed.paper,
         output=parsed.output,
         overwrite=parsed.overwrite,

@@ -56,6 +56,8 @@ class Request:
         preset: ``published`` or ``recommended``, for every method that does not say its own.
         made_with: calibration options (k, alpha) that masks must agree with where they say.
         dtype, device, attention: as :meth:`CateKVModel.from_pretrained` takes them.
+        parallel: what several processes do: ``data`` (each a part of the samples) or ``tensor``
+            (all share the model).
         paper: the published settings for all that is not given, the question inside the compressed
             prompt among them.
         output: run directory; None: one under ``results/`` named after the settings.
@@ -89,6 +91,7 @@ class Request:
     dtype: str = "auto"
     device: str = "auto"
     attention: str = "auto"
+    parallel: str = "data"
     paper: bool = False
     output: Path | None = None
     overwrite: bool = False
@@ -122,6 +125,7 @@ def open_model(request: Request, process: Process | None = None) -> CateKVModel:
         dtype=request.dtype,
         device=process.device(request.device),
         attention=request.attention,
+        tensor_parallel=process.shares_model,
     )
 
 
@@ -271,7 +275,7 @@ def run(request: Request, *, command: str = "", quiet: bool = False) -> int:
     """
     from catekv.evaluation.runner import evaluate
 
-    with process_group() as process:
+    with process_group(request.parallel) as process:
         parse_methods(request.methods)  # refuses unknown names before a model is loaded
         model = open_model(request, process)
         settings = settings_for(request, model)

@@ -1,0 +1,38 @@
+"""Checks of values in a grid: each returns what is wrong with one, or None."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def whole(least: int) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            return f"give a whole number from {least}"
+        return None
+
+    return check
+
+
+def share(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        return "give a share from 0 to 1"
+    return None
+
+
+def truth(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "give true or false"
+
+
+def word(value: Any) -> str | None:
+    return None if isinstance(value, str) and value else "give a text"
+
+
+def options(value: Any) -> str | None:
+    named = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    return None if named else "give names and values, as in {num_hops: 2}"
+
+
+def one_of(choices: tuple[str, ...]) -> Callable[[Any], str | None]:
+    return lambda value: None if value in choices else f"use {', '.join(choices)}"
