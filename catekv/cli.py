@@ -96,6 +96,7 @@ def make_parser() -> Parser:
         add("efficiency", "Latency, memory and throughput of a method against full.", _efficiency)
     )
     _calibrate_parser(commands)
+    _cokv_parser(commands)
     _mask_arguments(add("mask", "Show, convert or make head masks.", _mask))
     _tasks_arguments(add("tasks", "List tasks, or build their samples as JSONL.", _tasks))
     _methods_arguments(add("methods", "List methods and their options.", _methods))
@@ -372,6 +373,24 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from catekv.evaluation import calibrate
 
     return calibrate.run(arguments)
+
+
+def _cokv_parser(commands: argparse._SubParsersAction[Parser]) -> None:
+    def add_arguments(parser: Parser) -> None:
+        from catekv.cokv import command
+
+        command.add_arguments(parser)
+
+    help_text = "Score KV heads by a cooperative game (CoKV), choose alpha, show scores."
+    parser = commands.add_parser("cokv", help=help_text, description=help_text)
+    parser.add_later = add_arguments
+    parser.set_defaults(handler=_cokv)
+
+
+def _cokv(arguments: argparse.Namespace) -> int:
+    from catekv.cokv import command
+
+    return command.run(arguments)
 
 
 def _mask_arguments(parser: argparse.ArgumentParser) -> None:
