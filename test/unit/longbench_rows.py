@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,17 @@ def write_rows(file: Path, *rows: dict[str, Any]) -> Path:
     return file
 
 
-def small_samples(task: str, length: int = 512, count: int = 2, **options: Any) -> list[Any]:
-    """Generated samples for the embedded model."""
+@cache
+def embedded_tokenizer() -> Any:
+    """The embedded model's tokenizer."""
     from transformers import AutoTokenizer
 
     from catekv import embedded
 
-    tokenizer = AutoTokenizer.from_pretrained(embedded.path())
+    return AutoTokenizer.from_pretrained(embedded.path())
+
+
+def small_samples(task: str, length: int = 512, count: int = 2, **options: Any) -> list[Any]:
+    """Generated samples for the embedded model."""
+    tokenizer = embedded_tokenizer()
     return tasks.build(task, tokenizer, length, count, source="built-in", **options)

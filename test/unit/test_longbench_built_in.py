@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from longbench_rows import small_samples
+from longbench_rows import embedded_tokenizer, small_samples
 from ruler_tokenizers import chat
 
 from catekv import tasks
@@ -69,7 +69,7 @@ def test_every_task_fits_the_embedded_model_and_can_be_solved(task, length):
     for sample in small_samples(task, length):
         whole = sample.context + sample.question + sample.answer_prefix
         assert set(whole.split()) <= known
-        tokens = len(encode(sample, _embedded()))
+        tokens = len(encode(sample, embedded_tokenizer()))
         assert tokens + sample.max_new_tokens == sample.length
         assert 0.9 * length <= sample.length <= length
         assert sample.metadata["data"] == "built-in"
@@ -79,14 +79,6 @@ def test_every_task_fits_the_embedded_model_and_can_be_solved(task, length):
         assert perfect["strict"] == pytest.approx(1, abs=ROUGE)
         nothing = tasks.score("", sample)
         assert (nothing["official"], nothing["strict"]) == (0, 0)
-
-
-def _embedded():
-    from transformers import AutoTokenizer
-
-    from catekv import embedded
-
-    return AutoTokenizer.from_pretrained(embedded.path())
 
 
 @pytest.mark.parametrize("task", [name for name in FULL_NAMES if "_e/" not in name])
@@ -138,6 +130,21 @@ def test_copies_are_counted():
         body = sample.context.split("\n\n", 1)[1]
         texts = [line.split(": ", 1)[1] for line in body.split("\n\n")]
         assert sample.outputs == (str(len(set(texts))),)
+
+
+def test_the_embedded_model_solves_what_it_was_trained_for():
+    import catekv
+    from catekv import embedded
+
+    model = catekv.CateKVModel.from_pretrained(embedded.path(), method="full", device="cpu")
+    for task in ("longbench/qasper", "longbench/hotpotqa", "longbench/lcc", "longbench_v2"):
+        (sample,) = small_samples(task, count=1)
+        prompt = encode(sample, model.tokenizer)
+        context = model.prefill(prompt.context_ids)
+        answer = model.generate(
+            prompt.question_ids, context=context, max_new_tokens=sample.max_new_tokens
+        )
+        assert tasks.score(answer, sample)["official"] == 1
 
 
 def test_generated_v2_rows_are_not_filtered():

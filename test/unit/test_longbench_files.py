@@ -10,6 +10,7 @@ from ruler_tokenizers import byte_level, chat
 
 from catekv import tasks
 from catekv.errors import UserError
+from catekv.tasks import sources
 from catekv.tasks.longbench.table import TASKS, facts
 from catekv.tasks.longbench.wording import PARTS
 from catekv.tasks.prediction_files import read_predictions, rescore
@@ -65,17 +66,31 @@ def test_a_folder_of_files_serves_every_task(tmp_path, monkeypatch):
     assert [sample.metadata["id"] for sample in found] == ["a1", "a2"]
     (later,) = tasks.build("longbench/trec", chat(), 4096, 9, first=1)
     assert (later.index, later.metadata["id"]) == (1, "a2")
-    (even,) = tasks.build("longbench_e/qasper", chat(), 0, 9, path=str(tmp_path / "longbench"))
+    (even,) = tasks.build("longbench_e/qasper", chat(), 0, 9)
     assert (even.metadata["id"], even.metadata["bucket"]) == ("a3", "0-4k")
+    assert tasks.build("longbench_e/qasper", chat(), 0, 9, path=str(tmp_path / "longbench"))
+    with pytest.raises(UserError, match=r"holds none of qasper_e.jsonl, data/qasper_e.jsonl"):
+        tasks.build("longbench_e/qasper", chat(), 0, 9, path=str(empty_folder(tmp_path)))
+
+
+def empty_folder(parent):
+    folder = parent / "empty"
+    folder.mkdir()
+    return folder
+
+
+def unreachable(hub):
+    raise UserError(f"{hub.repository} cannot be loaded: no network")
 
 
 def test_missing_data_are_named_with_what_to_do(monkeypatch):
     monkeypatch.delenv("CATEKV_DATA", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(sources, "hub_rows", unreachable)
     with pytest.raises(UserError) as raised:
         tasks.build("longbench/qasper", chat(), 4096, 1)
     message = str(raised.value)
     assert "longbench/qasper: its data are not here" in message
+    assert "THUDM/LongBench cannot be loaded: no network" in message
     assert "data.zip" in message
     assert "path=FILE" in message
     assert "qasper.jsonl" in message

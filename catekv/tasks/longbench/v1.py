@@ -128,10 +128,16 @@ def generate(request: BuildRequest) -> Iterator[Sample]:
 
 def _from_rows(request: BuildRequest, prompts: Prompts) -> Iterator[Sample]:
     name = prompts.facts.name + ("_e" if prompts.even else "")
+    # the archive unpacks into data/ and holds the files of -E too
+    files = [f"{name}.jsonl", f"data/{name}.jsonl"]
+    if prompts.even:
+        files += [f"longbench/{file}" for file in files]
+    else:
+        files.append(f"MiniLongBench_{name}.json")
     rows = load_rows(
         request.task.name,
         request.options,
-        files=[f"{name}.jsonl"] + ([] if prompts.even else [f"MiniLongBench_{name}.json"]),
+        files=files,
         hub=Hub("THUDM/LongBench", name),
         built_in=lambda: (),
         how_to_get=HOW_TO_GET,

@@ -45,12 +45,19 @@ def small_plan(prompts: Prompts, draws: Draws) -> Plan:
     facts = prompts.facts
     asked = _asked(facts.name, draws)
     scoring = _scoring(prompts, asked)
+    # a line of code is compared sign by sign, and the model ends every answer with a full stop
+    end = " ." if facts.metric == "edit_similarity" else ""
     allowed = LIST_TOKENS if facts.name in _LISTS else NEW_TOKENS
 
     def draft(units: int, extra: int) -> Parts:
         text = asked.story.text(units)
         parts = small_parts(
-            text, asked.question, asked.answer_prefix, asked.answer, scoring, max_new_tokens=allowed
+            text,
+            asked.question,
+            asked.answer_prefix,
+            asked.answer + end,
+            scoring,
+            max_new_tokens=allowed,
         )
         return replace(
             parts,
