@@ -19,17 +19,7 @@ def _among(name: str, value: str | None, valid: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CutOptions(DataOptions):
-    """Options of data, prompts and truncation.
-
-    Attributes:
-        prompts: the official prompt file (``dataset2prompt.json``; a text file for v2); None takes
-            our own wording.
-        max_prompt_tokens: longest prompt; default: the requested length less the answer's tokens.
-        truncation: what happens to a longer one. ``fit`` takes tokens out of its middle until the
-            prompt as the model gets it (template and BOS included) is within the limit;
-            ``official`` cuts the unwrapped prompt once, so that template and re-encoding can
-            exceed the limit, as in the published runs.
-    """
+    """What v1 and v2 have in common; the attributes are explained there."""
 
     prompts: str | None = None
     max_prompt_tokens: int | None = None
@@ -49,8 +39,17 @@ class LongBenchOptions(CutOptions):
     """Options of v1 and -E.
 
     Attributes:
+        path: file with the rows (JSONL of LongBench, or MiniLongBench), or a folder that holds it.
+        source: ``auto``, ``path``, ``hub`` or ``built-in`` (generated rows of the same shape).
+        prompts: the official ``dataset2prompt.json``; None takes our own wording.
         max_lengths: the official ``dataset2maxlen.json``; None takes the published values.
-        backend: library of the code score, see :func:`catekv.tasks.metrics.edit.text_ratio`.
+        max_prompt_tokens: longest prompt; default: the requested length less the answer's tokens.
+        truncation: what happens to a longer prompt. ``fit`` takes tokens out of its middle until
+            the prompt as the model gets it (template and BOS included) is within the limit;
+            ``official`` cuts the unwrapped prompt once, so that template and encoding anew can
+            exceed the limit, as in the published runs.
+        backend: of the code score: ``difflib``, or ``indel`` for the numbers of installations
+            with Levenshtein's package.
     """
 
     max_lengths: str | None = None
@@ -66,6 +65,11 @@ class ChoiceOptions(CutOptions):
     """Options of v2.
 
     Attributes:
+        path: ``data.json``, JSONL rows, or a folder of Markdown pairs.
+        source: ``auto``, ``path``, ``hub`` or ``built-in`` (generated rows of the same shape).
+        prompts: an official prompt file with markers; None takes our own wording.
+        max_prompt_tokens: longest prompt; default: the requested length less the answer's tokens.
+        truncation: ``fit`` or ``official``, as in v1, by the rule of v2.
         chain_of_thought: let the model reason before it answers, with room for it.
         difficulty: only ``easy`` or ``hard`` questions.
         length_group: only ``short``, ``medium`` or ``long`` ones.
