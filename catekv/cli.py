@@ -104,7 +104,11 @@ def make_parser() -> Parser:
     _plan_parser(commands)
     _sweep_parser(commands)
     _report_arguments(add("report", "Summary and report of runs, as HTML and Markdown.", _report))
-    add("doctor", "Versions, devices and optional parts: for bug reports.", _doctor)
+    _doctor_arguments(
+        add(
+            "doctor", "Versions, devices, active kernels, fit of a model: for bug reports.", _doctor
+        )
+    )
     return parser
 
 
@@ -657,8 +661,17 @@ def _report(arguments: argparse.Namespace) -> int:
     return 1 if written.problems else 0
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
-    from catekv.evaluation.doctor import describe
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="MODEL", help="local folder or hub name: can it be compressed here?"
+    )
+    parser.add_argument(
+        "--mask", metavar="SOURCE", help="head mask, folder or file: does it fit the model?"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
-    print(describe())
-    return 0
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from catekv.evaluation import doctor
+
+    return doctor.run(arguments)

@@ -596,5 +596,5 @@ def test_generate_answers_about_a_file(
 def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
-    for word in ("torch", "transformers", "cuda", "extra gpu"):
+    for word in ("torch", "transformers", "cuda", "[extras]"):
         assert word in text

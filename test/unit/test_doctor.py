@@ -1,0 +1,120 @@
+"""``catekv doctor``: what it says, and when it says that something does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from catekv import HeadMask, cli
+from catekv.embedded import path as embedded_path
+from catekv.evaluation import doctor
+from catekv.head_mask import config_hash
+from catekv.kernels import dispatch
+
+MASKS = Path(__file__).resolve().parents[2] / "select_headmask" / "embedded" / "chosen"
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in doctor.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def refused(findings: doctor.Findings) -> dict[str, str]:
+    return {check.name: check.reason for check in findings.checks if not check.fits}
+
+
+def test_every_kernel_is_named_with_the_backend_that_runs() -> None:
+    facts = doctor.examine().facts["kernels"]
+    assert set(dispatch.TABLE) <= set(facts)
+    if not torch.cuda.is_available():
+        assert facts["ragged_decode"] == "torch (triton runs on GPUs)"
+    assert facts["column_sums"].startswith("torch (torch is its only form")
+
+
+def test_the_variable_that_forces_a_backend_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    facts = doctor.examine().facts["kernels"]
+    assert facts["ragged_decode"] == "reference (CATEKV_KERNELS=reference)"
+    assert "which this kernel does not have" in facts["append"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="triton runs where there is a GPU")
+def test_a_backend_that_cannot_run_here_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
+    findings = doctor.examine()
+    assert "cannot run here" in refused(findings)[dispatch.VARIABLE]
+    assert not findings.fits
+
+
+def test_only_known_variables_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "a-secret")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "a-secret" not in text
+    assert "OMP_NUM_THREADS" in text
+
+
+def test_a_data_folder_that_is_not_there_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CATEKV_DATA", "absent-folder")
+    assert "absent-folder is no folder" in refused(doctor.examine())["CATEKV_DATA"]
+
+
+def test_the_embedded_model_and_its_mask_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["doctor", "--model", str(embedded_path()), "--mask", str(MASKS), "--json"]
+    assert cli.main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"]
+    assert {check["name"]: check["fits"] for check in found["checks"]} == {
+        "attention": True,
+        "model in memory": True,
+        "mask": True,
+    }
+    assert found["facts"]["model"]["shape"] == "4 layers, 8 query heads, 4 KV heads of 32"
+    assert found["facts"]["model"]["window"] == "8192 tokens"
+
+
+def test_a_mask_of_another_shape_does_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    HeadMask.random((2, 4), 0.5).save(tmp_path)
+    assert cli.main(["doctor", "--model", str(embedded_path()), "--mask", str(tmp_path)]) == 1
+    text = capsys.readouterr().out
+    assert "DOES NOT FIT: the head mask has 2 layers x 4 KV heads but the model has 4" in text
+
+
+def test_a_mask_of_another_model_of_the_same_shape_does_not_fit(tmp_path: Path) -> None:
+    mask = HeadMask.random((4, 4), 0.5)
+    HeadMask(mask.adaptive, {**mask.meta, "model": "other", "config_hash": "abc"}).save(tmp_path)
+    findings = doctor.examine(str(embedded_path()), str(tmp_path))
+    assert "made for configuration abc (other)" in refused(findings)["mask"]
+
+
+def test_a_model_that_cannot_be_compressed_is_named_with_the_reason(tmp_path: Path) -> None:
+    from transformers import Gemma2Config
+
+    config = Gemma2Config(
+        num_hidden_layers=2,
+        hidden_size=32,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        vocab_size=50,
+    )
+    config.save_pretrained(tmp_path)
+    findings = doctor.examine(str(tmp_path))
+    assert "softcap" in refused(findings)["attention"].replace(" ", "").replace("-", "").lower()
+    assert findings.facts["model"]["configuration"] == config_hash(config)
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
+    reason = refused(doctor.examine(str(tmp_path)))["model"]
+    assert "\n" not in reason
+    assert "no readable configuration" in reason
