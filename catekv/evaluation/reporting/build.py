@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from catekv.evaluation.reporting.needle_files import read_needle_file
 from catekv.evaluation.reporting.needle_section import needle_section
 from catekv.evaluation.reporting.published_section import published_section
 from catekv.evaluation.reporting.score_section import score_section
+from catekv.evaluation.reporting.summary import family_of
 from catekv.evaluation.reporting.summary_text import interval, notes_of, runs_of
 from catekv.evaluation.reporting.svg import styles
 
@@ -90,12 +91,12 @@ def _page_title(inputs: Inputs, groups: Sequence[Group]) -> str:
 def _overview(groups: Sequence[Group]) -> Section:
     """One line per group, length, question mode and method; nothing is averaged across groups."""
     header = [
-        "runs", "tokens", "question", "method", "tasks", "score", "95 % interval", "to full",
-        "95 % interval", "kept", "samples", "errors",
+        "runs", "tokens", "question", "method", "benchmark", "tasks", "score", "95 % interval",
+        "to full", "95 % interval", "kept", "samples", "errors",
     ]  # fmt: skip
     rows = []
     for group in groups:
-        for row in group.summary["averages"]:
+        for row in group.summary["family_averages"]:
             difference = row["difference"]
             rows.append(
                 [
@@ -103,6 +104,7 @@ def _overview(groups: Sequence[Group]) -> Section:
                     str(row["length"] or "as in the file"),
                     row["question"],
                     row["method"],
+                    row["family"],
                     str(row["tasks"]),
                     tables.number(row["official"]["mean"] if row["official"] else None),
                     interval(row["official"]),
@@ -151,7 +153,7 @@ def add_summary(
         section.blocks.append(
             Text("Full attention was not measured here: no differences to it.", WARNING)
         )
-    for number, (title, cells, averages) in enumerate(runs_of(summary)):
+    for number, (title, cells, averages) in enumerate(_tables_of(summary)):
         section.sections.append(
             score_section(title, cells, averages, full, style, series, f"{stem}-{number}")
         )
@@ -166,6 +168,22 @@ def add_summary(
     ]
     section.sections += [part for part in parts if part is not None]
     section.blocks += [Text(line, NOTE) for line in notes_of(summary).splitlines()]
+
+
+def _tables_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], list[Any]]]:
+    """Title, cells and averages of every table: benchmarks are not averaged with each other."""
+    rows = summary["family_averages"]
+    for title, cells, _ in runs_of(summary):
+        families = dict.fromkeys(family_of(row["task"]) for row in cells)
+        for family in families:
+            own = [
+                row
+                for row in rows
+                if row["family"] == family
+                and (row["length"], row["question"]) == (cells[0]["length"], cells[0]["question"])
+            ]
+            name = f"{family}, {title}" if len(families) > 1 else title
+            yield name, [row for row in cells if family_of(row["task"]) == family], own
 
 
 def _shipped(model: str) -> list[Path]:

@@ -117,7 +117,7 @@ def _curves(rows: Sequence[Measurement], stem: str) -> list[Block]:
         series: dict[str, list[tuple[float, float]]] = {}
         for row in own:
             series.setdefault(row.variant, []).append((float(row.length), value(row)))
-        caption = f"{title.capitalize()} over context lengths, batch size {batch}"
+        caption = f"{title[0].upper()}{title[1:]} over context lengths, batch size {batch}"
         blocks.append(
             Figure(f"{stem}-{number}", curves(series, style, caption, title), f"{caption}.")
         )

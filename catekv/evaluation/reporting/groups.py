@@ -110,6 +110,10 @@ def _methods(run: Run) -> list[tuple[str, dict[str, Any]]]:
     return list(run.manifest["methods"].items())
 
 
+def _hashes(run: Run) -> set[tuple[str, str]]:
+    return {(label, method["hash"]) for label, method in _methods(run)}
+
+
 def _labels(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
     """(label, hash) to a label that means one method in all runs."""
     variants: dict[str, dict[str, dict[str, Any]]] = {}
@@ -124,9 +128,11 @@ def _labels(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
             continue
         shown = _differences({digest: dict(_flat(m)) for digest, m in by_hash.items()})
         for digest, words in shown.items():
-            wanted = f"{label} ({words or digest[:6]})"
+            unique = list(shown.values()).count(words) == 1
+            where = next(r.name for r in runs if (label, digest) in _hashes(r))
+            wanted = f"{label} ({words})" if unique else f"{label} ({where})"
             if wanted in taken:
-                wanted = f"{label} ({digest[:6]})"
+                wanted = f"{label} ({where}, {digest[:6]})"
             taken.add(wanted)
             labels[label, digest] = wanted
     return labels
@@ -135,20 +141,20 @@ def _labels(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
 def _differences(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """For each variant the fewest options, in words, that tell it from the others.
 
-    Options that all variants have come first, and of those the ones that people choose.
+    Of the options that all variants have, those that people choose come first; one that only some
+    have is an option of another version, and says nothing to a reader.
     """
-    names = dict.fromkeys(name for options in variants.values() for name in options)
-    differing = [n for n in names if len({repr(o.get(n)) for o in variants.values()}) > 1]
-    differing.sort(
-        key=lambda n: (not all(n in o for o in variants.values()), n not in _CHOSEN, n == "mask")
-    )
+    common = set.intersection(*(set(options) for options in variants.values()))
+    names = [name for name in next(iter(variants.values())) if name in common]
+    differing = [n for n in names if len({repr(o[n]) for o in variants.values()}) > 1]
+    differing.sort(key=lambda name: (name not in _CHOSEN, name == "mask"))
     chosen: list[str] = []
     shown: dict[str, str] = dict.fromkeys(variants, "")
     for name in differing:
         chosen.append(name)
         earlier = len(set(shown.values()))
         words = {
-            digest: ", ".join(f"{one} {options.get(one, '-')}" for one in chosen)
+            digest: ", ".join(f"{one} {options[one]}" for one in chosen)
             for digest, options in variants.items()
         }
         if len(set(words.values())) == earlier:

@@ -66,7 +66,7 @@ def mask_figures(
 ) -> list[Block]:
     """The mask, and votes and CVs of the first folder whose statistics make it."""
     count = int(mask.adaptive.sum())
-    title = f"{name}: {count} of {mask.adaptive.numel()} adaptive"
+    title = f"mask: {count} of {mask.adaptive.numel()} adaptive"
     adaptive = [(layer, head) for layer, head in mask.adaptive.nonzero().tolist()]
     panels: list[tuple[str, str, torch.Tensor, int]] = [("mask", title, mask.adaptive.double(), 0)]
     for folder in statistics:

@@ -96,8 +96,13 @@ def _block(block: Text | Table | Listing) -> str:
 
 def _figure(figure: Figure) -> str:
     found = re.search(r'viewBox="0 0 (\d+)', figure.svg)
-    wide = found is not None and int(found.group(1)) > _WIDE
-    svg = f'<div class="scroll" tabindex="0">{figure.svg}</div>' if wide else figure.svg
+    width = int(found.group(1)) if found else 0
+    wide = width > _WIDE
+    if wide:
+        svg = f'<div class="scroll" tabindex="0">{figure.svg}</div>'
+    else:
+        # small pictures grow a little, so that letters in all pictures are of about one size
+        svg = f'<div style="max-width:{1.2 * width:.0f}px">{figure.svg}</div>'
     kind = ' class="wide"' if wide else ""
     return f"<figure{kind}>{svg}\n<figcaption>{escape(figure.caption)}</figcaption></figure>\n"
 
@@ -129,5 +134,5 @@ def table(content: Table) -> str:
 
 
 def _breakable(name: str) -> str:
-    """A name that may go on in the next line behind its underscores and slashes."""
-    return re.sub(r"([_/])(?=.)", r"\1<wbr/>", escape(name))
+    """A name that may go on in the next line behind its underscores."""
+    return escape(name).replace("_", "_<wbr/>")

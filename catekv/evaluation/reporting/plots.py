@@ -47,7 +47,7 @@ def intervals(points: Sequence[Point], style: Mapping[str, Style], title: str) -
     """One line per method: mean and interval of a score from 0 to 100; the cost is not shown."""
     left = min(210.0, 14 + max((text_width(p.name) for p in points), default=0))
     height = _ROW * len(points) + 50
-    axes = Axes((0, 100), (0, 1), height=height, left=left, right=44, top=8)
+    axes = Axes((0, 100), (0, 1), height=height, left=left, right=52, top=8)
     axes.frame("score x 100, mean and 95 % interval", "", ticks(0, 100), [])
     parts = []
     for row, point in enumerate(points):
@@ -57,13 +57,13 @@ def intervals(points: Sequence[Point], style: Mapping[str, Style], title: str) -
             name,
             _bar(axes.x(point.low), axes.x(point.high), y, style[point.name].colour),
             marker(axes.x(point.score), y, style[point.name], _tip(point)),
-            text(axes.width - 40, y + 4, f"{point.score:.1f}"),
+            text(axes.width - 2, y + 4, f"{point.score:.1f}", text_anchor="end"),
         ]
     return drawing(WIDTH, height, title, [*axes.parts, *parts])
 
 
 def _clip(name: str, width: float) -> str:
-    letters = int(width / text_width("m"))
+    letters = int(width / text_width("m")) + 1
     if len(name) <= letters:
         return escape(name)
     return f"{escape(name[: letters - 1])}…{element('title', escape(name))}"

@@ -26,7 +26,8 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
     ``time`` and ``peak_bytes`` is the same however often the run was interrupted.
 
     ``metrics`` are the means of the other scores, e.g. ``catekv``, the score that the CateKV and
-    ShadowKV papers report. ``needles`` are the cells of needle-in-a-haystack grids and ``buckets``
+    ShadowKV papers report. ``family_averages`` are averages over the tasks of one benchmark.
+    ``needles`` are the cells of needle-in-a-haystack grids and ``buckets``
     the lengths of LongBench-E.
 
     Args:
@@ -63,19 +64,16 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
             )
             by_run.setdefault((length, question), {}).setdefault(label, {})[task] = columns[label]
     averages = []
+    families = []
     for (length, question), per_method in by_run.items():
         for label, per_task in per_method.items():
             reference_tasks = per_method.get(full, {}) if full is not None and full != label else {}
-            averages.append(
-                {
-                    "task": AVERAGE,
-                    "length": length,
-                    "question": question,
-                    "method": label,
-                    "tasks": len(per_task),
-                    **_numbers(per_task, reference_tasks),
-                }
-            )
+            place = {"task": AVERAGE, "length": length, "question": question, "method": label}
+            numbers = _numbers(per_task, reference_tasks)
+            averages.append({**place, "tasks": len(per_task), **numbers})
+            for family, own in _by_family(per_task).items():
+                numbers = numbers if len(own) == len(per_task) else _numbers(own, reference_tasks)
+                families.append({**place, "family": family, "tasks": len(own), **numbers})
     return {
         "model": manifest.get("model"),
         "model_hash": manifest.get("configuration", {}).get("model_hash"),
@@ -86,9 +84,24 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
         "full": full,
         "cells": cells,
         "averages": averages,
+        "family_averages": families,
         "needles": extra.needle_cells(used, list(methods)),
         "buckets": extra.bucket_cells(used, list(methods)),
     }
+
+
+def family_of(task: str) -> str:
+    """``ruler`` of ``ruler/vt``; a task without a family is its own."""
+    return task.partition("/")[0]
+
+
+def _by_family(
+    per_task: Mapping[str, Sequence[Record]],
+) -> dict[str, dict[str, Sequence[Record]]]:
+    found: dict[str, dict[str, Sequence[Record]]] = {}
+    for task, records in per_task.items():
+        found.setdefault(family_of(task), {})[task] = records
+    return found
 
 
 def _order(manifest: Mapping[str, Any]) -> Callable[[str, int, str], tuple[Any, ...]]:
@@ -192,7 +205,7 @@ def _median(values: Iterable[float | None]) -> float | None:
 def without_times(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a summary that an interrupted and an undisturbed run share exactly."""
     stripped = dict(summary)
-    for part in ("cells", "averages"):
+    for part in ("cells", "averages", "family_averages"):
         stripped[part] = [
             {name: value for name, value in row.items() if name not in ("time", "peak_bytes")}
             for row in summary[part]

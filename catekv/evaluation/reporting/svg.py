@@ -17,7 +17,7 @@ REFERENCE_COLOUR = "currentColor"
 FONT_SIZE = 12
 #: Letters over lines stay readable on the page's own paper.
 _HALO = "stroke:var(--paper,#fff);stroke-width:3px;paint-order:stroke"
-_CHARACTER = 6.4  # mean width of a character at that size
+_CHARACTER = 7.0  # mean width of a character at that size
 
 
 def element(name: str, content: str = "", **attributes: object) -> str:
