@@ -13,7 +13,7 @@ from catekv.evaluation.settings import (
     PAPER_SAMPLES,
     PAPER_TASKS,
 )
-from catekv.tasks.registry import FAMILIES, find
+from catekv.tasks.registry import available, find
 
 if TYPE_CHECKING:
     from catekv.evaluation.session import Request
@@ -48,18 +48,16 @@ class Suite:
 
 
 def suites() -> dict[str, Suite]:
-    """All suites by name: ``mini``, ``paper``, and one for every family of tasks."""
-    families = {
-        family.name: Suite(
-            family.name, f"all tasks of {family.name}", tuple(task.name for task in family.tasks)
-        )
-        for family in FAMILIES
-    }
+    """All suites by name: ``mini``, ``paper``, and one for every benchmark, which is the part of a
+    task's name before the slash."""
+    benchmarks: dict[str, list[str]] = {}
+    for task in available():
+        benchmarks.setdefault(task.partition("/")[0], []).append(task)
     mini = Suite(
         MINI,
         f"every family of tasks, {MINI_SAMPLES} samples of {MINI_LENGTH} tokens, generated rows, "
         "embedded model",
-        tuple(task.name for family in FAMILIES for task in family.tasks if _speaks(task.name)),
+        tuple(task for task in available() if _speaks(task)),
         (MINI_LENGTH,),
         MINI_SAMPLES,
         MINI_NEW_TOKENS,
@@ -69,7 +67,14 @@ def suites() -> dict[str, Suite]:
     paper = Suite(
         PAPER, "RULER as published", PAPER_TASKS, (PAPER_LENGTH,), PAPER_SAMPLES, paper=True
     )
-    return {MINI: mini, PAPER: paper, **families}
+    return {
+        MINI: mini,
+        PAPER: paper,
+        **{
+            name: Suite(name, f"all tasks of {name}", tuple(found))
+            for name, found in benchmarks.items()
+        },
+    }
 
 
 def _speaks(task: str) -> bool:
