@@ -286,6 +286,25 @@ def test_a_wrong_row_of_v2_is_named(fields, message, tmp_path):
         tasks.read(file)
 
 
+def test_markdown_pairs_of_a_folder_are_rows(tmp_path):
+    text = (
+        "# Metadata\n\n- ID: c1\n- Domain: Law\n- Subdomain: Courts\n- Difficulty: hard\n"
+        "- Length: long\n\n# Question\n\nWho won?\n\n# Choices\n\n- A: he\n- B: she, on\n  appeal\n"
+        "- C: they - D: as one\n- D: nobody\n\n# Answer\n\nB\n"
+    )
+    (tmp_path / "sample_1.md").write_text(text, encoding="utf-8")
+    (tmp_path / "sample_1_context.txt").write_bytes(b"first line\r\n# Question\r\nlast")
+    (tmp_path / "README.md").write_text("Where these come from.", encoding="utf-8")
+    (sample,) = tasks.read(tmp_path)
+    assert sample.context.endswith("first line\r\n# Question\r\nlast")
+    assert "(B) she, on\n  appeal\n(C) they - D: as one\n(D) nobody" in sample.question
+    assert sample.scoring == {"answer": "B"}
+    about = {"id": "c1", "difficulty": "hard", "length": "long", "domain": "Law"}
+    assert about.items() <= sample.metadata.items()
+    (built,) = tasks.build("longbench_v2", chat(), 0, 5, path=str(tmp_path))
+    assert built.context == sample.context
+
+
 def test_a_markdown_pair_without_its_text_is_named(tmp_path):
     for number in (1, 2):
         (tmp_path / f"sample_{number}.md").write_text("# Metadata\n\n- ID: x\n", encoding="utf-8")

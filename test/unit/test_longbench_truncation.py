@@ -183,8 +183,15 @@ def test_v2_says_which_samples_were_cut(tmp_path):
 def test_a_length_below_the_answer_is_refused(long_rows):
     with pytest.raises(UserError, match="lets 128 tokens answer, a length of 120 leaves no prompt"):
         tasks.build("longbench/qasper", byte_level(), 120, 1, path=str(long_rows))
-    with pytest.raises(UserError, match="a limit of 5 tokens leaves no room for the text"):
+    with pytest.raises(UserError, match="row a1: a limit of 5 tokens leaves no room for"):
         tasks.build("longbench/qasper", chat(), 133, 1, path=str(long_rows))
+
+
+def test_a_document_with_a_bos_token_is_named(tmp_path):
+    rows = [row("qasper"), row("qasper", _id="a2", context="a text with <s> in it")]
+    file = write_rows(tmp_path / "qasper.jsonl", *rows)
+    with pytest.raises(UserError, match="longbench/qasper, row a2: the prompt holds the BOS token"):
+        tasks.build("longbench/qasper", byte_level(), 0, 2, path=str(file))
 
 
 def test_real_texts_are_cut_as_published(reference_folder):

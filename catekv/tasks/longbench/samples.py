@@ -43,7 +43,7 @@ def limited(request: BuildRequest, index: int, draft: Draft, data: str, rule: st
     """A sample within the request's length, cut by LongBench's rule where it is longer.
 
     Raises:
-        UserError: the length leaves no room beside the answer.
+        UserError: the length leaves no room beside the answer, or the text holds a BOS token.
     """
     options: CutOptions = request.options
     parts = draft.parts
@@ -59,7 +59,11 @@ def limited(request: BuildRequest, index: int, draft: Draft, data: str, rule: st
         limit = room if limit is None else min(limit, room)
     wrapped = prompt_format_of(request, parts)
     official = options.truncation == "official"
-    short = shorten(wrapped, draft.text, limit, rule, official=official, literal=parts.literal)
+    try:
+        short = shorten(wrapped, draft.text, limit, rule, official=official, literal=parts.literal)
+    except UserError as error:
+        row = parts.metadata.get("id", index)
+        raise UserError(f"{request.task.name}, row {row}: {error}") from None
     notes: dict[str, Any] = {"data": data, "cut_tokens": short.removed}
     if short.removed:
         notes["cut"] = f"middle-{rule}" + ("-official" if official else "")
