@@ -257,6 +257,7 @@ def test_too_short_a_length_names_the_shortest(name):
         ("nothing", {}, "unknown task"),
         ("vt", {"hops": 3}, "valid options: begin_answer, num_chains, num_hops, depth, dense"),
         ("vt", {"num_hops": 0}, "num_hops=0"),
+        ("vt", {"num_chains": 90_000}, "only 89999 values exist"),
         ("niah_single_1", {"depth": 50}, "depth=50"),
         ("niah_single_1", {"haystack": "hay"}, "haystack='hay'"),
         ("niah_single_1", {"wording": "latin"}, "unknown wording"),

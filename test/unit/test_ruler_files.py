@@ -84,8 +84,10 @@ def test_file_of_2024_is_split_into_context_question_and_prefix(tmp_path):
 def test_file_of_2026_keeps_its_answer_prefix(tmp_path):
     text = f"Instruction here.\n{NEEDLES}\n{QUESTION}"
     row = {"index": 1, "input": text, "outputs": ["17"], "length": 99, "answer_prefix": PREFIX}
+    row["token_position_answer"] = 31
     (sample,) = tasks.read(rows_to(tmp_path / "4096_niah_single_1.jsonl", row))
     assert (sample.question, sample.answer_prefix) == (QUESTION, PREFIX)
+    assert sample.metadata["token_position_answer"] == 31
     tokenizer = ruler_tokenizers.chat()
     assert tokenizer.decode(encode(sample, tokenizer).ids).endswith("<|assistant|>" + PREFIX)
 

@@ -17,6 +17,8 @@ _NAMES = {
     "words": ("watchword", "watchwords"),
     "uuids": ("serial code", "serial codes"),
 }
+#: numbers that variables hold
+_FIRST_VALUE, _LAST_VALUE = 10_000, 99_998
 
 
 def enumeration(items: Sequence[str]) -> str:
@@ -61,6 +63,8 @@ class EnglishWording(Wording):
         self.word_list = words.list_name(words_path) if words_path else None
 
     def capacity(self, kind: str) -> int | None:
+        if kind == "variable_values":
+            return _LAST_VALUE - _FIRST_VALUE + 1
         if self._listed is None:
             return None
         if kind == "words":
@@ -121,7 +125,7 @@ class EnglishWording(Wording):
         )
 
     def variable_value(self, random: Random) -> str:
-        return str(random.randint(10_000, 99_998))
+        return str(random.randint(_FIRST_VALUE, _LAST_VALUE))
 
     def assignment(self, name: str, source: str, first: bool) -> str:
         return f"LET {name} = {source}"

@@ -63,6 +63,8 @@ def _sample(
     if "index" in row:
         # needle files of RULER repeat theirs (it is a character offset), so the line counts here
         metadata["file_index"] = row["index"]
+    if "token_position_answer" in row:
+        metadata["token_position_answer"] = row["token_position_answer"]
     prefix = str(row.get("answer_prefix", ""))
     if "context" in row and "question" in row:
         context, question = str(row["context"]), str(row["question"])

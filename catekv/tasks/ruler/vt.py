@@ -53,11 +53,11 @@ class ChainPlan(Plan):
         self._request, self._options = request, options
         wording, random = request.wording, request.random("chains")
         size = options.num_hops + 1
-        names = wording.variables(options.num_chains * size, random)
         values: dict[str, None] = {}
         available = wording.capacity("variable_values")
         if available is not None and options.num_chains > available:
             raise UserError(f"num_chains={options.num_chains}; only {available} values exist")
+        names = wording.variables(options.num_chains * size, random)
         while len(values) < options.num_chains:
             values[wording.variable_value(random)] = None
         self._value = next(iter(values))
