@@ -14,14 +14,14 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.simcalkv import analyses, plots
-from catekv.simcalkv.datasets import load
-from catekv.simcalkv.evaluate import (
+from catekv.simcalkv.arguments import (
     add_data_arguments,
     add_model_arguments,
     open_model,
     reading_of,
     with_window,
 )
+from catekv.simcalkv.datasets import load
 from catekv.simcalkv.split import Split
 from catekv.simcalkv.tensors import Recorded, record
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Rows asked for where a split names no end. No data set of the comparison has as many.
 ALL_ROWS = 1_000_000
+#: What :mod:`catekv.tasks` loads from the hub, except for multiple choice.
+HUB_SPLIT = "test"
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,11 @@ def load(name: str, split: Split, tokenizer: Any, reading: Reading) -> list[Exam
     for option, value in (("input", reading.input_tokens), ("new", reading.new_tokens)):
         if value is not None and value < 1:
             raise UserError(f"--max_{option}_tokens {value} must be at least 1")
+    wanted = split.least_rows
+    if wanted is None and reading.source == "built-in":
+        raise UserError(f"built-in rows of {name} have no end; say how many, like test[:8]")
     if dataset.task is None:
         return _choices(name, split, tokenizer, reading)
-    wanted = split.least_rows
     options: dict[str, Any] = {"path": reading.path, "source": reading.source}
     samples = tasks.build(
         dataset.task,
@@ -130,9 +134,13 @@ def load(name: str, split: Split, tokenizer: Any, reading: Reading) -> list[Exam
         max_answer_tokens=_new_tokens(dataset, reading),
         **options,
     )
-    return [
-        _example(sample, tokenizer, reading.chat_template) for sample in split.take(samples, name)
-    ]
+    found = [_example(sample, tokenizer) for sample in split.take(samples, name)]
+    if split.name != HUB_SPLIT and found[0].data.startswith("hub:"):
+        raise UserError(
+            f"from the hub {name} is loaded as its split {HUB_SPLIT}, not {split.name}; download "
+            "the rows and name them with --data_path"
+        )
+    return found
 
 
 def _new_tokens(dataset: Dataset, reading: Reading) -> int:
@@ -159,10 +167,11 @@ def _length(name: str, dataset: Dataset, reading: Reading) -> int:
     return length
 
 
-def _example(sample: Sample, tokenizer: Any, chat_template: str) -> Example:
+def _example(sample: Sample, tokenizer: Any) -> Example:
     return Example(
         str(sample.metadata.get("id", sample.index)),
-        encode(sample, tokenizer, chat_template).ids,
+        # in the template that it was fitted with
+        encode(sample, tokenizer).ids,
         sample.outputs,
         sample.max_new_tokens,
         sample.stop,
@@ -173,12 +182,9 @@ def _example(sample: Sample, tokenizer: Any, chat_template: str) -> Example:
 
 def _choices(name: str, split: Split, tokenizer: Any, reading: Reading) -> list[Example]:
     options = DataOptions(path=reading.path, source=reading.source)
-    wanted = split.least_rows
-    if wanted is None and reading.source == "built-in":
-        raise UserError(f"built-in rows of {name} have no end; say how many, like test[:8]")
     wording = find_wording(None, tokenizer).name
     rows = choice_rows(
-        name, split.name, options, count=wanted or 0, seed=reading.seed, wording=wording
+        name, split.name, options, count=split.least_rows or 0, seed=reading.seed, wording=wording
     )
     found = []
     for question in split.take(choice_questions(name, rows), name):

@@ -5,22 +5,29 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catekv.errors import UserError
-from catekv.simcalkv.datasets import DATASETS, Example, Reading, find, fingerprint, load
-from catekv.simcalkv.kv_methods import Choice, calibrations
+from catekv.simcalkv.arguments import (
+    add_data_arguments,
+    add_method_arguments,
+    add_model_arguments,
+    choices_of,
+    open_model,
+    reading_of,
+    with_window,
+)
+from catekv.simcalkv.datasets import Example, Reading, find, fingerprint, load
+from catekv.simcalkv.kv_methods import Choice
 from catekv.simcalkv.results import Pair, Results, family_of, refuse_foreign, summary, write
 from catekv.simcalkv.split import Split
-from catekv.tasks.sources import SOURCES
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
     from catekv.simcalkv.comparison import Side
 
-DEFAULT_MODEL = "meta-llama/Llama-2-7b-hf"
 #: the side without compression
 UNCOMPRESSED = Choice("full", 0.0)
 
@@ -44,84 +51,12 @@ class Request:
     device: str = "auto"
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
-    """``--model_name``, ``--dtype`` and ``--device``."""
-    parser.add_argument(
-        "--model_name",
-        default=default,
-        help="folder or hub name of any causal language model (default: %(default)s)",
-    )
-    parser.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-
-
-def add_data_arguments(
-    parser: argparse.ArgumentParser, dataset: str = "xsum", split: str = "test[:5]"
-) -> None:
-    """Which rows, where from, and how long prompts and answers are."""
-    parser.add_argument("--dataset", default=dataset, help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument(
-        "--split", default=split, help='rows, like "test[:100]" (default: %(default)s)'
-    )
-    parser.add_argument("--data_path", help="file with the rows, or a folder that holds it")
-    parser.add_argument(
-        "--source",
-        default="auto",
-        choices=SOURCES,
-        help="where rows come from; built-in: small generated rows, only if asked for",
-    )
-    parser.add_argument("--max_input_tokens", type=int, help="of a prompt (default: as published)")
-    parser.add_argument("--max_new_tokens", type=int, help="of an answer (default: as published)")
-    parser.add_argument("--chat_template", default="auto", help="auto, base or a template's name")
-    parser.add_argument("--seed", type=int, default=42, help="of generated rows")
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of the command."""
     add_model_arguments(parser)
     add_data_arguments(parser)
     add_method_arguments(parser, [0.4])
     parser.add_argument("--output_dir", default="results", help="folder (default: %(default)s)")
-
-
-def add_method_arguments(parser: argparse.ArgumentParser, ratios: list[float]) -> None:
-    """Which methods, and how much they remove."""
-    parser.add_argument(
-        "--compress_ratio",
-        type=float,
-        nargs="+",
-        default=ratios,
-        help="share of the prompt that is removed, 0 to below 1 (default: "
-        f"{' '.join(map(str, ratios))})",
-    )
-    parser.add_argument(
-        "--kv_method",
-        nargs="+",
-        default=["SimCalKV"],
-        help="SimCalKV, KeepKV, PyramidInfer, CaM, or any of `catekv methods`",
-    )
-    parser.add_argument(
-        "--similarity_threshold", type=float, help="cosine that a merge must exceed (SimCalKV: 0)"
-    )
-    parser.add_argument(
-        "--calibration",
-        nargs="+",
-        help="of SimCalKV: key_const (as published), logit, none; or all, one after the other",
-    )
-    parser.add_argument("--preset", default="published", choices=("published", "recommended"))
-
-
-def reading_of(parsed: argparse.Namespace) -> Reading:
-    """The flags of :func:`add_data_arguments`."""
-    return Reading(
-        parsed.max_input_tokens,
-        parsed.max_new_tokens,
-        None,
-        parsed.data_path,
-        parsed.source,
-        parsed.seed,
-        "base" if parsed.chat_template == "none" else parsed.chat_template,
-    )
 
 
 def request_of(parsed: argparse.Namespace) -> Request:
@@ -141,47 +76,6 @@ def request_of(parsed: argparse.Namespace) -> Request:
         parsed.dtype,
         parsed.device,
     )
-
-
-def choices_of(parsed: argparse.Namespace) -> tuple[Choice, ...]:
-    """Every method at every ratio with every calibration.
-
-    Raises:
-        UserError: unknown methods, options out of range.
-    """
-    several = len(parsed.kv_method) > 1
-    choices = tuple(
-        Choice(name, ratio, parsed.similarity_threshold, calibration, parsed.preset)
-        for name in parsed.kv_method
-        for ratio in parsed.compress_ratio
-        # beside others only SimCalKV has calibrations; alone another method refuses them
-        for calibration in calibrations(
-            None if several and name.lower() != "simcalkv" else parsed.calibration
-        )
-    )
-    for choice in choices:
-        choice.method()  # refuses wrong options
-    return choices
-
-
-def open_model(name: str, dtype: str, device: str) -> CateKVModel:
-    """The model; ``UserError`` if it cannot be loaded or has no tokenizer."""
-    from transformers.utils import logging
-
-    from catekv.model import CateKVModel
-
-    logging.disable_progress_bar()
-    model = CateKVModel.from_pretrained(name, method="full", dtype=dtype, device=device)
-    if model.tokenizer is None:
-        raise UserError(f"{name} has no tokenizer; add its files to the checkpoint")
-    return model
-
-
-def with_window(reading: Reading, model: CateKVModel) -> Reading:
-    """The reading with the model's window filled in."""
-    from catekv.transformers_compat import context_window
-
-    return replace(reading, window=context_window(model.config))
 
 
 def compare(

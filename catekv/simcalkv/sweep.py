@@ -15,10 +15,7 @@ from catekv import methods
 from catekv.errors import UserError
 from catekv.methods import Needs
 from catekv.simcalkv import plots
-from catekv.simcalkv.comparison import answer_of
-from catekv.simcalkv.datasets import Example, load
-from catekv.simcalkv.evaluate import (
-    UNCOMPRESSED,
+from catekv.simcalkv.arguments import (
     add_data_arguments,
     add_method_arguments,
     add_model_arguments,
@@ -27,6 +24,9 @@ from catekv.simcalkv.evaluate import (
     reading_of,
     with_window,
 )
+from catekv.simcalkv.comparison import answer_of
+from catekv.simcalkv.datasets import Example, load
+from catekv.simcalkv.evaluate import UNCOMPRESSED
 from catekv.simcalkv.kv_methods import Choice
 from catekv.simcalkv.scores import dataset_metrics
 from catekv.simcalkv.split import Split

@@ -1,0 +1,95 @@
+"""Accuracy at equal memory on the embedded model, for the evidence."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from catekv import embedded, tasks
+from catekv.evaluation.answers import FULL, score_methods
+from catekv.evaluation.defaults import EMBEDDED_TASKS, method_defaults
+from catekv.evaluation.measuring import split_prompt
+from catekv.methods import Method, ModelShape
+from catekv.simcalkv.arguments import open_model
+from catekv.simcalkv.kv_methods import Choice
+from catekv.tasks.prompt import encode
+
+RATIOS = (0.4, 0.6, 0.8)
+LENGTH = 1024
+
+
+def _merging(**options: Any) -> Choice:
+    return Choice("SimCalKV", 0.0, options=tuple(options.items()))
+
+
+#: compared at equal memory, by name in the table
+COMPARED: dict[str, Choice] = {
+    "simcalkv, key_const": _merging(),
+    "simcalkv, none": _merging(calibration="none"),
+    "simcalkv, logit": _merging(calibration="logit"),
+    "simcalkv, logit, uniform": _merging(calibration="logit", key_mean="uniform"),
+    "simcalkv, logit, causal": _merging(calibration="logit", causal_normalise=True),
+    "simcalkv, evict only": _merging(calibration="none", threshold=1.0),
+    **{
+        name: Choice(name, 0.0)
+        for name in (
+            "keepkv",
+            "cam",
+            "simcalkv_keepkv",
+            "simcalkv_cam",
+            "simcalkv_pyramidinfer",
+            "h2o",
+            "snapkv",
+            "adakv",
+            "pyramidkv",
+            "streaming_llm",
+        )
+    },
+}
+
+
+def accuracy_part(samples: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Scores at equal memory on the embedded model, question after and before compression."""
+    model = open_model(str(embedded.path()), "float32", "cpu")
+    scores: dict[tuple[str, str, float], list[float]] = {}
+    full: dict[str, list[float]] = {"agnostic": [], "aware": []}
+    for task in EMBEDDED_TASKS:
+        for sample in tasks.build(task, model.tokenizer, LENGTH, samples, seed=11):
+            prompt = encode(sample, model.tokenizer)
+            for question in full:
+                tokens = len(split_prompt(prompt, question)[0])
+                compared = {
+                    f"{name}|{ratio}": equal_memory(
+                        replace(choice, ratio=ratio), tokens, model.shape
+                    )
+                    for name, choice in COMPARED.items()
+                    for ratio in RATIOS
+                }
+                for answer in score_methods(model, [sample], compared, [question]):
+                    if answer.label == FULL:
+                        full[question].append(answer.official)
+                        continue
+                    name, _, ratio = answer.label.rpartition("|")
+                    key = (name, question, float(ratio))
+                    scores.setdefault(key, []).append(answer.official)
+            say(f"{task} {sample.index}")
+    return {
+        "full": {question: statistics.fmean(values) for question, values in full.items()},
+        "rows": [
+            {"method": name, "question": question, "ratio": ratio,
+             "score": statistics.fmean(values), "samples": len(values)}
+            for (name, question, ratio), values in scores.items()
+        ],
+        "tasks": list(EMBEDDED_TASKS),
+        "length": LENGTH,
+        "samples_per_task": samples,
+    }  # fmt: skip
+
+
+def equal_memory(choice: Choice, tokens: int, shape: ModelShape) -> Method:
+    """A method with its options for the embedded model, at a choice's memory."""
+    known = () if choice.name == "simcalkv" else method_defaults(True).get(choice.name, {}).items()
+    choice = replace(choice, options=(*choice.options, *known))
+    return choice.of_length(choice.method(), tokens, shape)
