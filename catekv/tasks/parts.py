@@ -72,7 +72,7 @@ def unfitted(task: str, metric: str, index: int, parts: Parts) -> Sample:
         target_length=0,
         metric=metric,
         wording=parts.wording,
-        depths=parts.depths,
+        depths=tuple(round(depth, 6) for depth in parts.depths),
         metadata=metadata,
         stop=parts.stop,
         scoring=parts.scoring,

@@ -20,7 +20,7 @@ from catekv.tasks.task import BuildRequest, Family, Task
 
 #: facts that a built-in text reports and its summary states again
 _FACTS = {"cnn_dailymail": 3, "xsum": 1, "gov_report": 10}
-_SMALL_FACTS = {"cnn_dailymail": 3, "gov_report": 4}
+_SMALL_FACTS = 4
 _FILES = {
     "cnn_dailymail": ("cnn_dailymail.jsonl", "cnn_dailymail.csv", "cnn_dailymail.parquet"),
     "xsum": ("xsum.jsonl", "xsum.csv", "xsum.parquet"),
@@ -45,7 +45,7 @@ def _built_in(request: BuildRequest, name: str, index: int) -> Plan:
     if is_small(request.wording):
         if name == "xsum":
             return story_plan(small_stories.needles(seed))
-        asked = small_stories.summary(seed, _SMALL_FACTS[name])
+        asked = small_stories.summary(seed, _SMALL_FACTS)
         return story_plan(asked, max_new_tokens=LIST_TOKENS)
     report = stories.reported(seed, _FACTS[name])
     summary = ("\n" if name == "cnn_dailymail" else " ").join(report.summary)
