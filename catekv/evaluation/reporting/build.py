@@ -32,6 +32,7 @@ from catekv.evaluation.reporting.score_section import score_section
 from catekv.evaluation.reporting.summary import family_of
 from catekv.evaluation.reporting.summary_text import interval, notes_of, runs_of
 from catekv.evaluation.reporting.svg import styles
+from catekv.evaluation.reporting.validity_section import validity_section, without_checks
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ def add_summary(
 ) -> None:
     """Add all parts that follow from a summary to a section."""
     full = summary["full"]
+    validity = validity_section(summary)
+    summary = without_checks(summary)
     series = {
         label: str(method.get("variant_of", label)) for label, method in summary["methods"].items()
     }
@@ -160,6 +163,7 @@ def add_summary(
     trained = options.trained or manifest.get("trained_tokens")
     folders = [*masks, *_shipped(str(summary["model"]))]
     parts = [
+        validity,
         curve_section(summary, style, stem),
         needle_section(summary.get("needles", []), stem, options.scale, trained),
         benchmark_section(summary),
@@ -201,6 +205,7 @@ def _facts(group: Group) -> str:
         f"{own.get('dtype')} on {device.get('name') or own.get('device')}",
         f"seed {own.get('seed')}",
         f"samples {group.summary['data_hash']}",
+        *([f"rows {', '.join(rows)}"] if (rows := _rows(manifest)) else []),
         *(
             f"{name} {versions[name]}"
             for name in ("catekv", "torch", "transformers")
@@ -209,6 +214,11 @@ def _facts(group: Group) -> str:
         f"{len(group.records)} records of {', '.join(run.name for run in group.runs)}",
     ]
     return "; ".join(parts) + "."
+
+
+def _rows(manifest: Mapping[str, Any]) -> list[str]:
+    """Where the tasks' rows come from."""
+    return list(dict.fromkeys(map(str, manifest.get("data", {}).values())))
 
 
 def _manifests(groups: Sequence[Group]) -> Section:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,15 +96,24 @@ def _join(group: Group) -> None:
             have = manifest.get(name, [])
             manifest[name] = [*have, *(v for v in run.manifest.get(name, []) if v not in have)]
         prefix = f"{run.name}: " if len(group.runs) > 1 else ""
-        group.notes += [f"{prefix}{note}" for note in run.notes]
-    # variants of a method stand together, where the first of them was named
+        warnings = map(str, run.manifest.get("warnings", []))
+        group.notes += [f"{prefix}{note}" for note in (*run.notes, *warnings)]
+    # variants of a method stand together, where the first of them was named, by rising numbers
     bases = list(dict.fromkeys(method.get("variant_of", name) for name, method in methods.items()))
     manifest["methods"] = dict(
-        sorted(methods.items(), key=lambda item: bases.index(item[1].get("variant_of", item[0])))
+        sorted(
+            methods.items(),
+            key=lambda item: (bases.index(item[1].get("variant_of", item[0])), _numbers(item[0])),
+        )
     )
     group.manifest = manifest
     group.records = list(merge(records).values())
     group.summary = summarise(group.records, manifest)
+
+
+def _numbers(label: str) -> list[float]:
+    """The numbers in a label, to sort by."""
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", label)]
 
 
 def _methods(run: Run) -> list[tuple[str, dict[str, Any]]]:

@@ -166,7 +166,7 @@ def _notes(path: Path, manifest: dict[str, Any], records: Sequence[Record]) -> I
     foreign = sum((record.method, record.method_hash) not in known for record in records)
     if foreign:
         yield f"{foreign} records of methods that the manifest does not name are left out"
-    failed = sum(record.error is not None for record in records)
+    failed = sum(record.error is not None and not record.skipped for record in records)
     if failed:
         yield f"{failed} of {len(records)} measurements failed; their records say why"
 

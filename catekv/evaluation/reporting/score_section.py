@@ -98,9 +98,10 @@ def memory_share(row: Row) -> float | None:
 
 
 def _cost_table(averages: Sequence[Row]) -> Table:
+    rare = [name for name in ("skipped", "cut") if any(row[name] for row in averages)]
     header = [
         "method", "asked", "kept", "stored MiB", "of full", "prefill ms", "compress ms",
-        "question ms", "ms/token", "samples", "nulls", "errors",
+        "question ms", "ms/token", "samples", "nulls", "errors", *rare,
     ]  # fmt: skip
     rows = [
         [
@@ -116,13 +117,14 @@ def _cost_table(averages: Sequence[Row]) -> Table:
                     "decode_seconds_per_token",
                 )
             ),
-            *(str(row[name]) for name in ("count", "nulls", "errors")),
+            *(str(row[name]) for name in ("count", "nulls", "errors", *rare)),
         ]
         for row in averages
     ]  # fmt: skip
     caption = (
         "Memory and time. asked: share of tokens that was to be kept, or is read per step; kept: "
         "share stored; times are medians; nulls: empty predictions"
+        + ("; skipped: left out for a recorded reason; cut: shortened to fit" if rare else "")
     )
     return Table(caption, header, rows)
 

@@ -128,8 +128,10 @@ def _numbers(
     good = [record for record in everything if record.error is None]
     result: dict[str, Any] = {
         "count": len(good),
-        "errors": len(everything) - len(good),
+        "errors": sum(r.error is not None and not r.skipped for r in everything),
+        "skipped": sum(record.skipped for record in everything),
         "nulls": sum(not record.prediction.strip() for record in good),
+        "cut": sum(bool(record.metadata.get("cut_tokens")) for record in good),
     }
     for name in ("official", "strict"):
         values = {task: list(_scores(records, name).values()) for task, records in per_task.items()}

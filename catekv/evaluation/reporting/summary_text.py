@@ -137,7 +137,20 @@ def notes_of(summary: Mapping[str, Any]) -> str:
     failed = sum(row["errors"] for row in summary["cells"])
     if failed:
         lines.append(f"{failed} measurements failed; their records in samples.jsonl say why.")
+    skipped = sum(row["skipped"] for row in summary["cells"])
+    if skipped:
+        lines.append(f"{skipped} measurements were left out; their records say why.")
+    cut = sum(row["cut"] for row in summary["cells"] if row["method"] == _first(summary))
+    if cut:
+        lines.append(
+            f"{cut} samples had their text cut to fit; their records say by how many tokens."
+        )
     return "\n".join(lines)
+
+
+def _first(summary: Mapping[str, Any]) -> str | None:
+    """A method by which samples are counted once."""
+    return next(iter(summary["methods"]), None)
 
 
 def _task_count(summary: Mapping[str, Any], average: Mapping[str, Any]) -> int:
