@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from catekv import embedded, tasks
 from catekv.errors import UserError
-from catekv.tasks import metrics
+from catekv.tasks import metrics, sources
 from catekv.tasks.infinitebench.family import FAMILY
 from catekv.tasks.infinitebench.options import KINDS, swept_depth
 from catekv.tasks.infinitebench.prompts import PROMPTS
@@ -148,11 +148,10 @@ def test_missing_field_and_torn_line_are_named(written):
 
 
 def test_missing_data_are_one_sentence(monkeypatch):
-    def no_network(*arguments, **options):
-        raise ConnectionError("no route to the hub")
+    def no_network(hub):
+        raise UserError("the hub cannot be reached from here")
 
-    datasets = pytest.importorskip("datasets", reason="the hub is asked through datasets")
-    monkeypatch.setattr(datasets, "load_dataset", no_network)
+    monkeypatch.setattr(sources, "hub_rows", no_network)
     monkeypatch.delenv("CATEKV_DATA", raising=False)
     with pytest.raises(UserError, match=r"longbook_qa_eng\.jsonl.*source=built-in") as raised:
         tasks.build("infinitebench/longbook_qa_eng", ruler_tokenizers.byte_level(), 1024, 1)
