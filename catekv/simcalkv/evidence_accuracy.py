@@ -16,7 +16,7 @@ from catekv.simcalkv.arguments import open_model
 from catekv.simcalkv.kv_methods import Choice
 from catekv.tasks.prompt import encode
 
-RATIOS = (0.4, 0.6, 0.8)
+RATIOS = (0.4, 0.8)
 LENGTH = 1024
 
 
@@ -34,18 +34,7 @@ COMPARED: dict[str, Choice] = {
     "simcalkv, evict only": _merging(calibration="none", threshold=1.0),
     **{
         name: Choice(name, 0.0)
-        for name in (
-            "keepkv",
-            "cam",
-            "simcalkv_keepkv",
-            "simcalkv_cam",
-            "simcalkv_pyramidinfer",
-            "h2o",
-            "snapkv",
-            "adakv",
-            "pyramidkv",
-            "streaming_llm",
-        )
+        for name in ("keepkv", "cam", "h2o", "snapkv", "adakv", "streaming_llm")
     },
 }
 

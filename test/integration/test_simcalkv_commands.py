@@ -1,0 +1,249 @@
+"""The commands of experiments/simcalkv, end to end on the embedded model."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from transformers import AutoTokenizer
+
+from catekv import embedded, tasks
+from catekv.simcalkv.results import COLUMNS
+from catekv.tasks.prompt import encode
+
+FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "simcalkv"
+MODEL = str(embedded.path())
+
+
+def script(name: str) -> ModuleType:
+    """A command's file as a module."""
+    specification = importlib.util.spec_from_file_location(
+        f"simcalkv_{name}", FOLDER / f"{name}.py"
+    )
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def run(name: str, *words: object) -> int:
+    arguments = ["--model_name", MODEL, "--device", "cpu", *map(str, words)]
+    return int(script(name).main(arguments))
+
+
+@pytest.fixture
+def articles(tmp_path: Path) -> Path:
+    """Local rows of CNN/DailyMail in words that the model knows."""
+    file = tmp_path / "data" / "cnn_dailymail.jsonl"
+    file.parent.mkdir()
+    rows = [
+        {
+            "id": f"story-{number}",
+            "article": f"the farmer found a book near the river . {'the dog slept . ' * 30}",
+            "highlights": "the farmer found a book .",
+        }
+        for number in range(4)
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+def test_the_published_command_from_local_rows(articles: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CATEKV_DATA", str(articles.parent))
+    output = tmp_path / "out"
+    code = run(
+        "llama_eval", "--dataset", "cnn_dailymail", "--split", "test[1:3]", "--compress_ratio", 0.4,
+        "--kv_method", "SimCalKV", "--max_new_tokens", 8, "--output_dir", output,
+    )  # fmt: skip
+    assert code == 0
+    with (output / "llama_results_cnn_dailymail_SimCalKV_0.4.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["id"] for row in rows] == ["story-1", "story-2"]
+    assert {row["reference"] for row in rows} == {"the farmer found a book ."}
+    assert {row["ratio"] for row in rows} == {"0.4"}
+    for row in rows:
+        assert float(row["memory_after_MB"]) < 0.7 * float(row["memory_before_MB"])
+        assert float(row["time_before_s"]) > 0
+        assert row["answer_before"]
+    found = json.loads((output / "llama_cnn_dailymail_SimCalKV_0.4.json").read_text())
+    assert set(found["metrics_before"]["rouge"]) == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
+    assert found["kept_share"] == pytest.approx(0.6, abs=0.01)
+    assert found["settings"]["data"].startswith("file:cnn_dailymail.jsonl:")
+    assert found["means"]["time_after_s"] == pytest.approx(found["sums"]["time_after_s"] / 2)
+
+
+def test_ratio_nothing_is_the_identity(tmp_path: Path) -> None:
+    for method in ("SimCalKV", "KeepKV", "CaM", "simcalkv_pyramidinfer"):
+        code = run(
+            "llama_eval", "--dataset", "trec", "--source", "built-in", "--split", "test[:2]",
+            "--compress_ratio", 0, "--kv_method", method, "--max_input_tokens", 200,
+            "--max_new_tokens", 6, "--output_dir", tmp_path,
+        )  # fmt: skip
+        assert code == 0
+        (name,) = tmp_path.glob(f"llama_trec_{method}_0.json")
+        found = json.loads(name.read_text())
+        assert found["same_answers"] == 2
+        assert found["metrics_before"] == found["metrics_after"]
+
+
+def test_memory_counts_the_answer_too(tmp_path: Path) -> None:
+    code = run(
+        "llama_eval", "--dataset", "hotpotqa", "--source", "built-in", "--split", "test[:1]",
+        "--compress_ratio", 0.5, "--max_input_tokens", 200, "--max_new_tokens", 5,
+        "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    (details,) = tmp_path.glob("*.jsonl")
+    sample = json.loads(details.read_text())
+    tokens, steps = sample["prompt_tokens"], sample["before"]["steps"]
+    # 4 layers with 4 heads of size 32 in float32
+    per_token = 2 * 4 * 4 * 32 * 4 / 2**20
+    bookkeeping = 0.01 * tokens * per_token
+    before, after = sample["before"]["memory_mb"], sample["after"]["memory_mb"]
+    assert 0 <= before - (tokens + steps) * per_token < bookkeeping
+    steps = sample["after"]["steps"]
+    kept = tokens - tokens // 2 + steps
+    assert 0 <= after - kept * per_token < bookkeeping
+
+
+def test_choices_are_answered_from_the_context(tmp_path: Path) -> None:
+    code = run(
+        "llama_eval", "--dataset", "piqa", "--source", "built-in", "--split", "test[:4]",
+        "--compress_ratio", 0.4, "--calibration", "all", "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    summaries = sorted(path.name for path in tmp_path.glob("*.json"))
+    assert summaries == [
+        "llama_piqa_SimCalKV-logit_0.4.json",
+        "llama_piqa_SimCalKV-none_0.4.json",
+        "llama_piqa_SimCalKV_0.4.json",
+    ]
+    for name in summaries:
+        found = json.loads((tmp_path / name).read_text())
+        assert found["metrics_before"] == {"accuracy": 1.0}
+    details = (tmp_path / "llama_results_piqa_SimCalKV_0.4.jsonl").read_text().splitlines()
+    for line in details:
+        sample = json.loads(line)
+        right = sample["choices"].index(sample["references"][0])
+        scores = sample["before"]["choice_scores"]
+        assert max(scores) == scores[right] < 0
+
+
+def test_prompts_are_read_whole_and_once(tmp_path: Path) -> None:
+    """The compressed prompt is what encoding the task's sample gives."""
+    from catekv.simcalkv.datasets import Reading, load
+    from catekv.simcalkv.split import Split
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    reading = Reading(200, 6, source="built-in")
+    (example,) = load("2wikimqa", Split.parse("test[1:2]"), tokenizer, reading)
+    sample = tasks.build(
+        "longbench/2wikimqa", tokenizer, 206, 2, source="built-in", max_answer_tokens=6
+    )[1]
+    assert example.context_ids == encode(sample, tokenizer).ids
+    assert len(example.context_ids) <= 200
+
+
+def test_the_sweep_draws_scores_against_the_ratio(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    code = run(
+        "sweep", "--dataset", "xsum", "--source", "built-in", "--split", "test[:2]",
+        "--compress_ratio", 0.2, 0.8, "--kv_method", "SimCalKV", "KeepKV", "PyramidInfer",
+        "--calibration", "none", "logit", "--max_input_tokens", 200, "--max_new_tokens", 8,
+        "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    with (tmp_path / "sweep_xsum.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["method"], row["ratio"]) for row in rows] == [
+        ("full", "0.0"),
+        ("SimCalKV-none", "0.2"),
+        ("SimCalKV-logit", "0.2"),
+        ("SimCalKV-none", "0.8"),
+        ("SimCalKV-logit", "0.8"),
+        ("KeepKV", "0.2"),
+        ("KeepKV", "0.8"),
+        ("PyramidInfer", "0.2"),
+        ("PyramidInfer", "0.8"),
+    ]
+    assert all(row["rouge1"] for row in rows[:7])
+    assert rows[8]["rouge1"] == ""  # four layers: its first ones keep too much
+    assert float(rows[3]["kept_share"]) == pytest.approx(0.2, abs=0.01)
+    names = {path.name for path in tmp_path.glob("*.png")}
+    assert names == {
+        f"sweep_xsum_{kind}.png" for kind in ("rouge1", "rouge2", "rougeL", "rougeLsum")
+    }
+
+
+def test_the_analyses_write_numbers_and_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    code = run(
+        "analyse", "--dataset", "openbookqa", "--source", "built-in", "--layer", 1, "--head", 3,
+        "--decode_tokens", 5, "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    found = json.loads((tmp_path / "analysis.json").read_text())
+    assert (found["decoded_tokens"], found["layer"], found["kv_head"]) == (5, 1, 3)
+    tokens = found["prompt_tokens"] + 5
+    assert found["attention"]["weights"] == tokens * (tokens + 1) // 2
+    with (tmp_path / "query_sums.csv").open(newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 4 * 8
+    with (tmp_path / "similar_keys.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == tokens
+    assert float(rows[9]["cosine_1"]) >= float(rows[9]["cosine_5"])
+    pictures = {path.stem for path in tmp_path.glob("*.png")}
+    assert pictures == {
+        "attention_histogram", "attention_map", "key_cosine", "key_distance", "query_sums",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset", "squad"], "unknown dataset 'squad'"),
+        (["--compress_ratio", "1"], "ratio 1 removes every token"),
+        (["--similarity_threshold", "1.2"], "threshold 1.2 is outside [-1, 1]"),
+        (["--kv_method", "KeepCV"], "unknown method 'keepcv'"),
+        (["--split", "test[8]"], "write it like test[:100]"),
+        (["--split", "test[5:5]", "--source", "built-in"], "holds no row"),
+        (["--split", "test", "--source", "built-in"], "say how many"),
+        (["--data_path", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        (["--model_name", "no/such/model"], "there is no checkpoint folder"),
+        (["--max_input_tokens", "99999", "--source", "built-in"], "exceed the model's window"),
+    ],
+)
+def test_wrong_input_is_one_line(words: list[str], message: str, capsys, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert run("llama_eval", *words, "--output_dir", output) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not output.exists()
+
+
+def test_missing_columns_are_named(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"article": "the dog slept ."}))
+    words = ["--dataset", "cnn_dailymail", "--data_path", file, "--output_dir", tmp_path / "out"]
+    assert run("llama_eval", *words) == 2
+    error = capsys.readouterr().err
+    assert f"{file}, line 1" in error
+    assert "article and highlights" in error
+
+
+def test_places_that_the_model_does_not_have(tmp_path: Path, capsys) -> None:
+    words = ["--dataset", "openbookqa", "--source", "built-in", "--output_dir", tmp_path]
+    for flags, message in (
+        (["--layer", 9], "none of the layers that are compressed: 0, 1, 2, 3"),
+        (["--head", 4], "none of the 4 KV heads"),
+        (["--decode_tokens", 0], "must be at least 1"),
+    ):
+        assert run("analyse", *words, *flags) == 2
+        assert message in capsys.readouterr().err
