@@ -1,0 +1,98 @@
+"""How much faster coalitions are with one prefill per sample than with a prefill for each.
+
+Both ways decode the same coalitions of the same samples and must give the same answers. The second
+one reads the prompt anew for every coalition and decodes it alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from shared import main, open_model, parser
+
+from catekv import tasks
+from catekv.cokv.coalitions import CoalitionScorer, Trial, masked_context
+from catekv.cokv.drawing import Draw, default_slices
+from catekv.cokv.game import Members
+from catekv.evaluation import environment
+from catekv.layout import storage_bytes
+from catekv.methods import Needs
+
+
+def benchmark(arguments: argparse.Namespace) -> int:
+    model = open_model(arguments)
+    together = CoalitionScorer(model, batch_size=arguments.batch_size)
+    alone = CoalitionScorer(model, batch_size=1)
+    players = together.layers * together.kv_heads
+    sizes = default_slices(players)
+    coalitions = [
+        Draw(index, sizes[index % len(sizes)], "A").members(arguments.seed, players)
+        for index in range(arguments.coalitions)
+    ]
+    rows = []
+    for task in arguments.tasks:
+        (sample,) = tasks.build(task, model.tokenizer, arguments.length, 1, arguments.seed)
+        trial = Trial.of(sample, model.tokenizer, arguments.question)
+        seconds: dict[str, list[float]] = {"shared": [], "anew": []}
+        for _ in range(arguments.rounds):
+            clock = time.perf_counter()
+            first = together.answers(trial, coalitions)
+            seconds["shared"].append(time.perf_counter() - clock)
+            clock = time.perf_counter()
+            second = [alone.answers(trial, [one])[0] for one in coalitions]
+            seconds["anew"].append(time.perf_counter() - clock)
+        best = {name: min(found) for name, found in seconds.items()}
+        rows.append(
+            {
+                "task": task,
+                "length": arguments.length,
+                "coalitions": len(coalitions),
+                "seconds": seconds,
+                "speed_up": best["anew"] / best["shared"],
+                "same_answers": sum(a == b for a, b in zip(first, second, strict=True)),
+                **_bytes(model, together, trial, coalitions[: arguments.batch_size]),
+            }
+        )
+        row = rows[-1]
+        print(
+            f"{task} at {arguments.length}: {best['shared']:.2f} s together, {best['anew']:.2f} s "
+            f"with a prefill each, {row['speed_up']:.1f} times; {row['same_answers']} of "
+            f"{len(coalitions)} answers the same; dense cache {row['dense_bytes']} bytes, a batch "
+            f"of {row['batch']} masked views {row['further_bytes']} more"
+        )
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "rows": rows,
+        "threads": torch.get_num_threads(),
+        "versions": environment.versions(),
+        "device": environment.device_description(str(model.device)),
+    }
+    arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+def _bytes(
+    model: Any, scorer: CoalitionScorer, trial: Trial, coalitions: list[Members]
+) -> dict[str, int]:
+    """What the dense cache holds, and what a batch of coalitions allocates beside it."""
+    dense = model.observe(trial.context_ids, needs=Needs())
+    held = [tensor for layer in dense.cache.ragged_layers for tensor in layer.tensors()]
+    shape = (-1, scorer.layers, scorer.kv_heads)
+    context = masked_context(dense, np.stack(coalitions).reshape(shape), scorer.window)
+    new = [tensor for layer in context.cache.ragged_layers for tensor in layer.tensors()]
+    both = storage_bytes([*held, *new])
+    own = storage_bytes(held)
+    return {"dense_bytes": own, "further_bytes": both - own, "batch": len(coalitions)}
+
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument("--length", type=int, default=1024)
+    options.add_argument("--coalitions", type=int, default=64)
+    options.add_argument("--rounds", type=int, default=3)
+    main(options, benchmark)

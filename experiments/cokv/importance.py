@@ -1,0 +1,79 @@
+"""Pictures and correlations of the importance of heads for several tasks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from shared import load_scores, main, model_name, open_model, parser
+
+from catekv.cokv.display import correlation, draw_scores, rank_correlation
+from catekv.cokv.predictions import short_name
+
+
+def importance(arguments: argparse.Namespace) -> int:
+    model = open_model(arguments)
+    files = {task: load_scores(arguments.scores, task, model) for task in arguments.tasks}
+    tables = {short_name(task): file.scores() for task, file in files.items()}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    title = f"Importance of the heads of {model_name(arguments)}"
+    for start in range(0, len(tables), 8):
+        part = dict(list(tables.items())[start : start + 8])
+        suffix = f"-{start // 8 + 1}" if len(tables) > 8 else ""
+        print(draw_scores(arguments.output / f"importance{suffix}.png", part, title))
+    lines = ["# Importance of heads: correlation between tasks", ""]
+    lines += ["Pearson, and Spearman of the ranks below the diagonal.", ""]
+    names = list(tables)
+    lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for row, name in enumerate(names):
+        cells = []
+        for column, other in enumerate(names):
+            measure = rank_correlation if column < row else correlation
+            cells.append(f"{measure(tables[name], tables[other]):.2f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| task | samples | draws | MAE | full | window only | best heads |",
+        "|---" * 7 + "|",
+    ]
+    for task, file in files.items():
+        recipe, table = file.recipe, file.scores()
+        best = np.argsort(-table, axis=None, kind="stable")[:3]
+        heads = ", ".join(f"{p // file.kv_heads}.{p % file.kv_heads}" for p in best)
+        lines.append(
+            f"| {short_name(task)} | {len(recipe['sample_hashes'])} | {recipe['draws']} | "
+            f"{recipe['mae']:.4f} | {100 * recipe['utility_full']:.1f} | "
+            f"{100 * recipe['utility_window']:.1f} | {heads} |"
+        )
+    path = arguments.output / "importance.md"
+    path.write_text("\n".join(lines) + "\n")
+    print(_course(arguments.scores, list(files), arguments.output / "mae.png"))
+    print(path)
+    return 0
+
+
+def _course(scores: Path, tasks: list[str], path: Path) -> Path:
+    """The difference of the two runs against the draws."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for task in tasks:
+        rows = np.genfromtxt(
+            scores / short_name(task) / "mae.csv", delimiter=",", names=True, ndmin=1
+        )
+        axis.plot(rows["draws"], rows["mae"], marker=".", lw=1, label=short_name(task))
+    axis.axhline(rows["tolerance"][-1], color="black", ls="--", lw=1, label="stop below")
+    axis.set(xlabel="draws per slice and run", ylabel="MAE of two runs", yscale="log")
+    axis.legend(fontsize=7, ncols=2)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument("--scores", type=Path, required=True)
+    main(options, importance)

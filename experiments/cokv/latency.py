@@ -1,0 +1,130 @@
+"""Time and memory of decoding against cache size, output length and context length.
+
+Writes ``generation_times.json`` (mode -> cache size -> output length -> generation_time and
+new_token_count) and ``MODE_SIZE.json`` (memory in MB at every context length).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from shared import main, open_model, parser
+
+from catekv.cli import integers
+from catekv.cokv.comparison import COMPARED, compared_method
+from catekv.cokv.files import ScoreFile
+from catekv.errors import UserError
+from catekv.evaluation import environment
+from catekv.evaluation.efficiency.memory import Peak, free
+from catekv.generation import synchronize
+
+MEGABYTE = 1 << 20
+
+
+def measure(arguments: argparse.Namespace) -> int:
+    model = open_model(arguments)
+    capacities = integers("--capacities", arguments.capacities)
+    outputs = integers("--outputs", arguments.outputs)
+    contexts = integers("--contexts", arguments.contexts)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.scores:
+        file = ScoreFile.load(arguments.scores)
+        file.check_model(model.shape.layers, model.shape.kv_heads)
+        scores: Any = file.estimates().tolist()
+    else:
+        raise UserError("latency of cokv needs --scores FILE of this model")
+    runs = [("full", 0)] + [(mode, size) for mode in arguments.modes for size in capacities]
+    times: dict[str, dict[str, dict[str, Any]]] = {}
+    rows = []
+    for mode, size in runs:
+        options = {"scores": scores, "alpha": arguments.alpha} if mode == "cokv" else {}
+        method = compared_method(mode, size, **options)
+        for length in outputs:
+            best = _generate(model, method, arguments.prompt, length, arguments.rounds)
+            times.setdefault(mode, {}).setdefault(str(size), {})[str(length)] = best
+        memory = [_memory(model, method, context) for context in contexts]
+        (arguments.output / f"{mode}_{size}.json").write_text(json.dumps(memory) + "\n")
+        rows.append((mode, size, times[mode][str(size)], memory))
+    (arguments.output / "generation_times.json").write_text(json.dumps(times, indent=1) + "\n")
+    _write(arguments, outputs, contexts, rows)
+    return 0
+
+
+def _prompt(model: Any, tokens: int) -> Any:
+    generator = torch.Generator().manual_seed(tokens)
+    ids = torch.randint(4, model.config.get_text_config().vocab_size, (1, tokens),
+                        generator=generator)  # fmt: skip
+    return ids.to(model.device)
+
+
+def _generate(model: Any, method: Any, prompt: int, new_tokens: int, rounds: int) -> dict[str, Any]:
+    """The fastest of several rounds: prefill, compression and all decode steps."""
+    ids = _prompt(model, prompt)
+    seconds = []
+    for _ in range(rounds):
+        synchronize(model.device)
+        clock = time.perf_counter()
+        context = model.prefill(ids, method=method)
+        result = model.generate_ids([[]], context, new_tokens, [])
+        synchronize(model.device)
+        seconds.append(time.perf_counter() - clock)
+        count = len(result.tokens)
+        del context
+    return {
+        "generation_time": min(seconds),
+        "new_token_count": count,
+        "seconds_per_step": result.decode_seconds / max(1, result.steps),
+    }
+
+
+def _memory(model: Any, method: Any, tokens: int) -> float:
+    """Peak MB beyond the weights on a GPU; elsewhere, where no peak is counted, the MB that the
+    compressed cache stores."""
+    free()
+    peak = Peak(model.device)
+    context = model.prefill(_prompt(model, tokens), method=method)
+    model.generate_ids([[]], context, 1, [])
+    since = peak.since_start()
+    return round((context.stored_bytes() if since is None else since) / MEGABYTE, 3)
+
+
+def _write(arguments: argparse.Namespace, outputs: Any, contexts: Any, rows: Any) -> None:
+    kind = "peak" if str(arguments.device).startswith("cuda") else "stored cache"
+    lines = [
+        f"Prompt {arguments.prompt} tokens; seconds for prefill and all new tokens, fastest of "
+        f"{arguments.rounds} rounds; {kind} MB by context length.",
+        "",
+        "| mode | capacity | " + " | ".join(f"{n} new" for n in outputs) + " | ms/step | "
+        + " | ".join(f"MB at {n}" for n in contexts) + " |",
+        "|---" * (3 + len(outputs) + len(contexts)) + "|",
+    ]  # fmt: skip
+    for mode, size, by_length, memory in rows:
+        seconds = [f"{by_length[str(n)]['generation_time']:.2f}" for n in outputs]
+        step = 1000 * by_length[str(outputs[-1])]["seconds_per_step"]
+        lines.append(
+            f"| {mode} | {size or '-'} | {' | '.join(seconds)} | {step:.1f} | "
+            f"{' | '.join(f'{one:.2f}' for one in memory)} |"
+        )
+    (arguments.output / "latency.md").write_text("\n".join(lines) + "\n")
+    device = environment.device_description(str(arguments.device))
+    manifest = {"versions": environment.versions(), "device": device, "prompt": arguments.prompt}
+    (arguments.output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument("--scores", type=Path, help="score file for cokv")
+    options.add_argument("--alpha", type=int, default=10, help="of cokv (default: 10, published)")
+    options.add_argument("--modes", nargs="+", default=["cokv", "snapkv"], choices=list(COMPARED))
+    options.add_argument("--capacities", nargs="+", default=["128"], metavar="TOKENS")
+    options.add_argument("--outputs", nargs="+", required=True, metavar="TOKENS")
+    options.add_argument("--contexts", nargs="+", required=True, metavar="TOKENS")
+    options.add_argument("--prompt", type=int, required=True, metavar="TOKENS")
+    options.add_argument("--rounds", type=int, default=3)
+    main(options, measure)

@@ -1,0 +1,125 @@
+"""Prediction and evaluation: methods at equal memory on the test samples of several tasks.
+
+For every task alpha is chosen on the validation samples; results are measured on the test samples.
+Writes ``pred/NAME/TASK.jsonl``, ``result_NAME.json``, ``list_result_NAME.json`` and ``runs.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from shared import add_probe_options, head_scores, load_scores, main, open_model, parser
+from tqdm import tqdm
+
+from catekv.cli import integers
+from catekv.cokv.comparison import COMPARED, compare_methods, compared_method
+from catekv.cokv.predictions import (
+    comparison_table,
+    read_results,
+    scores_of,
+    short_name,
+    write_predictions,
+    write_results,
+)
+from catekv.cokv.split import find_split, refuse_overlap
+from catekv.cokv.tuning import ALPHA_FILE, tune
+from catekv.evaluation import environment
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    capacities = integers("--capacities", arguments.capacities)
+    alphas = integers("--alphas", arguments.alphas)
+    model = open_model(arguments)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    probed = head_scores(arguments, model)
+    names = ["full"]
+    names += [f"{method}_{capacity}" for capacity in capacities for method in arguments.methods]
+    shown: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    chosen: dict[str, dict[int, int]] = {}
+    for task in arguments.tasks:
+        short = short_name(task)
+        file = load_scores(arguments.scores, task, model)
+        split = find_split(arguments.split, task)
+        validation = split.build("validation", model.tokenizer)
+        test = split.build("test", model.tokenizer)[: arguments.limit]
+        refuse_overlap(file.recipe["sample_hashes"], test)
+        batch = arguments.batch_size
+        tuned = tune(model, file, validation, capacities, alphas, batch_size=batch)
+        tuned.write(arguments.scores / short / ALPHA_FILE, task=task)
+        chosen[short] = {capacity: tuned.best(capacity) for capacity in capacities}
+        methods: dict[str, Any] = {"full": (compared_method("full", 0), None)}
+        for capacity in capacities:
+            options: dict[str, dict[str, Any]] = {
+                "headkv": {"scores": str(probed)},
+                "cokv": {
+                    "scores": file.estimates().tolist(),
+                    "alpha": chosen[short][capacity],
+                },
+            }
+            for name in arguments.methods:
+                method = compared_method(name, capacity, **options.get(name, {}))
+                methods[f"{name}_{capacity}"] = method, capacity
+        with tqdm(total=len(test), desc=short, disable=arguments.quiet) as bar:
+            answers = compare_methods(
+                model,
+                test,
+                methods,
+                arguments.question,
+                batch_size=batch,
+                advance=bar.update,
+            )
+        for name, found in answers.items():
+            write_predictions(arguments.output, name, task, test, found)
+            write_results(arguments.output, name, {task: scores_of(found)})
+    for name in names:
+        shown[name] = read_results(arguments.output, name)
+    _write_runs(arguments, shown, names, chosen)
+    return 0
+
+
+def _write_runs(
+    arguments: argparse.Namespace,
+    shown: dict[str, dict[str, list[float]]],
+    names: list[str],
+    chosen: dict[str, dict[int, int]],
+) -> None:
+    lines = [
+        "# All runs",
+        "",
+        comparison_table(shown, names),
+        "",
+        "Alpha by task and capacity:",
+        "",
+    ]
+    lines += [f"- {task}: {json.dumps(by_capacity)}" for task, by_capacity in chosen.items()]
+    (arguments.output / "runs.md").write_text("\n".join(lines) + "\n")
+    manifest = {
+        "model": arguments.model or "embedded",
+        "question": arguments.question,
+        "seed": arguments.seed,
+        "capacities": arguments.capacities,
+        "methods": arguments.methods,
+        "tasks": arguments.tasks,
+        "alpha": chosen,
+        "versions": environment.versions(),
+        "git_commit": environment.git_commit(),
+    }
+    (arguments.output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    print("\n".join(lines[2:3]))
+    print(arguments.output / "runs.md")
+
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument("--scores", type=Path, required=True, help="folder of run_importance.sh")
+    options.add_argument("--split", type=Path, required=True)
+    options.add_argument("--capacities", nargs="+", required=True, metavar="TOKENS")
+    options.add_argument("--alphas", nargs="+", default=[], metavar="N")
+    options.add_argument("--methods", nargs="+", default=list(COMPARED), metavar="METHOD")
+    options.add_argument("--limit", type=int, help="test samples per task (default: all)")
+    add_probe_options(options)
+    options.add_argument("--quiet", action="store_true")
+    main(options, compare)

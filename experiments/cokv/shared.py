@@ -1,0 +1,93 @@
+"""Options and small steps that the CoKV experiments share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from catekv.cli import Parser, add_model_arguments, run_safely
+from catekv.cokv.coalitions import QUESTIONS
+from catekv.cokv.files import ScoreFile
+from catekv.cokv.headkv_probe import probe, write_probe
+from catekv.cokv.predictions import short_name
+from catekv.cokv.scoring import SCORE_FILE
+from catekv.errors import UserError
+from catekv.head_mask import config_hash
+
+if TYPE_CHECKING:
+    from catekv.model import CateKVModel
+
+
+def parser(description: str | None) -> Parser:
+    """A parser with the options of every experiment."""
+    made = Parser(description=description)
+    add_model_arguments(made)
+    made.add_argument("--tasks", nargs="+", default=[], metavar="TASK")
+    made.add_argument("--seed", type=int, default=42)
+    made.add_argument("--question", choices=QUESTIONS, default="published")
+    made.add_argument("--batch-size", type=int, default=32, help="sequences decoded together")
+    made.add_argument("--output", type=Path, required=True)
+    return made
+
+
+def main(made: Parser, action: Callable[[argparse.Namespace], int]) -> None:
+    """Parse, run and leave with the exit code of ``catekv``."""
+    arguments = made.parse_args()
+    sys.exit(run_safely(lambda: action(arguments)))
+
+
+def open_model(arguments: argparse.Namespace) -> CateKVModel:
+    from catekv.evaluation.session import Request
+    from catekv.evaluation.session import open_model as open_requested
+
+    return open_requested(
+        Request(
+            model=arguments.model,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            attention=arguments.attention,
+        )
+    )
+
+
+def model_name(arguments: argparse.Namespace) -> str:
+    return Path(arguments.model).name if arguments.model else "embedded"
+
+
+def load_scores(folder: Path, task: str, model: CateKVModel) -> ScoreFile:
+    """The scores of a task for this model; ``UserError`` if they are not there or another's."""
+    path = folder / short_name(task) / SCORE_FILE
+    if not path.exists():
+        raise UserError(f"{path} is missing; run experiments/cokv/run_importance.sh first")
+    file = ScoreFile.load(path)
+    file.check_model(model.shape.layers, model.shape.kv_heads, config_hash(model.config))
+    return file
+
+
+def add_probe_options(made: Parser) -> None:
+    """Options of :func:`head_scores`."""
+    made.add_argument("--head-scores", type=Path, help="HeadKV's JSON instead of probing")
+    made.add_argument("--probe-task", default="ruler/niah_multikey_1")
+    made.add_argument("--probe-length", type=int, default=512)
+    made.add_argument("--probe-samples", type=int, default=20)
+
+
+def head_scores(arguments: argparse.Namespace, model: CateKVModel) -> Path:
+    """HeadKV's scores of this model, probed once on needle samples of a stream of their own."""
+    from catekv import tasks
+
+    path: Path = arguments.head_scores or arguments.output / "headkv.json"
+    if not path.exists():
+        samples = tasks.build(
+            arguments.probe_task,
+            model.tokenizer,
+            arguments.probe_length,
+            arguments.probe_samples,
+            arguments.seed,
+            stream="headkv-probe",
+        )
+        write_probe(path, probe(model, samples))
+    return path
