@@ -13,7 +13,8 @@ class HaystackOptions:
     """What is hidden in which text, and where.
 
     Attributes:
-        depths: percent of the text before the needle, see :func:`catekv.tasks.depths.read_depths`.
+        depths: percent of the text before the needle: a number of evenly spaced depths (35 in the
+            original), ``linear:FIRST:LAST:N``, ``sigmoid:N``, or the depths: ``0,50,100``.
         rounds: samples of one depth that follow each other; further samples are further rounds.
         fact: ``random`` (a new name and number in every sample) or ``fixed`` (one fact about a city
             in all samples, the original test's form).

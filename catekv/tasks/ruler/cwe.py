@@ -17,6 +17,7 @@ class CommonOptions(RulerOptions):
     """``num_common`` words occur ``common_repeats`` times, all others ``uncommon_repeats`` times.
 
     Repeats left at None are 30 and 3, or 6 and 1 for targets below 4096 tokens.
+    ``begin_answer=False`` ends the prompt with the question.
     """
 
     num_common: int = 10

@@ -10,7 +10,10 @@ from catekv.tasks.ruler.plan import Draft, Plan, Request, RulerOptions, paragrap
 
 @dataclass(frozen=True)
 class FrequentOptions(RulerOptions):
-    """``alpha`` is the exponent of the zeta law; larger is easier."""
+    """``alpha`` is the exponent of the zeta law; larger is easier.
+
+    ``begin_answer=False`` ends the prompt with the question.
+    """
 
     alpha: float = 2.0
 

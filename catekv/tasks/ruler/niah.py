@@ -33,7 +33,7 @@ class NeedleOptions(RulerOptions):
     keys). ``num_keys`` keys with ``num_values`` values each are hidden, ``num_queries`` keys are
     asked for; keys are raised to the queries. ``depth`` places the asked facts (see
     :func:`catekv.tasks.ruler.plan.check_depth`). ``essay_path`` names prose to use instead of the
-    generated one.
+    generated one. ``begin_answer=False`` ends the prompt with the question.
     """
 
     haystack: str = "noise"

@@ -24,6 +24,7 @@ class DocumentOptions(RulerOptions):
     """Where questions come from: the synthetic world, or a file of the user.
 
     ``hops`` belongs to the synthetic world. ``depth`` places the gold documents.
+    ``begin_answer=False`` ends the prompt with the question.
     """
 
     hops: int = 1

@@ -31,6 +31,7 @@ class ChainOptions(RulerOptions):
     ``num_chains`` of them are hidden and the first is asked for. With ``dense`` the hay consists of
     further chains instead of filler: every sentence is a fact. ``depth`` places the asked chain:
     its first statement stands there and the others follow at equal distances.
+    ``begin_answer=False`` ends the prompt with the question.
     """
 
     num_chains: int = 1

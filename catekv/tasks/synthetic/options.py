@@ -17,7 +17,8 @@ class SyntheticOptions:
 
     Attributes:
         depths: percent of the paragraphs before it: the names early (5), middle (50) and late (95),
-            or a grid (see :func:`catekv.tasks.depths.read_depths`).
+            or a number of evenly spaced depths, ``linear:FIRST:LAST:N``, ``sigmoid:N``, or the
+            depths in percent: ``0,50,100``.
         rounds: samples of one depth that follow each other; further samples are further rounds.
         compat: the published form: fixed codes and filler, cut to the length by the published rule
             even where that loses the code. For regression tests; ``depths`` and ``rounds`` do not
