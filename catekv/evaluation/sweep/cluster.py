@@ -258,7 +258,7 @@ def _running(workers: Path, state: SweepState) -> dict[str, int]:
 
 def _work(job: Job, place: Place, folder: str, mark: str, directory: str, command: str) -> Result:
     """What a worker does."""
-    Path(mark).write_text(str(os.getpid()))
+    Path(mark).write_text(f"{os.getpid()}\n")
     if Path(directory).is_dir():
         # paths of the grid are relative to where the sweep was started
         os.chdir(directory)

@@ -17,6 +17,7 @@ from catekv.evaluation.cells import is_file
 from catekv.evaluation.session import DEFAULT_SAMPLES, Request, method_specs_for, model_path
 from catekv.evaluation.settings import MethodSpec, stable_hash
 from catekv.evaluation.sweep.grid import Grid, GridModel
+from catekv.methods import ModelShape
 from catekv.model_sizes import ModelSizes, sizes_of_config
 from catekv.tasks.registry import find
 from catekv.transformers_compat import context_window
@@ -37,7 +38,8 @@ class Job:
         request: for a single process; where its results go is not set.
         specs: the columns, masks and ratios read.
         tokens: the longest prompt to make room for, answer included.
-        config: of the model. hash: of all that decides the results, without the device.
+        config, model_sizes: of the model.
+        hash: of all that decides the results, without the device.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Job:
     specs: tuple[MethodSpec, ...]
     tokens: int
     config: Any
+    model_sizes: ModelSizes
     hash: str
 
     @property
@@ -64,7 +67,8 @@ class Job:
 
     def sizes(self, kind: str) -> ModelSizes:
         """Sizes of the model in the number format it gets on a device (``cuda`` or ``cpu``)."""
-        return sizes_of_config(self.config, element_bytes(self.config, self.dtype, kind))
+        size = element_bytes(self.config, self.dtype, kind)
+        return dataclasses.replace(self.model_sizes, element_bytes=size)
 
 
 def element_bytes(config: Any, dtype: str, kind: str) -> int:
@@ -90,7 +94,8 @@ def make_jobs(grid: Grid) -> list[Job]:
     jobs: list[Job] = []
     for model in grid.models:
         config = _config(model)
-        specs = _specs(grid, model, config)
+        sizes = sizes_of_config(config)
+        specs = _specs(grid, model, config, sizes.shape)
         identity = environment.model_identity(model_path(Request(model=model.path)))
         for seed in grid.seeds:
             for dtype in grid.dtypes:
@@ -105,7 +110,7 @@ def make_jobs(grid: Grid) -> list[Job]:
                         else:
                             place["length"] = length
                         if not grid.excludes(**{**place, "length": length}):
-                            jobs.append(_job(grid, model, config, specs, identity, place))
+                            jobs.append(_job(grid, model, config, sizes, specs, identity, place))
     if not jobs:
         raise UserError("the grid excludes everything it names; leave something to measure")
     names = [job.name for job in jobs]
@@ -143,9 +148,8 @@ def _config(model: GridModel) -> Any:
         ) from error
 
 
-def _specs(grid: Grid, model: GridModel, config: Any) -> tuple[MethodSpec, ...]:
+def _specs(grid: Grid, model: GridModel, config: Any, shape: ModelShape) -> tuple[MethodSpec, ...]:
     """The columns: every method at every ratio it depends on, once where it depends on none."""
-    shape = sizes_of_config(config).shape
     # of a model only its shape is asked
     known: Any = SimpleNamespace(shape=shape, config=config)
     found: dict[str, MethodSpec] = {}
@@ -175,6 +179,7 @@ def _job(
     grid: Grid,
     model: GridModel,
     config: Any,
+    sizes: ModelSizes,
     specs: tuple[MethodSpec, ...],
     identity: str,
     place: dict[str, Any],
@@ -216,6 +221,7 @@ def _job(
         # rows have lengths of their own, up to the window
         tokens=length or window or max(grid.lengths),
         config=config,
+        model_sizes=sizes,
         hash=stable_hash(identity_parts),
     )
 

@@ -91,7 +91,12 @@ def place_all(
     on_gpus = [machine for machine in machines if machine.kind == "cuda"]
     if "cuda" in wanted and not on_gpus:
         raise UserError("the grid asks for device cuda, and no machine has a CUDA device")
-    usable = on_gpus if on_gpus and wanted != {"cpu"} else _as_cpus(machines)
+    usable = on_gpus if wanted != {"cpu"} and on_gpus else _without_gpus(machines)
+    cores = max(machine.cpus for machine in usable)
+    if (options.cpus or 0) > cores:
+        raise UserError(
+            f"placement.cpus is {options.cpus} and the largest machine has {cores} cores; lower it"
+        )
     places: dict[str, Place] = {}
     refused: list[str] = []
     for job in jobs:
@@ -110,9 +115,14 @@ def place_all(
     return places
 
 
-def _as_cpus(machines: Sequence[Machine]) -> list[Machine]:
-    """The machines' own memory; a GPU machine is told apart by having several entries."""
-    return [machine for machine in machines if machine.kind == "cpu"]
+def _without_gpus(machines: Sequence[Machine]) -> list[Machine]:
+    found = [machine for machine in machines if machine.kind == "cpu"]
+    if not found:
+        raise UserError(
+            "the grid asks for device cpu and all machines have GPUs, whose memory is planned; "
+            "leave device out, or hide the GPUs with CUDA_VISIBLE_DEVICES=''"
+        )
+    return found
 
 
 def needed_bytes(job: Job, kind: str, prefill: str, processes: int = 1) -> float:
