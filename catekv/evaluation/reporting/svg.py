@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from html import escape
 
 NAMESPACE = "http://www.w3.org/2000/svg"
-#: Colours that stay apart for all common kinds of colour vision: those of Okabe and Ito, with violet
-#: in the place of yellow, which is too light for lines. Shapes tell apart what has the same colour.
+#: Colours that stay apart for all common kinds of colour vision: those of Okabe and Ito, violet in
+#: the place of yellow, which is too light for lines. Shapes tell apart what has the same colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4FCF")
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "down", "ring")
 #: Of the reference, full attention: the page's own text colour.
