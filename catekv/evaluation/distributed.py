@@ -85,8 +85,8 @@ class Process:
     def barrier(self) -> None:
         """Wait for the other processes."""
         if self.world > 1:
-            # without tensors, so that it works whatever backend belongs to a device
-            self._broadcast(None)
+            # objects, unlike the library's own barrier, go between hosts whatever the devices are
+            self._gather(None)
 
     def first_decides(self, action: Callable[[], Result]) -> Result | None:
         """Run ``action`` on the first process; its ``UserError`` is raised on all of them.
