@@ -88,6 +88,25 @@ def test_batches_of_several_families_survive_kills_at_random_moments(tmp_path: P
     check_interrupted(tmp_path, options, kills=2, seed=5)
 
 
+def test_ranks_share_out_batches_and_give_the_results_of_one_process(tmp_path: Path) -> None:
+    model = save_tiny_checkpoint(tmp_path / "model")
+    options = (
+        "--model", str(model), "--device", "cpu", "--tasks", "longbench/qasper", "niah",
+        "--lengths", "512", "--task-option", "source=built-in", "--samples", "5",
+        "--batch-size", "2", "--methods", "full", "snapkv:window=16,budget=64",
+        "--max-new-tokens", "4",
+    )  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert finish(command(one, *options)).returncode == 0
+    words = command(two, *options)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    done = finish([*words[:2], *launcher, *words[2:]])
+    assert done.returncode == 0, done.stderr
+    assert {r.batch for r in RunDirectory(two).records().values()} == {1, 2}
+    assert facts(two) == facts(one)
+    assert timeless(two) == timeless(one)
+
+
 @pytest.mark.slow
 def test_the_mini_suite_survives_kills_at_random_moments(tmp_path: Path) -> None:
     check_interrupted(tmp_path, ("--suite", "mini"), kills=4, seed=6)

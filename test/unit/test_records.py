@@ -90,6 +90,35 @@ def test_a_broken_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path)
         read_records(path)
 
 
+def test_ten_thousand_records_are_read_in_two_seconds(tmp_path: Path) -> None:
+    kept = tuple(tuple(range(8)) for _ in range(32))
+    lines = [
+        record(
+            index, kept=kept, references=("a",), scores={"catekv": 1.0}, prediction="x " * 100
+        ).to_line()
+        for index in range(10_000)
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(lines))
+    directory = RunDirectory(tmp_path)
+    start = time.process_time()
+    assert len(directory.records()) == 10_000
+    assert time.process_time() - start < 2
+
+
+def test_records_of_older_and_newer_versions_are_read() -> None:
+    old = record(0)
+    values = json.loads(old.to_line())
+    for name in ("batch", "context_questions"):
+        values.pop(name)
+    assert Record.from_dict({**values, "new_in_a_later_version": 1}) == old
+
+
+def test_a_skip_is_an_error_record_of_its_own_kind() -> None:
+    assert record(error={"type": "Skipped", "message": "too long"}).skipped
+    assert not record(error={"type": "RuntimeError"}).skipped
+    assert not record().skipped
+
+
 def test_success_beats_error_and_later_beats_earlier() -> None:
     error = record(0, error={"type": "RuntimeError"}, official=None)
     first, second = record(0, prediction="first"), record(0, prediction="second")

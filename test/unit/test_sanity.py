@@ -115,6 +115,26 @@ def test_a_file_without_a_boundary_cannot_lose_its_context(
     assert left_out.method == sanity.NO_CONTEXT
 
 
+def test_the_oracle_answers_in_the_form_that_the_rule_reads() -> None:
+    wanted = {
+        "ruler/niah_multivalue": ("17, 23", ("17", "23"), {}),
+        "longbench/qasper": ("yes", ("yes", "no"), {}),
+        "infinitebench/code_debug": ("B.", ("name", "B"), {"label": ["name", "B"]}),
+        "infinitebench/code_run": ("-3", ("-3",), {"label": -3}),
+    }
+    for name, (answer, outputs, scoring) in wanted.items():
+        sample = toy_sample(0, task=name, outputs=outputs, scoring=scoring)
+        assert sanity.oracle(sample) == answer
+        assert tasks.score(answer, sample)["official"] == 1
+
+
+def test_a_published_rule_that_cannot_be_fulfilled_is_seen() -> None:
+    # names of several words are looked for among single words
+    name = "infinitebench/longdialogue_qa_eng"
+    sample = toy_sample(0, task=name, outputs=("THE BAKER",), scoring={"label": ["THE BAKER"]})
+    assert tasks.score(sanity.oracle(sample), sample)["official"] == 0
+
+
 def test_violations_count_samples_and_forgive_rounding() -> None:
     def record(method: str, index: int, official: float) -> Record:
         return Record("toy/rows", 0, index, method, "agnostic", "h", official=official)
