@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
 from catekv.methods.h2o import observed_shape
 from catekv.methods.scoring import top_mask
+
+if TYPE_CHECKING:
+    from catekv.layout import RaggedPrefix
+    from catekv.stores.blockwise import BlockStore
 
 #: Upper bound on the bytes of one block of attention weights.
 BLOCK_BYTES = 64 * 2**20
@@ -53,9 +57,11 @@ def decode_ratios(layers: int, least: float = 0.1) -> list[float]:
     return keep_ratios(layers, least)
 
 
-def decode_block_keep(layer: int, layers: int, block: int = 16, share: float = 0.9) -> int:
+def decode_block_keep(
+    layer: int, layers: int, block: int = 16, share: float = 0.9, least: float = 0.1
+) -> int:
     """Tokens that a layer keeps of every ``block`` that leave the recent window while decoding."""
-    return max(1, math.floor(block * share * decode_ratios(layers)[layer] + _GUARD))
+    return max(1, math.floor(block * share * decode_ratios(layers, least)[layer] + _GUARD))
 
 
 def query_weights(count: int) -> Tensor:
@@ -97,8 +103,10 @@ class PyramidInferKV(Method):
     attention from the recent queries (mean over all heads, newer queries weigh more, up to 1.2). So
     sets shrink from layer to layer and are the same for all heads of a layer.
 
-    In the published system dropped tokens leave the hidden states of deeper layers too, and
-    decoding goes on selecting; here both are left out: new tokens are appended.
+    While decoding the recent window keeps its size. Of every ``block`` tokens that have left it, a
+    layer keeps those with most attention from the recent queries; fewer in deeper layers.
+
+    In the published system dropped tokens leave the hidden states of deeper layers too.
 
     Args:
         least_ratio: share that the last layers hand on; the first one hands on everything.
@@ -106,6 +114,11 @@ class PyramidInferKV(Method):
         sinks: first tokens that are always handed on.
         min_context: a selection that leaves so few context tokens, or fewer, is skipped.
         window: at most so many of the recent queries score (the published system: all of them).
+        decode: go on choosing while decoding (as published); False: new tokens are appended.
+        block: tokens that a choice while decoding is made among.
+        block_share: share of a block that the first layer keeps.
+        least_block_ratio: what that share is multiplied by in the last layers; at least one token
+            of a block stays.
     """
 
     name: ClassVar[str] = "pyramidinfer_kv"
@@ -118,12 +131,16 @@ class PyramidInferKV(Method):
     sinks: int = 4
     min_context: int = 64
     window: int = 512
+    decode: bool = True
+    block: int = 16
+    block_share: float = 0.9
+    least_block_ratio: float = 0.1
 
     def __post_init__(self) -> None:
-        for option in ("least_ratio", "recent"):
+        for option in ("least_ratio", "recent", "block_share", "least_block_ratio"):
             if not 0 <= getattr(self, option) <= 1:
                 raise UserError(f"{self.name}: {option} {getattr(self, option)} is outside [0, 1]")
-        for option, least in (("sinks", 0), ("min_context", 0), ("window", 1)):
+        for option, least in (("sinks", 0), ("min_context", 0), ("window", 1), ("block", 1)):
             if getattr(self, option) < least:
                 raise UserError(
                     f"{self.name}: {option} {getattr(self, option)} must be at least {least}"
@@ -173,6 +190,37 @@ class PyramidInferKV(Method):
                 kept = sizes[index + 1] + recent
                 chosen = [self._next(layer, b, chosen[b], kept) for b in range(batch)]
         return selections
+
+    def decode_store(
+        self,
+        prefix: RaggedPrefix,
+        observed: Observed,
+        valid: Tensor | None,
+        selection: Selection,
+    ) -> BlockStore | None:
+        from catekv.stores.blockwise import BlockRule, BlockStore, Sequence
+
+        if not self.decode:
+            return None
+        assert selection.keep is not None
+        keep = decode_block_keep(
+            observed.layer,
+            observed.num_layers,
+            self.block,
+            self.block_share,
+            self.least_block_ratio,
+        )
+        sequences = []
+        for b in range(observed.keys.shape[0]):
+            kept = selection.keep[b, 0]
+            seen = observed.tokens
+            if valid is not None:
+                kept, seen = kept[valid[b]], int(valid[b].sum())
+            recent = recent_tokens(seen, self.recent)
+            asked = min(recent, self.window, observed.queries.shape[2])
+            queries = observed.queries[b, :, observed.queries.shape[2] - asked :].clone()
+            sequences.append(Sequence(kept.nonzero().squeeze(-1), queries, seen, recent))
+        return BlockStore(prefix, sequences, BlockRule(self.block, keep, self.window))
 
     def _next(self, layer: Observed, b: int, positions: Tensor, kept: int) -> Tensor:
         """``kept`` of the ``positions`` (int64, ascending) that a layer holds."""

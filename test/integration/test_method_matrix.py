@@ -168,6 +168,12 @@ CASES: dict[str, Case] = {
         exact=False,
         layers=3,
     ),
+    "pyramidinfer_kv/blocks": Case(
+        {"least_ratio": 0.3, "min_context": 4, "sinks": 2, "block": 3, "block_share": 0.7},
+        {"least_ratio": 1.0, "decode": False},
+        exact=False,
+        layers=3,
+    ),
     "simcalkv_pyramidinfer": Case({"ratio": 0.6}, {"ratio": 0.0, "step": 0.0}),
     "simcalkv_keepkv": Case({"ratio": 0.6}, {"ratio": 0.0}, original=False),
     "simcalkv_cam": Case({"ratio": 0.6}, {"ratio": 0.0}, original=False),

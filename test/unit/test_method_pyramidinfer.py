@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from slot_rows import DIM, GROUP, HEADS, random_tensors
 
 from catekv import methods
 from catekv.errors import UserError
+from catekv.layout import pack
 from catekv.methods import ModelShape, Observed, pyramidinfer
 from catekv.methods.pyramidinfer import (
     context_scores,
@@ -154,6 +157,93 @@ def test_one_layer_alone_keeps_its_share() -> None:
     assert found.budgets.tolist() == [table[3].tolist()]
 
 
+def opened(method, layers, index, valid=None):
+    """The store of one layer after prefill, and the positions that it holds per sequence."""
+    selection = method.select_padded(layers, valid)[index]
+    layer = layers[index]
+    prefix = pack(layer.keys, layer.values, selection.keep)
+    return method.open_store(prefix, layer, valid, selection)
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_blocks_that_leave_the_recent_window_are_chosen_among(index: int) -> None:
+    prompt, steps = 40, 23
+    method = methods.create("pyramidinfer_kv", **SMALL, block=5, block_share=0.8)
+    whole = [random_tensors(1, prompt + steps, seed=i) for i in range(LAYERS)]
+    layers = [
+        Observed(q[:, :, :prompt], k[:, :, :prompt], v[:, :, :prompt], 0.5, i, LAYERS)
+        for i, (q, k, v) in enumerate(whole)
+    ]
+    store = opened(method, layers, index)
+    queries, keys, values = whole[index]
+    keep = {0: 4, 2: 2}[index]  # of 5 * 0.8 * (1, 0.55)
+    assert store.rule.keep == decode_block_keep(index, LAYERS, 5, 0.8) == keep
+    recent = recent_tokens(prompt)  # 9
+    expected = store.sequences[0].positions.tolist()
+    tail, reviewed = [], len(expected) - recent
+    for token in range(prompt, prompt + steps):
+        tail.append(token)
+        part = [x[:, :, tail] for x in (keys, values)]
+        taken = store.absorb(queries[:, :, token : token + 1], *part, 0.5, None)
+        assert taken == (5 if len(tail) == 5 else 0)
+        if taken:
+            expected, tail = expected + tail, []
+            # five more are older than the recent ones now
+            positions = torch.tensor(expected)
+            scores = context_scores(
+                queries[0, :, token + 1 - recent : token + 1] * 0.5,
+                keys[0, :, positions], positions, token + 1,
+            )  # fmt: skip
+            block = expected[reviewed : reviewed + 5]
+            best = scores[reviewed : reviewed + 5].argsort(descending=True)[:keep].tolist()
+            left = sorted(block[i] for i in best)
+            expected = expected[:reviewed] + left + expected[reviewed + 5 :]
+            reviewed += keep
+            assert len(expected) - reviewed == recent
+        prefix, _ = store.read(queries, 0.5)
+        for head in range(HEADS):
+            assert torch.equal(prefix.row(0, head)[0], keys[0, head, expected])
+            assert torch.equal(prefix.row(0, head)[1], values[0, head, expected])
+    assert store.lengths().tolist() == [[len(expected)] * HEADS]
+
+
+def test_blocks_of_padded_batches_copies_and_beams() -> None:
+    method = methods.create("pyramidinfer_kv", **SMALL, block=4)
+    valid = torch.ones(2, 60, dtype=torch.bool)
+    valid[1, :11] = False
+    valid[1, 45:47] = False
+    whole = [random_tensors(2, 60, seed=i) for i in range(LAYERS)]
+
+    def layers(rows: list[int], columns: torch.Tensor) -> list[Observed]:
+        return [
+            Observed(*(x[rows][:, :, columns] for x in three), 0.5, i, LAYERS)
+            for i, three in enumerate(whole)
+        ]
+
+    both = opened(method, layers([0, 1], torch.arange(40)), 1, valid[:, :40])
+    single = [
+        opened(method, layers([row], valid[row, :40].nonzero().flatten()), 1) for row in (0, 1)
+    ]
+    queries, keys, values = whole[1]
+    fork = copy.deepcopy(both)
+    part = slice(40, 60)
+    assert both.absorb(*(x[:, :, part] for x in (queries, keys, values)), 0.5, valid[:, part]) == 20
+    for row, alone in enumerate(single):
+        columns = part.start + valid[row, part].nonzero().flatten()
+        tensors = (x[row : row + 1][:, :, columns] for x in (queries, keys, values))
+        assert alone.absorb(*tensors, 0.5, None) == len(columns)
+        assert both.sequences[row].positions.tolist() == alone.sequences[0].positions.tolist()
+        assert torch.equal(both.prefix.row(row, 1)[0], alone.prefix.row(0, 1)[0])
+    assert fork.lengths().tolist() != both.lengths().tolist()
+    beams = both.select_rows([1, 1])
+    assert beams.lengths().tolist() == [both.lengths()[1].tolist()] * 2
+
+
+def test_new_tokens_are_appended_if_decoding_is_to_drop_nothing() -> None:
+    method = methods.create("pyramidinfer_kv", **SMALL, decode=False)
+    assert opened(method, observe(50), 1) is None
+
+
 def test_the_system_with_shorter_hidden_states_is_refused() -> None:
     with pytest.raises(UserError, match="use pyramidinfer_kv"):
         methods.create("pyramidinfer")
@@ -166,6 +256,8 @@ def test_the_system_with_shorter_hidden_states_is_refused() -> None:
         ({"least_ratio": 1.1}, "outside"),
         ({"recent": -0.1}, "outside"),
         ({"window": 0}, "at least 1"),
+        ({"block": 0}, "at least 1"),
+        ({"block_share": 1.5}, "outside"),
         ({"min_context": 2}, "does not hold the 4 sinks"),
     ],
 )

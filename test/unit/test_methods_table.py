@@ -89,6 +89,7 @@ def names_of(method: Method) -> dict[str, Any]:
         "floor": math.floor,
         "ceil": math.ceil,
         "max": max,
+        "min": min,
         **{key: value for key, value in vars(method).items() if not key.startswith("_")},
     }
     if method.name == "catekv":
