@@ -32,18 +32,17 @@ class Written:
     problems: list[str]
 
 
-def render_html(summary: Mapping[str, Any], manifest: Mapping[str, Any] | None = None) -> str:
+def render_html(summary: Mapping[str, Any]) -> str:
     """A summary's tables and plots as one HTML page without outside references."""
     document = Section(f"Compressed caches: {summary['model']}")
-    build.add_summary(document, summary, manifest or {}, build.Options())
+    build.add_summary(document, summary, build.Options())
     return html.page(document)
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write ``summary.{json,csv,md}`` and ``report.html`` into a run directory."""
     write_tables(folder, summary)
-    manifest = RunDirectory(folder).read_manifest()
-    write_text(folder / write.PAGE, render_html(summary, manifest))
+    write_text(folder / write.PAGE, render_html(summary))
 
 
 def report(folder: str | Path, *, rescore: bool = False) -> dict[str, Any]:

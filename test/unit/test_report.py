@@ -156,8 +156,7 @@ def run_folder(tmp_path: Path) -> Path:
 def test_report_writes_all_files(run_folder: Path) -> None:
     summary = report.report(run_folder)
     assert json.loads((run_folder / "summary.json").read_text()) == summary
-    manifest = RunDirectory(run_folder).read_manifest()
-    assert (run_folder / "report.html").read_text() == report.render_html(summary, manifest)
+    assert (run_folder / "report.html").read_text() == report.render_html(summary)
     rows = list(csv.DictReader((run_folder / "summary.csv").open()))
     assert len(rows) == len(summary["cells"]) + len(summary["averages"])
     assert rows[0]["task"] == "ruler/vt"

@@ -42,7 +42,7 @@ class Options:
     Args:
         scale: colours of heat maps, a name in :data:`catekv.evaluation.reporting.colours.SCALES`.
         trained: tokens of the longest texts the model was trained on, for a line in the
-            needle pictures; None: what a run's manifest says.
+            needle pictures; None: unknown.
     """
 
     scale: str = DEFAULT_SCALE
@@ -97,7 +97,9 @@ def _overview(groups: Sequence[Group]) -> Section:
     ]  # fmt: skip
     rows = []
     for group in groups:
-        for row in group.summary["family_averages"]:
+        averages = without_checks(group.summary)["family_averages"]
+        families = list(dict.fromkeys(row["family"] for row in averages))
+        for row in sorted(averages, key=lambda one: families.index(one["family"])):
             difference = row["difference"]
             rows.append(
                 [
@@ -131,14 +133,13 @@ def group_section(
     section = Section(group.title)
     section.blocks.append(Text(_facts(group), NOTE))
     section.blocks += [Text(note, WARNING) for note in group.notes]
-    add_summary(section, group.summary, group.manifest, options, masks, stem)
+    add_summary(section, group.summary, options, masks, stem)
     return section
 
 
 def add_summary(
     section: Section,
     summary: Mapping[str, Any],
-    manifest: Mapping[str, Any],
     options: Options,
     masks: Sequence[Path] = (),
     stem: str = "run",
@@ -160,12 +161,11 @@ def add_summary(
         section.sections.append(
             score_section(title, cells, averages, full, style, series, f"{stem}-{number}")
         )
-    trained = options.trained or manifest.get("trained_tokens")
     folders = [*masks, *_shipped(str(summary["model"]))]
     parts = [
         validity,
         curve_section(summary, style, stem),
-        needle_section(summary.get("needles", []), stem, options.scale, trained),
+        needle_section(summary.get("needles", []), stem, options.scale, options.trained),
         benchmark_section(summary),
         published_section(summary),
         head_section(summary["methods"], folders, options.scale, stem),

@@ -44,6 +44,7 @@ def score_section(
                 WARNING,
             )
         )
+    section.blocks += _as_good(tasks, averages, full)
     section.blocks += _plots(tasks, averages, style, series, stem)
     section.blocks.append(_cost_table(averages))
     if len(tasks) > 1:
@@ -144,6 +145,26 @@ def _task_table(cells: Sequence[Row], full: str | None) -> Table:
             ]
         rows.append([*line, _mean(row["strict"]), str(row["count"]), str(row["errors"])])
     return Table("Every task with its interval", header, rows, folded=True)
+
+
+def _as_good(tasks: Sequence[str], averages: Sequence[Row], full: str | None) -> list[Block]:
+    """Which methods the samples cannot tell from full attention, those with least memory first."""
+    rows = [row for row in averages if row["difference"] and row["tasks"] == len(tasks)]
+    if full is None or not rows:
+        return []
+    same = [row for row in rows if row["difference"]["low"] <= 0 <= row["difference"]["high"]]
+    better = [row for row in rows if row["difference"]["low"] > 0]
+    names = [
+        f"{row['method']} ({tables.percent(memory_share(row))} of the cache)"
+        for row in sorted(same, key=lambda one: memory_share(one) or 0.0)
+    ]
+    words = (
+        f"Not told apart from {full} by these samples (the interval of the paired difference holds "
+        f"0), least memory first: {', '.join(names) or 'none'}."
+    )
+    if better:
+        words += f" Above {full}: {', '.join(row['method'] for row in better)}."
+    return [Text(words)]
 
 
 def _plots(
