@@ -145,6 +145,23 @@ def test_longbench_has_categories_and_buckets(tmp_path: Path) -> None:
     assert all("(n 2)" in cell for cell in buckets.rows[0][1:])
 
 
+def test_longbench_v2_has_its_groups_and_the_share_of_cut_texts(tmp_path: Path) -> None:
+    found = runs.manifest(tasks=["longbench_v2"])
+    rows = runs.records(found, samples=4)
+    for row in rows:
+        easy = row.index < 2
+        notes = {"difficulty": "easy" if easy else "hard", "length": "short", "truncated": not easy}
+        row.metadata.clear()
+        row.metadata.update(notes)
+    runs.write_run(tmp_path, found, rows)
+    table = next(t for t in tables(document(tmp_path)) if t.caption.startswith("LongBench v2"))
+    assert table.header[2:] == [
+        "overall", "easy", "hard", "short", "medium", "long", "cut %",
+    ]  # fmt: skip
+    assert [cell.partition(" (")[2] for cell in table.rows[0][2:5]] == ["n 4)", "n 2)", "n 2)"]
+    assert table.rows[0][-1] == "50.0"
+
+
 def test_needles_are_a_grid_of_depths_and_lengths(tmp_path: Path) -> None:
     runs.run(tmp_path, tasks=["niah"], lengths=[512, 1024], samples=10)
     page = document(tmp_path, trained=512)

@@ -21,6 +21,7 @@ def benchmark_section(summary: Mapping[str, Any]) -> Section | None:
         own = [row for row in summary["cells"] if row["question"] == question]
         section.blocks += _ruler(own, question) + _longbench(own, question)
     section.blocks += _even(summary.get("buckets", []))
+    section.blocks += _choices(summary.get("choices", []))
     return None if section.is_empty else section
 
 
@@ -148,3 +149,33 @@ def _even(buckets: Sequence[Mapping[str, Any]]) -> list[Block]:
         Table(caption, ["method", *names], rows),
         Text("A bucket without samples has no score.", NOTE),
     ]
+
+
+def _choices(cells: Sequence[Mapping[str, Any]]) -> list[Block]:
+    if not cells:
+        return []
+    names = list(cells[0]["scores"])
+    rows = [
+        [
+            f"{cell['method']}, {cell['question']}",
+            short_length(cell["length"]) if cell["length"] else "whole texts",
+            *(
+                f"{tables.number(cell['scores'][name])} (n {cell['counts'][name]})"
+                for name in names
+            ),
+            tables.number(cell["truncated"]),
+        ]
+        for cell in cells
+    ]
+    blocks: list[Block] = [
+        Table(
+            "LongBench v2: % right per group (n samples), and % of samples whose text was cut",
+            ["method", "limit", *names, "cut %"],
+            rows,
+        )
+    ]
+    if any((cell["truncated"] or 0) > 50 for cell in cells):
+        blocks.append(
+            Text("Most texts were cut: such a table says little about compression.", WARNING)
+        )
+    return blocks

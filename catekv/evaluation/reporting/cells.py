@@ -1,4 +1,4 @@
-"""Numbers beyond a task's mean: grids of depths and lengths, buckets of LongBench-E."""
+"""Numbers beyond a task's mean: grids of depths and lengths, groups of LongBench-E and v2."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from catekv.evaluation.records import Record
 
 NIAH = "niah"
 LONGBENCH_E = "longbench_e/"
+LONGBENCH_V2 = "longbench_v2"
 
 
 def needle_cells(records: Iterable[Record], methods: Sequence[str]) -> list[dict[str, Any]]:
@@ -87,6 +88,44 @@ def bucket_cells(records: Iterable[Record], methods: Sequence[str]) -> list[dict
                     "count": sum(part.number for part in parts),
                 }
             )
+    return cells
+
+
+def choice_cells(records: Iterable[Record], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """LongBench v2 in its published groups: per method, question mode and limit of length.
+
+    A cell holds ``scores`` and ``counts`` per group and ``truncated``, the percentage of samples
+    whose text was cut.
+    """
+    from catekv.tasks.metrics.longbench_v2 import Row, report
+
+    found: dict[tuple[str, str, int], list[Row]] = {}
+    for record in records:
+        if record.task != LONGBENCH_V2 or record.official is None or record.error:
+            continue
+        notes = record.metadata
+        row = Row(
+            record.official,
+            str(notes.get("difficulty")),
+            str(notes.get("length")),
+            bool(notes.get("truncated")),
+        )
+        found.setdefault((record.method, record.question, record.length), []).append(row)
+    order = {label: position for position, label in enumerate(methods)}
+    cells = []
+    for method, question, length in sorted(
+        found, key=lambda key: (order.get(key[0], len(order)), *key)
+    ):
+        result = report(found[method, question, length])
+        place = {"method": method, "question": question, "length": length}
+        cells.append(
+            {
+                **place,
+                "scores": result.scores,
+                "counts": result.counts,
+                "truncated": result.truncated,
+            }
+        )
     return cells
 
 

@@ -27,8 +27,8 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
 
     ``metrics`` are the means of the other scores, e.g. ``catekv``, the score that the CateKV and
     ShadowKV papers report. ``family_averages`` are averages over the tasks of one benchmark.
-    ``needles`` are the cells of needle-in-a-haystack grids and ``buckets``
-    the lengths of LongBench-E.
+    ``needles`` are the cells of needle-in-a-haystack grids, ``buckets`` the lengths of LongBench-E,
+    ``choices`` the groups of LongBench v2.
 
     Args:
         records: merged records; those of methods the manifest does not name are left out.
@@ -87,6 +87,7 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
         "family_averages": families,
         "needles": extra.needle_cells(used, list(methods)),
         "buckets": extra.bucket_cells(used, list(methods)),
+        "choices": extra.choice_cells(used, list(methods)),
     }
 
 
