@@ -1,8 +1,8 @@
 """One prompt read and answered with a method: answer, bytes and times, the same way for all.
 
-Both sides of a comparison take the same way: prefill of the whole prompt with the method (``full``
-before, another one after), compression, decoding; every part timed by itself, with the device's
-queue empty at both ends.
+Both sides of a comparison take the same way: prefill of the whole prompt, which records what the
+method needs (``full``: nothing), compression of all layers, decoding; every part timed by itself,
+with the device's queue empty at both ends.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from catekv.model import CateKVModel, Context
 
 MEGABYTE = 2**20
+#: tokens that a layer reads at a time
+CHUNK_SIZE = 8192
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,14 @@ def measure(model: CateKVModel, example: Example, method: Method) -> Side:
     Raises:
         UserError: the method cannot serve the model, or the prompt exceeds its window.
     """
-    context = model.prefill(example.context_ids, method=method)
+    dense = model.observe(example.context_ids, chunk_size=CHUNK_SIZE, needs=method.needs)
+    generation.synchronize(model.device)
+    clock = time.perf_counter()
+    context = dense.compress(method)
+    generation.synchronize(model.device)
+    compress_s = time.perf_counter() - clock
+    prefill_s = dense.timings["prefill_seconds"]
+    del dense  # the decoding side holds what is left only
     if example.encoded is None:
         answer, decode_s, steps, grown = _generate(model, context, example)
         scores: tuple[float, ...] = ()
@@ -77,8 +86,8 @@ def measure(model: CateKVModel, example: Example, method: Method) -> Side:
         answer,
         (context.stored_bytes() + grown) / MEGABYTE,
         context.kept_share(),
-        context.timings["prefill_seconds"],
-        context.timings["compress_seconds"],
+        prefill_s,
+        compress_s,
         decode_s,
         steps,
         scores,
