@@ -34,28 +34,29 @@ def cache_sizes(context: Context) -> CacheSizes:
     """Sizes of the whole model's cache. Processes that share a model must all call this."""
     cache = context.cache
     total = cache.settings.kv_heads
-    own = [(layer, lengths) for layer, lengths in zip(cache.layers, cache.lengths(), strict=True)]
-    shared = any(is_sharded(n.shape[-1], total) for layer, n in own if _compresses(layer))
-    values = [context.kept_share(), context.stored_bytes(), context.full_bytes()]
-    lengths = [all_heads(n) if shared and n.numel() else n for _, n in own]
-    if shared:
-        share, stored, full = _sums(values)
-        values = [share / group_position()[1], stored, full]
+    shared = any(is_sharded(n.shape[-1], total) for n in _of_ragged(context, cache.lengths()))
+    lengths = [all_heads(n) if shared and n.numel() else n for n in cache.lengths()]
+    compressing = _of_ragged(context, lengths)
+    stored = full = 0
+    for layer, rows in zip(cache.ragged_layers, compressing, strict=True):
+        batch, heads = rows.shape
+        stored += int(rows.sum())
+        full += heads * (batch * layer.seen - sum(layer.padding_per_sequence()))
+    sizes = [context.stored_bytes(), context.full_bytes()]
+    stored_bytes, full_bytes = _sums(sizes) if shared else sizes
     return CacheSizes(
-        lengths,
-        [n for (layer, _), n in zip(own, lengths, strict=True) if _compresses(layer)],
-        values[0],
-        int(values[1]),
-        int(values[2]),
+        lengths, compressing, stored / full if full else 1.0, stored_bytes, full_bytes
     )
 
 
-def _compresses(layer: object) -> bool:
-    return isinstance(layer, RaggedLayer)
+def _of_ragged(context: Context, lengths: list[Tensor]) -> list[Tensor]:
+    """What belongs to the layers that compress."""
+    pairs = zip(context.cache.layers, lengths, strict=True)
+    return [rows for layer, rows in pairs if isinstance(layer, RaggedLayer)]
 
 
-def _sums(values: list[float]) -> list[float]:
+def _sums(values: list[int]) -> list[int]:
     """Sums over all processes."""
-    parts: list[list[float]] = [[] for _ in range(group_position()[1])]
+    parts: list[list[int]] = [[] for _ in range(group_position()[1])]
     torch.distributed.all_gather_object(parts, values)
     return [sum(column) for column in zip(*parts, strict=True)]

@@ -156,6 +156,7 @@ def test_ray_gives_the_same_after_an_interruption_and_a_killed_worker(
 
     with pytest.raises(KeyboardInterrupt):
         run(grid, tmp_path, ray=LOCAL, cpus=WORKERS, watch=interrupt)
+    assert {state for state, _ in states(tmp_path).values()} <= {"waiting", "finished"}
     before = sum(lines(tmp_path, name) for name in NAMES if any(
         (tmp_path / "runs" / name).glob("samples.jsonl")))  # fmt: skip
     assert 0 < before < 2 * RECORDS
@@ -210,6 +211,25 @@ def test_what_a_job_raises_is_tried_again_and_the_others_go_on(
     assert "1 of 2 jobs failed; the same command tries them again" in capsys.readouterr().err
     monkeypatch.undo()
     assert run(small(grid), tmp_path) == 0
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = work._measure
+
+    def stop_at_the_second(job: Any, *rest: Any) -> None:
+        if job.name == NAMES[1]:
+            raise KeyboardInterrupt
+        real(job, *rest)
+
+    monkeypatch.setattr(work, "_measure", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(small(grid), tmp_path)
+    assert states(tmp_path) == {NAMES[0]: ("finished", 1), NAMES[1]: ("waiting", 1)}
+    monkeypatch.undo()
+    assert run(small(grid), tmp_path) == 0
+    assert states(tmp_path) == {NAMES[0]: ("finished", 0), NAMES[1]: ("finished", 1)}
 
 
 def test_wrong_input_is_not_tried_again(

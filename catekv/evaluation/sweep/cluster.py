@@ -13,7 +13,7 @@ from catekv.errors import UserError
 from catekv.evaluation.sweep.board import Board
 from catekv.evaluation.sweep.jobs import Job
 from catekv.evaluation.sweep.placement import Machine, Place
-from catekv.evaluation.sweep.state import SweepState
+from catekv.evaluation.sweep.state import INTERRUPTED, RUNNING, SweepState
 from catekv.evaluation.sweep.work import Result, do
 
 LOCAL = "local"
@@ -165,14 +165,14 @@ class Cluster:
                 ready, _ = self.ray.wait(list(pending), timeout=_TICK)
                 running = _running(workers, state)
                 for job in pending.values():
-                    if job.name in running and state.entries[job.name].state != "running":
+                    if job.name in running and state.entries[job.name].state != RUNNING:
                         state.begin(job)
                 for reference in ready:
                     job = pending.pop(reference)
                     result = self._result(reference)
                     running.pop(job.name, None)
                     _mark(workers, job.name).unlink(missing_ok=True)
-                    if state.entries[job.name].state != "running":
+                    if state.entries[job.name].state != RUNNING:
                         state.begin(job)
                     entry = state.entries[job.name]
                     if not result.error:
@@ -186,8 +186,10 @@ class Cluster:
                 if watch is not None:
                     watch(Tick(records, running))
         finally:
-            for reference in pending:
+            for reference, job in pending.items():
                 self.ray.cancel(reference, force=True)
+                if state.entries[job.name].state == RUNNING:
+                    state.wait(job, INTERRUPTED)
             for file in workers.glob("*"):
                 file.unlink(missing_ok=True)
             workers.rmdir()

@@ -8,8 +8,8 @@ import sys
 import time
 
 from catekv.device_memory import Device, find_device
-from catekv.evaluation.sweep.placement import Machine, Place
-from catekv.evaluation.sweep.state import SweepState
+from catekv.evaluation.sweep.placement import Machine
+from catekv.evaluation.sweep.state import INTERRUPTED, SweepState
 from catekv.evaluation.sweep.work import Loaded, Result, do
 
 
@@ -57,19 +57,19 @@ def run(state: SweepState, max_retries: int, quiet: bool, command: str) -> None:
 
 
 def _attempt(state: SweepState, name: str, loaded: Loaded, quiet: bool, command: str) -> Result:
-    job, place = state.jobs[name], state.places[name]
-    # the whole device is this process's
-    alone: Place = place
     try:
         return do(
-            job,
-            alone,
+            state.jobs[name],
+            state.places[name],
             state.path(name),
             loaded=loaded,
             progress=not quiet,
             quiet=False,
             command=command,
         )
+    except KeyboardInterrupt:
+        state.wait(state.jobs[name], INTERRUPTED)
+        raise
     except Exception as error:
         # whatever it is, the other jobs go on
         return Result(f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -18,6 +18,8 @@ from catekv.evaluation.sweep.placement import Place
 
 FILE = "sweep.json"
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
+#: the reason of a job that waits because the command was stopped
+INTERRUPTED = "interrupted"
 
 
 @dataclass
