@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from catekv import tasks
 from catekv.errors import UserError
+from catekv.evaluation.file_checks import check_file, tokenizer_warning
 from catekv.evaluation.reference import refuse_overlap
 from catekv.evaluation.settings import RunSettings, stable_hash
 from catekv.tasks.prompt import encode
@@ -220,7 +221,7 @@ def _cut_warning(cell: Cell, samples: Sequence[Sample]) -> tuple[str, ...]:
 
 def _file_cell(path: str, model: CateKVModel, settings: RunSettings) -> Cell:
     samples = tasks.read(path)[: settings.samples]
-    _check_file(path, samples, settings)
+    check_file(path, samples, settings)
     refuse_overlap(settings.reference_contexts, samples, path)
     tokens = [len(encode(s, model.tokenizer, settings.chat_template)) for s in samples]
     cell = _held_cell(samples[0].task, 0, samples, settings, tokens)
@@ -234,47 +235,8 @@ def _file_cell(path: str, model: CateKVModel, settings: RunSettings) -> Cell:
             "(nothing is ever truncated)"
         )
     reasons = {position: reason.partition(";")[0] for position, reason in skips.items()}
-    warnings = _tokenizer_warning(path, samples, tokenizer_hash(model.tokenizer))
+    warnings = tokenizer_warning(path, samples, tokenizer_hash(model.tokenizer))
     return dataclasses.replace(cell, skips=reasons, warnings=warnings)
-
-
-def _check_file(path: str, samples: Sequence[Sample], settings: RunSettings) -> None:
-    seen: dict[int, int] = {}
-    for position, sample in enumerate(samples):
-        if sample.index in seen:
-            raise UserError(
-                f"{path}: samples {seen[sample.index] + 1} and {position + 1} both have index "
-                f"{sample.index}; the file may be two files in one, build it again"
-            )
-        seen[sample.index] = position
-        if sample.task != samples[0].task:
-            raise UserError(
-                f"{path} mixes {samples[0].task} and {sample.task}; give every task a file"
-            )
-        if sample.metadata.get("query_aware_only") and "agnostic" in settings.questions:
-            raise UserError(
-                f"{path} does not mark where the question begins; run it with --question aware"
-            )
-
-
-def _tokenizer_warning(path: str, samples: Sequence[Sample], own: str) -> tuple[str, ...]:
-    """Refuses a file of several tokenizers; warns about one made for another model."""
-    made = {
-        str(known): str(sample.metadata.get("tokenizer", ""))
-        for sample in samples
-        if (known := sample.metadata.get("tokenizer_hash"))
-    }
-    if len(made) > 1:
-        raise UserError(
-            f"{path} mixes samples built for {len(made)} tokenizers; build it again for one"
-        )
-    if not made or own in made:
-        return ()
-    name = next(iter(made.values())) or "another one"
-    return (
-        f"{path} was built for another tokenizer ({name}); its samples are longer or shorter than "
-        "their target in tokens of this model",
-    )
 
 
 def sample_hash(sample: Sample) -> str:

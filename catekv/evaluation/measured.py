@@ -1,4 +1,4 @@
-"""Sizes, times and budgets of one measurement, as fields of its record."""
+"""Sample, scores, sizes, times and budget of one measurement, as fields of its record."""
 
 from __future__ import annotations
 
@@ -6,15 +6,50 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from catekv import tasks
 from catekv.errors import UserError
+from catekv.evaluation.cells import sample_hash
 from catekv.evaluation.settings import MethodSpec
 from catekv.methods import Method, ModelShape
 from catekv.methods.equal_memory import mean_kept_tokens
 from catekv.sharded_sizes import cache_sizes
+from catekv.tasks.sample import Sample
 
 if TYPE_CHECKING:
     from catekv.context import Context
     from catekv.generation import Generation
+
+#: what the sample builder writes into every sample and the manifest holds once
+_SHARED_METADATA = ("seed", "stream", "options", "tokenizer", "tokenizer_hash", "chat_template")
+
+
+def described(sample: Sample) -> dict[str, Any]:
+    """What a record says of its sample: neither long texts nor what all samples of a run share."""
+    return {
+        "sample_hash": sample_hash(sample),
+        "references": sample.outputs,
+        "metric": sample.metric,
+        "wording": sample.wording,
+        "target_length": sample.target_length,
+        "depths": sample.depths,
+        "scoring": sample.scoring,
+        "metadata": {
+            name: value
+            for name, value in sample.metadata.items()
+            if name not in _SHARED_METADATA and len(str(value)) <= 200
+        },
+    }
+
+
+def scored(prediction: str, sample: Sample) -> dict[str, Any]:
+    """A prediction and its scores as fields of a record."""
+    scores = tasks.score(prediction, sample)
+    return {
+        "prediction": prediction,
+        "official": scores["official"],
+        "strict": scores.get("strict"),
+        "scores": {k: v for k, v in scores.items() if k not in ("official", "strict")},
+    }
 
 
 def sizes(context: Context, place: int, tokens: int) -> dict[str, Any]:

@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from catekv import tasks
 from catekv.context import stack
 from catekv.evaluation import environment
 from catekv.evaluation.batches import Unit
-from catekv.evaluation.cells import sample_hash
 from catekv.evaluation.distributed import Process
-from catekv.evaluation.measured import asked_share, budget_of, peak, reset_peak, sizes, times
+from catekv.evaluation.measured import (
+    asked_share,
+    budget_of,
+    described,
+    peak,
+    reset_peak,
+    scored,
+    sizes,
+    times,
+)
 from catekv.evaluation.records import Record
 from catekv.evaluation.settings import MethodSpec, RunSettings
 from catekv.methods import Method, Needs
@@ -31,8 +38,6 @@ if TYPE_CHECKING:
 #: Share of the free memory that a dense prefill for all methods may take; the rest is for
 #: activations, the compressed copy and the decode step.
 _SHARED_MEMORY_SHARE = 0.5
-#: what the sample builder writes into every sample and the manifest holds once
-_SHARED_METADATA = ("seed", "stream", "options", "tokenizer", "tokenizer_hash", "chat_template")
 
 
 @dataclass
@@ -291,35 +296,6 @@ class Measurer:
                 else {**times(generation), "peak_bytes": peak(self.settings.device)}
             ),
         )
-
-
-def described(sample: Sample) -> dict[str, Any]:
-    """What a record says of its sample: neither long texts nor what all samples of a run share."""
-    return {
-        "sample_hash": sample_hash(sample),
-        "references": sample.outputs,
-        "metric": sample.metric,
-        "wording": sample.wording,
-        "target_length": sample.target_length,
-        "depths": sample.depths,
-        "scoring": sample.scoring,
-        "metadata": {
-            name: value
-            for name, value in sample.metadata.items()
-            if name not in _SHARED_METADATA and len(str(value)) <= 200
-        },
-    }
-
-
-def scored(prediction: str, sample: Sample) -> dict[str, Any]:
-    """A prediction and its scores as fields of a record."""
-    scores = tasks.score(prediction, sample)
-    return {
-        "prediction": prediction,
-        "official": scores["official"],
-        "strict": scores.get("strict"),
-        "scores": {k: v for k, v in scores.items() if k not in ("official", "strict")},
-    }
 
 
 def _for_rows(methods: Sequence[Method], rows: Sequence[Row]) -> Sequence[Method]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from catekv import tasks
 from catekv.evaluation.batches import Unit
-from catekv.evaluation.measuring import described, scored
+from catekv.evaluation.measured import described, scored
 from catekv.evaluation.records import SKIPPED, Record
 from catekv.evaluation.settings import RunSettings, stable_hash
 from catekv.methods import create

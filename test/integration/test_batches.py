@@ -278,6 +278,23 @@ def test_only_the_guilty_sample_of_a_batch_fails_and_only_its_method_leaves_the_
     assert answers(tmp_path) == answers(tmp_path / "undisturbed")
 
 
+def test_a_sample_that_cannot_be_built_fails_alone(
+    model: CateKVModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [toy_sample(i) for i in range(3)]
+
+    def broken(request: Any) -> Any:
+        if request.first == 1:
+            raise RuntimeError("planted")
+        yield samples[request.first]
+
+    register(monkeypatch, samples, natural=False, generate=broken)
+    chosen = settings(model, methods=("full", CATEKV), lengths=(192,), samples=3, batch_size=3)
+    outcome = run(model, chosen, tmp_path)
+    assert (outcome.failed, outcome.measured) == (2, 6)
+    assert {r.index for r in records_of(tmp_path) if r.error} == {1}
+
+
 def test_a_run_in_which_nearly_everything_fails_gives_up_and_keeps_its_records(
     model: CateKVModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
