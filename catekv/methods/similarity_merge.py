@@ -96,7 +96,8 @@ def merge_row(
     stays = torch.ones(keys.shape[0], dtype=torch.bool, device=keys.device)
     stays[removed] = False
     counts = torch.zeros_like(logits) if log_counts is None else log_counts
-    own_keys, own_values, own_counts = keys[stays], values[stays], counts[stays]
+    kept = stays.nonzero().squeeze(-1)
+    own_keys, own_values, own_counts = (part[kept] for part in (keys, values, counts))
     if not len(removed) or not len(own_keys):
         target = removed.new_zeros(len(removed))
         nothing = torch.zeros_like(target, dtype=torch.bool)
@@ -106,7 +107,7 @@ def merge_row(
     merged = similarity > rule.threshold
     added = group_count(target, merged, len(own_keys))
     # entries that already stand for several tokens weigh accordingly
-    weights = (logits[stays] + own_counts, logits[removed] + left_counts)
+    weights = (logits[kept] + own_counts, logits[removed] + left_counts)
     if rule.merge_order == "sequential":
         shares = sequential_shares(*weights, target, merged)
         equal = (torch.zeros_like(own_counts), torch.zeros_like(left_counts))
@@ -116,14 +117,13 @@ def merge_row(
         shares = group_shares(*weights, target, merged)[:2]
         key_shares = _key_shares(rule.key_mean, own_counts, left_counts, target, merged, added)
         times = (added > 0).float()
-    touched = (added > 0)[:, None]
-    # one after the other, so that a long row is held in float32 once
+    # one after the other, so that a long row is held in float32 once; where nothing was merged the
+    # share is 1, and what was in the row comes out of it unchanged
     mean = group_mean(own_keys, left_keys, target, key_shares)
     if rule.calibration == "key_const":
         mean += LOG_2 * times[:, None]
-    new_keys = torch.where(touched, mean.to(keys.dtype), own_keys)
-    mean = group_mean(own_values, left_values, target, shares)
-    new_values = torch.where(touched, mean.to(values.dtype), own_values)
+    new_keys = mean.to(keys.dtype)
+    new_values = group_mean(own_values, left_values, target, shares).to(values.dtype)
     total = group_shares(own_counts, left_counts, target, merged)[2]
     return MergedRow(
         new_keys,
