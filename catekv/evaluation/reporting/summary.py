@@ -80,6 +80,7 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
         "config_hash": manifest.get("config_hash"),
         "data_hash": stable_hash(sorted({record.sample_hash for record in used})),
         "wordings": sorted({record.wording for record in used if record.wording}),
+        "largest_batch": max((record.batch for record in used), default=1),
         "methods": dict(methods),
         "full": full,
         "cells": cells,

@@ -132,6 +132,11 @@ def notes_of(summary: Mapping[str, Any]) -> str:
         "kept: stored tokens / all tokens of the compressed part; asked: what was to be kept, or "
         "read; times are medians; intervals: bootstrap over samples; nulls: empty predictions."
     )
+    if summary["largest_batch"] > 1:
+        lines.append(
+            f"Measured in batches of up to {summary['largest_batch']} samples: times are those of a "
+            "whole batch, bytes those of one sample."
+        )
     if any(row["tasks"] != _task_count(summary, row) for row in summary["averages"]):
         lines.append("* average over fewer tasks than other methods; not comparable.")
     failed = sum(row["errors"] for row in summary["cells"])
