@@ -120,7 +120,8 @@ def table(content: Table) -> str:
     rows = []
     for row in content.rows:
         cells = "".join(
-            f"<td{mark(column)}>{escape(cell)}</td>" for column, cell in enumerate(row[1:], start=1)
+            f"<td{mark(column)}>{_unbroken(cell)}</td>"
+            for column, cell in enumerate(row[1:], start=1)
         )
         rows.append(f'<tr><th scope="row">{_breakable(row[0])}</th>{cells}</tr>\n')
     caption = escape(content.caption)
@@ -131,6 +132,11 @@ def table(content: Table) -> str:
     if content.folded:
         return f"<details><summary>{caption}</summary>\n{inner}</details>\n"
     return inner
+
+
+def _unbroken(cell: str) -> str:
+    """An interval whose ends stay in one line."""
+    return escape(cell).replace(" .. ", "\N{NO-BREAK SPACE}..\N{NO-BREAK SPACE}")
 
 
 def _breakable(name: str) -> str:

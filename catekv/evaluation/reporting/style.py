@@ -52,6 +52,7 @@ pre { background: var(--band); padding: .75rem; overflow-x: auto; font-size: .75
   th, td { white-space: normal; }
   h2, h3, h4 { break-after: avoid; } tr, figure { break-inside: avoid; }
   nav, details { display: none; } caption span { max-width: none; }
+  .note, figcaption, caption span { font-size: 8pt; }
   thead { display: table-header-group; } figure svg, figure.wide .scroll svg { max-width: 100%; }
   .figures { columns: 2; } th:first-child { position: static; } }
 """

@@ -134,8 +134,8 @@ def notes_of(summary: Mapping[str, Any]) -> str:
     )
     if summary["largest_batch"] > 1:
         lines.append(
-            f"Measured in batches of up to {summary['largest_batch']} samples: times are those of a "
-            "whole batch, bytes those of one sample."
+            f"Measured in batches of up to {summary['largest_batch']} samples: times are those of "
+            "a whole batch, bytes those of one sample."
         )
     if any(row["tasks"] != _task_count(summary, row) for row in summary["averages"]):
         lines.append("* average over fewer tasks than other methods; not comparable.")
