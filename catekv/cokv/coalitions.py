@@ -90,7 +90,7 @@ def masked_context(dense: DensePrompt, coalitions: Members, window: int = WINDOW
     local = min(window, dense.tokens)
     target: Any
     for target, source, chosen in zip(cache.layers, layers, coalitions.swapaxes(0, 1), strict=True):
-        keys, values = source.buffer.views()
+        keys, values = _row_by_row(source)
         target.lazy_initialization(keys, values)
         target.seen, target.scaling = source.seen, source.scaling
         target.query_heads = source.query_heads
@@ -108,6 +108,19 @@ def masked_context(dense: DensePrompt, coalitions: Members, window: int = WINDOW
         {},
         dense.model_id,
     )
+
+
+def _row_by_row(layer: RaggedLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [1, kv_heads, tokens, dim] of a dense layer, each head in one piece.
+
+    Models hand them over token by token. The layer keeps the rearranged ones instead, so that they
+    are rearranged once and there is one dense cache.
+    """
+    keys, values = layer.buffer.views()
+    if not (keys.is_contiguous() and values.is_contiguous()):
+        layer.buffer.keys, layer.buffer.values = keys.contiguous(), values.contiguous()
+        keys, values = layer.buffer.views()
+    return keys, values
 
 
 def _shared_prefix(
@@ -130,8 +143,8 @@ def _shared_prefix(
     if not chosen.all():
         buckets.append(Bucket(0, torch.tensor(flat[~chosen], device=device)[None], 0))
     return RaggedPrefix(
-        keys.contiguous().view(-1, keys.shape[-1]),
-        values.contiguous().view(-1, values.shape[-1]),
+        keys.view(-1, keys.shape[-1]),
+        values.view(-1, values.shape[-1]),
         None,
         torch.tensor(offsets, dtype=torch.int64, device=device),
         torch.tensor(lengths, dtype=torch.int32, device=device),
