@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from catekv import embedded, tasks
 from catekv.simcalkv.results import COLUMNS
@@ -148,6 +149,38 @@ def test_prompts_are_read_whole_and_once(tmp_path: Path) -> None:
     )[1]
     assert example.context_ids == encode(sample, tokenizer).ids
     assert len(example.context_ids) <= 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("qwen3", "qwen"), ("mistral", "mistral"), ("gemma3_text", "gemma3_text")]
+)
+def test_any_causal_model(kind: str, name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=2029,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=7 if kind == "gemma3_text" else 2,  # one layer of full attention
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=1024,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
+    words = ["--model_name", folder, "--source", "built-in", "--split", "test[:1]"]
+    words += ["--calibration", "logit", "--max_input_tokens", 200, "--max_new_tokens", 6]
+    for dataset in ("hotpotqa", "winogrande"):
+        code = script("llama_eval").main(
+            [*map(str, words), "--dataset", dataset, "--output_dir", str(tmp_path)]
+        )
+        assert code == 0
+        found = json.loads((tmp_path / f"{name}_{dataset}_SimCalKV-logit_0.4.json").read_text())
+        assert found["kept_share"] == pytest.approx(0.6, abs=0.02)
+        assert not found["failed"]
 
 
 def test_the_sweep_draws_scores_against_the_ratio(tmp_path: Path) -> None:
