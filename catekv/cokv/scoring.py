@@ -141,9 +141,9 @@ def _draw(
     shown.start(course)
     while not over:
         shard = journal.own()
+        if shard.block >= settings.blocks:
+            return
         if not shard.missing_samples():
-            if shard.block >= settings.blocks:
-                return
             shard.close_if_complete()
             continue
         wanted = shard.wanted()

@@ -38,9 +38,9 @@ def run(journal: Journal, lines: int = 10**9) -> Course:
     course = Course(journal.plan)
     while not course.follow(journal.shards(), TOLERANCE, BLOCKS):
         shard = journal.own()
+        if shard.block >= BLOCKS:
+            break
         if not shard.missing_samples():
-            if shard.block >= BLOCKS:
-                break
             shard.close_if_complete()
             continue
         for sample in shard.missing_samples():
