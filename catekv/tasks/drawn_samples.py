@@ -21,6 +21,10 @@ from catekv.tasks.tokenizers import word_counter
 OPEN_LENGTH = 4096
 #: share of the length that drawn samples of tasks without rows fill
 MINIMUM_FILL = 0.97
+#: units of any text have at least half a token on average
+_PIECES_A_TOKEN = 2
+#: where endless text fills less, its characters are unknown to the tokenizer
+_LEAST_FILL = 0.25
 #: below this share words of filler are added to the whole units
 _TOP_UP_BELOW = 0.99
 
@@ -76,10 +80,13 @@ def fitted(request: BuildRequest, index: int, plan: OpenSample) -> Sample:
     """The longest sample of a plan within the request's length.
 
     Raises:
-        UserError: even the smallest sample is too long (the message says how long it is), or the
-            text is used up before a task that is not natural fills its length.
+        UserError: even the smallest sample is too long (the message says how long it is), the
+            text is used up before a task that is not natural fills its length, or the tokenizer
+            does not know the characters of the text.
     """
     target = request.length or OPEN_LENGTH
+    # unknown characters may become one token together: such a text would grow without end
+    limit = _PIECES_A_TOKEN * target if plan.limit is None else plan.limit
     wrapped = prompt_format_of(request, plan.draft(plan.minimum, 0))
     counter = word_counter(request.tokenizer)
 
@@ -99,13 +106,18 @@ def fitted(request: BuildRequest, index: int, plan: OpenSample) -> Sample:
             lambda units: exact(plan.draft(units, 0)),
             plan.minimum,
             target,
-            plan.limit,
+            limit,
         )
     except TooLongError as error:
         raise UserError(
             f"{request.task.name} needs a length of at least {error.tokens} tokens with this "
             f"tokenizer, {target} are given; raise the length or lower max_answer_tokens"
         ) from None
+    if plan.limit is None and tokens < _LEAST_FILL * target:
+        raise UserError(
+            f"{request.task.name} reaches only {tokens} of {target} tokens: this tokenizer does "
+            "not know the characters of its text; take another tokenizer or wording"
+        )
     extra = 0
     if plan.extra_limit and tokens < _TOP_UP_BELOW * target:
         extra, tokens = confirmed_fit(

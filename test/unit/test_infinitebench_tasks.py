@@ -227,6 +227,11 @@ def test_built_in_samples_in_english(name):
     assert build(name, 2500, 1, tokenizer, seed=7)[0].context != many[0].context
 
 
+def test_a_tokenizer_without_chinese_characters_is_refused():
+    with pytest.raises(UserError, match="not know the characters of its text"):
+        build("longbook_qa_chn", 1024, 1, ruler_tokenizers.sentencepiece_like())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_follow_from_the_record_alone(name, tmp_path):
     samples = build(name, 2500, 2)
