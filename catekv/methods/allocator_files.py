@@ -135,6 +135,11 @@ def _array(source: Any, key: str, name: str) -> np.ndarray:
                             f"it with numpy.savez(path, {key}=...)"
                         )
                     return content[key if key in names else names[0]].astype(np.float64)
+            if path.suffix == ".npy":
+                raise UserError(
+                    f"{name} is a published score file, a pickle; convert it with `catekv cokv "
+                    f"show {path} --trust-pickle --shape LAYERSxHEADS --output FILE.npz`"
+                )
             delimiter = "\t" if path.suffix == ".tsv" else ","
             return np.loadtxt(path, delimiter=delimiter, dtype=np.float64, ndmin=2)
         if isinstance(source, Tensor):
