@@ -360,6 +360,15 @@ def test_published_flags_that_cannot_be_honoured(
     assert "was made with k 0.99, not 0.984" in message
 
 
+def test_the_published_batch_size_is_ours() -> None:
+    from catekv.evaluation.published import accuracy_request, add_accuracy_arguments
+
+    parser = cli.Parser()
+    add_accuracy_arguments(parser)
+    assert accuracy_request(parser.parse_args(["--batch_size", "4"])).batch_size == 4
+    assert accuracy_request(parser.parse_args([])).batch_size == 1
+
+
 # --- what commands print -------------------------------------------------------------------------
 
 
