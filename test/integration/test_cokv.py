@@ -115,6 +115,27 @@ def test_what_is_no_game_is_refused(tiny: catekv.CateKVModel) -> None:
         players(sliding)
 
 
+def test_stored_lengths_of_a_ragged_cache(golden) -> None:
+    three = tiny_model("qwen3", num_attention_heads=6, num_key_value_heads=3)
+    model = catekv.CateKVModel(three, methods.create("full"))
+    prompt = torch.randint(1, 90, (1, TOKENS), generator=torch.Generator().manual_seed(4))
+    for case in golden("cokv", "flat_cache"):
+        given, expected = case["inputs"], case["expected"]["states"]
+        budgets = {"kind": "table", "counts": [given["extra"]]}
+        method = methods.create("snapkv", window=given["window"], budgets=budgets)
+        cache = model.prefill(prompt, method=method).cache
+        for step, state in enumerate(expected):
+            if step:
+                with torch.no_grad():
+                    model.model(torch.tensor([[step]]), past_key_values=cache, use_cache=True)
+            for layer in cache.lengths():
+                lengths = layer[0].tolist()
+                assert lengths == state["head_lens"]
+                assert [0, *np.cumsum(lengths)] == state["cu_klen"]
+                assert max(lengths) == state["max_seqlen_k"]
+            assert cache.get_seq_length() == TOKENS + step
+
+
 def test_which_tokens_are_read_before_heads_are_masked() -> None:
     prompt = EncodedPrompt([1, 2, 3], [4, 5])
     found = {question: prompt_parts(prompt, question) for question in QUESTIONS}
