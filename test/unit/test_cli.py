@@ -209,7 +209,7 @@ def test_mistakes_without_a_model(
         ({"mask": None}, "method 'catekv' needs a head mask; give --mask PATH"),
         ({"mask": "reversed"}, "needs a first mask"),
         ({"task_option": "hops"}, "--task-option takes NAME=VALUE, not 'hops'"),
-        ({"task_option": "hops=3"}, "has an option 'hops'; valid options: dense"),
+        ({"task_option": "hops=3"}, "has an option 'hops'; valid options: begin_answer, dense"),
     ],
 )
 def test_mistakes_in_an_evaluation(
