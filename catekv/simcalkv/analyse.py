@@ -27,6 +27,8 @@ from catekv.simcalkv.tensors import Recorded, record
 
 DECODE_TOKENS = {"attention": 0, "keys": 20, "bias": 60}
 ANALYSES = tuple(DECODE_TOKENS)
+#: tokens above which the maps of all keys are not made: they grow with the square
+MAP_TOKENS = 8192
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decode_tokens",
         type=int,
-        help="tokens decoded behind the prompt (default: 60 for bias, else 20)",
+        help="tokens decoded behind the prompt (default: 60 for bias, 20 for keys, else 0)",
     )
     parser.add_argument("--no_plots", action="store_true", help="numbers only")
     parser.add_argument("--output_dir", default="results", help="folder (default: %(default)s)")
@@ -146,6 +148,11 @@ def attention(
 
 def keys(recorded: Recorded, folder: Path, layer: int, head: int, draw: bool) -> dict[str, Any]:
     """Cosine and distance of all keys of one head; shares of similar keys of all heads."""
+    if recorded.tokens > MAP_TOKENS:
+        raise UserError(
+            f"maps of all keys are made up to {MAP_TOKENS} tokens, these are {recorded.tokens}; "
+            "lower --max_input_tokens"
+        )
     maps = analyses.key_maps(recorded.layers[layer], head)
     values, places = analyses.most_similar(maps.cosine)
     rank = range(1, values.shape[1] + 1)
