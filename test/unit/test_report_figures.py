@@ -120,6 +120,14 @@ def test_a_trade_off_names_every_method_and_joins_variants() -> None:
     assert picture.count("<polyline") == 2  # the front and the variants
 
 
+def test_scores_that_are_all_perfect_still_have_an_axis() -> None:
+    points = [
+        plots.Point(name, cost, 100.0, 100.0, 100.0, name) for name, cost in (("a", 1), ("b", 2))
+    ]
+    shown = texts(plots.trade_off(points, svg.styles(["a", "b"]), "t", "cost"))
+    assert {"80", "90", "100"} <= set(shown)
+
+
 def test_every_text_of_a_plot_lies_within_it() -> None:
     names = ["a long name of a method, longer than its place (budget 64)", "b"]
     points = [point(name, 50.0, 99.0) for name in names]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -142,10 +142,10 @@ def trade_off(
     return drawing(WIDTH, axes.height + 8 + height, title, [*axes.parts, shown])
 
 
-def _floor(lows: object) -> float:
-    """Lower end of a score axis: 0, or a round number below everything where all is high."""
-    least = min(lows)  # type: ignore[call-overload]
-    return 0.0 if least < 40 else 20.0 * math.floor(least / 20)
+def _floor(lows: Iterable[float]) -> float:
+    """Lower end of a score axis: 0, or a round number up to 80 where all scores are high."""
+    least = min(lows)
+    return 0.0 if least < 40 else min(80.0, 20.0 * math.floor(least / 20))
 
 
 def curves(

@@ -159,8 +159,8 @@ def _as_good(tasks: Sequence[str], averages: Sequence[Row], full: str | None) ->
         for row in sorted(same, key=lambda one: memory_share(one) or 0.0)
     ]
     words = (
-        f"Not told apart from {full} by these samples (the interval of the paired difference holds "
-        f"0), least memory first: {', '.join(names) or 'none'}."
+        f"Not told apart from {full} by these {rows[0]['count']} samples (the interval of the "
+        f"paired difference holds 0), least memory first: {', '.join(names) or 'none'}."
     )
     if better:
         words += f" Above {full}: {', '.join(row['method'] for row in better)}."
@@ -209,8 +209,8 @@ def _plots(
                 trade_off(
                     by_time, style, f"Score against decode time, {what}", "ms per new token, median"
                 ),
-                "Score against the time of a decode step, as the evaluation ran it (batch 1, not "
-                f"an efficiency measurement). Pareto front: {_front(by_time)}.",
+                "Score against the time of a decode step, as the evaluation ran it: no measurement "
+                f"of efficiency. Pareto front: {_front(by_time)}.",
             )
         )
     elif rows:
