@@ -97,6 +97,7 @@ def make_parser() -> Parser:
     )
     _calibrate_parser(commands)
     _cokv_parser(commands)
+    _atskv_parser(commands)
     _mask_arguments(add("mask", "Show, convert or make head masks.", _mask))
     _tasks_arguments(add("tasks", "List tasks, or build their samples as JSONL.", _tasks))
     _methods_arguments(add("methods", "List methods and their options.", _methods))
@@ -393,6 +394,24 @@ def _cokv_parser(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _cokv(arguments: argparse.Namespace) -> int:
     from catekv.cokv import command
+
+    return command.run(arguments)
+
+
+def _atskv_parser(commands: argparse._SubParsersAction[Parser]) -> None:
+    def add_arguments(parser: Parser) -> None:
+        from catekv.atskv import command
+
+        command.add_arguments(parser)
+
+    help_text = "Train relevance predictors (ATSKV), show them."
+    parser = commands.add_parser("atskv", help=help_text, description=help_text)
+    parser.add_later = add_arguments
+    parser.set_defaults(handler=_atskv)
+
+
+def _atskv(arguments: argparse.Namespace) -> int:
+    from catekv.atskv import command
 
     return command.run(arguments)
 

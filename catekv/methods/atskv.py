@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,12 @@ from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, 
 from catekv.methods.lsh import random_projection
 from catekv.methods.relevance import RelevancePredictor, queries_that_see
 from catekv.methods.relevance_source import PREDICTOR_OPTIONS, PredictorSource
+from catekv.stores.passive import PassivePlace
 from catekv.stores.tiers import TwoTiers
 
 SELECTIONS = ("quantile", "top")
+HYSTERESES = ("absolute", "quantile")
+PASSIVE_TIERS = ("host", "file", "none")
 DEFAULT_QUANTILE, DEFAULT_BETA = 0.7, 1.0
 
 
@@ -51,8 +55,16 @@ class ATSKV(Method):
         momentum: lambda of the soft mask. smoothing: inertia of the level.
         init_tokens, recent_tokens: first and last prompt tokens that are always active; 0 = none.
         promote_above, demote_below: relevance at which tokens change tiers, strictly.
+        hysteresis: ``absolute`` compares relevance itself with these two, as published;
+            ``quantile`` (recommended) takes them as levels of the prompt's own relevance when it
+            was compressed: a predictor that says 0.8 to nobody then promotes all the same, and one
+            that says less than 0.2 to most does not empty the active tier.
         update_every: tokens between two updates of relevance and tiers; 0 = the tiers stay.
         lsh_bits, fetch: hash bits, and passive entries fetched per KV head and step (0 = none).
+        passive: ``host`` memory, memory-mapped ``file`` in ``passive_folder`` (default: where
+            temporary files go), or ``none``: what is not active is dropped for good.
+        passive_mib: MiB for passive entries over all layers, an equal share each; what does not
+            fit is an error that loses nothing. None: no limit.
         seed: of the projections and of untrained predictors.
         predictor_kind, predictor_width, feature_dim, attention_feature, causal_normalised: what an
             untrained predictor is like (:class:`~catekv.methods.relevance.PredictorConfig`); None:
@@ -64,7 +76,7 @@ class ATSKV(Method):
         "Adaptive Token-Relevance Sparse KV-Cache for Efficient Long Context Understanding"
     )
     effect: ClassVar[str] = "moves"
-    recommended: ClassVar[dict[str, Any]] = {"selection": "top"}
+    recommended: ClassVar[dict[str, Any]] = {"selection": "top", "hysteresis": "quantile"}
 
     predictor: str | None = None
     untrained: bool = False
@@ -80,9 +92,13 @@ class ATSKV(Method):
     recent_tokens: int = 32
     promote_above: float = 0.8
     demote_below: float = 0.2
+    hysteresis: str = "absolute"
     update_every: int = 16
     lsh_bits: int = 16
     fetch: int = 5
+    passive: str = "host"
+    passive_folder: str | None = None
+    passive_mib: float | None = None
     seed: int = 0
     predictor_kind: str | None = None
     predictor_width: int | None = None
@@ -91,8 +107,9 @@ class ATSKV(Method):
     causal_normalised: bool | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.predictor, Path):
-            object.__setattr__(self, "predictor", str(self.predictor))
+        for name in ("predictor", "passive_folder"):
+            if isinstance(getattr(self, name), Path):
+                object.__setattr__(self, name, str(getattr(self, name)))
         if self.predictor is None and not self.untrained:
             raise UserError(
                 "atskv needs a trained relevance predictor: pass predictor=FOLDER; untrained=True "
@@ -122,10 +139,17 @@ class ATSKV(Method):
             raise UserError(f"atskv: lsh_bits {self.lsh_bits} must be between 1 and 62")
         if self.beta is not None and self.beta < 0:
             raise UserError(f"atskv: beta {self.beta} must be at least 0")
-        if self.selection not in SELECTIONS:
-            raise UserError(
-                f"atskv: unknown selection {self.selection!r}; use {' or '.join(SELECTIONS)}"
-            )
+        for name, known in (
+            ("selection", SELECTIONS), ("hysteresis", HYSTERESES), ("passive", PASSIVE_TIERS)
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"atskv: unknown {name} {getattr(self, name)!r}; use {' or '.join(known)}"
+                )
+        if self.passive_folder is not None and self.passive != "file":
+            raise UserError("atskv: passive_folder is for passive=file")
+        if self.passive_mib is not None and not self.passive_mib >= 0:
+            raise UserError(f"atskv: passive_mib {self.passive_mib} must be at least 0")
         edges = self.init_tokens + self.recent_tokens
         if self.budget is not None and self.budget < max(1, edges):
             raise UserError(
@@ -255,7 +279,7 @@ class ATSKV(Method):
         if valid is None:
             valid = torch.ones(batch, tokens, dtype=torch.bool, device=keys.device)
         lengths = valid.sum(dim=-1).tolist()
-        if self.budget is not None and max(lengths) <= self.budget:
+        if self.passive == "none" or (self.budget is not None and max(lengths) <= self.budget):
             return None
         assert observed.column_sums is not None
         state = TierState(
@@ -270,11 +294,14 @@ class ATSKV(Method):
                 self.kept_tokens(length, observed.layer) if self.selection == "top" else None
                 for length in lengths
             ),
+            changes=(),
         )
         active = torch.zeros_like(valid)
+        changes = []
         for b in range(batch):
             columns = valid[b].nonzero().squeeze(-1)
             relevance, static, observers = self.relevance(observed, b, columns)
+            changes.append(self.change_thresholds(relevance[0]))
             soft, chosen = self.active_mask(relevance, observed.layer)
             state.static[b, columns], state.soft[b, columns] = static[0], soft[0].float()
             state.observers[b][:, columns] = observers
@@ -282,8 +309,33 @@ class ATSKV(Method):
             whole = self.budget is not None and lengths[b] <= self.budget
             state.fixed[b, columns] = whole | self.edges(lengths[b], keys.device)
         projection = random_projection(self.lsh_bits, dim, self.seed, observed.layer)
-        tiers = TwoTiers.split(keys, observed.values, active, valid, projection, self.fetch)
-        return TierStore(tiers, state, self.layer_predictor(observed), self._rules(observed.layer))
+        tiers = TwoTiers.split(
+            keys, observed.values, active, valid, projection, self.fetch, self._place(observed)
+        )
+        return TierStore(
+            tiers,
+            replace(state, changes=tuple(changes)),
+            self.layer_predictor(observed),
+            self._rules(observed.layer),
+        )
+
+    def change_thresholds(self, relevance: Tensor) -> tuple[float, float]:
+        """Relevance below which tokens of a prompt leave the active tier and above which they come
+        back, from the prompt's relevance [tokens] when it is compressed."""
+        if self.hysteresis == "absolute":
+            return self.demote_below, self.promote_above
+        return (
+            float(control.threshold(relevance, self.demote_below)),
+            float(control.threshold(relevance, self.promote_above)),
+        )
+
+    def _place(self, observed: Observed) -> PassivePlace:
+        limit = None
+        if self.passive_mib is not None:
+            limit = int(self.passive_mib * 2**20 / observed.num_layers)
+        if self.passive == "host":
+            return PassivePlace(None, limit)
+        return PassivePlace(self.passive_folder or tempfile.gettempdir(), limit)
 
     def _width(self) -> int:
         assert self.predictor_width is not None
@@ -296,8 +348,6 @@ class ATSKV(Method):
             self.threshold_numbers(layer)[1],
             self.momentum,
             self.smoothing,
-            self.promote_above,
-            self.demote_below,
             self.update_every,
             self.budget,
             self.selection == "top",

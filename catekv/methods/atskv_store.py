@@ -32,8 +32,6 @@ class TierRules:
     beta: float
     inertia: float
     smoothing: float
-    promote_above: float
-    demote_below: float
     update_every: int
     budget: int | None
     exact: bool
@@ -52,6 +50,7 @@ class TierState:
         fixed: bool [batch, tokens], columns that never change their tier.
         levels: the quantile level of every sequence.
         limits: the most active entries of every sequence; None: no limit.
+        changes: relevance below which and above which tokens of a sequence change tiers.
     """
 
     static: Tensor
@@ -62,6 +61,7 @@ class TierState:
     fixed: Tensor
     levels: tuple[float, ...]
     limits: tuple[int | None, ...]
+    changes: tuple[tuple[float, float], ...]
 
     def tensors(self) -> list[Tensor]:
         return [self.static, self.sums, self.observers, self.soft, self.valid, self.fixed]
@@ -78,6 +78,7 @@ class TierState:
             fixed,
             tuple(self.levels[b] for b in indices),
             tuple(self.limits[b] for b in indices),
+            tuple(self.changes[b] for b in indices),
         )
 
 
@@ -87,8 +88,8 @@ class TierStore(DecodeStore):
 
     Every forward fetches passive entries for its newest query. Its attention is added to the
     features of the entries it saw; after ``update_every`` tokens the relevance is computed again
-    and entries change tiers: down if the relevance is below ``demote_below`` or the soft mask has
-    gone, up if it is above ``promote_above`` and the soft mask is there.
+    and entries change tiers: down if the relevance is below the lower threshold or the soft mask
+    has gone, up if it is above the upper one and the soft mask is there.
     """
 
     # takes no tokens over, but changes all the same
@@ -182,7 +183,11 @@ class TierStore(DecodeStore):
         return mask
 
     def update(self, tail: int) -> None:
-        """Compute levels, soft masks and tiers again; ``tail`` tokens are active besides."""
+        """Compute levels, soft masks and tiers again; ``tail`` tokens are active besides.
+
+        Raises:
+            UserError: the passive tier is full; everything is as it was before.
+        """
         rules, state = self.rules, self.state
         relevance, active = self.relevance(), self.active()
         soft, wanted_active, levels = state.soft.clone(), active.clone(), []
@@ -202,16 +207,17 @@ class TierStore(DecodeStore):
                 mask = control.relevance_mask(score, level, rules.beta)
             soft[b, columns] = control.momentum(soft[b, columns], mask, rules.inertia)
             wanted = soft[b, columns] > 0.5
-            demote, promote = control.migrate(score, own, rules.demote_below, rules.promote_above)
+            demote, promote = control.migrate(score, own, *state.changes[b])
             demote = (demote | (own & ~wanted)) & ~fixed
             promote = promote & wanted & ~fixed
             if limit is not None:
                 room = limit - int((own & ~demote).sum())
                 promote = control.best_of(score, promote, room)
             wanted_active[b, columns] = (own & ~demote) | promote
-        self.state = replace(state, soft=soft, levels=tuple(levels))
+        # first what may be refused: then nothing has changed
         if not torch.equal(wanted_active, active):
             self.tiers = self.tiers.move(wanted_active)
+        self.state = replace(state, soft=soft, levels=tuple(levels))
 
     def lengths(self) -> Tensor:
         return self.tiers.stored()
@@ -234,13 +240,15 @@ class TierStore(DecodeStore):
 
     def describe(self) -> dict[str, Any]:
         """Bytes by place, and by tier: ``active`` and ``passive`` entries (with their index) and
-        the ``features`` that relevance is made of. On a model in host memory ``host`` still means
-        the passive tier."""
+        the ``features`` that relevance is made of; ``file`` is the part of the passive tier in
+        memory-mapped files. On a model in host memory ``host`` still means the passive tier."""
         active, passive = self.tiers.nbytes()
+        mapped = self.tiers.file_bytes()
         features = storage_bytes(self.state.tensors())
         return {
             "device": active + features,
-            "host": passive,
+            "host": passive - mapped,
+            "file": mapped,
             "active": active,
             "passive": passive,
             "features": features,

@@ -142,6 +142,25 @@ def handcrafted_features(
     return features
 
 
+def predictor_inputs(
+    hidden_states: Tensor,
+    column_sums: Tensor,
+    observers: Tensor | float,
+    layer: int,
+    config: PredictorConfig,
+) -> Tensor:
+    """``[h; a; f]`` of a whole prompt, as training reads it: float32 [batch, tokens, inputs].
+
+    Args:
+        hidden_states: [batch, tokens, hidden_size]; column_sums [batch, query_heads, tokens] and
+            observers as in :func:`attention_feature`.
+    """
+    hidden = hidden_states.float()
+    attention = attention_feature(column_sums, observers, config.attention_feature)
+    handcrafted = handcrafted_features(hidden.norm(dim=-1), layer, config.feature_dim)
+    return torch.cat([hidden, attention, handcrafted], dim=-1)
+
+
 class RelevancePredictor(nn.Module):
     """Relevance in (0, 1) of a layer's tokens from ``[h; a; f]``.
 

@@ -1,4 +1,5 @@
-"""Two places for a layer's context: active entries on the device, passive ones in host memory.
+"""Two places for a layer's context: active entries on the device, passive ones in host memory
+or a file (:mod:`catekv.stores.passive`).
 
 One mask decides for all heads of a sequence. Passive entries lie in an LSH index and come back for
 single steps (:meth:`TwoTiers.fetch`) or for good (:meth:`TwoTiers.move`). No entry is ever dropped.
@@ -7,43 +8,16 @@ single steps (:meth:`TwoTiers.fetch`) or for good (:meth:`TwoTiers.move`). No en
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from catekv.layout import from_rows, storage_bytes
-from catekv.methods.lsh import LshIndex, sign_codes
+from catekv.methods.lsh import sign_codes
+from catekv.stores.passive import Passive, PassivePlace, passive_bytes, to_device
 
 #: Logit bias of a slot that holds nothing. Finite: a kernel may multiply it.
 HIDDEN = -1e30
-
-
-@dataclass(frozen=True, eq=False)
-class Passive:
-    """Passive entries of one sequence, in host memory.
-
-    Attributes:
-        columns: int64 [entries], ascending, the prompt columns they come from.
-        index: their keys [kv_heads, entries, head_dim] by bucket.
-        values: [kv_heads, entries, value_dim].
-    """
-
-    columns: Tensor
-    index: LshIndex
-    values: Tensor
-
-    @classmethod
-    def build(cls, columns: Tensor, keys: Tensor, values: Tensor, codes: Tensor) -> Passive:
-        if bool((columns[1:] < columns[:-1]).any()):
-            order = columns.argsort()
-            columns, keys, values, codes = (
-                columns[order], keys[:, order], values[:, order], codes[:, order]
-            )  # fmt: skip
-        return cls(columns, LshIndex.build(keys, codes), values)
-
-    def tensors(self) -> list[Tensor]:
-        return [self.columns, self.index.keys, self.index.codes, self.index.order, self.values]
 
 
 class TwoTiers:
@@ -65,6 +39,7 @@ class TwoTiers:
         passive: Sequence[Passive],
         projection: Tensor,
         top_k: int,
+        place: PassivePlace | None = None,
     ):
         """Lay out the given entries.
 
@@ -72,7 +47,9 @@ class TwoTiers:
             keys, values: per sequence the active entries [kv_heads, active, dim].
             columns, passive: as the attributes.
             projection: [bits, head_dim] on the host; top_k: entries to fetch per row and step.
+            place: where passive entries lie; None: host memory, as many as there are.
         """
+        self.place = place or PassivePlace()
         self.columns, self.passive = list(columns), list(passive)
         self.projection, self.top_k = projection, top_k
         self.slots = [min(top_k, len(tier.columns)) for tier in passive]
@@ -111,13 +88,19 @@ class TwoTiers:
         valid: Tensor,
         projection: Tensor,
         top_k: int,
+        place: PassivePlace | None = None,
     ) -> TwoTiers:
         """Split a dense context.
 
         Args:
             keys, values: [batch, kv_heads, tokens, dim].
             active, valid: bool [batch, tokens]; padding goes nowhere.
+
+        Raises:
+            UserError: the passive entries do not fit their place; the dense context is as it was.
         """
+        place = place or PassivePlace()
+        place.check(passive_bytes((~active & valid).sum(dim=-1).tolist(), keys, values))
         chosen = [row.nonzero().squeeze(-1) for row in active & valid]
         passive = []
         for b, row in enumerate(~active & valid):
@@ -125,7 +108,7 @@ class TwoTiers:
             resting = keys[b][:, columns]
             codes = sign_codes(resting, projection).cpu()
             passive.append(
-                Passive.build(columns.cpu(), resting.cpu(), values[b][:, columns].cpu(), codes)
+                Passive.build(columns.cpu(), resting, values[b][:, columns], codes, place)
             )
         return cls(
             [keys[b][:, columns] for b, columns in enumerate(chosen)],
@@ -134,6 +117,7 @@ class TwoTiers:
             passive,
             projection,
             top_k,
+            place,
         )
 
     def block(self, b: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,24 +154,36 @@ class TwoTiers:
         for b, (tier, slots) in enumerate(zip(self.passive, self.slots, strict=True)):
             if not slots:
                 continue
-            found, _ = tier.index.retrieve(asked[b], codes[b], slots)
+            found, _ = tier.wait().index.retrieve(asked[b], codes[b], slots)
             entry = found.clamp(min=0)
             keys, values, bias = self.block(b)
             first = len(self.columns[b])
-            keys[:, first:] = tier.index.keys[row, entry].to(device)
-            values[:, first:] = tier.values[row, entry].to(device)
-            bias[:, first:] = torch.where(found < 0, HIDDEN, 0.0).to(device)
-            self.slot_columns[b][:, first:] = tier.columns[entry].to(device)
+            keys[:, first:] = to_device(tier.index.keys[row, entry], device)
+            values[:, first:] = to_device(tier.values[row, entry], device)
+            bias[:, first:] = to_device(torch.where(found < 0, HIDDEN, 0.0), device)
+            self.slot_columns[b][:, first:] = to_device(tier.columns[entry], device)
 
     def move(self, active: Tensor) -> TwoTiers:
         """The tiers after entries changed places; places for fetched ones are empty again.
 
         Args:
             active: bool [batch, tokens], which of the stored columns are to be active.
+
+        Raises:
+            UserError: the passive entries do not fit their place; these tiers are as they were.
         """
         device = self.prefix.keys.device
+        resting = self.stored()[:, 0] - torch.tensor(
+            [
+                int(active[b, columns].sum()) + int(active[b].cpu()[tier.columns].sum())
+                for b, (columns, tier) in enumerate(zip(self.columns, self.passive, strict=True))
+            ]
+        )
+        keys, values, _ = self.block(0)
+        self.place.check(passive_bytes(resting.tolist(), keys, values))
         all_keys, all_values, all_columns, all_passive = [], [], [], []
         for b, (columns, tier) in enumerate(zip(self.columns, self.passive, strict=True)):
+            tier.wait()
             keys, values, _ = self.block(b)
             stays = active[b, columns].nonzero().squeeze(-1)
             leaves = (~active[b, columns]).nonzero().squeeze(-1)
@@ -195,12 +191,14 @@ class TwoTiers:
             returns, rests = host.nonzero().squeeze(-1), (~host).nonzero().squeeze(-1)
             gone = keys[:, leaves]
             all_keys.append(
-                torch.cat([keys[:, stays], tier.index.keys[:, returns].to(device)], dim=1)
+                torch.cat([keys[:, stays], to_device(tier.index.keys[:, returns], device)], dim=1)
             )
             all_values.append(
-                torch.cat([values[:, stays], tier.values[:, returns].to(device)], dim=1)
+                torch.cat([values[:, stays], to_device(tier.values[:, returns], device)], dim=1)
             )
-            all_columns.append(torch.cat([columns[stays], tier.columns[returns].to(device)]))
+            all_columns.append(
+                torch.cat([columns[stays], to_device(tier.columns[returns], device)])
+            )
             if not len(leaves) and not len(returns):
                 all_passive.append(tier)
                 continue
@@ -211,9 +209,18 @@ class TwoTiers:
                     torch.cat([tier.index.keys[:, rests], gone.cpu()], dim=1),
                     torch.cat([tier.values[:, rests], values[:, leaves].cpu()], dim=1),
                     torch.cat([tier.index.entry_codes()[:, rests], codes], dim=1),
+                    self.place,
                 )
             )
-        return TwoTiers(all_keys, all_values, all_columns, all_passive, self.projection, self.top_k)
+        return TwoTiers(
+            all_keys,
+            all_values,
+            all_columns,
+            all_passive,
+            self.projection,
+            self.top_k,
+            self.place,
+        )
 
     def rearranged(self, indices: Sequence[int]) -> TwoTiers:
         """The tiers of another batch made of these sequences; passive entries are shared."""
@@ -226,6 +233,7 @@ class TwoTiers:
             [self.passive[b] for b in indices],
             self.projection,
             self.top_k,
+            self.place,
         )
 
     def share(self) -> TwoTiers:
@@ -267,3 +275,9 @@ class TwoTiers:
     def nbytes(self) -> tuple[int, int]:
         """Allocated bytes of the active and of the passive tier."""
         return storage_bytes(self.device_tensors()), storage_bytes(self.host_tensors())
+
+    def file_bytes(self) -> int:
+        """Bytes of the passive tier that lie in memory-mapped files."""
+        if self.place.folder is None:
+            return 0
+        return storage_bytes([x for tier in self.passive for x in (tier.index.keys, tier.values)])

@@ -470,3 +470,90 @@ def test_hidden_states_must_be_given() -> None:
 
 def test_the_method_moves_what_it_does_not_keep() -> None:
     assert methods.method_class("atskv").effect == "moves"
+
+
+def test_quantile_hysteresis_works_where_absolute_thresholds_empty_the_active_tier() -> None:
+    """A predictor of small numbers, as training on shares of the maximum gives."""
+    sizes = {}
+    for hysteresis in ("absolute", "quantile"):
+        method = methods.create("atskv", hysteresis=hysteresis, **SMALL)
+        observed = prompt(1)
+        low = method.relevance(observed)[0] * 0.1
+        object.__setattr__(
+            method,
+            "relevance",
+            lambda *given, low=low, method=method: (
+                low,
+                *type(method).relevance(method, *given)[1:],
+            ),
+        )
+        store, keep = store_of(method, observed)
+        assert store is not None
+        store.relevance = lambda low=low: low  # type: ignore[method-assign]
+        store.update(tail=0)
+        sizes[hysteresis] = (int(keep[0, 0].sum()), int(store.active().sum()))
+    assert sizes["absolute"][1] == 7, "only the edges are left"
+    assert sizes["quantile"][1] == sizes["quantile"][0]
+
+
+def test_change_thresholds_are_levels_of_the_prompt() -> None:
+    scores = torch.arange(11) / 100
+    absolute = methods.create("atskv", **SMALL)
+    assert absolute.change_thresholds(scores) == (0.2, 0.8)
+    relative = methods.create("atskv", hysteresis="quantile", **SMALL)
+    assert relative.change_thresholds(scores) == pytest.approx((0.02, 0.08))
+
+
+def test_without_a_passive_tier_the_rest_is_dropped() -> None:
+    method = methods.create("atskv", passive="none", **SMALL)
+    store, keep = store_of(method, prompt())
+    assert store is None
+    assert torch.equal(keep, store_of(methods.create("atskv", **SMALL), prompt())[1])
+
+
+def test_the_passive_tier_may_be_a_file(tmp_path: Path) -> None:
+    method = methods.create("atskv", passive="file", passive_folder=tmp_path, **SMALL)
+    store, _ = store_of(method, prompt())
+    other, _ = store_of(methods.create("atskv", **SMALL), prompt())
+    assert store is not None
+    assert other is not None
+    for number in range(4):
+        outputs = [step(one, number, empty_tail())[1] for one in (store, other)]
+        assert torch.equal(*outputs)
+    found = store.describe()
+    assert found["file"] > 0
+    assert found["host"] + found["file"] == found["passive"]
+    assert methods.from_dict(json.loads(json.dumps(method.to_dict()))) == method
+
+
+def test_a_full_passive_tier_is_an_error_before_anything_is_lost() -> None:
+    method = methods.create("atskv", passive_mib=0.001, **SMALL)
+    observed = prompt()
+    with pytest.raises(UserError, match=r"the passive tier is full.*raise passive_mib"):
+        store_of(method, observed)
+    entries = store_of(methods.create("atskv", **SMALL), observed)[0]
+    assert entries is not None
+    room = (entries.describe()["passive"] + 50) * 3 / 2**20
+    store, _ = store_of(methods.create("atskv", passive_mib=room, **SMALL), observed)
+    assert store is not None
+    before, soft = store.active(), store.state.soft.clone()
+    store.relevance = lambda: torch.zeros(BATCH, TOKENS)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="the passive tier is full"):
+        store.update(tail=0)
+    assert torch.equal(store.active(), before)
+    assert torch.equal(store.state.soft, soft)
+    assert store.lengths().tolist() == [[TOKENS] * KV_HEADS] * BATCH
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hysteresis": "none"}, "unknown hysteresis 'none'; use absolute or quantile"),
+        ({"passive": "disk"}, "unknown passive 'disk'; use host or file or none"),
+        ({"passive_folder": "x"}, "passive_folder is for passive=file"),
+        ({"passive_mib": -1.0}, "passive_mib -1.0 must be at least 0"),
+    ],
+)
+def test_bad_tier_options_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        methods.create("atskv", **{**SMALL, **options})

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from catekv import kernels
+from catekv.errors import UserError
 from catekv.layout import storage_bytes
 from catekv.methods.lsh import cosine, random_projection, sign_codes
+from catekv.stores.passive import PassivePlace, mapped
 from catekv.stores.tiers import HIDDEN, TwoTiers
 
 BATCH, HEADS, GROUP, TOKENS, DIM, TOP_K = 2, 2, 2, 50, 6, 3
@@ -185,3 +191,72 @@ def test_bytes_of_each_tier_are_those_of_its_entries() -> None:
     assert passive == (
         resting * ((DIM + 5) * 4 + 16) + resting // HEADS * 8 + PROJECTION.numel() * 4
     )
+
+
+def split_to(place: PassivePlace, active: Tensor = ACTIVE) -> TwoTiers:
+    return TwoTiers.split(KEYS, VALUES, active, VALID, PROJECTION, TOP_K, place)
+
+
+def test_passive_entries_may_lie_in_a_file_that_leaves_no_trace(tmp_path: Path) -> None:
+    tiers = split_to(PassivePlace(str(tmp_path / "new")))
+    check_consistent(tiers, ACTIVE)
+    assert os.listdir(tmp_path / "new") == []
+    resting = HEADS * int((~ACTIVE & VALID).sum())
+    assert tiers.file_bytes() == resting * (DIM + 5) * 4
+    assert split().file_bytes() == 0
+
+
+def test_a_file_serves_steps_and_moves_as_memory_does(tmp_path: Path) -> None:
+    tiers, other = split_to(PassivePlace(str(tmp_path))), split()
+    for seed in range(4):
+        queries = random(BATCH, HEADS * GROUP, 1, DIM, seed=80 + seed)
+        for one in (tiers, other):
+            one.fetch(queries)
+        assert torch.equal(tiers.prefix.keys, other.prefix.keys)
+        assert torch.equal(tiers.prefix.values, other.prefix.values)
+        active = random(BATCH, TOKENS, seed=90 + seed) > 0
+        tiers, other = tiers.move(active & VALID), other.move(active & VALID)
+        check_consistent(tiers, active)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_mapped_copies_equal_their_source(tmp_path: Path, dtype: torch.dtype) -> None:
+    source = random(2, 7, 3, seed=4).to(dtype)
+    assert torch.equal(mapped(source, str(tmp_path)), source)
+    assert mapped(source[:, :0], str(tmp_path)).shape == (2, 0, 3)
+
+
+def test_a_limit_holds_what_is_reported() -> None:
+    needed = split().nbytes()[1] - PROJECTION.numel() * 4
+    check_consistent(split_to(PassivePlace(limit=needed)), ACTIVE)
+    with pytest.raises(UserError, match=r"the passive tier is full.*nothing was lost"):
+        split_to(PassivePlace(limit=needed - 1))
+
+
+def test_a_full_passive_tier_refuses_a_move_and_stays_whole() -> None:
+    tiers = split_to(PassivePlace(limit=split().nbytes()[1]))
+    with pytest.raises(UserError, match="the passive tier is full"):
+        tiers.move(torch.zeros_like(VALID))
+    check_consistent(tiers, ACTIVE)
+    check_consistent(tiers.move(VALID), VALID)
+
+
+def test_a_full_disk_is_an_error_that_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiers = split_to(PassivePlace(str(tmp_path)))
+
+    def full(*arguments: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="No space left on device; nothing was lost"):
+        tiers.move(torch.zeros_like(VALID))
+    check_consistent(tiers, ACTIVE)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="name another passive_folder"):
+        split_to(PassivePlace(str(tmp_path / "file" / "folder")))
