@@ -86,25 +86,29 @@ def correlation(first: Floats, second: Floats) -> float:
 
 
 def draw_scores(path: str | Path, tables: Mapping[str, Floats], title: str = "") -> Path:
-    """One heat map [layers, kv_heads] per table, all on one scale; PNG or SVG by the suffix."""
+    """One heat map [layers, kv_heads] per table, all on one scale; PNG or SVG by the suffix.
+
+    Shown is the difference to a table's mean: what all heads share moves no budget.
+    """
     from catekv.evaluation.figures import require_matplotlib
 
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    largest = max(float(np.abs(table).max()) for table in tables.values()) or 1.0
+    centred = {name: table - table.mean() for name, table in tables.items()}
+    largest = max(float(np.abs(table).max()) for table in centred.values()) or 1.0
     layers, heads = next(iter(tables.values())).shape
-    size = (max(3.0, 1.2 + 0.3 * heads) * len(tables) + 0.8, min(14.0, 1.8 + 0.28 * layers))
+    size = (max(2.2, 1.2 + 0.3 * heads) * len(tables) + 0.8, min(14.0, 1.8 + 0.28 * layers))
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(tables), squeeze=False)[0]
-    for axis, (name, table) in zip(axes, tables.items(), strict=True):
+    for axis, (name, table) in zip(axes, centred.items(), strict=True):
         image = axis.imshow(table, aspect="auto", cmap="RdBu_r", vmin=-largest, vmax=largest)
         axis.set(title=name, xlabel="KV head", ylabel="layer")
         axis.set_xticks(range(0, heads, max(1, heads // 8)))
         axis.set_yticks(range(0, layers, max(1, layers // 16)))
-    figure.colorbar(image, ax=axes, label="sliced Shapley value")
+    figure.colorbar(image, ax=axes, label="score less its mean")
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
     return Path(path)
