@@ -24,7 +24,7 @@ from catekv.stores.tiers import TwoTiers
 
 SELECTIONS = ("quantile", "top")
 HYSTERESES = ("absolute", "quantile")
-PASSIVE_TIERS = ("host", "file", "none")
+PASSIVE_TIERS = ("host", "file", "drop")
 DEFAULT_QUANTILE, DEFAULT_BETA = 0.7, 1.0
 
 
@@ -62,7 +62,7 @@ class ATSKV(Method):
         update_every: tokens between two updates of relevance and tiers; 0 = the tiers stay.
         lsh_bits, fetch: hash bits, and passive entries fetched per KV head and step (0 = none).
         passive: ``host`` memory, memory-mapped ``file`` in ``passive_folder`` (default: where
-            temporary files go), or ``none``: what is not active is dropped for good.
+            temporary files go), or ``drop``: what is not active is gone for good.
         passive_mib: MiB for passive entries over all layers, an equal share each; what does not
             fit is an error that loses nothing. None: no limit.
         seed: of the projections and of untrained predictors.
@@ -279,7 +279,7 @@ class ATSKV(Method):
         if valid is None:
             valid = torch.ones(batch, tokens, dtype=torch.bool, device=keys.device)
         lengths = valid.sum(dim=-1).tolist()
-        if self.passive == "none" or (self.budget is not None and max(lengths) <= self.budget):
+        if self.passive == "drop" or (self.budget is not None and max(lengths) <= self.budget):
             return None
         assert observed.column_sums is not None
         state = TierState(

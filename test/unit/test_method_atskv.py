@@ -505,7 +505,7 @@ def test_change_thresholds_are_levels_of_the_prompt() -> None:
 
 
 def test_without_a_passive_tier_the_rest_is_dropped() -> None:
-    method = methods.create("atskv", passive="none", **SMALL)
+    method = methods.create("atskv", passive="drop", **SMALL)
     store, keep = store_of(method, prompt())
     assert store is None
     assert torch.equal(keep, store_of(methods.create("atskv", **SMALL), prompt())[1])
@@ -549,7 +549,7 @@ def test_a_full_passive_tier_is_an_error_before_anything_is_lost() -> None:
     ("options", "message"),
     [
         ({"hysteresis": "none"}, "unknown hysteresis 'none'; use absolute or quantile"),
-        ({"passive": "disk"}, "unknown passive 'disk'; use host or file or none"),
+        ({"passive": "disk"}, "unknown passive 'disk'; use host or file or drop"),
         ({"passive_folder": "x"}, "passive_folder is for passive=file"),
         ({"passive_mib": -1.0}, "passive_mib -1.0 must be at least 0"),
     ],
