@@ -96,6 +96,26 @@ def average(scores: Mapping[str, Sequence[float]]) -> str:
     return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 
+def paired_table(
+    scores: Mapping[str, Mapping[str, Sequence[float]]], pairs: Sequence[tuple[str, str]]
+) -> str:
+    """Markdown: the mean difference of two runs over the same samples, in points, with its interval.
+
+    Args:
+        scores: as in :func:`comparison_table`.
+        pairs: (run, the run it is compared with).
+    """
+    lines = ["| run | against | difference (95 %) |", "|---|---|---|"]
+    for name, other in pairs:
+        both = [task for task in scores[name] if task in scores[other]]
+        differences = {
+            task: [a - b for a, b in zip(scores[name][task], scores[other][task], strict=True)]
+            for task in both
+        }
+        lines.append(f"| {name} | {other} | {average(differences)} |")
+    return "\n".join(lines)
+
+
 def scores_of(answers: Sequence[Answer]) -> list[float]:
     return [answer.score for answer in answers]
 

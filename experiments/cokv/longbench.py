@@ -18,6 +18,7 @@ from catekv.cli import integers
 from catekv.cokv.comparison import COMPARED, compare_methods, compared_method
 from catekv.cokv.predictions import (
     comparison_table,
+    paired_table,
     read_results,
     scores_of,
     short_name,

@@ -17,6 +17,7 @@ from catekv.cokv.game import Sums
 from catekv.cokv.masking import default_counts, masks_of, unmasked
 from catekv.cokv.predictions import (
     comparison_table,
+    paired_table,
     read_results,
     short_name,
     write_predictions,
@@ -100,6 +101,13 @@ def test_the_table_of_all_runs() -> None:
     assert lines[0] == "| run | trec | lcc | average (95 %) |"
     assert lines[2] == "| full | 100.0 | 50.0 | 75.0 (75.0 to 75.0) |"
     assert lines[3].startswith("| cokv | 50.0 | - | 50.0 (")
+
+
+def test_runs_are_compared_sample_by_sample() -> None:
+    scores = {"cokv": {"trec": [1.0, 0.5]}, "snapkv": {"trec": [0.5, 0.0], "lcc": [1.0]}}
+    assert paired_table(scores, [("cokv", "snapkv")]).splitlines()[2] == (
+        "| cokv | snapkv | 50.0 (50.0 to 50.0) |"
+    )
 
 
 def test_scores_in_words(tmp_path: Path) -> None:
