@@ -99,7 +99,7 @@ def average(scores: Mapping[str, Sequence[float]]) -> str:
 def paired_table(
     scores: Mapping[str, Mapping[str, Sequence[float]]], pairs: Sequence[tuple[str, str]]
 ) -> str:
-    """Markdown: the mean difference of two runs over the same samples, in points, with its interval.
+    """Markdown: mean differences of two runs over the same samples, in points, with intervals.
 
     Args:
         scores: as in :func:`comparison_table`.

@@ -87,14 +87,15 @@ def _write_runs(
     names: list[str],
     chosen: dict[str, dict[int, int]],
 ) -> None:
-    lines = [
-        "# All runs",
-        "",
-        comparison_table(shown, names),
-        "",
-        "Alpha by task and capacity:",
-        "",
+    pairs = [
+        (f"cokv_{capacity}", f"{method}_{capacity}")
+        for capacity in arguments.capacities
+        for method in arguments.methods
+        if method != "cokv" and "cokv" in arguments.methods
     ]
+    lines = ["# All runs", "", comparison_table(shown, names), ""]
+    lines += ["Differences over the same samples:", "", paired_table(shown, pairs), ""]
+    lines += ["Alpha by task and capacity:", ""]
     lines += [f"- {task}: {json.dumps(by_capacity)}" for task, by_capacity in chosen.items()]
     (arguments.output / "runs.md").write_text("\n".join(lines) + "\n")
     manifest = {
