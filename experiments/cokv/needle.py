@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared import add_probe_options, head_scores, main, model_name, open_model, parser
 from tqdm import tqdm
 
 from catekv import tasks
 from catekv.cli import integers
-from catekv.cokv.comparison import COMPARED, compare_methods, compared_method
+from catekv.cokv.comparison import COMPARED, Answer, compare_methods, compared_method
+from catekv.cokv.display import draw_scores
 from catekv.cokv.files import ScoreFile
 from catekv.cokv.scoring import Settings, score
 from catekv.cokv.split import refuse_overlap
 from catekv.cokv.tuning import ALPHA_FILE, tune
 from catekv.tasks.niah.grid import Grid, grid_of
 from catekv.tasks.sample import Sample
+
+if TYPE_CHECKING:
+    from catekv.model import CateKVModel
 
 #: Scored and tested samples never share a draw.
 SCORED, TESTED = "cokv-needle-scored", "test"
@@ -34,37 +39,43 @@ def overlap(answer: str, expected: str) -> float:
     return len(set(wanted) & set(given)) / len(set(wanted))
 
 
+def grid_samples(
+    model: CateKVModel, lengths: Sequence[int], depths: int, seed: int, stream: str
+) -> list[Sample]:
+    """One needle per length and depth."""
+    found: list[Sample] = []
+    for length in lengths:
+        found += tasks.build(
+            "niah", model.tokenizer, length, depths, seed, stream=stream, depths=depths
+        )
+    return found
+
+
 def needle(arguments: argparse.Namespace) -> int:
     model = open_model(arguments)
     capacities = integers("--capacities", arguments.capacities)
-    build = {"depths": arguments.depths}
-
-    def samples(lengths: tuple[int, ...], stream: str) -> list[Sample]:
-        return [
-            sample
-            for length in lengths
-            for sample in tasks.build(
-                "niah", model.tokenizer, length, arguments.depths, arguments.seed,
-                stream=stream, **build,
-            )
-        ]  # fmt: skip
-
-    validation = samples(integers("--scored", arguments.scored), SCORED)
-    test = samples(integers("--lengths", arguments.lengths), TESTED)
-    settings = Settings(
-        seed=arguments.seed, max_draws=arguments.max_draws, question=arguments.question
+    depths, seed, batch = arguments.depths, arguments.seed, arguments.batch_size
+    scored, tested = (
+        integers(option, words)
+        for option, words in (("--scored", arguments.scored), ("--lengths", arguments.lengths))
     )
-    origin = {"model": model_name(arguments), "stream": SCORED}
+    validation = grid_samples(model, scored, depths, seed, SCORED)
+    test = grid_samples(model, tested, depths, seed, TESTED)
     folder = arguments.output / "scores"
-    batch = arguments.batch_size
-    outcome = score(model, validation, folder, settings, batch_size=batch, origin=origin)
+    outcome = score(
+        model,
+        validation,
+        folder,
+        Settings(seed=seed, max_draws=arguments.max_draws, question=arguments.question),
+        batch_size=batch,
+        origin={"model": model_name(arguments), "stream": SCORED},
+    )
     assert outcome.path is not None
     file = ScoreFile.load(outcome.path)
     refuse_overlap(file.recipe["sample_hashes"], test)
-    tuned = tune(
-        model, file, validation, capacities, integers("--alphas", arguments.alphas),
-        batch_size=batch,
-    )  # fmt: skip
+    draw_scores(arguments.output / "importance.png", {"niah": file.scores()})
+    alphas = integers("--alphas", arguments.alphas)
+    tuned = tune(model, file, validation, capacities, alphas, batch_size=batch)
     tuned.write(folder / ALPHA_FILE, task="niah")
     methods: dict[str, Any] = {"full": (compared_method("full", 0), None)}
     probed = head_scores(arguments, model)
@@ -80,22 +91,29 @@ def needle(arguments: argparse.Namespace) -> int:
         answers = compare_methods(
             model, test, methods, arguments.question, batch_size=batch, advance=bar.update
         )
+    _write(arguments.output, test, answers)
+    return 0
+
+
+def _write(output: Path, test: Sequence[Sample], answers: Mapping[str, Sequence[Answer]]) -> None:
+    """Rows of (length, depth in percent, score) per run, the means, and the heat maps."""
     grids = {}
     for name, found in answers.items():
         rows = [
-            (sample.target_length, 100 * sample.depths[0],
-             overlap(answer.text, " ".join(sample.outputs)))
+            (
+                sample.target_length,
+                float(sample.metadata["depth"]),
+                overlap(answer.text, " ".join(sample.outputs)),
+            )
             for sample, answer in zip(test, found, strict=True)
-        ]  # fmt: skip
-        grids[name] = grid_of((row[0], float(sample.metadata["depth"]), row[2])
-                              for row, sample in zip(rows, test, strict=True))  # fmt: skip
-        (arguments.output / f"needle_{name}.json").write_text(json.dumps(rows) + "\n")
+        ]
+        grids[name] = grid_of(rows)
+        (output / f"needle_{name}.json").write_text(json.dumps(rows) + "\n")
     lines = ["| run | mean needle score |", "|---|---|"]
     lines += [f"| {name} | {100 * grid.mean:.1f} |" for name, grid in grids.items()]
-    (arguments.output / "needle.md").write_text("\n".join(lines) + "\n")
+    (output / "needle.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    print(_draw(grids, arguments.output / "needle.png"))
-    return 0
+    print(_draw(grids, output / "needle.png"))
 
 
 def _draw(grids: dict[str, Grid], path: Path) -> Path:
