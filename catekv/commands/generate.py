@@ -1,0 +1,78 @@
+"""The command ``catekv generate``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from catekv.commands.arguments import add_model_arguments
+from catekv.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``catekv generate``."""
+    add_model_arguments(parser)
+    parser.add_argument("--context", type=Path, required=True, help="text file to read once")
+    parser.add_argument("--question", action="append", required=True, help="may be repeated")
+    parser.add_argument("--method", default="catekv", help="NAME[:option=value,...]")
+    parser.add_argument("--mask", help="head mask for methods that take one")
+    parser.add_argument("--ratio", type=float, help="r, share of adaptive heads (default: 0.4)")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help="draw tokens, from logits divided by this (default: greedy)",
+    )
+    parser.add_argument("--top-k", type=int, help="draw among so many likeliest tokens")
+    parser.add_argument(
+        "--top-p", type=float, help="draw among the likeliest tokens that reach this probability"
+    )
+    parser.add_argument("--seed", type=int, help="of the draws; the same seed, the same answer")
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end before this text; may be repeated"
+    )
+    parser.add_argument("--stream", action="store_true", help="print an answer while it is made")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; returns the exit code."""
+    from catekv.evaluation.session import Request, open_model, settings_for
+    from catekv.sampling import Sampling
+    from catekv.text_stream import stop_strings
+
+    names = ("temperature", "top_k", "top_p", "seed")
+    given = {name: getattr(arguments, name) for name in names}
+    options = {name: value for name, value in given.items() if value is not None}
+    Sampling(**options)  # wrong values are refused before anything is loaded
+    stop_strings(arguments.stop)
+    try:
+        text = arguments.context.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {arguments.context} as text; give a text file") from error
+    request = Request(
+        model=arguments.model,
+        methods=(arguments.method,),
+        masks=(arguments.mask,) if arguments.mask else (),
+        ratio=arguments.ratio,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        attention=arguments.attention,
+    )
+    model = open_model(request)
+    spec = settings_for(request, model).methods[0]
+    context = model.prefill(text, method=spec.create())
+    print(
+        f"{context.tokens} tokens read, {100 * context.kept_share():.1f}% kept, "
+        f"{context.stored_bytes() / 1024**2:.1f} of {context.full_bytes() / 1024**2:.1f} MiB",
+        file=sys.stderr,
+    )
+    options.update(max_new_tokens=arguments.max_new_tokens, stop=arguments.stop)
+    for question in arguments.question:
+        if arguments.stream:
+            for piece in model.generate_stream(question, context, **options):
+                print(piece, end="", flush=True)
+            print()
+        else:
+            print(model.generate(question, context=context, **options))
+    return 0

@@ -1,0 +1,25 @@
+"""The command ``catekv methods``."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``catekv methods``."""
+    parser.add_argument("name", nargs="?", help="explain this method and its options")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; returns the exit code."""
+    from catekv.evaluation import method_list
+
+    methods = method_list.list_methods([arguments.name] if arguments.name else [])
+    if arguments.json:
+        print(method_list.render_json(methods))
+    elif arguments.name:
+        print(method_list.render_details(methods[0]))
+    else:
+        print(method_list.render_table(methods))
+    return 0
