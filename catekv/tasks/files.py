@@ -14,7 +14,14 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.tasks.registry import FAMILIES, family_of, find
-from catekv.tasks.rows import parse_rows, read_rows
+from catekv.tasks.rows import (
+    count_field,
+    parse_rows,
+    read_rows,
+    references_field,
+    shown,
+    text_field,
+)
 from catekv.tasks.sample import Sample
 
 #: only our own rows say where the context ends
@@ -45,7 +52,14 @@ def read(path: str | os.PathLike[str], task: str | None = None, **options: Any) 
         return parse_rows(file, lambda position, row: _own(row, task))
     if task is not None:
         known = find(task)
-        return family_of(known).read(file, known.name, **options)
+        samples = family_of(known).read(file, known.name, **options)
+        other = next((sample for sample in samples if sample.task != known.name), None)
+        if other is not None:
+            raise UserError(
+                f"{file}: row {other.index + 1} belongs to {other.task}, not to {known.name}; "
+                "leave task= out"
+            )
+        return samples
     # RULER comes last: its official rows do not say what they are, only their path does
     for family in reversed(FAMILIES):
         name = family.recognise(first, file)
@@ -58,24 +72,34 @@ def read(path: str | os.PathLike[str], task: str | None = None, **options: Any) 
 
 
 def _own(row: dict[str, Any], task: str | None) -> Sample:
-    known = find(task or str(row["task"]))
-    text, boundary = str(row["input"]), int(row[_OWN_MARK])
+    name = task or text_field(row, "task")
+    try:
+        known = find(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    text = text_field(row, "input")
+    boundary = count_field(row, _OWN_MARK)
+    if boundary > len(text):
+        raise ValueError(f"{_OWN_MARK} is {shown(boundary)}, the text has {len(text)} characters")
+    # other scores may have blank references: a test row of ZeroSCROLLS has none at all
+    searched = known.metric in ("all", "part")
+    outputs = references_field(row, "outputs") if searched else map(str, row["outputs"])
     return Sample(
         task=known.name,
-        index=int(row["index"]),
+        index=count_field(row, "index"),
         context=text[:boundary],
         question=text[boundary:],
-        answer_prefix=str(row["answer_prefix"]),
-        outputs=tuple(str(output) for output in row["outputs"]),
-        max_new_tokens=int(row["max_new_tokens"]),
-        length=int(row["length"]),
-        target_length=int(row["target_length"]),
+        answer_prefix=text_field(row, "answer_prefix"),
+        outputs=tuple(outputs),
+        max_new_tokens=count_field(row, "max_new_tokens", least=1),
+        length=count_field(row, "length"),
+        target_length=count_field(row, "target_length"),
         metric=str(row.get("metric", known.metric)),
-        wording=str(row["wording"]),
+        wording=text_field(row, "wording"),
         depths=tuple(float(depth) for depth in row["depths"]),
         metadata=dict(row["metadata"]),
         stop=tuple(row.get("stop", ())),
-        min_new_tokens=int(row.get("min_new_tokens", 0)),
+        min_new_tokens=count_field(row, "min_new_tokens", 0),
         scoring=dict(row.get("scoring", {})),
         group=str(row.get("group", "")),
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ from typing import Any, TypeVar
 from catekv.errors import UserError
 
 Result = TypeVar("Result")
+#: half of a character that takes two codes; alone it is no text, and no tokenizer can write it
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[tuple[str, dict[str, Any]]]:
@@ -21,7 +24,8 @@ def read_rows(path: str | os.PathLike[str]) -> list[tuple[str, dict[str, Any]]]:
         (place, row) in file order; the place is e.g. ``line 3``.
 
     Raises:
-        UserError: unreadable file, torn line, a row that is no JSON object, or no row at all.
+        UserError: unreadable file, torn line, a row that is no JSON object or holds half a
+            character, or no row at all.
     """
     file = Path(path)
     try:
@@ -34,13 +38,25 @@ def read_rows(path: str | os.PathLike[str]) -> list[tuple[str, dict[str, Any]]]:
     for place, row in rows:
         if not isinstance(row, dict):
             raise UserError(f"{file}, {place}: expected a JSON object")
+    if _HALF_CHARACTER.search(text):
+        for place, row in rows:
+            with naming(file, place):
+                _whole_characters(row)
     return rows
+
+
+def _whole_characters(row: Any) -> None:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        code = ascii(error.object[error.start])
+        raise ValueError(f"half a character, {code}, which is no text; repair the row") from None
 
 
 def _numbered(file: Path, text: str) -> list[tuple[str, Any]]:
     try:
         whole = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         whole = None  # rows line by line, whatever the name of the file
     if isinstance(whole, dict) and whole and all(key.isdecimal() for key in whole):
         return [(f"entry {key!r}", whole[key]) for key in sorted(whole, key=int)]
@@ -52,9 +68,10 @@ def _numbered(file: Path, text: str) -> list[tuple[str, Any]]:
             continue
         try:
             rows.append((f"line {number}", json.loads(line)))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise UserError(
-                f"{file}, line {number}: not a complete JSON object ({error.msg}); the file may be "
+                f"{file}, line {number}: not a complete JSON object ({reason}); the file may be "
                 "torn, build or download it again"
             ) from None
     return rows
@@ -68,7 +85,7 @@ def naming(file: object, place: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         reason = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
@@ -84,3 +101,58 @@ def parse_rows(
         with naming(path, place):
             results.append(parse(position, row))
     return results
+
+
+def text_field(row: Mapping[str, Any], name: str) -> str:
+    """A field that must hold a text.
+
+    Raises:
+        KeyError: it is missing.
+        ValueError: it holds anything else.
+    """
+    value = row[name]
+    if not isinstance(value, str):
+        raise ValueError(f"field {name!r} is {shown(value)}, expected a text")
+    return value
+
+
+def count_field(
+    row: Mapping[str, Any], name: str, default: int | None = None, *, least: int = 0
+) -> int:
+    """A field that holds a whole number of at least ``least``; ``default`` where it is missing.
+
+    Raises:
+        KeyError: it is missing and has no default.
+        ValueError: it holds anything else.
+    """
+    value = row[name] if default is None else row.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"field {name!r} is {shown(value)}, expected a whole number from {least}")
+    return value
+
+
+def references_field(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """A field with answers that are looked for in predictions: a text, or a list of them.
+
+    Raises:
+        KeyError: it is missing.
+        ValueError: there is none, one is no text, or one is blank and so would be found in every
+            prediction.
+    """
+    value = row[name]
+    answers = [value] if isinstance(value, str) else value
+    if not isinstance(answers, list) or not answers:
+        raise ValueError(f"field {name!r} is {shown(value)}, expected at least one answer")
+    for answer in answers:
+        if not isinstance(answer, str | int) or not str(answer).strip():
+            raise ValueError(f"field {name!r} holds the answer {shown(answer)}, which is no text")
+    return tuple(map(str, answers))
+
+
+def shown(value: object) -> str:
+    """A value in a message: its beginning on one line."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else text[:57] + "..."

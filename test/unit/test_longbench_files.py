@@ -104,6 +104,7 @@ def test_missing_data_are_named_with_what_to_do(monkeypatch):
         ({"context": LEFT_OUT}, "field 'context' is missing"),
         ({"input": 5}, "field 'input' is 5, expected a text"),
         ({"answers": []}, "field 'answers' is not a list with at least one answer"),
+        ({"answers": [None]}, "field 'answers' holds None, expected a text"),
         ({"all_classes": None}, "field 'all_classes' is not a list with the names of the classes"),
         ({"length": "long"}, "field 'length' is 'long', expected a number of words"),
         ({"dataset": "lsht"}, "the row belongs to lsht, not to trec"),
@@ -117,9 +118,24 @@ def test_a_wrong_row_is_named_with_file_and_line(fields, message, tmp_path):
         tasks.build("longbench/trec", chat(), 4096, 2, path=str(file))
 
 
-def test_e_needs_the_length_of_a_row(tmp_path):
-    file = write_rows(tmp_path / "qasper_e.jsonl", row("qasper", length=LEFT_OUT))
-    with pytest.raises(UserError, match=r"line 1: field 'length' is missing"):
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        (LEFT_OUT, "field 'length' is missing"),
+        (None, "field 'length' is None, expected a number of words"),
+        (-1, "field 'length' is -1, expected a number of words"),
+    ],
+)
+def test_e_needs_the_length_of_a_row(length, message, tmp_path):
+    file = write_rows(tmp_path / "qasper_e.jsonl", row("qasper", length=length))
+    with pytest.raises(UserError, match=rf"line 1: {message}"):
+        tasks.read(file)
+
+
+def test_a_reference_that_names_no_paragraph_is_refused_when_it_is_read(tmp_path):
+    name = "passage_retrieval_en"
+    file = write_rows(tmp_path / f"{name}.jsonl", row(name, answers=["3"]))
+    with pytest.raises(UserError, match=r"line 1: reference '3' names no paragraph"):
         tasks.read(file)
 
 

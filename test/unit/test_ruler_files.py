@@ -152,6 +152,65 @@ def test_rows_of_kvpress(tmp_path):
     assert sample.outputs == ("this",)
 
 
+def test_a_file_of_several_tasks_keeps_the_task_of_every_row(tmp_path):
+    """As kvpress publishes them; read as the first row's task, the others had wrong scores."""
+    rows = [
+        {"context": "Text.", "question": "Which?", "answer": ["this"], "task": task}
+        for task in ("vt", "qa_1")
+    ]
+    path = rows_to(tmp_path / "rows.jsonl", *rows)
+    assert [(sample.task, sample.metric) for sample in tasks.read(path)] == [
+        ("ruler/vt", "all"),
+        ("ruler/qa_1", "part"),
+    ]
+    with pytest.raises(UserError, match="row 2 belongs to ruler/qa_1, not to ruler/vt"):
+        tasks.read(path, task="vt")
+    rows_to(path, rows[0], {**rows[1], "task": 5})
+    with pytest.raises(UserError, match="line 2: RULER has no task '5'"):
+        tasks.read(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("input", None, "field 'input' is None, expected a text"),
+        ("outputs", [""], "field 'outputs' holds the answer '', which is no text"),
+        ("outputs", [None], "field 'outputs' holds the answer None, which is no text"),
+        ("answer_prefix", 5, "field 'answer_prefix' is 5, expected a text"),
+        ("length", -1, "field 'length' is -1, expected a whole number from 0"),
+        ("length", float("inf"), "field 'length' is inf, expected a whole number from 0"),
+        ("max_new_tokens", 0, "field 'max_new_tokens' is 0, expected a whole number from 1"),
+    ],
+)
+def test_fields_of_another_kind_are_named_and_never_made_texts(field, value, message, tmp_path):
+    good = {"index": 0, "input": "a\nb", "outputs": ["x"], "length": 1}
+    path = rows_to(tmp_path / "vt.jsonl", good, {**good, field: value})
+    with pytest.raises(UserError, match=rf"vt.jsonl, line 2: {message}"):
+        tasks.read(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("task", "ruler/none", "unknown task 'ruler/none'"),
+        ("input", 5, "field 'input' is 5, expected a text"),
+        ("context_characters", 10**6, "context_characters is 1000000, the text has "),
+        ("context_characters", -1, "field 'context_characters' is -1, expected a whole number"),
+        ("outputs", [" "], "field 'outputs' holds the answer ' ', which is no text"),
+        ("max_new_tokens", 0, "field 'max_new_tokens' is 0, expected a whole number from 1"),
+        ("index", 1.5, "field 'index' is 1.5, expected a whole number"),
+    ],
+)
+def test_wrong_fields_of_own_rows_are_named(field, value, message, tmp_path):
+    samples = tasks.build("ruler/vt", ruler_tokenizers.byte_level(), 1024, 2)
+    path = tmp_path / "own.jsonl"
+    tasks.write(path, samples)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows_to(path, rows[0], {**rows[1], field: value})
+    with pytest.raises(UserError, match=rf"own.jsonl, line 2: {message}"):
+        tasks.read(path)
+
+
 def test_published_file_is_read_with_its_boundary(reference_folder):
     samples = tasks.read(reference_folder / "data" / "ruler" / "4096_niah_multikey_3.jsonl")
     assert len(samples) == 500
@@ -172,7 +231,7 @@ def test_published_file_is_read_with_its_boundary(reference_folder):
         ('{"index": 0, "input": "a\\nb"', "line 1: not a complete JSON object"),
         ('{"index": 0, "outputs": ["x"]}', "line 1: field 'input' is missing"),
         ('{"index": 0, "input": "a\\nb"}', "field 'answer' is missing"),
-        ('{"index": 0, "input": "a\\nb", "outputs": []}', "no reference answer"),
+        ('{"index": 0, "input": "a\\nb", "outputs": []}', "expected at least one answer"),
         ("[1, 2]", "expected a JSON object"),
         ("", "holds no row"),
     ],

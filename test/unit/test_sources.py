@@ -107,3 +107,25 @@ def test_a_row_without_a_field_is_named_with_file_and_line(tmp_path):
     rows = load(DataOptions(path=str(file)))
     with pytest.raises(UserError, match=r"rows\.jsonl, line 2: field 'answer' is missing"):
         list(rows.parsed(lambda position, row: row["answer"]))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"answer": "\\ud83d"}', r"half a character, '\\ud83d', which is no text"),
+        ("[" * 100_000, "not a complete JSON object \\(maximum recursion depth"),
+        ('{"answer": ' + "9" * 5000 + "}", "not a complete JSON object \\(Exceeds the limit"),
+    ],
+)
+def test_json_that_cannot_be_used_is_named_with_file_and_line(line, message, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f"{json.dumps(ROW)}\n{line}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"rows.jsonl, line 2: {message}") as caught:
+        load(DataOptions(path=str(file)))
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_characters_may_be_written_as_two_codes(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"answer": "\\ud83d\\ude00"}\n', encoding="utf-8")
+    assert list(load(DataOptions(path=str(file))).rows) == [{"answer": "\N{GRINNING FACE}"}]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.tasks.rows import naming
+from catekv.tasks.rows import naming, shown, text_field
 
 LETTERS = ("A", "B", "C", "D")
 DIFFICULTIES, LENGTHS = ("easy", "hard"), ("short", "medium", "long")
@@ -42,11 +42,11 @@ def parse(position: int, row: Mapping[str, Any]) -> ChoiceRow:
     """
     texts = ("context", "question", *(f"choice_{letter}" for letter in LETTERS))
     for name in texts:
-        if not isinstance(row[name], str):
-            raise ValueError(f"field {name!r} is {row[name]!r}, expected a text")
+        text_field(row, name)
     for name, valid in (("answer", LETTERS), ("difficulty", DIFFICULTIES), ("length", LENGTHS)):
         if row[name] not in valid:
-            raise ValueError(f"field {name!r} is {row[name]!r}, expected one of {', '.join(valid)}")
+            found = shown(row[name])
+            raise ValueError(f"field {name!r} is {found}, expected one of {', '.join(valid)}")
     first, second, third, fourth = (row[f"choice_{letter}"] for letter in LETTERS)
     return ChoiceRow(
         identifier=str(row.get("_id", position)),

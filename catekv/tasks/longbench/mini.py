@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from catekv.tasks.longbench.prompt_files import find_context
+from catekv.tasks.longbench.rows import check_references, listed
+from catekv.tasks.longbench.table import TaskFacts
+from catekv.tasks.rows import text_field
 
 
 class MiniRow(NamedTuple):
@@ -22,23 +25,19 @@ def is_mini(row: Mapping[str, Any]) -> bool:
     return "origin_prompt" in row and "gold" in row
 
 
-def parse(row: Mapping[str, Any], template: str | None) -> MiniRow:
+def parse(row: Mapping[str, Any], facts: TaskFacts, template: str | None) -> MiniRow:
     """A row; the official format string, where it is known, tells where its context ends.
 
     Raises:
         KeyError: a field is missing.
         ValueError: a field of another kind.
     """
-    prompt, gold, classes = row["origin_prompt"], row["gold"], None
-    if not isinstance(prompt, str):
-        raise ValueError("field 'origin_prompt' is not a text")
-    if isinstance(gold, dict):
-        gold, classes = gold["answers"], gold["all_classes"]
-    if not isinstance(gold, list) or not gold:
-        raise ValueError("field 'gold' holds no list with at least one answer")
-    return MiniRow(
-        prompt,
-        tuple(str(answer) for answer in gold),
-        tuple(str(name) for name in classes or ()),
-        find_context(template, prompt) if template is not None else None,
-    )
+    prompt, gold = text_field(row, "origin_prompt"), row["gold"]
+    held = {"gold": gold} if not isinstance(gold, dict) else {**gold, "gold": gold["answers"]}
+    answers = listed(held, "gold", "at least one answer")
+    check_references(facts, answers)
+    classes: tuple[str, ...] = ()
+    if facts.metric == "classification":
+        classes = listed(held, "all_classes", "the names of the classes")
+    boundary = find_context(template, prompt) if template is not None else None
+    return MiniRow(prompt, answers, classes, boundary)

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from catekv.errors import UserError
 from catekv.tasks.longbench.table import TaskFacts
+from catekv.tasks.metrics import retrieval_score
+from catekv.tasks.rows import shown, text_field
 
 
 @dataclass(frozen=True)
@@ -41,26 +44,49 @@ def parse(
     dataset = str(row.get("dataset") or facts.name).removesuffix("_e")
     if dataset != facts.name:
         raise ValueError(f"the row belongs to {dataset}, not to {facts.name}")
-    for name in ("context", "input"):
-        if not isinstance(row[name], str):
-            raise ValueError(f"field {name!r} is {row[name]!r}, expected a text")
-    answers = row["answers"]
-    if not isinstance(answers, list) or not answers:
-        raise ValueError("field 'answers' is not a list with at least one answer")
-    classes: list[Any] = []
+    context, asked = text_field(row, "context"), text_field(row, "input")
+    answers = listed(row, "answers", "at least one answer")
+    check_references(facts, answers)
+    classes: tuple[str, ...] = ()
     if facts.metric == "classification":
-        classes = row["all_classes"]
-        if not isinstance(classes, list) or not classes:
-            raise ValueError("field 'all_classes' is not a list with the names of the classes")
+        classes = listed(row, "all_classes", "the names of the classes")
     length = row["length"] if needs_length else row.get("length")
-    if length is not None and (not isinstance(length, int) or isinstance(length, bool)):
-        raise ValueError(f"field 'length' is {length!r}, expected a number of words")
+    missing = length is None and not needs_length
+    if not missing and (not isinstance(length, int) or isinstance(length, bool) or length < 0):
+        raise ValueError(f"field 'length' is {shown(length)}, expected a number of words")
     return LongRow(
         identifier=str(row.get("_id", position)),
-        context=row["context"],
-        input=row["input"],
-        answers=tuple(str(answer) for answer in answers),
+        context=context,
+        input=asked,
+        answers=answers,
         length=length,
-        all_classes=tuple(str(name) for name in classes),
+        all_classes=classes,
         fields=row,
     )
+
+
+def listed(row: Mapping[str, Any], name: str, what: str) -> tuple[str, ...]:
+    """A field that holds a list of texts or numbers.
+
+    Raises:
+        KeyError: it is missing.
+        ValueError: it is no such list, or an empty one.
+    """
+    value = row[name]
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"field {name!r} is not a list with {what}")
+    for item in value:
+        if not isinstance(item, str | int):
+            raise ValueError(f"field {name!r} holds {shown(item)}, expected a text")
+    return tuple(map(str, value))
+
+
+def check_references(facts: TaskFacts, answers: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` for answers that the rule of the task cannot read."""
+    if not facts.metric.startswith("retrieval"):
+        return
+    for answer in answers:
+        try:
+            retrieval_score("", answer, facts.language)
+        except UserError as error:
+            raise ValueError(str(error)) from None

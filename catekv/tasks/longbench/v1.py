@@ -47,7 +47,7 @@ class Prompts:
     def draft(self, position: int, row: Mapping[str, Any]) -> Draft:
         """A row of a file; ready-made prompts are taken as they are."""
         if mini.is_mini(row):
-            return self._finished(mini.parse(row, self.template))
+            return self._finished(mini.parse(row, self.facts, self.template))
         return self.own(parse(row, self.facts, position, needs_length=self.even))
 
     def own(self, row: LongRow) -> Draft:

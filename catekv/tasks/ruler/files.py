@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.tasks.prompt import has_template
-from catekv.tasks.rows import parse_rows
+from catekv.tasks.rows import count_field, parse_rows, references_field, shown, text_field
 from catekv.tasks.ruler.building import PREFIX
 from catekv.tasks.ruler.tasks import TASKS
 from catekv.tasks.sample import Sample
@@ -36,7 +36,9 @@ def task_of_path(path: Path) -> str | None:
 def read(
     path: str | os.PathLike[str], task: str | None = None, question_pattern: str | None = None
 ) -> list[Sample]:
-    """Read an official file of one task; see :func:`catekv.tasks.read`.
+    """Read an official file; see :func:`catekv.tasks.read`.
+
+    Rows that name their task belong to it; ``task``, else the path, says it for the others.
 
     Raises:
         UserError: unreadable file, torn line, missing field (file and line are named), or a task
@@ -51,27 +53,28 @@ def read(
 def _sample(
     row: dict[str, Any], position: int, task: str | None, file: Path, question_pattern: str | None
 ) -> Sample:
-    name = str(task or row.get("task") or task_of_path(file)).removeprefix(PREFIX)
+    parts = "context" in row and "question" in row
+    # files of kvpress mix tasks, so there every row says its own
+    own = str(row.get("task") or "").removeprefix(PREFIX)
+    stated = own if own and (parts or own in TASKS) else task or task_of_path(file)
+    name = str(stated).removeprefix(PREFIX)
     if name not in TASKS:
-        raise ValueError(f"RULER has no task {name!r}; it has {', '.join(TASKS)}")
+        raise ValueError(f"RULER has no task {shown(name)}; it has {', '.join(TASKS)}")
     known = TASKS[name]
-    outputs = row["outputs"] if "outputs" in row else row["answer"]
-    outputs = (outputs,) if isinstance(outputs, str) else tuple(str(text) for text in outputs)
-    if not outputs:
-        raise ValueError("there is no reference answer in this row")
+    outputs = references_field(row, "outputs" if "outputs" in row else "answer")
     metadata: dict[str, Any] = {}
     if "index" in row:
         # needle files of RULER repeat theirs (it is a character offset), so the line counts here
         metadata["file_index"] = row["index"]
     if "token_position_answer" in row:
         metadata["token_position_answer"] = row["token_position_answer"]
-    prefix = str(row.get("answer_prefix", ""))
-    if "context" in row and "question" in row:
-        context, question = str(row["context"]), str(row["question"])
+    prefix = text_field({"answer_prefix": "", **row}, "answer_prefix")
+    if parts:
+        context, question = text_field(row, "context"), text_field(row, "question")
         if context and question and not (context[-1].isspace() or question[0].isspace()):
             context += "\n"
     else:
-        text = str(row["input"])
+        text = text_field(row, "input")
         if has_template(text):
             metadata["chat_template"] = "base"
         boundary = question_start(text, name, question_pattern)
@@ -82,7 +85,7 @@ def _sample(
             context, question = text[:boundary], text[boundary:]
             if not prefix and "chat_template" not in metadata:
                 question, prefix = split_answer_prefix(question, name)
-    length = int(row.get("length", 0))
+    length = count_field(row, "length", 0)
     return Sample(
         task=known.name,
         index=position,
@@ -90,7 +93,7 @@ def _sample(
         question=question,
         answer_prefix=prefix,
         outputs=outputs,
-        max_new_tokens=int(row.get("max_new_tokens", known.max_new_tokens)),
+        max_new_tokens=count_field(row, "max_new_tokens", known.max_new_tokens, least=1),
         length=length,
         target_length=length,
         metric=known.metric,
