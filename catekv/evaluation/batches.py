@@ -55,7 +55,8 @@ def units_of(cell: Cell, question: str, batch_size: int, process: Process) -> li
         batch_size: most samples of a batch.
         process: gets every ``n``-th unit of ``n`` shards.
     """
-    positions = [p for p in range(cell.count) if p not in cell.skips]
+    left_out = cell.left_out(question)
+    positions = [p for p in range(cell.count) if p not in left_out]
     units: list[Unit] = []
     if cell.sizes is not None:
         sizes = cell.sizes

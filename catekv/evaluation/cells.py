@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 #: options of :func:`catekv.tasks.build` that every task has
 _BUILD_OPTIONS = frozenset({"wording", "words_path"})
+_NO_BOUNDARY = (
+    "its context and question cannot be told apart (unmarked, or cut into the question), so the "
+    "question cannot be asked after compression; give --question aware"
+)
 #: built samples that are kept for the next question mode and the next method
 _REMEMBERED = 16
 
@@ -41,6 +45,8 @@ class Cell:
             they are built one by one, all of nearly the same length.
         groups: with ``sizes``, what samples of one shared context have in common, "" elsewhere.
         skips: why samples are left out, by position.
+        aware_only: positions of samples whose question cannot be told from their context: left out
+            where the question is asked after compression.
         warnings: what a user must know about the samples, one sentence each.
     """
 
@@ -52,10 +58,17 @@ class Cell:
     sizes: tuple[int, ...] | None = None
     groups: tuple[str, ...] = ()
     skips: Mapping[int, str] = field(default_factory=dict)
+    aware_only: frozenset[int] = frozenset()
     warnings: tuple[str, ...] = ()
 
     def sample(self, position: int) -> Sample:
         return self.first if position == 0 else self.build(position)
+
+    def left_out(self, question: str) -> dict[int, str]:
+        """Why samples are not measured in a question mode, by position."""
+        if question != "agnostic":
+            return dict(self.skips)
+        return {**dict.fromkeys(self.aware_only, _NO_BOUNDARY), **self.skips}
 
 
 def is_file(task: str) -> bool:
@@ -192,6 +205,9 @@ def _held_cell(
         lambda position: samples[position],
         tuple(map(sum, zip(prompt_tokens, answers, strict=True))),
         tuple(stable_hash([s.group, s.context]) if s.group else "" for s in samples),
+        aware_only=frozenset(
+            position for position, s in enumerate(samples) if s.metadata.get("query_aware_only")
+        ),
     )
 
 

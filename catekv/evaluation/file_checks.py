@@ -10,8 +10,8 @@ from catekv.tasks.sample import Sample
 
 
 def check_file(path: str, samples: Sequence[Sample], settings: RunSettings) -> None:
-    """``UserError`` for equal indices, several tasks, or an unknown end of the context that the
-    question mode needs."""
+    """``UserError`` for equal indices, several tasks, or, in all samples, an unknown end of the
+    context that the question mode needs."""
     seen: dict[int, int] = {}
     for position, sample in enumerate(samples):
         if sample.index in seen:
@@ -24,10 +24,11 @@ def check_file(path: str, samples: Sequence[Sample], settings: RunSettings) -> N
             raise UserError(
                 f"{path} mixes {samples[0].task} and {sample.task}; give every task a file"
             )
-        if sample.metadata.get("query_aware_only") and "agnostic" in settings.questions:
-            raise UserError(
-                f"{path} does not mark where the question begins; run it with --question aware"
-            )
+    unmarked = all(sample.metadata.get("query_aware_only") for sample in samples)
+    if unmarked and "agnostic" in settings.questions:
+        raise UserError(
+            f"{path} does not mark where the question begins; run it with --question aware"
+        )
 
 
 def tokenizer_warning(path: str, samples: Sequence[Sample], own: str) -> tuple[str, ...]:

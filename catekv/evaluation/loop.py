@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import traceback
 from collections.abc import Mapping, Sequence
@@ -78,12 +79,19 @@ class Loop:
                         return
 
     def _check_unchanged(self, cell: Cell) -> None:
-        """Refuse to add to records of other samples, e.g. built by another version."""
+        """Refuse to add to records of other samples, e.g. built by another version.
+
+        Compares all samples that are at hand; of those that are built when they are needed, the
+        first.
+        """
+        known = range(cell.count if cell.sizes is not None else 1)
+        hashes = functools.cache(lambda position: sample_hash(cell.sample(position)))
         for key, record in self.done.items():
             if (
-                key[:3] == (cell.task, cell.length, 0)
+                key[:2] == (cell.task, cell.length)
+                and key[2] in known
                 and record.error is None
-                and (record.sample_hash != sample_hash(cell.first))
+                and record.sample_hash != hashes(key[2])
             ):
                 raise UserError(
                     f"{self.directory.path} holds other samples of {cell.task} (built by another "
@@ -93,10 +101,11 @@ class Loop:
     def _skip(self, cell: Cell, question: str) -> None:
         """Records of samples that are left out; they say why."""
         number, shards = self.process.shard
-        positions = sorted(cell.skips)[number::shards]
+        reasons = cell.left_out(question)
+        positions = sorted(reasons)[number::shards]
         unit = Unit(cell, question, tuple(positions))
         for position in positions:
-            error = {"type": SKIPPED, "message": cell.skips[position], "phase": "prompt"}
+            error = {"type": SKIPPED, "message": reasons[position], "phase": "prompt"}
             for spec in self.settings.methods:
                 blank = self.measurer.blank(unit, position, spec)
                 if blank.key not in self.done:
@@ -196,6 +205,8 @@ class Loop:
                 try:
                     record = sanity.measure(blank, unit, self.model, self.settings)
                 except Exception as error:
+                    runs = blank.method == sanity.NO_CONTEXT
+                    self.process.must_end(error, "generate" if runs else "score")
                     record = dataclasses.replace(blank, error=_describe(error, "sanity"))
                 self._keep(record)
 

@@ -121,6 +121,30 @@ def test_a_natural_row_longer_than_the_window_is_a_visible_skip(
     assert (tmp_path / "samples.jsonl").read_text().count("\n") == 3
 
 
+def test_a_row_cut_into_its_question_is_left_out_where_the_question_comes_later(
+    model: CateKVModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = toy_sample(1, question="", metadata={"query_aware_only": True})
+    register(monkeypatch, [toy_sample(0), whole, toy_sample(2)])
+    chosen = settings(model, questions=("agnostic", "aware"))
+    outcome = evaluate(model, chosen, tmp_path, progress=False)
+    assert (outcome.measured, outcome.failed, outcome.skipped) == (5, 0, 1)
+    (left_out,) = (r for r in RunDirectory(tmp_path).records().values() if r.error)
+    assert (left_out.index, left_out.question, left_out.skipped) == (1, "agnostic", True)
+    assert left_out.error is not None
+    assert left_out.error["message"].endswith("give --question aware")
+
+
+def test_a_changed_row_anywhere_is_not_mixed_in(
+    model: CateKVModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(monkeypatch, [toy_sample(0), toy_sample(1)])
+    evaluate(model, settings(model), tmp_path, progress=False)
+    register(monkeypatch, [toy_sample(0), toy_sample(1, outputs=("another answer",))])
+    with pytest.raises(UserError, match="holds other samples of toy/rows"):
+        evaluate(model, settings(model), tmp_path, progress=False)
+
+
 def test_rows_that_end_early_make_a_smaller_cell(
     model: CateKVModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
