@@ -81,12 +81,11 @@ def _bytes(
 ) -> dict[str, int]:
     """What the dense cache holds, and what a batch of coalitions allocates beside it."""
     dense = model.observe(trial.context_ids, needs=Needs())
-    held = [tensor for layer in dense.cache.ragged_layers for tensor in layer.tensors()]
+    own = dense.cache.stored_bytes()
     shape = (-1, scorer.layers, scorer.kv_heads)
     context = masked_context(dense, np.stack(coalitions).reshape(shape), scorer.window)
-    new = [tensor for layer in context.cache.ragged_layers for tensor in layer.tensors()]
-    both = storage_bytes([*held, *new])
-    own = storage_bytes(held)
+    layers = [*dense.cache.ragged_layers, *context.cache.ragged_layers]
+    both = storage_bytes([tensor for layer in layers for tensor in layer.tensors()])
     return {"dense_bytes": own, "further_bytes": both - own, "batch": len(coalitions)}
 
 
