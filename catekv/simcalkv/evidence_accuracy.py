@@ -31,6 +31,7 @@ COMPARED: dict[str, Choice] = {
     "simcalkv, logit": _merging(calibration="logit"),
     "simcalkv, logit, uniform": _merging(calibration="logit", key_mean="uniform"),
     "simcalkv, logit, causal": _merging(calibration="logit", causal_normalise=True),
+    "simcalkv, logit, recent 64": _merging(calibration="logit", protect_recent=64),
     "simcalkv, evict only": _merging(calibration="none", threshold=1.0),
     **{
         name: Choice(name, 0.0)
