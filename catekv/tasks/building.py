@@ -58,8 +58,10 @@ def generate(
 ) -> Iterator[Sample]:
     """Samples one by one; see :func:`catekv.tasks.build`."""
     task = find(name)
-    if count < 0 or length < 0:
-        raise UserError(f"length={length}, count={count}; neither may be negative")
+    if min(count, length, first) < 0:
+        raise UserError(f"length={length}, count={count}, first={first}; none may be negative")
+    if max_answer_tokens is not None and max_answer_tokens < 1:
+        raise UserError(f"max_answer_tokens={max_answer_tokens}; it must be at least 1")
     request = BuildRequest(
         task=task,
         options=task.configured(options),

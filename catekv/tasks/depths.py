@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
 from catekv.errors import UserError
 from catekv.tasks.needle_grid import linear, sigmoid
 
+#: depths of a grid by name; even ones are whole percentages, so that more than 101 repeat
+_MOST = 1000
 Depths: TypeAlias = "int | float | str | Sequence[float]"
 _FORMS = (
     "use a number of depths, 'linear:0:100:10', 'sigmoid:11', or the depths themselves in percent, "
@@ -33,12 +36,19 @@ def read_depths(given: Depths) -> tuple[float, ...]:
     if isinstance(given, bool):
         raise UserError(f"depths={given!r}; {_FORMS}")
     if isinstance(given, int):
-        return _checked(given, _coarse_to_fine(_even(given)))
+        return _checked(given, _coarse_to_fine(_even(given)) if _few(given) else [])
     if isinstance(given, float):
         return _checked(given, [given])
     if isinstance(given, str):
         return _checked(given, _written(given))
+    if not isinstance(given, Sequence):
+        raise UserError(f"depths={given!r}; {_FORMS}")
     return _checked(given, [_number(item, given) for item in given])
+
+
+def _few(count: int) -> bool:
+    """Whether so many depths can differ: there is no need to list millions to refuse them."""
+    return count <= _MOST
 
 
 def _even(count: int) -> list[float]:
@@ -48,7 +58,9 @@ def _even(count: int) -> list[float]:
 def _written(text: str) -> list[float]:
     name, *parts = text.split(":")
     values = [_number(part, text) for part in parts]
-    whole = bool(values) and values[-1] == int(values[-1])
+    if not all(map(math.isfinite, values)):
+        raise UserError(f"depths={text!r}; {_FORMS}")
+    whole = bool(values) and values[-1] == int(values[-1]) and _few(int(values[-1]))
     if name == "linear" and len(values) == 3 and whole:
         grid = linear(values[0], values[1], int(values[2]))
         return _coarse_to_fine([float(depth) for depth in grid])

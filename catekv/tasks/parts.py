@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
-from catekv.tasks.prompt import PromptFormat, prompt_format
+from catekv.tasks.prompt import WITHOUT_TEMPLATE, PromptFormat, prompt_format
 from catekv.tasks.sample import Sample
 from catekv.tasks.task import BuildRequest
 
@@ -56,7 +56,7 @@ def unfitted(task: str, metric: str, index: int, parts: Parts) -> Sample:
     """A sample whose tokens nobody counted: what reading a file without a tokenizer gives."""
     metadata = dict(parts.metadata)
     if parts.without_template:
-        metadata["chat_template"] = "base"
+        metadata.update(WITHOUT_TEMPLATE)
     group = ""
     if parts.shared_context:
         group = f"{task}:{sha256(parts.context.encode()).hexdigest()[:16]}"

@@ -52,6 +52,8 @@ TEMPLATES: dict[str, str] = {
     ),
 }
 _MARKER = "catekvpromptmarker"
+#: metadata of a sample that is continued as it is, whatever template a run asks for
+WITHOUT_TEMPLATE: dict[str, Any] = {"chat_template": "base", "without_template": True}
 
 
 @dataclass(frozen=True)
@@ -209,13 +211,14 @@ def encode(sample: Sample, tokenizer: Any, chat_template: str | None = "auto") -
             boundary is unknown gets all ids but the last as context (query-aware use only).
         tokenizer: a transformers tokenizer.
         chat_template: see :func:`prompt_format`; ``auto`` prefers the template that the sample was
-            fitted with (``sample.metadata["chat_template"]``).
+            fitted with (``sample.metadata["chat_template"]``). Samples that must have none
+            (:data:`WITHOUT_TEMPLATE`) get none.
 
     Returns:
         ``context_ids`` with BOS, the start of the user turn and the context; ``question_ids`` with
         the question, the end of the turn, the assistant header and the answer prefix.
     """
-    if chat_template == "auto":
+    if chat_template == "auto" or sample.metadata.get("without_template"):
         chat_template = sample.metadata.get("chat_template", "auto")
     wrapped = prompt_format(tokenizer, chat_template)
     literal = sample.wording.startswith("official")

@@ -51,7 +51,7 @@ def limited(
     while kept > 0:
         cut = replace(parts, context=shortened(kept) + parts.separator)
         tokens = count(wrapped, cut)
-        if len(cut.context) < parts.uncut + len(parts.separator):
+        if not _begins(cut.context, parts.context[: parts.uncut]):
             break
         if tokens + answer <= request.length:
             return counted(
@@ -62,6 +62,12 @@ def limited(
         f"{request.task.name}, sample {index}: question and answer leave no room for the text "
         f"within {request.length} tokens; raise the length"
     )
+
+
+def _begins(text: str, start: str) -> bool:
+    """Whether a text still begins with ``start``, white space aside, which decoding may change."""
+    # decoding can lengthen a text by spaces between its words, not by more than there are letters
+    return "".join(text[: 2 * len(start)].split()).startswith("".join(start.split()))
 
 
 def _ends(tokenizer: Any, text: str) -> tuple[Callable[[int], str], int]:

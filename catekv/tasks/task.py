@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,12 @@ class Task:
         return [item.name for item in dataclasses.fields(self.options)]
 
     def configured(self, options: dict[str, Any]) -> Any:
-        """The task's options with some replaced; ``UserError`` lists the valid ones."""
+        """The task's options with some replaced.
+
+        Raises:
+            UserError: an option that the task does not have (the valid ones are listed), or a value
+                of another kind.
+        """
         valid = self.option_names()
         unknown = sorted(set(options) - set(valid))
         if unknown:
@@ -55,7 +61,48 @@ class Task:
                 f"task {self.name} has no option {', '.join(map(repr, unknown))}; "
                 f"valid options: {', '.join(valid)}"
             )
-        return dataclasses.replace(self.options, **options)
+        kinds = {item.name: str(item.type) for item in dataclasses.fields(self.options)}
+        fitting = {name: _of_kind(kinds[name], name, value) for name, value in options.items()}
+        try:
+            return dataclasses.replace(self.options, **fitting)
+        except TypeError as error:
+            raise UserError(
+                f"task {self.name}: an option has a value of another kind ({error}); given: "
+                + ", ".join(f"{name}={value!r}" for name, value in options.items())
+            ) from None
+
+
+#: what an option annotated like this may be, and how a message says so
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str, os.PathLike), "a text"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+}
+
+
+def _of_kind(annotation: str, name: str, value: Any) -> Any:
+    """The value of an option, checked against its annotation if that is a plain one.
+
+    Texts may be given as numbers, which is what a command line makes of ``answer=4711``.
+    """
+    kind, _, other = annotation.partition(" | ")
+    if kind not in _KINDS or (value is None and other == "None"):
+        return value
+    wanted, words = _KINDS[kind]
+    if kind == "str" and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+        raise UserError(f"{name}={value!r}; use {words}")
+    return value
+
+
+def at_least_one(options: Any, *names: str) -> None:
+    """Raise ``UserError`` unless all these options are 1 or more; None leaves one open."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -131,3 +178,18 @@ class Family:
     tasks: tuple[Task, ...]
     read: Callable[..., list[Sample]]
     recognise: Callable[[dict[str, Any], Path], str | None]
+
+
+def built_family(task: Task, remark: str) -> Family:
+    """The family of one task that is always built: no file of others holds samples of it.
+
+    ``remark`` is what somebody is told who wants to read such a file.
+    """
+
+    def read(path: Path, name: str | None = None) -> list[Sample]:
+        raise UserError(f"{path} holds no samples of {task.name} that were written here; {remark}")
+
+    def recognise(row: dict[str, Any], path: Path) -> str | None:
+        return None
+
+    return Family(task.name, (task,), read, recognise)

@@ -41,7 +41,26 @@ def test_grids_are_walked_from_coarse_to_fine():
 
 @pytest.mark.parametrize(
     "given",
-    ["", "deep", "0,101", [-1], "10,10", 0, True, "linear:0:100", "sigmoid:1", "nan", [None]],
+    [
+        "",
+        "deep",
+        "0,101",
+        [-1],
+        "10,10",
+        0,
+        True,
+        "linear:0:100",
+        "sigmoid:1",
+        "nan",
+        [None],
+        None,
+        {50},
+        10**9,
+        "linear:0:100:inf",
+        "linear:nan:100:5",
+        "linear:0:100:1e12",
+        "sigmoid:1e12",
+    ],
 )
 def test_what_is_no_grid_is_refused(given):
     with pytest.raises(UserError, match=r"depth|grid"):

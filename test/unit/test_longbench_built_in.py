@@ -51,6 +51,11 @@ def test_few_shot_and_code_prompts_have_no_chat_template():
     (sample,) = tasks.build("longbench/trec", chat(), 600, 1, source="built-in")
     ids = encode(sample, chat()).ids
     assert chat().convert_tokens_to_ids("<|user|>") not in ids
+    (sample,) = tasks.build(
+        "longbench/trec", chat(), 600, 1, source="built-in", chat_template="phi3"
+    )
+    assert len(encode(sample, chat(), "phi3")) + sample.max_new_tokens == sample.length
+    assert chat().convert_tokens_to_ids("<|user|>") not in encode(sample, chat(), "phi3").ids
     (sample,) = tasks.build("longbench/hotpotqa", chat(), 2000, 1, source="built-in")
     assert chat().convert_tokens_to_ids("<|user|>") in encode(sample, chat()).ids
 

@@ -142,7 +142,10 @@ def test_text_that_gives_the_answer_away_is_refused(tmp_path):
     [
         ({"needle": "A fact."}, "only needle given"),
         ({**OWN, "answer": "purple"}, "does not occur in the needle"),
+        ({**OWN, "answer_prefix": OWN["answer"]}, "gives the answer away"),
         ({**OWN, "num_needles": 2}, "hides random facts"),
+        ({"rounds": "two"}, "rounds='two'; use a whole number"),
+        ({"fact": True}, "fact=True; use a text"),
         ({"answer_prefix": "It is"}, "needle of your own"),
         ({"rounds": 0}, "rounds=0"),
         ({"fact": "none"}, "fact='none'"),

@@ -6,7 +6,13 @@ import pytest
 import ruler_tokenizers
 
 from catekv.errors import UserError
-from catekv.tasks.prompt import TEMPLATES, encode, has_template, prompt_format
+from catekv.tasks.prompt import (
+    TEMPLATES,
+    WITHOUT_TEMPLATE,
+    encode,
+    has_template,
+    prompt_format,
+)
 from catekv.tasks.sample import Sample
 
 
@@ -106,6 +112,14 @@ def test_template_of_the_sample_is_used_unless_another_is_asked_for():
     user = tokenizer.convert_tokens_to_ids("<|user|>")
     assert user not in encode(plain, tokenizer).ids
     assert user in encode(plain, tokenizer, "phi3").ids
+
+
+def test_a_sample_that_must_have_no_template_gets_none_whatever_is_asked_for():
+    tokenizer = ruler_tokenizers.chat()
+    plain = sample(metadata=WITHOUT_TEMPLATE)
+    user = tokenizer.convert_tokens_to_ids("<|user|>")
+    for asked in ("auto", "phi3", "base", None):
+        assert user not in encode(plain, tokenizer, asked).ids
 
 
 def test_unknown_boundary_leaves_one_token_as_question():

@@ -240,6 +240,17 @@ def test_essay_json_and_word_pairs(tmp_path):
     assert re.search(r"A locker number of word\d+-word\d+ is", sample.context)
 
 
+def squad(answer):
+    item = {"question": "Who?", "answers": [{"text": answer}]}
+    return {"data": [{"paragraphs": [{"context": "Anna did.", "qas": [item]}]}]}
+
+
+def hotpotqa(title):
+    """One question whose supporting paragraph has this title; there is only "Anna"."""
+    context, facts = [["Anna", ["Anna did."]]], [[title, 0]]
+    return [{"question": "Who?", "answer": "Anna", "context": context, "supporting_facts": facts}]
+
+
 @pytest.mark.parametrize(
     ("task", "option", "content", "message"),
     [
@@ -251,7 +262,11 @@ def test_essay_json_and_word_pairs(tmp_path):
         ("qa_1", "squad_path", "{", "cannot read the questions"),
         ("qa_1", "squad_path", "[]", "is not SQuAD"),
         ("qa_1", "squad_path", '{"data": []}', "no answerable question"),
+        ("qa_1", "squad_path", '{"data": [{"paragraphs": [{"context": 5}]}]}', "is not SQuAD"),
+        ("qa_1", "squad_path", "[" * 100_000, "cannot read the questions"),
+        ("qa_1", "squad_path", json.dumps(squad(answer=" ")), "'Who\\?' has a blank answer"),
         ("qa_2", "hotpotqa_path", '[{"question": "q"}]', "is not HotpotQA"),
+        ("qa_2", "hotpotqa_path", json.dumps(hotpotqa("Other")), "no paragraph supports"),
     ],
 )
 def test_unusable_files_are_named(task, option, content, message, tmp_path):

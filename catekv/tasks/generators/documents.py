@@ -43,7 +43,7 @@ class Corpus:
 def _load(path: str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the questions in {path}: {error}") from error
 
 
@@ -73,7 +73,7 @@ def squad(path: str) -> Corpus:
             for item in items
             if not item.get("is_impossible", False) and item["answers"]
         ]
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not SQuAD v2 JSON (data > paragraphs > qas): {error}") from None
     paragraphs = sorted({context for article in articles for context, _ in article})
     return _corpus(path, paragraphs, questions)
@@ -104,7 +104,7 @@ def hotpotqa(path: str) -> Corpus:
                     near=tuple(text for title, text in own.items() if title not in facts),
                 )
             )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not HotpotQA JSON (question, answer, context): {error}"
         ) from None
@@ -114,4 +114,10 @@ def hotpotqa(path: str) -> Corpus:
 def _corpus(path: str, paragraphs: list[str], questions: list[Question]) -> Corpus:
     if not questions:
         raise UserError(f"{path} holds no answerable question")
+    for question in questions:
+        if not question.gold:
+            raise UserError(f"{path}: no paragraph supports the question {question.text!r}")
+        if not all(answer.strip() for answer in question.outputs):
+            # a blank reference would be found in every answer
+            raise UserError(f"{path}: the question {question.text!r} has a blank answer")
     return Corpus(tuple(paragraphs), tuple(questions), data_name(Path(path)))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from catekv.errors import UserError
 from catekv.tasks import metrics
 from catekv.tasks.niah.building import generate
 from catekv.tasks.niah.options import HaystackOptions
 from catekv.tasks.sample import Sample
-from catekv.tasks.task import Family, Task
+from catekv.tasks.task import Task, built_family
 
 
 def score(prediction: str, sample: Sample) -> dict[str, float]:
@@ -29,20 +25,6 @@ def score(prediction: str, sample: Sample) -> dict[str, float]:
     }
 
 
-def read(path: Path, task: str | None = None) -> list[Sample]:
-    """There is no official sample file; our own rows are read by :func:`catekv.tasks.read`."""
-    raise UserError(
-        f"{path} holds no samples of {task or 'niah'} that were written here; there is no official "
-        "sample file. Scores of the original test are read by "
-        "catekv.tasks.niah.results.read_results"
-    )
-
-
-def recognise(row: dict[str, Any], path: Path) -> str | None:
-    """No file of others holds samples of this task."""
-    return None
-
-
 TASK = Task(
     name="niah",
     options=HaystackOptions(),
@@ -51,4 +33,8 @@ TASK = Task(
     generate=generate,
     score=score,
 )
-FAMILY = Family("niah", (TASK,), read, recognise)
+FAMILY = built_family(
+    TASK,
+    "there is no official sample file. Scores of the original test are read by "
+    "catekv.tasks.niah.results.read_results",
+)

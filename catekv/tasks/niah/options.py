@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from catekv.errors import UserError
 from catekv.tasks.depths import Depths, read_depths
+from catekv.tasks.task import at_least_one
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,7 @@ class HaystackOptions:
             raise UserError(f"fact={self.fact!r}; use 'random' or 'fixed'")
         if self.insertion not in ("text", "tokens"):
             raise UserError(f"insertion={self.insertion!r}; use 'text' or 'tokens'")
-        for name in ("rounds", "num_needles"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "rounds", "num_needles")
         own = [name for name in ("needle", "question", "answer") if getattr(self, name)]
         if own and len(own) < 3:
             raise UserError(
@@ -58,6 +57,8 @@ class HaystackOptions:
             )
         if self.answer_prefix and not own:
             raise UserError("answer_prefix= belongs to a needle of your own; give needle= too")
+        if self.answer and self.answer.strip().lower() in (self.answer_prefix or "").lower():
+            raise UserError(f"answer_prefix={self.answer_prefix!r} gives the answer away")
         if self.num_needles > 1 and (own or self.fact == "fixed"):
             raise UserError(
                 f"num_needles={self.num_needles} hides random facts; leave needle= and fact= out"

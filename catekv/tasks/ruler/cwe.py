@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from catekv.errors import UserError
 from catekv.tasks.generators.pool import Pool
 from catekv.tasks.ruler.plan import Draft, Plan, Request, RulerOptions, paragraph
+from catekv.tasks.task import at_least_one
 
 #: below this target RULER uses fewer repetitions and a smaller example
 _SHORT_TARGET = 4096
@@ -26,10 +27,7 @@ class CommonOptions(RulerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_common", "common_repeats", "uncommon_repeats"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}={value}; it must be at least 1")
+        at_least_one(self, "num_common", "common_repeats", "uncommon_repeats")
 
     def repeats(self, length: int) -> tuple[int, int]:
         """(common, uncommon) for a target length; ``UserError`` unless common is larger."""

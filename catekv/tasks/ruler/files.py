@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from catekv.tasks.prompt import has_template
+from catekv.tasks.prompt import WITHOUT_TEMPLATE, has_template
 from catekv.tasks.rows import count_field, parse_rows, references_field, shown, text_field
 from catekv.tasks.ruler.building import PREFIX
 from catekv.tasks.ruler.tasks import TASKS
@@ -76,7 +76,7 @@ def _sample(
     else:
         text = text_field(row, "input")
         if has_template(text):
-            metadata["chat_template"] = "base"
+            metadata.update(WITHOUT_TEMPLATE)
         boundary = question_start(text, name, question_pattern)
         if boundary is None:
             context, question = text, ""

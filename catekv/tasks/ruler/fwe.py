@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from catekv.errors import UserError
 from catekv.tasks.ruler.plan import Draft, Plan, Request, RulerOptions, paragraph
 
+#: far above this even rank 2 would occur in no text, and the counts would leave a float's range
+_LARGEST_ALPHA = 50
+#: so many words a token fit into no text
+_HOPELESS = 10
+
 
 @dataclass(frozen=True)
 class FrequentOptions(RulerOptions):
@@ -19,8 +24,9 @@ class FrequentOptions(RulerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha <= 1:
-            raise UserError(f"alpha={self.alpha}; it must be above 1")
+        # the comparison is false for what is no number
+        if not 1 < self.alpha <= _LARGEST_ALPHA:
+            raise UserError(f"alpha={self.alpha}; it must be above 1 and at most {_LARGEST_ALPHA}")
 
 
 def zeta(exponent: float) -> float:
@@ -60,6 +66,12 @@ class FrequentPlan(Plan):
         self.outputs = tuple(words[1:4])
         # from here on the counts of ranks 2, 3, 4 and 5 differ whatever the rounding does
         self.minimum = int(zeta(options.alpha) / (4**-options.alpha - 5**-options.alpha)) + 1
+        if self.minimum > _HOPELESS * request.length:
+            # nobody has to write them down to see that they do not fit
+            raise UserError(
+                f"alpha={options.alpha} needs {self.minimum} words before the ranks differ, far "
+                f"more than {request.length} tokens hold; lower alpha"
+            )
 
     def draft(self, units: int, extra: int = 0) -> Draft:
         wording = self._request.wording

@@ -19,6 +19,7 @@ from catekv.tasks.ruler.plan import (
     insert,
     paragraph,
 )
+from catekv.tasks.task import at_least_one
 
 _KINDS = ("words", "numbers", "uuids")
 #: RULER draws the depths in prose from so many equally spaced values, none twice
@@ -52,9 +53,7 @@ class NeedleOptions(RulerOptions):
         for name in ("key_kind", "value_kind"):
             if getattr(self, name) not in _KINDS:
                 raise UserError(f"{name}={getattr(self, name)!r}; use {', '.join(_KINDS)}")
-        for name in ("num_keys", "num_values", "num_queries"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "num_keys", "num_values", "num_queries")
         check_depth(self.depth)
 
 

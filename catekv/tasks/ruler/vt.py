@@ -18,6 +18,7 @@ from catekv.tasks.ruler.plan import (
     insert,
     paragraph,
 )
+from catekv.tasks.task import at_least_one
 
 #: tokens of the solved example, and its share of a short prompt
 _EXAMPLE_TOKENS = 500
@@ -41,9 +42,7 @@ class ChainOptions(RulerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_chains", "num_hops"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "num_chains", "num_hops")
         check_depth(self.depth)
 
 

@@ -9,7 +9,7 @@ The words are ours; numbers, positions and the rule of the cut are the published
 from __future__ import annotations
 
 from catekv.errors import UserError
-from catekv.tasks.prompt import prompt_format
+from catekv.tasks.prompt import WITHOUT_TEMPLATE, prompt_format
 from catekv.tasks.ruler.small_wording import SmallWording
 from catekv.tasks.sample import Sample
 from catekv.tasks.task import BuildRequest
@@ -17,7 +17,6 @@ from catekv.tasks.task import BuildRequest
 #: paragraphs of a document, and where its code stands by document number modulo 3
 PARAGRAPHS = 100
 PLACES = (5, 50, 95)
-_FILLER = "It adds nothing to what the other parts say, and nobody who skips it will miss anything."
 #: tokens set aside besides those of the question
 _RESERVED = 3
 
@@ -106,7 +105,7 @@ def sample(request: BuildRequest, index: int) -> Sample:
         depths=(found / len(context),) if found >= 0 else (),
         metadata={
             **request.shared(),
-            "chat_template": "base",
+            **WITHOUT_TEMPLATE,
             "data": "built-in",
             "depth": float(place),
             "round": index // 3,

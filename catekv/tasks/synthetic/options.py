@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from catekv.errors import UserError
 from catekv.tasks.depths import Depths, read_depths
+from catekv.tasks.task import at_least_one
 
 #: percent of the paragraphs before the one with the code
 NAMED = {"early": 5.0, "middle": 50.0, "late": 95.0}
@@ -30,8 +31,7 @@ class SyntheticOptions:
     compat: bool = False
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise UserError(f"rounds={self.rounds}; it must be at least 1")
+        at_least_one(self, "rounds")
         if not isinstance(self.compat, bool):
             raise UserError(f"compat={self.compat!r}; use true or false")
         self.percents()
