@@ -32,22 +32,30 @@ def measure(arguments: argparse.Namespace) -> int:
     outputs = integers("--outputs", arguments.outputs)
     contexts = integers("--contexts", arguments.contexts)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    if arguments.scores:
-        file = ScoreFile.load(arguments.scores)
-        file.check_model(model.shape.layers, model.shape.kv_heads)
-        scores: Any = file.estimates().tolist()
-    else:
+    if not arguments.scores:
         raise UserError("latency of cokv needs --scores FILE of this model")
+    file = ScoreFile.load(arguments.scores)
+    file.check_model(model.shape.layers, model.shape.kv_heads)
+    cokv = {"scores": file.estimates().tolist(), "alpha": arguments.alpha}
     runs = [("full", 0)] + [(mode, size) for mode in arguments.modes for size in capacities]
+    made = {
+        (mode, size): compared_method(mode, size, **(cokv if mode == "cokv" else {}))
+        for mode, size in runs
+    }
+    found: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for _ in range(arguments.rounds):
+        # the runs take turns, so that other work on the machine meets all of them
+        for length in outputs:
+            for mode, size in runs:
+                one = _generate(model, made[mode, size], arguments.prompt, length)
+                found.setdefault((mode, size, length), []).append(one)
     times: dict[str, dict[str, dict[str, Any]]] = {}
+    for (mode, size, length), rounds in found.items():
+        best = {name: min(one[name] for one in rounds) for name in rounds[0]}
+        times.setdefault(mode, {}).setdefault(str(size), {})[str(length)] = best
     rows = []
     for mode, size in runs:
-        options = {"scores": scores, "alpha": arguments.alpha} if mode == "cokv" else {}
-        method = compared_method(mode, size, **options)
-        for length in outputs:
-            best = _generate(model, method, arguments.prompt, length, arguments.rounds)
-            times.setdefault(mode, {}).setdefault(str(size), {})[str(length)] = best
-        memory = [_memory(model, method, context) for context in contexts]
+        memory = [_memory(model, made[mode, size], context) for context in contexts]
         (arguments.output / f"{mode}_{size}.json").write_text(json.dumps(memory) + "\n")
         rows.append((mode, size, times[mode][str(size)], memory))
     (arguments.output / "generation_times.json").write_text(json.dumps(times, indent=1) + "\n")
@@ -62,22 +70,17 @@ def _prompt(model: Any, tokens: int) -> Any:
     return ids.to(model.device)
 
 
-def _generate(model: Any, method: Any, prompt: int, new_tokens: int, rounds: int) -> dict[str, Any]:
-    """The fastest of several rounds: prefill, compression and all decode steps."""
+def _generate(model: Any, method: Any, prompt: int, new_tokens: int) -> dict[str, Any]:
+    """Time of prefill, compression and all decode steps, and of one step."""
     ids = _prompt(model, prompt)
-    seconds = []
-    for _ in range(rounds):
-        synchronize(model.device)
-        clock = time.perf_counter()
-        context = model.prefill(ids, method=method)
-        result = model.generate_ids([[]], context, new_tokens, [])
-        synchronize(model.device)
-        seconds.append(time.perf_counter() - clock)
-        count = len(result.tokens)
-        del context
+    synchronize(model.device)
+    clock = time.perf_counter()
+    context = model.prefill(ids, method=method)
+    result = model.generate_ids([[]], context, new_tokens, [])
+    synchronize(model.device)
     return {
-        "generation_time": min(seconds),
-        "new_token_count": count,
+        "generation_time": time.perf_counter() - clock,
+        "new_token_count": len(result.tokens),
         "seconds_per_step": result.decode_seconds / max(1, result.steps),
     }
 
