@@ -123,6 +123,30 @@ def test_the_tables_name_the_wording_and_the_errors() -> None:
     assert row.split() == ["ruler/vt", "75.0", "62.5"]
 
 
+def test_several_benchmarks_have_averages_of_their_own_before_the_one_of_all() -> None:
+    other = [
+        record(f"longbench/{task}", 0, "full", score, metadata={"data": "built-in"})
+        for task, score in (("qasper", 0.2), ("trec", 0.4))
+    ]
+    text = report.render(report.summarise([*records(), *other], MANIFEST))
+    averages = {
+        line.split("  ")[0]: line.split() for line in text.splitlines() if "average" in line
+    }
+    assert averages["average of ruler"][3] == "70.8"
+    assert averages["average of longbench"][3:] == ["30.0", "-"]
+
+
+def test_generated_rows_are_never_taken_for_the_benchmark() -> None:
+    def notes(data: str) -> str:
+        row = record("longbench/qasper", 0, "full", 1.0, metadata={"data": data})
+        return report.render(report.summarise([row], MANIFEST))
+
+    assert "Data of longbench: generated rows" in notes("built-in")
+    assert "generated rows" not in notes("file:qasper.jsonl:0123456789abcdef")
+    drawn = record("ruler/vt", 0, "full", 1.0, metadata={"data": "built-in"})
+    assert "generated rows" not in report.render(report.summarise([drawn], MANIFEST))
+
+
 def test_the_page_is_well_formed_and_shows_every_method() -> None:
     named = {"full": METHODS["full"], "catekv": {**METHODS["catekv"]}}
     summary = report.summarise(records(), {**MANIFEST, "methods": named, "model": "a<b & c"})

@@ -10,6 +10,8 @@ from catekv.evaluation.records import Record
 from catekv.evaluation.reporting import cells as extra
 from catekv.evaluation.settings import stable_hash
 from catekv.evaluation.statistics import Estimate, bootstrap_average, paired_difference
+from catekv.tasks.registry import all_tasks
+from catekv.tasks.sources import BUILT_IN
 
 AVERAGE = "average"
 TIMES = ("prefill_seconds", "compress_seconds", "question_seconds", "decode_seconds_per_token")
@@ -72,14 +74,16 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
             numbers = _numbers(per_task, reference_tasks)
             averages.append({**place, "tasks": len(per_task), **numbers})
             for family, own in _by_family(per_task).items():
-                numbers = numbers if len(own) == len(per_task) else _numbers(own, reference_tasks)
-                families.append({**place, "family": family, "tasks": len(own), **numbers})
+                alone = len(own) == len(per_task)
+                of_family = numbers if alone else _numbers(own, reference_tasks)
+                families.append({**place, "family": family, "tasks": len(own), **of_family})
     return {
         "model": manifest.get("model"),
         "model_hash": manifest.get("configuration", {}).get("model_hash"),
         "config_hash": manifest.get("config_hash"),
         "data_hash": stable_hash(sorted({record.sample_hash for record in used})),
         "wordings": sorted({record.wording for record in used if record.wording}),
+        "generated": _generated(used),
         "largest_batch": max((record.batch for record in used), default=1),
         "methods": dict(methods),
         "full": full,
@@ -95,6 +99,13 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
 def family_of(task: str) -> str:
     """``ruler`` of ``ruler/vt``; a task without a family is its own."""
     return task.partition("/")[0]
+
+
+def _generated(records: Sequence[Record]) -> list[str]:
+    """Benchmarks that consist of rows of their own, of which generated ones were measured."""
+    rows = {task.name for task in all_tasks().values() if task.natural}
+    built_in = {record.task for record in records if record.metadata.get("data") == BUILT_IN}
+    return sorted({family_of(task) for task in built_in & rows})
 
 
 def _by_family(

@@ -17,7 +17,8 @@ def render(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
         blocks.append(f"# {summary['model']}")
     for title, cells, averages in runs_of(summary):
         blocks.append(("## " if markdown else "") + title)
-        blocks.append(table(*_score_rows(cells, averages)))
+        families = [row for row in summary["family_averages"] if _same_run(row, cells[0])]
+        blocks.append(table(*_score_rows(cells, averages, families)))
         blocks.append(table(*_method_rows(averages, summary["full"])))
     blocks.append(notes_of(summary))
     return "\n\n".join(blocks) + "\n"
@@ -42,19 +43,36 @@ def title_of(length: int, question: str) -> str:
     return f"{f'{length} tokens' if length else 'lengths as in the file'}, {where}"
 
 
+def _same_run(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return (row["length"], row["question"]) == (other["length"], other["question"])
+
+
 def _score_rows(
-    cells: Sequence[Mapping[str, Any]], averages: Sequence[Mapping[str, Any]]
+    cells: Sequence[Mapping[str, Any]],
+    averages: Sequence[Mapping[str, Any]],
+    families: Sequence[Mapping[str, Any]],
 ) -> tuple[list[str], list[list[str]]]:
+    """A row per task; then averages, of each benchmark alone first where there are several."""
     labels = [row["method"] for row in averages]
     tasks = list(dict.fromkeys(row["task"] for row in cells))
     found = {(row["task"], row["method"]): row for row in [*cells, *averages]}
+    names = list(dict.fromkeys(row["family"] for row in families if row["tasks"] > 1))
+    several = len({row["family"] for row in families}) > 1
+    wanted = dict.fromkeys(tasks, 1)
+    for name in names if several else []:
+        title = f"average of {name}"
+        own = [row for row in families if row["family"] == name]
+        found |= {(title, row["method"]): row for row in own}
+        wanted[title] = max(row["tasks"] for row in own)
+    if len(tasks) > 1:
+        wanted[AVERAGE] = len(tasks)
     rows = []
-    for task in [*tasks, *([AVERAGE] if len(tasks) > 1 else [])]:
-        row = [task]
+    for title, count in wanted.items():
+        row = [title]
         for label in labels:
-            cell = found.get((task, label))
+            cell = found.get((title, label))
             estimate = cell["official"] if cell else None
-            complete = task != AVERAGE or cell is None or cell["tasks"] == len(tasks)
+            complete = cell is None or cell.get("tasks", 1) == count
             row.append(
                 tables.number(estimate["mean"] if estimate else None) + ("" if complete else "*")
             )
@@ -128,6 +146,11 @@ def notes_of(summary: Mapping[str, Any]) -> str:
         )
     if official:
         lines.append(f"Prompts: {', '.join(official)}, unchanged.")
+    if summary["generated"]:
+        lines.append(
+            f"Data of {', '.join(summary['generated'])}: generated rows of the same shape, not the "
+            "benchmark's own; the scores say nothing about that benchmark."
+        )
     lines.append(
         "kept: stored tokens / all tokens of the compressed part; asked: what was to be kept, or "
         "read; times are medians; intervals: bootstrap over samples; nulls: empty predictions."
