@@ -67,5 +67,8 @@ def render_details(task: dict[str, Any]) -> str:
     ]
     lines += [f"  {name} = {value}" for name, value in task["options"].items()]
     if isinstance(find(task["name"]).options, DataOptions):
-        lines += ["", "The folder in the environment variable CATEKV_DATA is searched for its data."]
+        lines += [
+            "",
+            "The folder in the environment variable CATEKV_DATA is searched for its data.",
+        ]
     return "\n".join(lines)
