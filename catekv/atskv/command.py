@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catekv.atskv.fitting import FEATURES
-from catekv.atskv.labels import ATTENDED, LABELS, SCALES
+from catekv.atskv.labels import ATTENDED, LABELS, SCALES, WEIGHTS
 from catekv.errors import UserError
 from catekv.methods.relevance import ATTENTION_FEATURES, KINDS
 from catekv.methods.relevance_files import (
@@ -41,6 +41,7 @@ PUBLISHED = {
     "batch_tokens": 0,
     "label": "received",
     "scale": "max",
+    "weight": "none",
 }
 RECOMMENDED = {
     "task": None,
@@ -51,6 +52,7 @@ RECOMMENDED = {
     "batch_tokens": 128,
     "label": "later",
     "scale": "rank",
+    "weight": "mass",
 }
 
 
@@ -98,6 +100,11 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", choices=("recommended", "published"), default="recommended",
         help="where the options above have their defaults from",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weight", choices=WEIGHTS,
+        help="of tokens in the loss: by the attention they receive (mass, default) or alike (none, "
+        "as published)",
     )  # fmt: skip
     parser.add_argument("--features", nargs="+", default=list(FEATURES), choices=FEATURES)
     parser.add_argument("--kind", choices=KINDS, default="mlp", help="(default: mlp)")
@@ -256,7 +263,7 @@ def describe(predictors: PredictorSet) -> str:
     settings = meta.get("settings")
     if settings:
         lines.append(
-            f"label {settings['label']}, scale {settings['scale']}, "
+            f"label {settings['label']}, scale {settings['scale']}, weight {settings['weight']}, "
             f"features {', '.join(settings['features'])}; trained on "
             f"{', '.join(meta.get('tasks', ['?']))}"
         )

@@ -88,18 +88,20 @@ class LayerFit:
             self.module.to(factor.device)
         return self._ready
 
-    def learn(self, inputs: Tensor, labels: Tensor, batches: Sequence[Tensor]) -> float:
-        """One Adam step per batch of tokens; returns the mean squared error of all of them.
+    def learn(
+        self, inputs: Tensor, labels: Tensor, weights: Tensor, batches: Sequence[Tensor]
+    ) -> float:
+        """One Adam step per batch of tokens; returns the mean (weighted) squared error of all.
 
         Args:
-            inputs: [tokens, inputs]; labels: [tokens]; batches: indices of tokens.
+            inputs: [tokens, inputs]; labels, weights: [tokens]; batches: indices of tokens.
         """
         centre, factor = self._factors()
         total = 0.0
         with torch.enable_grad():
             for batch in batches:
                 own = (inputs[batch] - centre) * factor
-                loss = (self.module(own) - labels[batch]).square().mean()
+                loss = (weights[batch] * (self.module(own) - labels[batch]).square()).mean()
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()

@@ -15,8 +15,10 @@ from catekv.methods.relevance import attention_label
 LABELS = ("later", "received")
 #: ``rank``: rank within the prompt over its length; ``max``: divided by the largest (the paper).
 SCALES = ("rank", "max")
+#: ``mass``: tokens count by the attention they receive; ``none``: all alike (the paper)
+WEIGHTS = ("mass", "none")
 #: share of a prompt's tokens that count as truly attended
-ATTENDED = 0.05
+ATTENDED = 0.01
 
 
 def split_attention(observed: Observed, later: int) -> tuple[Tensor, Tensor]:
@@ -47,6 +49,19 @@ def label_of(before: Tensor, after: Tensor, label: str, scale: str) -> Tensor:
     if scale == "max":
         return attention_label(sums)[0]
     return average_ranks(sums[0].float().sum(dim=0)) / max(1, sums.shape[-1] - 1)
+
+
+def weights_of(before: Tensor, after: Tensor, label: str, weight: str) -> Tensor:
+    """How much every context token counts in the loss: float32 [context], 1 on average.
+
+    Questions look at few tokens, and at one of many that look alike. Where all tokens count alike
+    those are lost among the others; with ``mass`` half of the weight follows the attention.
+    """
+    received = (after if label == "later" else before)[0].float().sum(dim=0)
+    if weight == "none":
+        return torch.ones_like(received)
+    share = received / received.mean().clamp(min=torch.finfo(torch.float32).tiny)
+    return (1 + share) / 2
 
 
 def average_ranks(values: Tensor) -> Tensor:

@@ -18,11 +18,13 @@ from catekv.atskv.fitting import FEATURES, LayerFit
 from catekv.atskv.labels import (
     LABELS,
     SCALES,
+    WEIGHTS,
     label_of,
     mass,
     rank_correlation,
     recall,
     split_attention,
+    weights_of,
 )
 from catekv.atskv.reading import Text, visit_layers
 from catekv.errors import UserError
@@ -53,6 +55,7 @@ class TrainingSettings:
         batch_tokens: tokens per step; 0: all of a prompt, as published.
         label: ``later`` or ``received`` (:data:`catekv.atskv.labels.LABELS`).
         scale: ``rank`` or ``max`` (:data:`catekv.atskv.labels.SCALES`).
+        weight: ``mass`` or ``none`` (:data:`catekv.atskv.labels.WEIGHTS`).
         features: groups of inputs to use.
         kind, width, feature_dim, attention_feature, causal_normalised: of the predictor, see
             :class:`~catekv.methods.relevance.PredictorConfig`.
@@ -64,6 +67,7 @@ class TrainingSettings:
     batch_tokens: int = 128
     label: str = "later"
     scale: str = "rank"
+    weight: str = "mass"
     features: tuple[str, ...] = FEATURES
     kind: str = "mlp"
     width: int = 32
@@ -79,7 +83,11 @@ class TrainingSettings:
             raise UserError(f"learning rate {self.learning_rate} must be above 0")
         if self.batch_tokens < 0:
             raise UserError(f"batch tokens {self.batch_tokens} must be at least 0 (0: all)")
-        for what, value, known in (("label", self.label, LABELS), ("scale", self.scale, SCALES)):
+        for what, value, known in (
+            ("label", self.label, LABELS),
+            ("scale", self.scale, SCALES),
+            ("weight", self.weight, WEIGHTS),
+        ):
             if value not in known:
                 raise UserError(f"unknown {what} {value!r}; use {' or '.join(known)}")
         unknown = [name for name in self.features if name not in FEATURES]
@@ -109,7 +117,7 @@ class Quality:
     """Means over held-out texts of one layer.
 
     Attributes:
-        loss: mean squared error. correlation: Spearman's, of relevance and label.
+        loss: mean (weighted) squared error. correlation: Spearman's, of relevance and label.
         recall: share of the truly attended tokens among the :data:`KEPT` most relevant.
         mass: share of the attention from later tokens that those received.
         quantiles: of the relevance, at :data:`LEVELS`. above, below: share of tokens whose
@@ -173,14 +181,14 @@ def train(
     losses: list[float] = []
 
     def measure(observed: Observed, later: int) -> None:
-        inputs, _ = _example(observed, later, config, settings)
+        inputs, _, _ = _example(observed, later, config, settings)
         fits[observed.layer].standard.add(inputs)
 
     def learn(observed: Observed, later: int) -> None:
-        inputs, labels = _example(observed, later, config, settings)
+        inputs, labels, weights = _example(observed, later, config, settings)
         order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
         batches = order.split(settings.batch_tokens or len(inputs))
-        losses.append(fits[observed.layer].learn(inputs, labels, batches))
+        losses.append(fits[observed.layer].learn(inputs, labels, weights, batches))
 
     def read(text: Text, visit: Callable[[Observed, int], None], what: str) -> None:
         later = len(text.later)
@@ -263,23 +271,28 @@ def _observers(config: PredictorConfig, sums: Tensor) -> Tensor:
 
 def _example(
     observed: Observed, later: int, config: PredictorConfig, settings: TrainingSettings
-) -> tuple[Tensor, Tensor]:
-    """Inputs [context, inputs] and labels [context] of one layer."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs [context, inputs], labels and weights [context] of one layer."""
     assert observed.hidden_states is not None
     before, after = split_attention(observed, later)
     hidden = observed.hidden_states[:, : before.shape[-1]]
     inputs = predictor_inputs(hidden, before, _observers(config, before), observed.layer, config)
-    return inputs[0], label_of(before, after, settings.label, settings.scale)
+    return (
+        inputs[0],
+        label_of(before, after, settings.label, settings.scale),
+        weights_of(before, after, settings.label, settings.weight),
+    )
 
 
 def _quality(
     relevance: Tensor, before: Tensor, after: Tensor, settings: TrainingSettings
 ) -> Quality:
     labels = label_of(before, after, settings.label, settings.scale)
+    weights = weights_of(before, after, settings.label, settings.weight)
     received = after[0].sum(dim=0)
     ordered = relevance.sort().values
     return Quality(
-        float((relevance - labels).square().mean()),
+        float((weights * (relevance - labels).square()).mean()),
         rank_correlation(relevance, received),
         recall(relevance, received, KEPT),
         mass(relevance, received, KEPT),
