@@ -8,10 +8,14 @@ from typing import Any
 from catekv.evaluation import tables
 from catekv.evaluation.reporting.document import NOTE, WARNING, Block, Section, Table, Text
 from catekv.evaluation.reporting.plots import short_length
-
-#: Score of Llama-2-7B-chat at 4K tokens, above which RULER calls a length effective.
-EFFECTIVE = 85.6
-RULER_TASKS = 13
+from catekv.tasks.ruler.averages import (
+    EFFECTIVE,
+    effective_length,
+    mean_of_tasks,
+    weighted_averages,
+)
+from catekv.tasks.ruler.building import PREFIX
+from catekv.tasks.ruler.tasks import RULER
 
 
 def benchmark_section(summary: Mapping[str, Any]) -> Section | None:
@@ -25,39 +29,26 @@ def benchmark_section(summary: Mapping[str, Any]) -> Section | None:
     return None if section.is_empty else section
 
 
-def weighted_averages(scores: Sequence[float]) -> tuple[float, float]:
-    """RULER's wAvg(inc) and wAvg(dec): means over rising lengths, weights 1..n and n..1."""
-    weights = range(1, len(scores) + 1)
-    total = sum(weights)
-    rising = sum(w * s for w, s in zip(weights, scores, strict=True)) / total
-    falling = sum(w * s for w, s in zip(reversed(weights), scores, strict=True)) / total
-    return rising, falling
-
-
-def effective_length(scores: Mapping[int, float]) -> int | None:
-    """The greatest length whose mean reaches :data:`EFFECTIVE`; None if none does."""
-    return max((length for length, score in scores.items() if score >= EFFECTIVE), default=None)
-
-
 def _ruler(cells: Sequence[Mapping[str, Any]], question: str) -> list[Block]:
-    own = [row for row in cells if row["task"].startswith("ruler/") and row["official"]]
+    own = [row for row in cells if row["task"].startswith(PREFIX) and row["official"]]
     if not own:
         return []
     lengths = sorted({row["length"] for row in own})
     tasks = {row["task"] for row in own}
-    if len(lengths) == 1 and len(tasks) != RULER_TASKS:
+    whole_set = tasks == {PREFIX + name for name in RULER}
+    if len(lengths) == 1 and not whole_set:
         return []  # the table of scores says it already
     rows = []
     for method in dict.fromkeys(row["method"] for row in own):
         means: dict[int, float] = {}
         for length in lengths:
-            values = [
-                row["official"]["mean"]
+            values = {
+                row["task"]: row["official"]["mean"]
                 for row in own
                 if (row["method"], row["length"]) == (method, length)
-            ]
+            }
             if len(values) == len(tasks):
-                means[length] = sum(values) / len(values)
+                means[length] = mean_of_tasks(values)
         whole = len(means) == len(lengths)
         weighted = weighted_averages([means[n] for n in lengths]) if whole else (None, None)
         best = effective_length(means)
@@ -76,11 +67,11 @@ def _ruler(cells: Sequence[Mapping[str, Any]], question: str) -> list[Block]:
         f"length with a mean of at least {EFFECTIVE}"
     )
     blocks: list[Block] = [Table(caption, header, rows)]
-    if len(tasks) != RULER_TASKS:
+    if not whole_set:
         blocks.append(
             Text(
-                f"{len(tasks)} tasks here, RULER has {RULER_TASKS}: averages and effective lengths "
-                "are not RULER's.",
+                f"{len(tasks)} tasks here, not the {len(RULER)} of RULER: averages and effective "
+                "lengths are not RULER's.",
                 WARNING,
             )
         )
