@@ -70,7 +70,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 def integers(option: str, texts: Sequence[str]) -> tuple[int, ...]:
     """Whole numbers from words; ``UserError`` names the option and the bad word."""
     for text in texts:
-        if not text.isdigit():
+        if not text.isdecimal():
             raise UserError(f"{option} takes whole numbers of tokens, not {text!r}; e.g. 4096")
     return tuple(int(text) for text in texts)
 

@@ -140,15 +140,29 @@ class Process:
         import torch.distributed
 
         box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
+        with _others_alive():
+            torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
     def _gather(self, value: Any) -> list[Any]:
         import torch.distributed
 
         values: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(values, value)
+        with _others_alive():
+            torch.distributed.all_gather_object(values, value)
         return values
+
+
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    """``UserError`` where another process ended while this one waits for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            "another process of this run ended before its end (its own message says why); the "
+            "records are kept, the same command goes on with them"
+        ) from error
 
 
 @contextmanager
@@ -163,7 +177,7 @@ def process_group(parallel: str = DATA) -> Iterator[Process]:
     """
     if parallel not in PARALLEL:
         raise UserError(f"unknown parallelism {parallel!r}; use {' or '.join(PARALLEL)}")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = _number("WORLD_SIZE", 1)
     if world <= 1:
         if parallel == TENSOR:
             raise UserError(
@@ -174,16 +188,31 @@ def process_group(parallel: str = DATA) -> Iterator[Process]:
         return
     import torch
 
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = _number("LOCAL_RANK", 0)
     backend = "gloo"
     if parallel == TENSOR and torch.cuda.is_available():
         # objects travel between hosts, tensors between GPUs
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(local_rank)
-    torch.distributed.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        torch.distributed.init_process_group(backend, timeout=_PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or ["no answer"])[0]
+        raise UserError(
+            f"WORLD_SIZE is {world} but the processes cannot connect ({reason}); start them with "
+            "torchrun, or unset WORLD_SIZE"
+        ) from error
     try:
         yield Process(
             torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, parallel
         )
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _number(variable: str, default: int) -> int:
+    """A whole number from the environment."""
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise UserError(f"{variable} is {text!r}; it is torchrun's and a whole number, unset it")
+    return int(text)

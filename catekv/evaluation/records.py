@@ -11,156 +11,20 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from catekv.errors import UserError
+from catekv.evaluation import locks
+from catekv.evaluation.record import SKIPPED as SKIPPED
+from catekv.evaluation.record import Key as Key
+from catekv.evaluation.record import Record as Record
+from catekv.evaluation.record import merge as merge
+from catekv.evaluation.record import read_records as read_records
 
 MANIFEST = "manifest.json"
-_OWN_PATTERNS = (MANIFEST, "samples*.jsonl", "summary.*", "report.html", "*.lock", "*.partial")
-
-#: ``error["type"]`` of a sample that was left out, e.g. because the model's window is too short
-SKIPPED = "Skipped"
-
-Key = tuple[str, int, int, str, str, str]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One sample under one method; a failed one has ``error`` and no score.
-
-    ``length`` is the target in tokens (0: as the file says), ``prompt_tokens`` what the prompt
-    really had. ``kept_tokens`` is the mean over layers and KV heads, ``kept`` the tokens per layer
-    and head. ``compressed_tokens`` is the part of the prompt that was compressed. Bytes are those
-    of the cache right after compression; seconds are wall clock; ``peak_bytes`` is CUDA's
-    allocation peak (None elsewhere).
-
-    ``batch`` samples were measured at once: the seconds and the peak are those of the whole batch,
-    bytes are this sample's share. ``context_questions`` samples were answered from one compressed
-    context: each of them carries the seconds of that one prefill and compression, and its own of
-    question and decode. ``scoring`` is what the metric needs besides the references.
-    """
-
-    task: str
-    length: int
-    index: int
-    method: str
-    question: str
-    method_hash: str
-    sample_hash: str = ""
-    prediction: str = ""
-    references: tuple[str, ...] = ()
-    metric: str = "all"
-    wording: str = ""
-    official: float | None = None
-    strict: float | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    prompt_tokens: int = 0
-    target_length: int = 0
-    compressed_tokens: int = 0
-    kept_tokens: float | None = None
-    kept_share: float | None = None
-    asked_share: float | None = None
-    kept: tuple[tuple[int, ...], ...] = ()
-    budget: int | None = None
-    stored_bytes: int | None = None
-    full_bytes: int | None = None
-    new_tokens: int = 0
-    prefill: str = ""
-    prefill_seconds: float | None = None
-    compress_seconds: float | None = None
-    question_seconds: float | None = None
-    decode_seconds: float | None = None
-    decode_steps: int = 0
-    peak_bytes: int | None = None
-    depths: tuple[float, ...] = ()
-    metadata: dict[str, Any] = field(default_factory=dict)
-    scoring: dict[str, Any] = field(default_factory=dict)
-    batch: int = 1
-    context_questions: int = 1
-    error: dict[str, str] | None = None
-
-    @property
-    def key(self) -> Key:
-        return (
-            self.task,
-            self.length,
-            self.index,
-            self.method,
-            self.question,
-            self.method_hash,
-        )
-
-    def to_line(self) -> str:
-        """One JSON line; empty fields are left out."""
-        filled = {
-            name: value
-            for name in _FIELDS
-            if (value := getattr(self, name)) not in (None, "", (), {})
-        }
-        return json.dumps(filled, ensure_ascii=False, separators=(",", ":")) + "\n"
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Record:
-        if not values.keys() <= _FIELDS.keys():
-            values = {name: value for name, value in values.items() if name in _FIELDS}
-        for name in ("references", "depths"):
-            if name in values:
-                values[name] = tuple(values[name])
-        if "kept" in values:
-            values["kept"] = tuple(map(tuple, values["kept"]))
-        return cls(**values)
-
-    @property
-    def skipped(self) -> bool:
-        """Whether this is no failure but a sample that was left out, with its reason."""
-        return self.error is not None and self.error.get("type") == SKIPPED
-
-
-#: The fields in order; looked up once, because reading thousands of records must be quick.
-_FIELDS = dict.fromkeys(item.name for item in fields(Record))
-
-
-def read_records(path: Path) -> list[Record]:
-    """All records of one file, in order; a torn last line is left out.
-
-    Raises:
-        UserError: if the file cannot be read or another line is no record.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the permissions") from error
-    lines = content.split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(Record.from_dict(json.loads(line)))
-        except (ValueError, TypeError, AttributeError) as error:
-            if number == len(lines):
-                break
-            raise UserError(
-                f"{path} line {number} is no record of a sample; delete that line (its sample is "
-                "then measured again) or use --overwrite"
-            ) from error
-    return records
-
-
-def merge(records: Iterable[Record]) -> dict[Key, Record]:
-    """One record per key, sorted by key: a successful one beats an error, a later one an earlier.
-
-    The result does not depend on how many processes wrote the records.
-    """
-    best: dict[Key, Record] = {}
-    for record in records:
-        earlier = best.get(record.key)
-        if earlier is None or record.error is None or earlier.error is not None:
-            best[record.key] = record
-    return dict(sorted(best.items()))
+_OWN_PATTERNS = (MANIFEST, "samples*.jsonl", "summary.*", "report.html", "*.partial")
 
 
 class RunDirectory:
@@ -170,7 +34,9 @@ class RunDirectory:
         path: the folder; made if absent.
         rank, world: this process of a data-parallel run; every rank appends to a file of its own.
 
-    Use as a context manager: it holds a lock on the rank's file until it is closed.
+    Use as a context manager: it holds a lock on the rank's file until it is closed. What concerns
+    the files of all ranks (:meth:`prepare`, :meth:`consolidate`, :meth:`replace_records`) belongs
+    into :meth:`claimed`.
     """
 
     def __init__(self, path: str | Path, rank: int = 0, world: int = 1) -> None:
@@ -180,6 +46,21 @@ class RunDirectory:
             "samples.jsonl" if world == 1 else f"samples.rank{rank}.jsonl"
         )
         self._stream: IO[str] | None = None
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder for one command, of however many processes (first rank only).
+
+        Raises:
+            UserError: another command holds it, a process of one still writes to it, or the folder
+                cannot be made.
+        """
+        with locks.claimed(self.path):
+            for file in self.path.glob("samples*.jsonl"):
+                # the processes of a command may outlive its first
+                with contextlib.suppress(OSError), file.open("rb") as stream:
+                    locks.lock(stream.fileno(), self.path)
+            yield
 
     def prepare(self, manifest: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Check that the folder may hold this run, and write its manifest (first rank only).
@@ -227,12 +108,19 @@ class RunDirectory:
         if not file.exists():
             return None
         try:
-            content = json.loads(file.read_text())
-            return dict(content)
+            content = dict(json.loads(file.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
                 f"{file} cannot be read as JSON; use --overwrite or another folder"
             ) from error
+        methods = content.get("methods")
+        for label, method in methods.items() if isinstance(methods, dict) else ():
+            if not isinstance(method, dict) or not {"hash", "name"} <= method.keys():
+                raise UserError(
+                    f"{file} does not say what its method {label!r} is; use --overwrite or another "
+                    "folder"
+                )
+        return content
 
     def _check_same(self, earlier: dict[str, Any], wanted: dict[str, Any], resume: bool) -> None:
         remedy = "use --overwrite or another folder with --output"
@@ -259,13 +147,16 @@ class RunDirectory:
         try:
             stream = self.samples_path.open("a", encoding="utf-8")
             # the lock comes first: an unfinished line may belong to a run that is still writing it
-            _lock(stream, self.path)
+            locks.lock(stream.fileno(), self.path)
             heal(self.samples_path)
         except OSError as error:
             raise UserError(
                 f"cannot write {self.samples_path}: {error.strerror}; choose another folder with "
                 "--output or change its permissions"
             ) from error
+        except UserError:
+            stream.close()
+            raise
         self._stream = stream
         return self
 
@@ -276,7 +167,9 @@ class RunDirectory:
         trace: TracebackType | None,
     ) -> None:
         if self._stream is not None:
-            self._stream.close()
+            # where a record could not be written, closing tries again, and the error was reported
+            with contextlib.suppress(OSError):
+                self._stream.close()
             self._stream = None
 
     def append(self, record: Record) -> None:
@@ -299,9 +192,15 @@ class RunDirectory:
 
     def replace_records(self, records: Iterable[Record]) -> None:
         """Put these records in the place of all that the folder holds, e.g. after re-scoring."""
-        write_text(self.path / "samples.jsonl", "".join(r.to_line() for r in records))
-        for file in self.path.glob("samples.rank*.jsonl"):
-            file.unlink()
+        try:
+            write_text(self.path / "samples.jsonl", "".join(r.to_line() for r in records))
+            for file in self.path.glob("samples.rank*.jsonl"):
+                file.unlink()
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path / 'samples.jsonl'}: {error.strerror}; free some space or "
+                "change its permissions, nothing is lost"
+            ) from error
 
     def _all_records(self) -> Iterator[Record]:
         for file in sorted(self.path.glob("samples*.jsonl")):
@@ -346,24 +245,3 @@ def _joined(earlier: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
     joined["samples"] = max(earlier.get("samples", 0), wanted.get("samples", 0))
     joined["starts"] = [*earlier.get("starts", []), *wanted.get("starts", [])]
     return joined
-
-
-def _lock(stream: IO[str], folder: Path) -> None:
-    """Refuse a second writer; the lock goes with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:
-        # Windows has no fcntl; two writers are then the user's care
-        return
-    try:
-        fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        with contextlib.suppress(OSError):
-            stream.close()
-        raise UserError(
-            f"another run is writing to {folder}; wait for it or choose another folder with "
-            "--output"
-        ) from error
-    except OSError:
-        # some network file systems know no locks; the records stay valid, only unguarded
-        return

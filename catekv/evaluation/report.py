@@ -78,7 +78,9 @@ def rescore_run(path: Path) -> None:
     if not (path / MANIFEST).is_file():
         raise UserError(f"{path} is no run directory (no {MANIFEST}); give one that evaluate made")
     directory = RunDirectory(path)
-    with directory:
+    with directory.claimed():
+        # from here on there is one file, which is replaced in one step
+        directory.consolidate()
         directory.replace_records([rescored(r) for r in directory.records().values()])
 
 

@@ -84,30 +84,43 @@ def evaluate(
     directory = RunDirectory(output, *process.shard)
     manifest = make_manifest(settings, cells, command)
     manifest["starts"][-1]["processes"] = {"count": process.world, "parallel": process.parallel}
-    process.first_decides(lambda: directory.prepare(manifest, resume=resume, overwrite=overwrite))
-    if process.is_first and progress:
-        for warning in manifest["warnings"]:
-            print(f"warning: {warning}", file=sys.stderr)
-    process.barrier()
-    shown = progress and process.is_first
-    with directory if process.writes else contextlib.nullcontext():
-        loop = Loop(model, settings, directory, process, max_errors)
-        loop.run(cells, (LINES if quiet else BAR) if shown else NONE)
-    process.barrier()
-    outcome = Outcome(
-        None,
-        failed=process.total(loop.failed),
-        measured=process.total(loop.measured),
-        skipped=process.total(loop.skipped),
-        gave_up=process.total(int(loop.hopeless)) > 0,
-    )
-    if not process.is_first:
-        return outcome
+    with contextlib.ExitStack() as held:
+        process.first_decides(lambda: held.enter_context(directory.claimed()))
+        process.first_decides(
+            lambda: directory.prepare(manifest, resume=resume, overwrite=overwrite)
+        )
+        if process.is_first and progress:
+            for warning in manifest["warnings"]:
+                print(f"warning: {warning}", file=sys.stderr)
+        process.barrier()
+        shown = progress and process.is_first
+        with directory if process.writes else contextlib.nullcontext():
+            loop = Loop(model, settings, directory, process, max_errors)
+            loop.run(cells, (LINES if quiet else BAR) if shown else NONE)
+        process.barrier()
+        outcome = Outcome(
+            None,
+            failed=process.total(loop.failed),
+            measured=process.total(loop.measured),
+            skipped=process.total(loop.skipped),
+            gave_up=process.total(int(loop.hopeless)) > 0,
+        )
+        return _concluded(outcome, directory) if process.is_first else outcome
+
+
+def _concluded(outcome: Outcome, directory: RunDirectory) -> Outcome:
+    """Join the records of all processes and summarise them."""
     directory.consolidate()
-    joined = directory.read_manifest()
-    assert joined is not None
+    manifest = directory.read_manifest()
+    assert manifest is not None
     records = directory.records().values()
-    summary = report.summarise(records, joined)
-    report.write_summary(directory.path, summary)
+    summary = report.summarise(records, manifest)
+    try:
+        report.write_summary(directory.path, summary)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the summary to {directory.path}: {error.strerror}; the records are "
+            f"complete, `catekv report {directory.path}` writes it"
+        ) from error
     invalid = tuple(sanity.violations(records))
     return dataclasses.replace(outcome, summary=summary, invalid=invalid)

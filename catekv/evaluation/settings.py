@@ -152,8 +152,13 @@ class RunSettings:
             raise UserError(f"number of samples is {self.samples}; it must be at least 1")
         if any(length < 0 for length in self.lengths):
             raise UserError(f"length {min(self.lengths)} is negative; give tokens, e.g. 4096")
-        if self.batch_size < 1:
-            raise UserError(f"batch size is {self.batch_size}; it must be at least 1")
+        for name, value in (
+            ("batch size", self.batch_size),
+            ("chunk size", self.chunk_size),
+            ("number of new tokens", self.max_new_tokens),
+        ):
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
         if self.joint_decode and self.batch_size > 1:
             raise UserError(
                 "joint decode makes a batch of the methods of one sample, a batch size above 1 one "

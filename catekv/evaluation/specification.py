@@ -141,7 +141,7 @@ def parse_masks(
             mask, default = _first(masks, text).reversed(), "reversed"
         elif kind == "random":
             seed = argument or "0"
-            if not seed.isdigit():
+            if not seed.isdecimal():
                 raise UserError(f"cannot read mask {text!r}; write random:SEED with a number")
             share = next(iter(masks.values())).ratio if masks else ratio or DEFAULT_RATIO
             mask, default = HeadMask.random(shape, share, int(seed)), f"random-{seed}"

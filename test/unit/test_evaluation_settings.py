@@ -212,6 +212,8 @@ def test_bad_settings_are_refused() -> None:
         ({"samples": 0}, "at least 1"),
         ({"lengths": (-1,)}, "negative"),
         ({"batch_size": 0}, "at least 1"),
+        ({"chunk_size": 0}, "chunk size is 0; it must be at least 1"),
+        ({"max_new_tokens": 0}, "number of new tokens is 0; it must be at least 1"),
         ({"batch_size": 2, "joint_decode": True}, "leave one of them out"),
         ({"tasks": ()}, "no task"),
         ({"methods": ()}, "no method"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -165,6 +166,51 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         RunDirectory(tmp_path),
     ):
         pass
+
+
+def test_a_folder_belongs_to_one_command(tmp_path: Path) -> None:
+    directory = opened(tmp_path)
+    with (
+        directory.claimed(),
+        pytest.raises(UserError, match="another run is writing"),
+        RunDirectory(tmp_path, rank=0, world=2).claimed(),
+    ):
+        pass
+    with directory.claimed():
+        assert directory.records() == {}
+
+
+def test_a_folder_that_a_process_of_another_command_writes_to_is_refused(tmp_path: Path) -> None:
+    with (
+        opened(tmp_path, rank=1, world=2),
+        pytest.raises(UserError, match="another run is writing"),
+        RunDirectory(tmp_path).claimed(),
+    ):
+        pass
+    with RunDirectory(tmp_path).claimed():
+        pass
+
+
+def test_a_record_that_does_not_fit_on_the_disk_is_one_clear_error(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # leaving it closes the file, which writes what is left once more
+        with opened(tmp_path) as written:
+            written.append(record(0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+            with pytest.raises(UserError, match="the same command again"):
+                written.append(record(1, prediction="x" * 1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with opened(tmp_path) as again:
+        assert list(again.records()) == [record(0).key]
+
+
+def test_a_manifest_of_another_form_is_one_clear_error(tmp_path: Path) -> None:
+    opened(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"methods": {"full": {"name": "full"}}}')
+    with pytest.raises(UserError, match="does not say what its method 'full' is"):
+        opened(tmp_path)
 
 
 def test_a_file_in_the_place_of_the_folder_is_one_clear_error(tmp_path: Path) -> None:

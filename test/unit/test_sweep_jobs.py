@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,9 +99,19 @@ def test_a_job_has_another_hash_if_and_only_if_its_results_do() -> None:
     assert first.hash in [job.hash for job in make_jobs(grown)]
 
 
+def test_another_file_under_the_same_name_is_another_job(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    hashes = []
+    for content in ("one", "two", "one"):
+        file.write_text(content)
+        hashes.append(make_jobs(dataclasses.replace(GRID, tasks=(str(file),)))[0].hash)
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"tasks": ("no/such.jsonl",)}, "cannot read no/such.jsonl: No such file"),
         ({"tasks": ("ruler/none",)}, "ruler/none"),
         ({"methods": ("no_such_method",)}, "unknown method 'no_such_method'"),
         ({"methods": ("snapkv:budgett=3",)}, "budgett"),

@@ -21,6 +21,12 @@ def share(value: Any) -> str | None:
     return None
 
 
+def share_above_none(value: Any) -> str | None:
+    if share(value) is not None or value == 0:
+        return "give a share above 0, at most 1"
+    return None
+
+
 def truth(value: Any) -> str | None:
     return None if isinstance(value, bool) else "give true or false"
 

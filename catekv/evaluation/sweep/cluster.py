@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -190,9 +191,8 @@ class Cluster:
                 self.ray.cancel(reference, force=True)
                 if state.entries[job.name].state == RUNNING:
                     state.wait(job, INTERRUPTED)
-            for file in workers.glob("*"):
-                file.unlink(missing_ok=True)
-            workers.rmdir()
+            # a worker that is just being ended may still write here
+            shutil.rmtree(workers, ignore_errors=True)
 
     def _submit(
         self,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.evaluation import tables
+from catekv.evaluation import locks, tables
 from catekv.evaluation.sweep import serial
 from catekv.evaluation.sweep.board import Board
 from catekv.evaluation.sweep.cluster import LOCAL, Cluster, Tick
@@ -92,40 +93,32 @@ def sweep(
     logging.set_verbosity_error()
     jobs = make_jobs(grid)
     state = SweepState(output, jobs)
-    if ray is None:
-        places = place_all(jobs, serial.this_machine(), grid.placement)
-        if not _begin(state, grid, places, dry_run, command, None):
-            return 0
-        serial.run(state, max_retries, quiet, command)
-        return _end(state)
-    if ray == LOCAL and not dry_run and not state.open_jobs():
-        # nothing to do is no reason to start anything
-        state.start(grid, {}, command, ray)
-        return _end(state)
-    with Cluster(ray, cpus) as cluster:
-        places = place_all(jobs, cluster.machines(), grid.placement)
-        if not _begin(state, grid, places, dry_run, command, ray):
-            return 0
-        cluster.check_folder(output)
-        with Board(state, quiet) as board:
-            cluster.run(state, max_retries, board, command, watch)
-    return _end(state)
+    with ExitStack() as held:
 
+        def begin(places: dict[str, Place]) -> bool:
+            """Note the start, or only show what would be done; returns whether to go on."""
+            if dry_run:
+                print(_table(state, places))
+                return False
+            held.enter_context(locks.claimed(output))
+            state.start(grid, places, command, ray)
+            return True
 
-def _begin(
-    state: SweepState,
-    grid: Grid,
-    places: dict[str, Place],
-    dry_run: bool,
-    command: str,
-    ray: str | None,
-) -> bool:
-    """Note the start, or only show what would be done; returns whether to go on."""
-    if dry_run:
-        print(_table(state, places))
-        return False
-    state.start(grid, places, command, ray)
-    return True
+        if ray is None:
+            if not begin(place_all(jobs, serial.this_machine(), grid.placement)):
+                return 0
+            serial.run(state, max_retries, quiet, command)
+        elif ray == LOCAL and not dry_run and not state.open_jobs():
+            # nothing to do is no reason to start anything
+            begin({})
+        else:
+            with Cluster(ray, cpus) as cluster:
+                if not begin(place_all(jobs, cluster.machines(), grid.placement)):
+                    return 0
+                cluster.check_folder(output)
+                with Board(state, quiet) as board:
+                    cluster.run(state, max_retries, board, command, watch)
+        return _end(state)
 
 
 def _table(state: SweepState, places: dict[str, Place]) -> str:

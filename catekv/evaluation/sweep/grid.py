@@ -262,7 +262,7 @@ _SETTINGS: dict[str, Callable[[Any], str | None]] = {
     "joint_decode": checks.truth,
     "batch_size": checks.whole(1),
     "sanity": checks.truth,
-    "max_errors": checks.share,
+    "max_errors": checks.share_above_none,
     "attention": checks.word,
     "device": checks.one_of(("auto", "cpu", "cuda")),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,6 +210,8 @@ def _job(
     parts += [f"seed{seed}"] * (seed != _COMMON_SEED) + [dtype] * (dtype != _COMMON_DTYPE)
     asked = dataclasses.asdict(dataclasses.replace(request, model=None, masks=()))
     identity_parts = [identity, asked, [[spec.label, spec.to_dict()] for spec in specs]]
+    if is_file(task):
+        identity_parts.append(_digest(Path(task)))
     return Job(
         name=f"{_word(model.name)}/{_word('-'.join(parts))}",
         model=model.name,
@@ -224,6 +227,17 @@ def _job(
         model_sizes=sizes,
         hash=stable_hash(identity_parts),
     )
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 of a file of samples: another one under the same name is another job."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"cannot read {file}: {error.strerror}; give the path of a JSONL file, relative to "
+            "where the sweep is started"
+        ) from error
 
 
 def _word(text: str) -> str:

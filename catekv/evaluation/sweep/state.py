@@ -68,8 +68,9 @@ class SweepState:
             return {}
         try:
             content = json.loads(file.read_text())
-            if not isinstance(content["runs"], list):
-                raise TypeError("no list of runs")
+            for run in content["runs"]:
+                if not isinstance(run["name"], str) or not isinstance(run.get("records", 0), int):
+                    raise TypeError("no list of runs")
             return dict(content)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(

@@ -1,0 +1,152 @@
+"""One measurement as a JSON line, and what several lines of one sample mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from catekv.errors import UserError
+
+#: ``error["type"]`` of a sample that was left out, e.g. because the model's window is too short
+SKIPPED = "Skipped"
+
+Key = tuple[str, int, int, str, str, str]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample under one method; a failed one has ``error`` and no score.
+
+    ``length`` is the target in tokens (0: as the file says), ``prompt_tokens`` what the prompt
+    really had. ``kept_tokens`` is the mean over layers and KV heads, ``kept`` the tokens per layer
+    and head. ``compressed_tokens`` is the part of the prompt that was compressed. Bytes are those
+    of the cache right after compression; seconds are wall clock; ``peak_bytes`` is CUDA's
+    allocation peak (None elsewhere).
+
+    ``batch`` samples were measured at once: the seconds and the peak are those of the whole batch,
+    bytes are this sample's share. ``context_questions`` samples were answered from one compressed
+    context: each of them carries the seconds of that one prefill and compression, and its own of
+    question and decode. ``scoring`` is what the metric needs besides the references.
+    """
+
+    task: str
+    length: int
+    index: int
+    method: str
+    question: str
+    method_hash: str
+    sample_hash: str = ""
+    prediction: str = ""
+    references: tuple[str, ...] = ()
+    metric: str = "all"
+    wording: str = ""
+    official: float | None = None
+    strict: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    target_length: int = 0
+    compressed_tokens: int = 0
+    kept_tokens: float | None = None
+    kept_share: float | None = None
+    asked_share: float | None = None
+    kept: tuple[tuple[int, ...], ...] = ()
+    budget: int | None = None
+    stored_bytes: int | None = None
+    full_bytes: int | None = None
+    new_tokens: int = 0
+    prefill: str = ""
+    prefill_seconds: float | None = None
+    compress_seconds: float | None = None
+    question_seconds: float | None = None
+    decode_seconds: float | None = None
+    decode_steps: int = 0
+    peak_bytes: int | None = None
+    depths: tuple[float, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+    scoring: dict[str, Any] = field(default_factory=dict)
+    batch: int = 1
+    context_questions: int = 1
+    error: dict[str, str] | None = None
+
+    @property
+    def key(self) -> Key:
+        return (
+            self.task,
+            self.length,
+            self.index,
+            self.method,
+            self.question,
+            self.method_hash,
+        )
+
+    def to_line(self) -> str:
+        """One JSON line; empty fields are left out."""
+        filled = {
+            name: value
+            for name in _FIELDS
+            if (value := getattr(self, name)) not in (None, "", (), {})
+        }
+        return json.dumps(filled, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Record:
+        if not values.keys() <= _FIELDS.keys():
+            values = {name: value for name, value in values.items() if name in _FIELDS}
+        for name in ("references", "depths"):
+            if name in values:
+                values[name] = tuple(values[name])
+        if "kept" in values:
+            values["kept"] = tuple(map(tuple, values["kept"]))
+        return cls(**values)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether this is no failure but a sample that was left out, with its reason."""
+        return self.error is not None and self.error.get("type") == SKIPPED
+
+
+#: The fields in order; looked up once, because reading thousands of records must be quick.
+_FIELDS = dict.fromkeys(item.name for item in fields(Record))
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of one file, in order; a torn last line is left out.
+
+    Raises:
+        UserError: if the file cannot be read or another line is no record.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the permissions") from error
+    lines = content.split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(Record.from_dict(json.loads(line)))
+        except (ValueError, TypeError, AttributeError) as error:
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path} line {number} is no record of a sample; delete that line (its sample is "
+                "then measured again) or use --overwrite"
+            ) from error
+    return records
+
+
+def merge(records: Iterable[Record]) -> dict[Key, Record]:
+    """One record per key, sorted by key: a successful one beats an error, a later one an earlier.
+
+    The result does not depend on how many processes wrote the records.
+    """
+    best: dict[Key, Record] = {}
+    for record in records:
+        earlier = best.get(record.key)
+        if earlier is None or record.error is None or earlier.error is not None:
+            best[record.key] = record
+    return dict(sorted(best.items()))
