@@ -38,23 +38,28 @@ def nearest_kept(leaving: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Index into ``kept`` int64 [leaving], and the cosine float32 [leaving].
     """
-    count = kept.shape[0]
+    count, device = kept.shape[0], kept.device
     # whole groups of columns: finding the place of a maximum is slow over long rows
-    toward = torch.zeros(count + -count % _COLUMNS, kept.shape[1], device=kept.device)
+    toward = torch.zeros(count + -count % _COLUMNS, kept.shape[1], device=device)
     toward[:count] = kept
     lengths = torch.linalg.vector_norm(toward, dim=-1, keepdim=True)
     toward /= lengths.clamp_(min=torch.finfo(torch.float32).tiny)
-    step = max(1, BLOCK_BYTES // (4 * toward.shape[0]))
-    targets, cosines = [], []
-    for block in leaving.split(step):
-        similarity = F.normalize(block.float(), dim=-1) @ toward.T
+    step = min(len(leaving), max(1, BLOCK_BYTES // (4 * toward.shape[0])))
+    # one buffer for all blocks: made anew each time, they would leave holes in the heap
+    buffer = torch.empty(step, toward.shape[0], device=device)
+    target = torch.empty(len(leaving), dtype=torch.int64, device=device)
+    cosine = torch.empty(len(leaving), device=device)
+    rows = torch.arange(step, device=device)
+    for start in range(0, len(leaving), max(1, step)):
+        block = F.normalize(leaving[start : start + step].float(), dim=-1)
+        similarity = torch.mm(block, toward.T, out=buffer[: len(block)])
         similarity[:, count:] = -torch.inf
         groups = similarity.unflatten(1, (-1, _COLUMNS))
         group = groups.amax(dim=-1).argmax(dim=-1)
-        best = groups[torch.arange(len(block), device=block.device), group].max(dim=-1)
-        targets.append(group * _COLUMNS + best.indices)
-        cosines.append(best.values)
-    return torch.cat(targets), torch.cat(cosines)
+        best = groups[rows[: len(block)], group].max(dim=-1)
+        torch.add(group * _COLUMNS, best.indices, out=target[start : start + len(block)])
+        cosine[start : start + len(block)] = best.values
+    return target, cosine
 
 
 def group_sum(own: Tensor, added: Tensor, target: Tensor) -> Tensor:

@@ -393,6 +393,37 @@ def test_the_map_of_tokens_by_tokens_is_never_made(monkeypatch) -> None:
     assert largest.elements < tokens**2 // 40
 
 
+class Made(torch.utils._python_dispatch.TorchDispatchMode):
+    """How many tensors of at least ``least`` bytes operations made, views and results that were
+    written into given tensors not counted."""
+
+    def __init__(self, least: int):
+        super().__init__()
+        self.least, self.count = least, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {
+            one.untyped_storage().data_ptr()
+            for one in (*args, *(kwargs or {}).values())
+            if isinstance(one, torch.Tensor)
+        }
+        for one in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(one, torch.Tensor):
+                storage = one.untyped_storage()
+                self.count += storage.nbytes() >= self.least and storage.data_ptr() not in given
+        return result
+
+
+def test_all_blocks_share_one_buffer(monkeypatch) -> None:
+    # made anew for every block, they left gigabytes of holes in the heap at 128K tokens
+    monkeypatch.setattr(merging, "BLOCK_BYTES", 1 << 16)
+    leaving, kept = torch.randn(2, 600, 8, generator=torch.Generator().manual_seed(0))
+    with Made(1 << 15) as made:
+        nearest_kept(leaving, kept)
+    assert made.count == 1
+
+
 def test_blocks_do_not_change_who_is_nearest(monkeypatch) -> None:
     generator = torch.Generator().manual_seed(0)
     leaving, kept = (
