@@ -164,7 +164,36 @@ def test_an_average_over_fewer_tasks_is_marked() -> None:
     some = [r for r in records() if r.method == "full" or r.task == "ruler/vt"]
     text = report.render(report.summarise(some, MANIFEST))
     assert "62.5*" in text
-    assert "* average over fewer tasks" in text
+    assert "* not over the same samples as the numbers beside it" in text
+
+
+def test_means_and_differences_over_other_samples_are_counted_and_marked() -> None:
+    summary = report.summarise(records(), MANIFEST)
+    # catekv failed on sample 1 and has not come to sample 2
+    assert [cell(summary, "ruler/niah_single_1", m)["missing"] for m in METHODS] == [0, 2]
+    assert [cell(summary, "average", m)["missing"] for m in METHODS] == [0, 2]
+    assert cell(summary, "average", "catekv")["unpaired"] == 0
+    without = [r for r in records() if (r.method, r.index) != ("full", 0)]
+    summary = report.summarise(without, MANIFEST)
+    assert cell(summary, "ruler/vt", "catekv")["unpaired"] == 1
+    assert cell(summary, "average", "catekv")["unpaired"] == 2
+    assert "-16.7*" in report.render(summary)
+    paired = [r for r in records() if r.task == "ruler/vt"]
+    text = report.render(report.summarise(paired, MANIFEST))
+    assert "*" not in text
+
+
+def test_a_task_that_failed_throughout_does_not_count_as_averaged() -> None:
+    failed = [
+        record(r.task, r.index, r.method, None, error={"type": "RuntimeError"})
+        if (r.task, r.method) == ("ruler/niah_single_1", "catekv")
+        else r
+        for r in records()
+    ]
+    summary = report.summarise(failed, MANIFEST)
+    assert [cell(summary, "average", method)["tasks"] for method in METHODS] == [2, 1]
+    page = report.render_html(summary)
+    assert "Methods that lack whole tasks are not drawn" in page
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from catekv.evaluation.reporting.needle_section import needle_section
 from catekv.evaluation.reporting.published_section import published_section
 from catekv.evaluation.reporting.score_section import score_section
 from catekv.evaluation.reporting.summary import family_of
-from catekv.evaluation.reporting.summary_text import interval, notes_of, runs_of
+from catekv.evaluation.reporting.summary_text import difference, interval, notes_of, runs_of, score
 from catekv.evaluation.reporting.svg import styles
 from catekv.evaluation.reporting.validity_section import validity_section, without_checks
 
@@ -100,7 +100,6 @@ def _overview(groups: Sequence[Group]) -> Section:
         averages = without_checks(group.summary)["family_averages"]
         families = list(dict.fromkeys(row["family"] for row in averages))
         for row in sorted(averages, key=lambda one: families.index(one["family"])):
-            difference = row["difference"]
             rows.append(
                 [
                     group.title,
@@ -109,10 +108,10 @@ def _overview(groups: Sequence[Group]) -> Section:
                     row["method"],
                     row["family"],
                     str(row["tasks"]),
-                    tables.number(row["official"]["mean"] if row["official"] else None),
+                    score(row),
                     interval(row["official"]),
-                    tables.signed(difference["mean"] if difference else None),
-                    interval(difference),
+                    difference(row),
+                    interval(row["difference"]),
                     tables.percent(row["kept_share"]),
                     str(row["count"]),
                     str(row["errors"]),

@@ -126,6 +126,7 @@ def _candidates(table: Mapping[str, Any], summary: Mapping[str, Any]) -> Sequenc
             for cell in rows
             if (cell["length"], cell["question"], cell["method"])
             == (row["length"], row["question"], row["method"])
+            and cell["official"] is not None
         }
         if there == wanted:
             averages.append({**row, "task": AVERAGE})

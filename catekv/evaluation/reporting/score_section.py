@@ -8,9 +8,10 @@ from typing import Any
 from catekv.evaluation import tables
 from catekv.evaluation.reporting.document import NOTE, WARNING, Block, Figure, Section, Table, Text
 from catekv.evaluation.reporting.frontier import pareto_front
+from catekv.evaluation.reporting.gaps import NOTE as MISSING
 from catekv.evaluation.reporting.plots import Point, intervals, trade_off
 from catekv.evaluation.reporting.summary import AVERAGE
-from catekv.evaluation.reporting.summary_text import interval
+from catekv.evaluation.reporting.summary_text import difference, interval, score
 from catekv.evaluation.reporting.svg import Style
 
 Row = Mapping[str, Any]
@@ -36,15 +37,11 @@ def score_section(
     section = Section(title)
     tasks = list(dict.fromkeys(row["task"] for row in cells))
     section.blocks.append(_score_table(tasks, cells, averages, full))
-    if any(row["tasks"] != len(tasks) for row in averages):
+    if any(row["missing"] or row["unpaired"] for row in averages):
         section.blocks.append(
-            Text(
-                "* average over fewer tasks than other methods have; not comparable with them, and "
-                "left out of the plots.",
-                WARNING,
-            )
+            Text(f"{MISSING} Methods that lack whole tasks are not drawn.", WARNING)
         )
-    section.blocks += _as_good(tasks, averages, full)
+    section.blocks += _as_good(averages, full)
     section.blocks += _plots(tasks, averages, style, series, stem)
     section.blocks.append(_cost_table(averages))
     if len(tasks) > 1:
@@ -66,19 +63,15 @@ def _score_table(
     header += ["strict", *([_short(task) for task in tasks] if many else [])]
     rows = []
     for row in averages:
-        cell = [row["method"], _mean(row["official"]) + ("" if row["tasks"] == len(tasks) else "*")]
+        cell = [row["method"], score(row)]
         cell.append(interval(row["official"]))
         if full:
-            difference = row["difference"]
-            cell += [
-                "-" if difference is None else tables.signed(difference["mean"]),
-                interval(difference),
-            ]
+            cell += [difference(row), interval(row["difference"])]
         cell.append(_mean(row["strict"]))
         if many:
             for task in tasks:
                 one = found.get((task, row["method"]))
-                cell.append(_mean(one["official"]) if one else "-")
+                cell.append(score(one) if one else "-")
         rows.append(cell)
     counts = {row["count"] for row in averages}
     samples = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts, default=0)}"
@@ -86,6 +79,12 @@ def _score_table(
         f"; to {full}: paired difference on the same samples" if full else ""
     )
     return Table(caption, header, rows)
+
+
+def _of_all_tasks(averages: Sequence[Row]) -> list[Row]:
+    """The averages over as many tasks as any method has scores of."""
+    most = max((row["tasks"] for row in averages), default=0)
+    return [row for row in averages if row["tasks"] == most]
 
 
 def _mean(estimate: Mapping[str, float] | None) -> str:
@@ -136,20 +135,16 @@ def _task_table(cells: Sequence[Row], full: str | None) -> Table:
     header += ["strict", "samples", "errors"]
     rows = []
     for row in cells:
-        line = [row["method"], row["task"], _mean(row["official"]), interval(row["official"])]
+        line = [row["method"], row["task"], score(row), interval(row["official"])]
         if full:
-            difference = row["difference"]
-            line += [
-                "-" if difference is None else tables.signed(difference["mean"]),
-                interval(difference),
-            ]
+            line += [difference(row), interval(row["difference"])]
         rows.append([*line, _mean(row["strict"]), str(row["count"]), str(row["errors"])])
     return Table("Every task with its interval", header, rows, folded=True)
 
 
-def _as_good(tasks: Sequence[str], averages: Sequence[Row], full: str | None) -> list[Block]:
+def _as_good(averages: Sequence[Row], full: str | None) -> list[Block]:
     """Which methods the samples cannot tell from full attention, those with least memory first."""
-    rows = [row for row in averages if row["difference"] and row["tasks"] == len(tasks)]
+    rows = [row for row in _of_all_tasks(averages) if row["difference"] and not row["unpaired"]]
     if full is None or not rows:
         return []
     same = [row for row in rows if row["difference"]["low"] <= 0 <= row["difference"]["high"]]
@@ -174,7 +169,7 @@ def _plots(
     series: Mapping[str, str],
     stem: str,
 ) -> list[Block]:
-    rows = [r for r in averages if r["official"] is not None and r["tasks"] == len(tasks)]
+    rows = [row for row in _of_all_tasks(averages) if row["official"] is not None]
     if not rows:
         return []
     what = f"average of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0]

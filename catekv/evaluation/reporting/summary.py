@@ -8,6 +8,7 @@ from typing import Any
 
 from catekv.evaluation.records import Record
 from catekv.evaluation.reporting import cells as extra
+from catekv.evaluation.reporting.gaps import Gaps, of_several, scores_of
 from catekv.evaluation.settings import stable_hash
 from catekv.evaluation.statistics import Estimate, bootstrap_average, paired_difference
 from catekv.tasks.registry import all_tasks
@@ -26,6 +27,10 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
     Scores are means x 100 with bootstrap 95 % intervals over the samples; ``difference`` is the
     paired difference to the full cache on the same samples. ``time`` holds medians. Everything but
     ``time`` and ``peak_bytes`` is the same however often the run was interrupted.
+
+    ``missing`` counts the samples that other methods of the table have a score of and this one has
+    not, ``unpaired`` those that it has and the full cache has not: where they are not 0, means (or
+    differences) of a table are over different samples.
 
     ``metrics`` are the means of the other scores, e.g. ``catekv``, the score that the CateKV and
     ShadowKV papers report. ``family_averages`` are averages over the tasks of one benchmark.
@@ -50,7 +55,9 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
     order = _order(manifest)
     cells: list[dict[str, Any]] = []
     by_run: dict[tuple[int, str], dict[str, dict[str, list[Record]]]] = {}
+    gaps: dict[tuple[int, str], dict[str, Gaps]] = {}
     for (task, length, question), columns in sorted(groups.items(), key=lambda g: order(*g[0])):
+        here = gaps.setdefault((length, question), {})[task] = Gaps(columns, methods, full)
         for label in methods:
             if label not in columns:
                 continue
@@ -62,6 +69,7 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
                     "question": question,
                     "method": label,
                     **_numbers({task: columns[label]}, {task: reference or []}),
+                    **of_several([here], label),
                 }
             )
             by_run.setdefault((length, question), {}).setdefault(label, {})[task] = columns[label]
@@ -72,11 +80,14 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
             reference_tasks = per_method.get(full, {}) if full is not None and full != label else {}
             place = {"task": AVERAGE, "length": length, "question": question, "method": label}
             numbers = _numbers(per_task, reference_tasks)
-            averages.append({**place, "tasks": len(per_task), **numbers})
+            of_run = gaps[length, question]
+            averages.append({**place, **numbers, **of_several(list(of_run.values()), label)})
             for family, own in _by_family(per_task).items():
                 alone = len(own) == len(per_task)
                 of_family = numbers if alone else _numbers(own, reference_tasks)
-                families.append({**place, "family": family, "tasks": len(own), **of_family})
+                found = [one for task, one in of_run.items() if family_of(task) == family]
+                known = {**of_family, **of_several(found, label)}
+                families.append({**place, "family": family, **known})
     return {
         "model": manifest.get("model"),
         "model_hash": manifest.get("configuration", {}).get("model_hash"),
@@ -147,7 +158,9 @@ def _numbers(
         "cut": sum(bool(record.metadata.get("cut_tokens")) for record in good),
     }
     for name in ("official", "strict"):
-        values = {task: list(_scores(records, name).values()) for task, records in per_task.items()}
+        values = {
+            task: list(scores_of(records, name).values()) for task, records in per_task.items()
+        }
         result[name] = _hundred(bootstrap_average(values))
     # further metrics of the task family, e.g. the one that CateKV and ShadowKV publish
     result["metrics"] = {
@@ -159,7 +172,7 @@ def _numbers(
     }
     differences = {
         task: paired_difference(
-            _scores(records, "official"), _scores(reference.get(task, []), "official")
+            scores_of(records, "official"), scores_of(reference.get(task, []), "official")
         )
         for task, records in per_task.items()
     }
@@ -178,16 +191,6 @@ def _numbers(
     peaks = [record.peak_bytes for record in good if record.peak_bytes is not None]
     result["peak_bytes"] = max(peaks) if peaks else None
     return result
-
-
-def _scores(records: Sequence[Record], name: str) -> dict[int, float]:
-    """Score per sample index, without failed samples."""
-    found = {}
-    for record in sorted(records, key=lambda r: r.index):
-        value = getattr(record, name)
-        if record.error is None and value is not None:
-            found[record.index] = float(value)
-    return found
 
 
 def _decode_seconds_per_token(record: Record) -> float | None:

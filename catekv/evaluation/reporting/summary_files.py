@@ -22,7 +22,10 @@ def write_tables(folder: Path, summary: Mapping[str, Any]) -> None:
 
 def as_csv(summary: Mapping[str, Any]) -> str:
     """One line per cell and average, with all numbers."""
-    header = ["task", "length", "question", "method", "count", "errors", "nulls", "skipped", "cut"]
+    header = [
+        "task", "length", "question", "method", "count", "errors", "nulls", "skipped", "cut",
+        "missing", "unpaired",
+    ]  # fmt: skip
     metrics = sorted({name for row in summary["cells"] for name in row["metrics"]})
     estimates = ("official", "strict", "difference")
     columns = [f"{name}_{part}" for name in estimates for part in ("mean", "low", "high")]

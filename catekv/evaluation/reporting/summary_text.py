@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from catekv.evaluation import tables
+from catekv.evaluation.reporting.gaps import MARK, NOTE
 from catekv.evaluation.reporting.summary import AVERAGE
 
 
@@ -58,25 +59,17 @@ def _score_rows(
     found = {(row["task"], row["method"]): row for row in [*cells, *averages]}
     names = list(dict.fromkeys(row["family"] for row in families if row["tasks"] > 1))
     several = len({row["family"] for row in families}) > 1
-    wanted = dict.fromkeys(tasks, 1)
+    titles = list(tasks)
     for name in names if several else []:
-        title = f"average of {name}"
+        titles.append(f"average of {name}")
         own = [row for row in families if row["family"] == name]
-        found |= {(title, row["method"]): row for row in own}
-        wanted[title] = max(row["tasks"] for row in own)
+        found |= {(titles[-1], row["method"]): row for row in own}
     if len(tasks) > 1:
-        wanted[AVERAGE] = len(tasks)
+        titles.append(AVERAGE)
     rows = []
-    for title, count in wanted.items():
-        row = [title]
-        for label in labels:
-            cell = found.get((title, label))
-            estimate = cell["official"] if cell else None
-            complete = cell is None or cell.get("tasks", 1) == count
-            row.append(
-                tables.number(estimate["mean"] if estimate else None) + ("" if complete else "*")
-            )
-        rows.append(row)
+    for title in titles:
+        cells_of_row = [found.get((title, label)) for label in labels]
+        rows.append([title, *("-" if cell is None else score(cell) for cell in cells_of_row)])
     return ["score x 100", *labels], rows
 
 
@@ -105,9 +98,9 @@ def _method_rows(
         rows.append(
             [
                 row["method"],
-                value(row["official"]),
+                score(row),
                 interval(row["official"]),
-                *([difference(row["difference"]), interval(row["difference"])] if full else []),
+                *([difference(row), interval(row["difference"])] if full else []),
                 value(row["strict"]),
                 tables.percent(row["asked_share"]),
                 tables.percent(row["kept_share"]),
@@ -127,8 +120,17 @@ def value(estimate: Mapping[str, float] | None) -> str:
     return tables.number(estimate["mean"] if estimate else None)
 
 
-def difference(estimate: Mapping[str, float] | None) -> str:
-    return tables.signed(estimate["mean"] if estimate else None)
+def score(row: Mapping[str, Any]) -> str:
+    """Mean score, marked where it is over other samples than those of other methods."""
+    estimate = row["official"]
+    return value(estimate) + (MARK if estimate and row["missing"] else "")
+
+
+def difference(row: Mapping[str, Any]) -> str:
+    """Paired difference to the full cache, marked where that lacks some of the samples."""
+    estimate = row["difference"]
+    marked = estimate and (row["missing"] or row["unpaired"])
+    return tables.signed(estimate["mean"] if estimate else None) + (MARK if marked else "")
 
 
 def interval(estimate: Mapping[str, float] | None) -> str:
@@ -160,8 +162,8 @@ def notes_of(summary: Mapping[str, Any]) -> str:
             f"Measured in batches of up to {summary['largest_batch']} samples: times are those of "
             "a whole batch, bytes those of one sample."
         )
-    if any(row["tasks"] != _task_count(summary, row) for row in summary["averages"]):
-        lines.append("* average over fewer tasks than other methods; not comparable.")
+    if any(row["missing"] or row["unpaired"] for row in summary["averages"]):
+        lines.append(NOTE)
     failed = sum(row["errors"] for row in summary["cells"])
     if failed:
         lines.append(f"{failed} measurements failed; their records in samples.jsonl say why.")
@@ -179,13 +181,3 @@ def notes_of(summary: Mapping[str, Any]) -> str:
 def _first(summary: Mapping[str, Any]) -> str | None:
     """A method by which samples are counted once."""
     return next(iter(summary["methods"]), None)
-
-
-def _task_count(summary: Mapping[str, Any], average: Mapping[str, Any]) -> int:
-    return len(
-        {
-            row["task"]
-            for row in summary["cells"]
-            if (row["length"], row["question"]) == (average["length"], average["question"])
-        }
-    )

@@ -161,20 +161,20 @@ def _joined(state: SweepState) -> str:
         for question in job.request.questions if scores else ():
             found = [scores.get((question, label)) for label in labels]
             suffix = f", {question}" if len(job.request.questions) > 1 else ""
-            rows.append([name + suffix, *map(tables.number, found)])
+            rows.append([name + suffix, *(cell or "-" for cell in found)])
     return tables.plain_table(["score x 100", *labels], rows) if rows else ""
 
 
-def _scores(state: SweepState, name: str) -> dict[tuple[str, str], float]:
-    """Mean official scores x 100 of a run, by question and method."""
+def _scores(state: SweepState, name: str) -> dict[tuple[str, str], str]:
+    """Mean official scores x 100 of a run, by question and method, marked where samples lack."""
     import json
+
+    from catekv.evaluation.reporting.summary_text import score
 
     file = state.path(name) / "summary.json"
     if not file.is_file():
         return {}
     cells: list[dict[str, Any]] = json.loads(file.read_text())["cells"]
     return {
-        (cell["question"], cell["method"]): cell["official"]["mean"]
-        for cell in cells
-        if cell.get("official")
+        (cell["question"], cell["method"]): score(cell) for cell in cells if cell.get("official")
     }
