@@ -9,7 +9,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from catekv.cokv.journal import Course, Plan
+from catekv.cokv.course import Course
+from catekv.cokv.journal import Plan
 
 
 def draws_needed(course: Course) -> float:

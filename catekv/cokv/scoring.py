@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catekv.cokv.coalitions import WINDOW, CoalitionScorer, Trial
+from catekv.cokv.course import Course
 from catekv.cokv.drawing import RUNS, check_slices, default_slices
 from catekv.cokv.files import ScoreFile
 from catekv.cokv.game import require_visited
-from catekv.cokv.journal import Course, Journal, Plan
+from catekv.cokv.journal import Journal, Plan
 from catekv.cokv.progress import Progress
 from catekv.errors import UserError
 from catekv.evaluation import environment

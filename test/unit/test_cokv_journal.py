@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from catekv.cokv.course import Course
 from catekv.cokv.drawing import RUNS
 from catekv.cokv.game import Members, exact_slices
-from catekv.cokv.journal import Course, Journal, Plan
+from catekv.cokv.journal import Journal, Plan
 from catekv.cokv.progress import draws_needed, remaining_seconds
 from catekv.errors import UserError
 
