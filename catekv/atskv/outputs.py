@@ -56,9 +56,11 @@ class Cell:
         """The cell in a few words."""
         if self.reason is not None:
             return self.reason
-        memory, reduction = self.values["memory_usage"], self.values["memory_reduction"]
+        memory, saved = self.values["memory_usage"], self.values["memory_reduction"]
+        assert saved is not None
         return (
-            f"accuracy {self.values['accuracy']:.3f}, {memory:.2f} MiB ({reduction:.1f}% less), "
+            f"accuracy {self.values['accuracy']:.3f}, {memory:.2f} MiB "
+            f"({round(saved, 1) + 0.0:.1f}% less), "
             f"first token {self.values['time_to_first_token']:.3f} s"
         )
 
