@@ -17,11 +17,10 @@ from catekv.simcalkv import analyses, plots
 from catekv.simcalkv.arguments import (
     add_data_arguments,
     add_model_arguments,
+    examples_of,
     open_model,
     reading_of,
-    with_window,
 )
-from catekv.simcalkv.datasets import load
 from catekv.simcalkv.split import Split
 from catekv.simcalkv.tensors import Recorded, record
 
@@ -63,8 +62,8 @@ def command(parsed: argparse.Namespace) -> int:
     if not parsed.no_plots:
         plots.require_matplotlib()
     model = open_model(parsed.model_name, parsed.dtype, parsed.device)
-    reading = with_window(reading_of(parsed), model)
-    example = load(parsed.dataset, Split.parse(parsed.split), model.tokenizer, reading)[0]
+    split = Split.parse(parsed.split)
+    example = examples_of(parsed.dataset, split, model, reading_of(parsed))[0]
     steps = parsed.decode_tokens or max(DECODE_TOKENS[name] for name in parsed.analyses)
     recorded = record(model, example.context_ids, steps)
     _check_place(recorded, parsed.layer, parsed.head)

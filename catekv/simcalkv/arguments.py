@@ -7,13 +7,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from catekv.errors import UserError
-from catekv.simcalkv.datasets import DATASETS, Reading
+from catekv.simcalkv.datasets import DATASETS, Example, Reading, load
 from catekv.simcalkv.kv_methods import Choice, calibrations
+from catekv.simcalkv.split import Split
 from catekv.tasks.sources import SOURCES
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
 
+#: options of a task, as its errors name them, and the flags that set them here
+_FLAGS = (("path=FILE", "--data_path FILE"), ("source=", "--source "))
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-hf"
 
 
@@ -128,3 +131,14 @@ def with_window(reading: Reading, model: CateKVModel) -> Reading:
     from catekv.transformers_compat import context_window
 
     return replace(reading, window=context_window(model.config))
+
+
+def examples_of(dataset: str, split: Split, model: CateKVModel, reading: Reading) -> list[Example]:
+    """The wanted rows for a model, see :func:`catekv.simcalkv.datasets.load`; errors name flags."""
+    try:
+        return load(dataset, split, model.tokenizer, with_window(reading, model))
+    except UserError as error:
+        message = str(error)
+        for option, flag in _FLAGS:
+            message = message.replace(option, flag)
+        raise UserError(message) from error

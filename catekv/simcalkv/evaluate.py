@@ -15,11 +15,11 @@ from catekv.simcalkv.arguments import (
     add_method_arguments,
     add_model_arguments,
     choices_of,
+    examples_of,
     open_model,
     reading_of,
-    with_window,
 )
-from catekv.simcalkv.datasets import Example, Reading, find, fingerprint, load
+from catekv.simcalkv.datasets import Example, Reading, find, fingerprint
 from catekv.simcalkv.kv_methods import Choice
 from catekv.simcalkv.results import Pair, Results, family_of, refuse_foreign, summary, write
 from catekv.simcalkv.split import Split
@@ -126,8 +126,7 @@ def run(request: Request, progress: Callable[[str], None] = lambda text: None) -
         UserError: wrong input; the message says what and what to do.
     """
     model = open_model(request.model, request.dtype, request.device)
-    reading = with_window(request.reading, model)
-    examples = load(request.dataset, request.split, model.tokenizer, reading)
+    examples = examples_of(request.dataset, request.split, model, request.reading)
 
     def results(choice: Choice, pairs: list[Pair], failed: list[tuple[str, str]]) -> Results:
         return Results(

@@ -20,12 +20,12 @@ from catekv.simcalkv.arguments import (
     add_method_arguments,
     add_model_arguments,
     choices_of,
+    examples_of,
     open_model,
     reading_of,
-    with_window,
 )
 from catekv.simcalkv.comparison import answer_of
-from catekv.simcalkv.datasets import Example, load
+from catekv.simcalkv.datasets import Example
 from catekv.simcalkv.evaluate import UNCOMPRESSED
 from catekv.simcalkv.kv_methods import Choice
 from catekv.simcalkv.scores import dataset_metrics
@@ -116,8 +116,7 @@ def command(parsed: argparse.Namespace) -> int:
         plots.require_matplotlib()
     choices, split = choices_of(parsed), Split.parse(parsed.split)
     model = open_model(parsed.model_name, parsed.dtype, parsed.device)
-    reading = with_window(reading_of(parsed), model)
-    examples = load(parsed.dataset, split, model.tokenizer, reading)
+    examples = examples_of(parsed.dataset, split, model, reading_of(parsed))
     points = sweep(
         model,
         parsed.dataset,

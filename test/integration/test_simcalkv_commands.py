@@ -248,11 +248,17 @@ def test_the_analyses_write_numbers_and_pictures(tmp_path: Path) -> None:
         (["--split", "test[5:5]", "--source", "built-in"], "holds no row"),
         (["--split", "test", "--source", "built-in"], "say how many"),
         (["--data_path", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        (["--dataset", "xsum"], "give --data_path FILE"),
+        (["--dataset", "piqa"], "--source built-in takes generated rows"),
         (["--model_name", "no/such/model"], "there is no checkpoint folder"),
         (["--max_input_tokens", "99999", "--source", "built-in"], "exceed the model's window"),
     ],
 )
-def test_wrong_input_is_one_line(words: list[str], message: str, capsys, tmp_path: Path) -> None:
+def test_wrong_input_is_one_line(
+    words: list[str], message: str, capsys, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.delenv("CATEKV_DATA", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     output = tmp_path / "out"
     assert run("llama_eval", *words, "--output_dir", output) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
