@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
 from catekv.errors import UserError
 
+_apart: ContextVar[bool] = ContextVar("apart", default=False)
+
+
+@contextmanager
+def models_apart() -> Iterator[None]:
+    """Within it every process of the running group has a whole model of its own."""
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
 
 def group_position() -> tuple[int, int]:
-    """(rank, processes) of the running process group; (0, 1) without one."""
+    """(rank, processes) of the processes that share a model; (0, 1) without a process group."""
+    if _apart.get():
+        return 0, 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -188,6 +188,8 @@ def process_group(parallel: str = DATA) -> Iterator[Process]:
         return
     import torch
 
+    from catekv.sharding import models_apart
+
     local_rank = _number("LOCAL_RANK", 0)
     backend = "gloo"
     if parallel == TENSOR and torch.cuda.is_available():
@@ -202,10 +204,10 @@ def process_group(parallel: str = DATA) -> Iterator[Process]:
             f"WORLD_SIZE is {world} but the processes cannot connect ({reason}); start them with "
             "torchrun, or unset WORLD_SIZE"
         ) from error
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     try:
-        yield Process(
-            torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, parallel
-        )
+        with nullcontext() if parallel == TENSOR else models_apart():
+            yield Process(rank, world, local_rank, parallel)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -65,7 +65,8 @@ class Row:
 @dataclass(frozen=True)
 class _Answer:
     """What one method answered to one row. ``place``: its sequence in ``context``; ``shared``: its
-    prefill served all methods; ``jointly``: so did its decode steps."""
+    prefill served all methods; ``jointly``: so did its decode steps; ``peak_bytes``: CUDA's
+    allocation peak until then."""
 
     context: Context
     generation: Generation
@@ -73,6 +74,7 @@ class _Answer:
     place: int = 0
     batch: int = 1
     jointly: bool = False
+    peak_bytes: int | None = None
 
 
 def split_prompt(prompt: EncodedPrompt, question: str) -> tuple[list[int], list[int]]:
@@ -188,11 +190,19 @@ class Measurer:
         phase.name = "generate"
         shared = dense is not None
         if unit.one_context:
-            return [_Answer(context, self._generate([row], context), shared) for row in rows]
+            return [
+                _Answer(context, self._generate([row], context), shared, peak_bytes=self._peak())
+                for row in rows
+            ]
         generation = self._generate(rows, context)
+        found = self._peak()
         return [
-            _Answer(context, generation, shared, place, len(rows)) for place in range(len(rows))
+            _Answer(context, generation, shared, place, len(rows), peak_bytes=found)
+            for place in range(len(rows))
         ]
+
+    def _peak(self) -> int | None:
+        return peak(self.settings.device)
 
     def _compress(
         self,
@@ -290,11 +300,7 @@ class Measurer:
             batch=answer.batch,
             context_questions=len(unit.positions) if unit.one_context else 1,
             # times and memory of a joint batch belong to no single method
-            **(
-                {}
-                if answer.jointly
-                else {**times(generation), "peak_bytes": peak(self.settings.device)}
-            ),
+            **({} if answer.jointly else {**times(generation), "peak_bytes": answer.peak_bytes}),
         )
 
 

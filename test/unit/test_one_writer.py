@@ -45,6 +45,29 @@ def settings(model: CateKVModel, monkeypatch: pytest.MonkeyPatch) -> RunSettings
     return settings_for(request, model)
 
 
+def started(code: str, port: int) -> list[subprocess.Popen[str]]:
+    """Two processes that meet at a port, as torchrun would start them."""
+    shared = {
+        **os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
@@ -83,6 +106,22 @@ def test_a_sweep_has_one_command_at_a_time(checkpoint: Path, tmp_path: Path) -> 
     assert not any(tmp_path.iterdir())
 
 
+_APART = """
+from catekv.evaluation.distributed import process_group
+from catekv.sharding import group_position, is_sharded
+with process_group() as process:
+    # a configuration may name more KV heads than its model has: no sign of a shared model
+    print(process.world, group_position(), is_sharded(1, 71))
+"""
+
+
+def test_processes_that_share_samples_share_no_heads() -> None:
+    first, second = started(_APART, free_port())
+    said, _ = first.communicate(timeout=120)
+    second.communicate(timeout=120)
+    assert said == "2 (0, 1) False\n"
+
+
 _PROCESS = """
 import os, sys
 from catekv.errors import UserError
@@ -100,22 +139,7 @@ except UserError as error:
 
 
 def test_a_process_whose_partner_ended_says_so() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        **os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    first, second = (
-        subprocess.Popen(
-            [sys.executable, "-c", _PROCESS],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    )
+    first, second = started(_PROCESS, free_port())
     said, _ = first.communicate(timeout=120)
     second.communicate(timeout=120)
     assert (first.returncode, second.returncode) == (2, 3)
