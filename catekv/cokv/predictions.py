@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from catekv.cokv.comparison import Answer, mean_score
+from catekv.cokv.comparison import Answer
 from catekv.errors import UserError
 from catekv.evaluation.statistics import bootstrap_average
 from catekv.tasks.sample import Sample
@@ -118,10 +118,6 @@ def paired_table(
 
 def scores_of(answers: Sequence[Answer]) -> list[float]:
     return [answer.score for answer in answers]
-
-
-def percent(answers: Sequence[Answer]) -> float:
-    return round(100 * mean_score(answers), 2)
 
 
 def _merge(path: Path, content: Mapping[str, Any]) -> Path:

@@ -17,7 +17,7 @@ if [ -z "$model" ] || [ "$(basename "$model")" = embedded ]; then
     : "${TASKS:=$(longbench "$all_tasks")}"
     : "${LENGTH:=512}" "${SAMPLES:=60}" "${CAPACITIES:=16 24 32 64}" "${ALPHAS:=1 2 4 8 12 14}"
     : "${NEEDLE_LENGTHS:=256 512 768 1024 1536 2048}" "${NEEDLE_SCORED:=512 1024}" "${DEPTHS:=10}"
-    : "${TASK_OPTIONS:=--task-option source=built-in}" "${QUESTION:=agnostic}" "${BATCH:=64}"
+    : "${TASK_OPTIONS=--task-option source=built-in}" "${QUESTION:=agnostic}" "${BATCH:=64}"
     : "${LATENCY_PROMPT:=4096}" "${LATENCY_OUTPUTS:=1 64 128 256}" "${LATENCY_CONTEXTS:=1024 2048 4096}"
     : "${MAX_DRAWS:=60}"
     name=embedded
@@ -26,7 +26,7 @@ else
     : "${LENGTH:=8000}" "${SAMPLES:=200}" "${CAPACITIES:=64 128 256 512 1024}"
     : "${ALPHAS:=1 5 10 15 20 30 40}"
     : "${NEEDLE_LENGTHS:=$(seq -s ' ' 1000 1000 31000)}" "${NEEDLE_SCORED:=$(seq -s ' ' 1000 2500 31000)}"
-    : "${DEPTHS:=10}" "${TASK_OPTIONS:=}" "${QUESTION:=published}" "${BATCH:=16}"
+    : "${DEPTHS:=10}" "${TASK_OPTIONS=}" "${QUESTION:=published}" "${BATCH:=16}"
     : "${LATENCY_PROMPT:=28000}" "${LATENCY_OUTPUTS:=1 512 1024 2048 4096}"
     : "${LATENCY_CONTEXTS:=1000 2000 4000 8000 16000 32000}" "${MAX_DRAWS:=500}"
     name="$(basename "$model")"
