@@ -6,14 +6,19 @@ What the files look like: :mod:`catekv.tasks.prediction_rows`.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from catekv.errors import UserError
 from catekv.tasks.metrics import chinese, infinitebench, longbench, longbench_tables, longbench_v2
 from catekv.tasks.metrics.longbench_tables import Mean
 from catekv.tasks.prediction_rows import Prediction, PredictionFile, read_predictions
+from catekv.tasks.rows import naming
 
 __all__ = ["Prediction", "PredictionFile", "Rescored", "read_predictions", "rescore"]
+
+Rate = TypeVar("Rate")
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ def rescore(
         backend: of code scores, see :func:`catekv.tasks.metrics.edit.text_ratio`.
 
     Raises:
-        UserError: see :func:`read_predictions`; an unknown task, or none in the file's name.
+        UserError: see :func:`read_predictions`; an unknown task, or none in the file's name; a
+            reference that the rule cannot read (file and line are named).
     """
     found = read_predictions(path)
     name = task or found.task
@@ -79,7 +85,7 @@ def rescore(
         raise UserError(f"the name of {found.path} holds no task; pass task=")
     if found.layout == "infinitebench":
         who = found.model if model is None else model
-        rated = [infinitebench.rate(name, row.text, row.references, who) for row in found.rows]
+        rated = _each(found, lambda row: infinitebench.rate(name, row.text, row.references, who))
         reasons = {
             row.index: rating.reason
             for row, rating in zip(found.rows, rated, strict=True)
@@ -87,12 +93,12 @@ def rescore(
         }
         return Rescored(name, found.layout, tuple(r.value for r in rated), reasons, {}, None)
     name = longbench.task_name(name)
-    scores = [
-        longbench.score(
+    scores = _each(
+        found,
+        lambda row: longbench.score(
             name, row.text, row.references, row.all_classes, strict=strict, backend=backend
-        )
-        for row in found.rows
-    ]
+        ),
+    )
     groups: dict[str, Mean] = {}
     lengths = [row.length for row in found.rows if isinstance(row.length, int)]
     if len(lengths) == len(scores):
@@ -103,6 +109,18 @@ def rescore(
     elif longbench.METRICS[name] in ("qa_f1_zh", "rouge_l_zh"):
         depends = chinese.segmenter_name()
     return Rescored(name, found.layout, tuple(scores), {}, groups, depends)
+
+
+def _each(found: PredictionFile, rate: Callable[[Prediction], Rate]) -> list[Rate]:
+    """Every row rated; what a rule cannot use is named with file and line."""
+    rated = []
+    for row in found.rows:
+        with naming(found.path, row.place):
+            try:
+                rated.append(rate(row))
+            except UserError as error:
+                raise ValueError(str(error)) from None
+    return rated
 
 
 def _longbench_v2(found: PredictionFile, strict: bool) -> Rescored:

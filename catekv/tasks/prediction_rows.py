@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
 from catekv.tasks.metrics import infinitebench, longbench
-from catekv.tasks.rows import naming, read_rows
+from catekv.tasks.rows import naming, read_rows, shown
 
 
 @dataclass(frozen=True)
 class Prediction:
     """One row. ``references`` is what the metric of its layout takes; ``length`` is words (or
-    "short", "medium", "long" in LongBench v2)."""
+    "short", "medium", "long" in LongBench v2); ``place`` says where in the file it stands."""
 
     index: int | str
     text: str
@@ -33,6 +33,7 @@ class Prediction:
     all_classes: tuple[str, ...] | None = None
     length: int | str | None = None
     difficulty: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def read_predictions(path: str | os.PathLike[str]) -> PredictionFile:
     seen: set[int | str] = set()
     for place, (where, row) in enumerate(numbered):
         with naming(file, where):
-            prediction = parse(place, row)
-        if prediction.index in seen:
-            raise UserError(f"{file}, {where}: index {prediction.index!r} comes twice")
+            prediction = replace(parse(place, row), place=where)
+            if prediction.index in seen:
+                raise ValueError(f"index {prediction.index!r} comes twice")
         seen.add(prediction.index)
         rows.append(prediction)
     task, model = _names(file, layout)
@@ -89,7 +90,7 @@ def _layout(
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"the prediction is {value!r}, expected a text")
+        raise ValueError(f"the prediction is {shown(value)}, expected a text")
     return value
 
 
@@ -133,7 +134,10 @@ def _long_v2(place: int, row: dict[str, Any]) -> Prediction:
 
 
 def _infinite(place: int, row: dict[str, Any]) -> Prediction:
-    return Prediction(row.get("id", place), _text(row["prediction"]), row["ground_truth"])
+    identity = row.get("id", place)
+    if not isinstance(identity, int | str):
+        raise ValueError(f"the id is {shown(identity)}, expected a number or a text")
+    return Prediction(identity, _text(row["prediction"]), row["ground_truth"])
 
 
 def _names(file: Path, layout: str) -> tuple[str, str]:

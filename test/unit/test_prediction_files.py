@@ -174,6 +174,23 @@ def test_bad_files_are_refused_with_file_and_line(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("m_passkey.jsonl", {"id": [1], "prediction": "a", "ground_truth": "a"}, "the id is"),
+        ("m_math_find.jsonl", {"id": 1, "prediction": "3", "ground_truth": "x"}, "is not a number"),
+        ("m_longbook_qa_eng.jsonl", {"id": 1, "prediction": "3", "ground_truth": [5]}, "'int'"),
+        ("passage_retrieval_en.jsonl", {"pred": "3", "answers": ["3"]}, "names no paragraph"),
+        ("trec.jsonl", {"pred": "3", "answers": ["3"]}, "needs its class names"),
+    ],
+)
+def test_references_that_a_rule_cannot_read_are_named_with_file_and_line(
+    written, name, row, message
+):
+    with pytest.raises(UserError, match=rf"{name}, line 1: .*{message}"):
+        rescore(written(name, [row]))
+
+
 def test_unreadable_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         rescore(tmp_path / "none.jsonl")

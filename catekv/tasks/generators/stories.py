@@ -39,10 +39,6 @@ class Story:
         blocks = [" ".join(sentences[start : start + _PARAGRAPH]) for start in starts]
         return "\n\n".join(insert(blocks, self._hidden))
 
-    def depths(self, text: str) -> tuple[float, ...]:
-        """Where what is hidden stands in a text of this story, 0 to 1."""
-        return tuple(text.find(part) / max(1, len(text)) for _, part in self._hidden)
-
 
 def _paragraphs(sentences: Sequence[str]) -> str:
     starts = range(0, len(sentences), _PARAGRAPH)
