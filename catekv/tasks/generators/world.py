@@ -8,129 +8,31 @@ answer is thrown away.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
+from collections.abc import Iterator
+from dataclasses import dataclass
 from random import Random
-from typing import Any
 
-from catekv.tasks.generators import words
-from catekv.tasks.generators.essay import place_name, plural, vocabulary, with_articles
+from catekv.tasks.generators.entities import KINDS, Entity, capital, description_of, make
+from catekv.tasks.generators.essay import vocabulary, with_articles
 from catekv.tasks.randomness import generator
 
-_FIRM_ENDINGS = ("Brothers", "Works", "Company", "Trading House", "Mills", "Shipping Line")
-_STATES = ("Republic", "Kingdom", "Duchy", "Union")
-_LANDMARKS = ("Tower", "Gate", "Hall", "Bridge", "Lighthouse", "Theatre")
+__all__ = [
+    "KINDS",
+    "Entity",
+    "Question",
+    "ask",
+    "holds_any",
+    "make",
+    "others",
+    "paragraph",
+    "question",
+    "shared_part",
+    "statements",
+]
+
 _FACTS = (4, 6)
 #: draws for one thing that is wanted before another question is drawn
 _TRIES = 50
-
-
-@cache
-def _world() -> dict[str, Any]:
-    text = (files(__package__) / "vocabulary" / "world.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))
-
-
-@dataclass
-class Entity:
-    """One thing of a kind with a name; its facts are drawn when they are first looked at."""
-
-    kind: str
-    name: str
-    #: other ways to name it in an answer
-    aliases: tuple[str, ...]
-    short: str
-    random: Random = field(repr=False)
-    _facts: dict[str, Entity] = field(default_factory=dict, repr=False)
-
-    def fact(self, relation: str) -> Entity:
-        if relation not in self._facts:
-            value = _world()[self.kind]["relations"][relation]["value"]
-            self._facts[relation] = make(value, self.random)
-        return self._facts[relation]
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        return (self.name, *self.aliases)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _first_name(random: Random) -> str:
-    return _capital(words.syllable(random) + words.syllable(random) + random.choice("lnrst"))
-
-
-def _person(random: Random, shared: str = "") -> Entity:
-    family = shared or _capital(words.noun(random))
-    return Entity("person", f"{_first_name(random)} {family}", (), family, random)
-
-
-def _city(random: Random, shared: str = "") -> Entity:
-    name = f"{shared or place_name(random)}"
-    if shared:
-        name = f"{random.choice(('New', 'Upper', 'Lower', 'Old', 'Great', 'Little'))} {shared}"
-    return Entity("city", name, (), "the town", random)
-
-
-def _company(random: Random, shared: str = "") -> Entity:
-    owner = shared or _capital(words.adjective(random))
-    return Entity("company", f"{owner} {random.choice(_FIRM_ENDINGS)}", (), "the firm", random)
-
-
-def _book(random: Random, shared: str = "") -> Entity:
-    first = shared or _capital(random.choice(vocabulary("adjectives")))
-    nature = _capital(random.choice(vocabulary("nouns_nature")))
-    place = place_name(random)
-    return Entity("book", f"The {first} {nature} of {place}", (), "the novel", random)
-
-
-def _country(random: Random) -> Entity:
-    place = place_name(random)
-    return Entity("country", f"the {random.choice(_STATES)} of {place}", (place,), place, random)
-
-
-def _plain(kind: str, draw: Callable[[Random], str]) -> Callable[[Random], Entity]:
-    def make_plain(random: Random) -> Entity:
-        name = draw(random)
-        return Entity(kind, name, (), name, random)
-
-    return make_plain
-
-
-def _listed(name: str) -> Callable[[Random], str]:
-    return lambda random: random.choice(vocabulary(name))
-
-
-_MAKERS: dict[str, Callable[..., Entity]] = {
-    "person": _person,
-    "city": _city,
-    "company": _company,
-    "book": _book,
-    "country": _country,
-    "year": _plain("year", lambda random: str(random.randint(1000, 1949))),
-    "river": _plain("river", lambda random: _capital(words.noun(random))),
-    "ship": _plain("ship", lambda random: f"{_first_name(random)} {_capital(words.noun(random))}"),
-    "landmark": _plain(
-        "landmark",
-        lambda random: f"{_capital(words.adjective(random))} {random.choice(_LANDMARKS)}",
-    ),
-    "hobby": _plain("hobby", lambda random: f"{random.choice(vocabulary('nouns_nature'))} walks"),
-    "goods": _plain("goods", lambda random: plural(random.choice(vocabulary("nouns_things")))),
-    "emblem": _plain("emblem", _listed("nouns_nature")),
-    "idea": _plain("idea", _listed("nouns_ideas")),
-}
-#: kinds that have paragraphs of their own
-KINDS = ("person", "city", "company", "book")
-
-
-def make(kind: str, random: Random, shared: str = "") -> Entity:
-    """A new entity; ``shared`` is a part of another's name that this one is to carry too."""
-    return _MAKERS[kind](random, shared) if kind in KINDS else _MAKERS[kind](random)
 
 
 def shared_part(entity: Entity) -> str:
@@ -141,7 +43,7 @@ def shared_part(entity: Entity) -> str:
 
 def paragraph(entity: Entity, random: Random, wanted: tuple[str, ...] = ()) -> str:
     """Title, newline, an introduction and four to six facts in drawn order, ``wanted`` included."""
-    description = _world()[entity.kind]
+    description = description_of(entity.kind)
     relations = list(description["relations"])
     others = [name for name in relations if name not in wanted]
     count = min(random.randint(*_FACTS), len(relations)) - len(wanted)
@@ -159,7 +61,7 @@ def paragraph(entity: Entity, random: Random, wanted: tuple[str, ...] = ()) -> s
         statement = random.choice(description["relations"][relation]["statements"])
         subject = entity.name if random.random() < 0.4 else entity.short
         sentences.append(statement.format(s=subject, v=entity.fact(relation).name))
-    text = " ".join(_capital(sentence) for sentence in sentences)
+    text = " ".join(capital(sentence) for sentence in sentences)
     return f"{entity.name}\n{with_articles(text)}"
 
 
@@ -181,7 +83,9 @@ def holds_any(text: str, answers: tuple[str, ...]) -> bool:
 
 def _ask(entity: Entity, relation: str, random: Random, subject: str) -> str:
     return str(
-        random.choice(_world()[entity.kind]["relations"][relation]["questions"]).format(s=subject)
+        random.choice(description_of(entity.kind)["relations"][relation]["questions"]).format(
+            s=subject
+        )
     )
 
 
@@ -193,23 +97,23 @@ def ask(entity: Entity, random: Random) -> tuple[str, str]:
 
 def statements(entity: Entity, count: int, random: Random) -> list[tuple[str, str]]:
     """Up to ``count`` facts of an entity, each in two different sentences that name it."""
-    relations = _world()[entity.kind]["relations"]
+    relations = description_of(entity.kind)["relations"]
     said: list[tuple[str, str]] = []
     for relation in random.sample(list(relations), min(count, len(relations))):
         frames = random.sample(relations[relation]["statements"], 2)
         value = entity.fact(relation).name
-        one, other = (_capital(frame.format(s=entity.name, v=value)) for frame in frames)
+        one, other = (capital(frame.format(s=entity.name, v=value)) for frame in frames)
         said.append((one, other))
     return said
 
 
 def _answerable(kind: str) -> list[str]:
-    relations = _world()[kind]["relations"]
+    relations = description_of(kind)["relations"]
     return [name for name, relation in relations.items() if relation["questions"]]
 
 
 def _bridges(kind: str) -> list[str]:
-    relations = _world()[kind]["relations"]
+    relations = description_of(kind)["relations"]
     return [name for name, relation in relations.items() if "reference" in relation]
 
 
@@ -224,7 +128,7 @@ def _double(random: Random) -> tuple[str, list[tuple[Entity, str]]]:
     bridge = random.choice(_bridges(first.kind))
     second = first.fact(bridge)
     relation = random.choice(_answerable(second.kind))
-    reference = _world()[first.kind]["relations"][bridge]["reference"].format(s=first.name)
+    reference = description_of(first.kind)["relations"][bridge]["reference"].format(s=first.name)
     return _ask(second, relation, random, reference), [(first, bridge), (second, relation)]
 
 
