@@ -25,11 +25,14 @@ from catekv.atskv.choices import (
 from catekv.atskv.outputs import Cell, Output, empty_cell, filled_cell
 from catekv.errors import UserError
 from catekv.methods import Method
+from catekv.methods.atskv import ATSKV
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
 
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-hf"
+#: relevance of the first prompt that atskv reads
+RELEVANCE = "atskv_metrics.json"
 EMBEDDED_NAMES = ("embedded", "ckpt/embedded")
 Say = Callable[[str], None]
 
@@ -174,6 +177,7 @@ def run(request: Request, say: Say = lambda text: None) -> Output:
     started, clock = datetime.now(timezone.utc), time.perf_counter()
     output = Output(request.output, [], request.configuration)
     output.prepare(request.plots)
+    (request.output / RELEVANCE).unlink(missing_ok=True)
     chosen = [benchmark(name, request.rows) for name in request.benchmarks]
     for name in request.methods:
         # names and options, before a model is loaded
@@ -188,7 +192,7 @@ def run(request: Request, say: Say = lambda text: None) -> Output:
         compressing.validate(model.shape)
     for one in chosen:
         for size in request.sizes:
-            output.cells += _measure_size(model, request, one, size, compared, say)
+            output.cells += _measure_size(model, request, one, size, compared, output, say)
         output.write_results()
     output.finish(started, time.perf_counter() - clock, request.plots)
     return output
@@ -310,10 +314,12 @@ def _measure_size(
     chosen: Benchmark,
     size: int,
     compared: dict[str, Method],
+    output: Output,
     say: Say,
 ) -> list[Cell]:
     """One cell per method."""
     from catekv.atskv.measuring import Measurement, measure
+    from catekv.atskv.relevance_metrics import relevance_metrics
     from catekv.transformers_compat import context_window
 
     reason = refused(request, size, context_window(model.config))
@@ -335,6 +341,8 @@ def _measure_size(
                 failed.append(" ".join(str(error).split()))
         cell = filled_cell(chosen, name, size, found[1:], failed[1:], samples)
         cells.append(cell)
+        if isinstance(one, ATSKV) and found and not (request.output / RELEVANCE).exists():
+            output.write_json(RELEVANCE, relevance_metrics(model, samples[0], one))
         say(f"{chosen.name} {size} {name}: {cell.line()}")
     return cells
 

@@ -160,7 +160,8 @@ class Output:
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
 
-    def _write_json(self, name: str, content: Any) -> None:
+    def write_json(self, name: str, content: Any) -> None:
+        """A JSON file in the folder."""
         self.write_text(name, json.dumps(content, indent=1) + "\n")
 
     def benchmarks(self) -> dict[str, str]:
@@ -180,10 +181,10 @@ class Output:
         for slug in self.benchmarks():
             for method in self.methods():
                 result = result_object(self.of(slug, method))
-                self._write_json(f"{slug}_{file_name(method)}_results.json", result)
+                self.write_json(f"{slug}_{file_name(method)}_results.json", result)
                 brief = {name: value for name, value in result.items() if name != "examples"}
                 summary.setdefault(slug, {})[method] = brief
-        self._write_json("all_results_summary.json", summary)
+        self.write_json("all_results_summary.json", summary)
 
     def copy_thresholds(self, folder: str) -> None:
         """``threshold_controller_params.json`` of the predictors that are used."""
@@ -191,7 +192,7 @@ class Output:
 
         found = load_predictors(folder)
         layers = len(found.layers)
-        self._write_json(
+        self.write_json(
             "relevance_predictor/threshold_controller_params.json",
             {
                 "layer_quantiles": list(found.layer_quantiles or [0.7] * layers),
@@ -209,7 +210,7 @@ class Output:
         self.write_results()
         drawn = draw(self) if plots else []
         self.write_text("results.md", results_text(self, drawn))
-        self._write_json(
+        self.write_json(
             "experiment_summary.json",
             {
                 "configuration": self.configuration,

@@ -85,6 +85,16 @@ def test_all_published_files_are_written(run: tuple[Path, int]) -> None:
     assert len(json.loads(thresholds.read_text())["layer_quantiles"]) == 4
 
 
+def test_the_relevance_of_one_prompt_is_written(run: tuple[Path, int]) -> None:
+    found = json.loads((run[0] / "atskv_metrics.json").read_text())
+    tokens = found["sample"]["tokens"]
+    assert [len(layer) for layer in found["relevance_scores"]] == [tokens] * 4
+    for layer, threshold in zip(found["relevance_scores"], found["thresholds"], strict=True):
+        above = sum(value > threshold for value in layer)
+        assert above / tokens == pytest.approx(0.3, abs=0.02)
+    assert 0.5 < found["sparsity_level"] < 0.7
+
+
 def test_sizes_beyond_the_limit_are_null_with_a_reason(run: tuple[Path, int]) -> None:
     found = results(run[0], "longbench", "atskv")
     assert found["context_lengths"] == [256, 512, 9000, 600]
