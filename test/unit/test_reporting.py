@@ -135,14 +135,17 @@ def test_a_ruler_table_says_that_tasks_are_missing(tmp_path: Path) -> None:
 
 
 def test_longbench_has_categories_and_buckets(tmp_path: Path) -> None:
-    runs.run(tmp_path, tasks=["longbench/qasper", "longbench_e/hotpotqa"], samples=6)
+    tasks = ["longbench/qasper", "longbench_e/hotpotqa"]
+    runs.run(tmp_path, tasks=tasks, lengths=[512, 1024], samples=6)
     found = tables(document(tmp_path))
     categories = next(t for t in found if t.caption.startswith("LongBench, english"))
     assert categories.header[1] == "single-document"
     assert categories.rows[0][1].endswith("(1/3)")
     buckets = next(t for t in found if t.caption.startswith("LongBench-E"))
-    assert buckets.header == ["method", "0-4k", "4-8k", "8k+"]
-    assert all("(n 2)" in cell for cell in buckets.rows[0][1:])
+    assert buckets.header == ["method", "limit", "0-4k", "4-8k", "8k+"]
+    # texts cut to different lengths are not averaged with each other
+    assert [row[1] for row in buckets.rows[:2]] == ["512", "1K"]
+    assert all("(n 2)" in cell for row in buckets.rows for cell in row[2:])
 
 
 def test_longbench_v2_has_its_groups_and_the_share_of_cut_texts(tmp_path: Path) -> None:

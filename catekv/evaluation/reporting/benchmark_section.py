@@ -122,13 +122,18 @@ def _even(buckets: Sequence[Mapping[str, Any]]) -> list[Block]:
         return []
     names = list(dict.fromkeys(cell["bucket"] for cell in buckets))
     rows = []
-    for method, question in dict.fromkeys((c["method"], c["question"]) for c in buckets):
+    places = [(cell["method"], cell["question"], cell["length"]) for cell in buckets]
+    for place in dict.fromkeys(places):
+        method, question, length = place
         own = {
-            c["bucket"]: c for c in buckets if (c["method"], c["question"]) == (method, question)
+            cell["bucket"]: cell
+            for cell, there in zip(buckets, places, strict=True)
+            if there == place
         }
         rows.append(
             [
                 f"{method}, {question}",
+                short_length(length) if length else "whole texts",
                 *(
                     f"{tables.number(own[name]['score'], 2)} (n {own[name]['count']})"
                     for name in names
@@ -137,7 +142,7 @@ def _even(buckets: Sequence[Mapping[str, Any]]) -> list[Block]:
         )
     caption = "LongBench-E: mean over tasks of the scores per bucket of lengths (words, n samples)"
     return [
-        Table(caption, ["method", *names], rows),
+        Table(caption, ["method", "limit", *names], rows),
         Text("A bucket without samples has no score.", NOTE),
     ]
 

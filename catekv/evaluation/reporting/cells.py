@@ -51,25 +51,26 @@ def _depth(record: Record) -> float | None:
 
 
 def bucket_cells(records: Iterable[Record], methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Mean score x 100 per method, question mode and bucket of lengths of the LongBench-E tasks.
+    """Mean score x 100 per method, question mode, limit of length and bucket of the LongBench-E
+    tasks.
 
     The bucket of a sample follows from its row's own field ``length``; a bucket's score is the
     mean over its tasks, as a published one is.
     """
     from catekv.tasks.metrics.longbench_tables import BUCKETS, bucket_scores
 
-    found: dict[tuple[str, str], dict[str, list[tuple[float, int]]]] = {}
+    found: dict[tuple[str, str, int], dict[str, list[tuple[float, int]]]] = {}
     for record in records:
         if not record.task.startswith(LONGBENCH_E) or record.official is None or record.error:
             continue
         length = record.metadata.get("length")
         if isinstance(length, int):
-            tasks = found.setdefault((record.method, record.question), {})
+            tasks = found.setdefault((record.method, record.question, record.length), {})
             tasks.setdefault(record.task, []).append((record.official, length))
     order = {label: position for position, label in enumerate(methods)}
     cells = []
-    for (method, question), tasks in sorted(
-        found.items(), key=lambda item: (order.get(item[0][0], len(order)), item[0][1])
+    for (method, question, limit), tasks in sorted(
+        found.items(), key=lambda item: (order.get(item[0][0], len(order)), *item[0][1:])
     ):
         tables = {
             task: bucket_scores([score for score, _ in pairs], [length for _, length in pairs])
@@ -82,6 +83,7 @@ def bucket_cells(records: Iterable[Record], methods: Sequence[str]) -> list[dict
                 {
                     "method": method,
                     "question": question,
+                    "length": limit,
                     "bucket": name,
                     "score": round(sum(values) / len(values), 4) if values else None,
                     "tasks": len(values),
