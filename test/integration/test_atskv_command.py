@@ -1,0 +1,118 @@
+"""``catekv atskv train | show`` on the embedded model, and its cost measurement."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from catekv import cli, embedded
+from catekv.atskv.choices import shipped_predictor
+from catekv.atskv.command import PUBLISHED, _fill, add_arguments
+from catekv.atskv.cost import Cost, measure_cost, table
+from catekv.methods.relevance_files import load_predictors
+from catekv.model import CateKVModel
+
+SMALL = ["--lengths", "256", "--samples", "1", "--held-out", "1", "--epochs", "1", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("predictors") / "new"
+    words = ["atskv", "train", "--task", "ruler/vt", *SMALL, "--output", str(found)]
+    assert cli.main(words) == 0
+    return found
+
+
+def test_training_leaves_predictors_recipe_and_curve(folder: Path) -> None:
+    meta = load_predictors(folder).meta
+    assert meta["model"] == "embedded"
+    assert meta["tasks"] == ["ruler/vt"]
+    assert meta["stream"] == "atskv-training"
+    assert (meta["settings"]["label"], meta["settings"]["scale"]) == ("later", "rank")
+    assert len(meta["held_out"]) == 4
+    assert json.loads((folder / "curve.json").read_text()) == meta["curve"]
+    assert (folder / "curve.png").stat().st_size > 5000
+
+
+def test_trained_predictors_serve_an_evaluation(folder: Path, tmp_path: Path) -> None:
+    words = ["evaluate", "--tasks", "ruler/vt", "--lengths", "256", "--samples", "1", "--quiet"]
+    words += ["--methods", "full", f"atskv:predictor={folder}", "--output", str(tmp_path / "run")]
+    assert cli.main(words) == 0
+
+
+def test_show_prints_recipe_and_quality(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["atskv", "show", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "label later, scale rank, weight mass" in printed
+    assert "rank correlation" in printed
+    assert "trained on ruler/vt" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "say which prompts to train on"),
+        (["--task", "ruler/vtt"], "unknown task"),
+        (["--task", "ruler/vt", "--samples", "0"], "--samples must be at least 1"),
+        (["--task", "ruler/vt", "--lengths", "many"], "--lengths takes whole numbers"),
+        (["--task", "ruler/vt", "--epochs", "0"], "epochs 0 must be at least 1"),
+        (["--task", "ruler/vt", "--task-option", "x"], "--task-option takes NAME=VALUE"),
+    ],
+)
+def test_wrong_input_is_refused(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["atskv", "train", "--output", str(tmp_path / "x"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_predictors_are_not_overwritten_unasked(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["atskv", "train", "--task", "ruler/vt", *SMALL]
+    assert cli.main([*words, "--output", str(folder)]) == 2
+    assert "use --overwrite" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert cli.main([*words, "--output", str(tmp_path / "file" / "x")]) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+def test_show_refuses_what_holds_no_predictors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["atskv", "show", str(tmp_path)]) == 2
+    assert "holds no relevance predictors" in capsys.readouterr().err
+
+
+def test_the_published_training_is_a_preset() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = ["train", "--output", "x", "--preset", "published", "--epochs", "7"]
+    parsed = parser.parse_args(words)
+    _fill(parsed)
+    assert parsed.epochs == 7
+    assert (parsed.task, parsed.lengths) == (["synthetic"], ["512", "1024", "2048"])
+    assert (parsed.label, parsed.scale, parsed.weight) == ("received", "max", "none")
+    assert (parsed.learning_rate, parsed.batch_tokens, parsed.samples) == (1e-4, 0, 10)
+    assert set(PUBLISHED) <= set(vars(parsed))
+
+
+def test_costs_are_shares_of_what_was_measured() -> None:
+    one = Cost(1024, 2.0, 0.1, 0.5, 0.01, 0.001, 0.0, 0.0)
+    assert one.prefill_share == pytest.approx(0.05)
+    assert one.step_share == pytest.approx(0.1)
+    assert "| 1024 | 2000.0 | 100.0 | 5.0 % |" in table([one])
+
+
+def test_costs_are_measured_on_the_embedded_model() -> None:
+    model = CateKVModel.from_pretrained(embedded.path(), method="full", device="cpu")
+    predictor = shipped_predictor()
+    assert predictor is not None
+    found = measure_cost(model, predictor, 128, rounds=1)
+    assert found.prefill > 0
+    assert found.predictor > 0
+    assert found.step > 0
+    assert found.step_predictor > 0
