@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from catekv import tasks
 from catekv.errors import UserError
 from catekv.tasks import metrics
 from catekv.tasks.metrics import compat, summaries, zeroscrolls
@@ -33,6 +36,18 @@ def test_zeroscrolls_rules(task, prediction, reference, expected):
     assert zeroscrolls.score("zeroscrolls/" + task, prediction, reference) == pytest.approx(
         expected
     )
+
+
+def test_a_reference_without_a_letter_is_refused_and_never_scored_as_wrong(tmp_path):
+    with pytest.raises(UserError, match="'yes' names no letter A to D"):
+        zeroscrolls.score("quality", "B", ["B", "yes"])
+    row = {"id": "1", "input": "text query", "truncation_seperator": "", "output": 5}
+    places = {"document_start_index": 0, "document_end_index": 4}
+    places |= {"query_start_index": 5, "query_end_index": 10}
+    file = tmp_path / "quality.jsonl"
+    file.write_text(json.dumps(row | places), encoding="utf-8")
+    with pytest.raises(UserError, match=r"quality.jsonl, line 1: "):
+        tasks.read(file)
 
 
 def test_zeroscrolls_summaries_take_the_geometric_mean_of_three_kinds():

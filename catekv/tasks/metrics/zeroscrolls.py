@@ -59,14 +59,21 @@ def rouge_geometric(prediction: str, references: str | Sequence[str]) -> float:
 
 
 def letter_accuracy(prediction: str, references: str | Sequence[str]) -> float:
-    """1 if the first stand-alone letter A to D is also the first one of a reference."""
+    """1 if the first stand-alone letter A to D is also the first one of a reference.
+
+    Raises:
+        UserError: a reference without such a letter.
+    """
 
     def letter(text: str) -> str | None:
         found = _LETTER.search(text)
         return found.group() if found else None
 
-    chosen = letter(prediction)
-    return float(chosen is not None and chosen in map(letter, as_list(references)))
+    wanted = as_list(references)
+    right = [letter(reference) for reference in wanted]
+    if None in right:
+        raise UserError(f"quality: reference {wanted[right.index(None)]!r} names no letter A to D")
+    return float(letter(prediction) in right)
 
 
 def percentage_similarity(prediction: str, references: str | Sequence[str]) -> float:
