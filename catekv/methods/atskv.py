@@ -61,6 +61,7 @@ class ATSKV(Method):
             that says less than 0.2 to most does not empty the active tier.
         update_every: tokens between two updates of relevance and tiers; 0 = the tiers stay.
         lsh_bits, fetch: hash bits, and passive entries fetched per KV head and step (0 = none).
+            With 16 bits hardly a key shares its query's bucket; recommended: 4 and 16.
         passive: ``host`` memory, memory-mapped ``file`` in ``passive_folder`` (default: where
             temporary files go), or ``drop``: what is not active is gone for good.
         passive_mib: MiB for passive entries over all layers, an equal share each; what does not
@@ -76,7 +77,12 @@ class ATSKV(Method):
         "Adaptive Token-Relevance Sparse KV-Cache for Efficient Long Context Understanding"
     )
     effect: ClassVar[str] = "moves"
-    recommended: ClassVar[dict[str, Any]] = {"selection": "top", "hysteresis": "quantile"}
+    recommended: ClassVar[dict[str, Any]] = {
+        "selection": "top",
+        "hysteresis": "quantile",
+        "lsh_bits": 4,
+        "fetch": 16,
+    }
 
     predictor: str | None = None
     untrained: bool = False
