@@ -96,21 +96,22 @@ def choices_of(parsed: argparse.Namespace) -> tuple[Choice, ...]:
     """Every method at every ratio with every calibration.
 
     Raises:
-        UserError: unknown methods, options out of range.
+        UserError: unknown methods, options out of range, a calibration without SimCalKV.
     """
-    several = len(parsed.kv_method) > 1
+    merging = any(name.lower() == "simcalkv" for name in parsed.kv_method)
     choices = tuple(
         Choice(name, ratio, parsed.similarity_threshold, calibration, parsed.preset)
         for name in parsed.kv_method
         for ratio in parsed.compress_ratio
-        # beside others only SimCalKV has calibrations; alone another method refuses them
+        # beside SimCalKV, which has calibrations, others run without; else they refuse them
         for calibration in calibrations(
-            None if several and name.lower() != "simcalkv" else parsed.calibration
+            None if merging and name.lower() != "simcalkv" else parsed.calibration
         )
     )
     for choice in choices:
         choice.method()  # refuses wrong options
-    return choices
+    # what was asked for twice would be measured twice and be written into the same files
+    return tuple({(choice.label, f"{choice.ratio:g}"): choice for choice in choices}.values())
 
 
 def open_model(name: str, dtype: str, device: str) -> CateKVModel:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catekv.errors import UserError
 from catekv.simcalkv.arguments import (
     add_data_arguments,
     add_method_arguments,
@@ -20,16 +19,14 @@ from catekv.simcalkv.arguments import (
     reading_of,
 )
 from catekv.simcalkv.datasets import Example, Reading, find, fingerprint
+from catekv.simcalkv.journal import Journal
 from catekv.simcalkv.kv_methods import Choice
-from catekv.simcalkv.results import Pair, Results, family_of, refuse_foreign, summary, write
+from catekv.simcalkv.pairs import compare
+from catekv.simcalkv.results import Pair, Results, family_of, refuse_other_model, summary, write
 from catekv.simcalkv.split import Split
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
-    from catekv.simcalkv.comparison import Side
-
-#: the side without compression
-UNCOMPRESSED = Choice("full", 0.0)
 
 
 @dataclass(frozen=True)
@@ -78,47 +75,6 @@ def request_of(parsed: argparse.Namespace) -> Request:
     )
 
 
-def compare(
-    model: CateKVModel,
-    examples: Sequence[Example],
-    choices: Sequence[Choice],
-    progress: Callable[[str], None] = lambda text: None,
-) -> list[tuple[list[Pair], list[tuple[str, str]]]]:
-    """Every example without compression and with every method.
-
-    The first example is measured once more beforehand and thrown away: first calls load kernels.
-
-    Returns:
-        Per choice the measured pairs, and identifier and error of what failed.
-    """
-    for choice in choices:
-        choice.method().validate(model.shape)
-    for choice in (UNCOMPRESSED, *choices):
-        attempt(model, examples[0], choice)
-    found: list[tuple[list[Pair], list[tuple[str, str]]]] = [([], []) for _ in choices]
-    for number, example in enumerate(examples, 1):
-        before = attempt(model, example, UNCOMPRESSED)
-        for choice, (pairs, failed) in zip(choices, found, strict=True):
-            after = before if isinstance(before, str) else attempt(model, example, choice)
-            if isinstance(before, str) or isinstance(after, str):
-                failed.append((example.identifier, str(after)))
-            else:
-                pairs.append(Pair(example, before, after))
-        progress(f"{number}/{len(examples)}")
-    return found
-
-
-def attempt(model: CateKVModel, example: Example, choice: Choice) -> Side | str:
-    """One side of a comparison, or what went wrong with it."""
-    from catekv.simcalkv.comparison import measure
-
-    try:
-        method = choice.of_length(choice.method(), len(example.context_ids), model.shape)
-        return measure(model, example, method)
-    except (UserError, RuntimeError) as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def run(request: Request, progress: Callable[[str], None] = lambda text: None) -> list[Results]:
     """Compare, write the files, and return what was measured, method by method.
 
@@ -142,14 +98,30 @@ def run(request: Request, progress: Callable[[str], None] = lambda text: None) -
         )
 
     for choice in request.choices:
-        refuse_foreign(request.output, results(choice, [], []))
-    measured = compare(model, examples, request.choices, progress)
-    found = [
-        results(choice, *pairs) for choice, pairs in zip(request.choices, measured, strict=True)
-    ]
-    for one in found:
-        write(request.output, one)
+        refuse_other_model(request.output / results(choice, [], []).json_name, request.model)
+    recipe = recipe_of(request, model, examples)
+    with Journal(request.output, request.dataset, recipe) as journal:
+        measured = compare(model, examples, request.choices, journal, progress)
+        found = [
+            results(choice, *pairs) for choice, pairs in zip(request.choices, measured, strict=True)
+        ]
+        for one in found:
+            write(request.output, one)
+        journal.remove()
     return found
+
+
+def recipe_of(request: Request, model: CateKVModel, examples: Sequence[Example]) -> dict[str, Any]:
+    """Everything that decides the numbers of a run."""
+    return {
+        "model": request.model,
+        "shape": str(model.shape),
+        "dataset": request.dataset,
+        "choices": [
+            (choice.label, choice.ratio, choice.method().to_dict()) for choice in request.choices
+        ],
+        **settings_of(request, model, examples),
+    }
 
 
 def settings_of(

@@ -55,13 +55,17 @@ class Choice:
         label = _SHOWN.get(self.kv_method.lower(), self.name)
         if self.preset != "published":
             label += f"-{self.preset}"
-        if self.calibration not in (None, "key_const"):
+        if self.calibration is not None and self.calibration != self._usual("calibration"):
             label += f"-{self.calibration}"
-        if self.threshold:
+        if self.threshold is not None and self.threshold != self._usual("threshold"):
             label += f"-threshold{self.threshold:g}"
         for name, value in self.options:
             label += f"-{name}{value}"
         return label
+
+    def _usual(self, option: str) -> Any:
+        """What the preset says; None of an option that the method does not have."""
+        return getattr(methods.create(self.name, preset=self.preset), option, None)
 
     def method(self) -> Method:
         """The method; for one with a budget, before it has that of the ratio.

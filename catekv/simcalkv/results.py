@@ -174,21 +174,20 @@ def _difference(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else first - second
 
 
-def refuse_foreign(folder: Path, results: Results) -> None:
-    """Raise ``UserError`` if the folder holds results of another model under the same names.
+def refuse_other_model(path: Path, model_name: str) -> None:
+    """Raise ``UserError`` if a summary holds results of another model.
 
     Results of the same model are measured anew and replaced.
     """
-    path = folder / results.json_name
     if not path.exists():
         return
     try:
         known = json.loads(path.read_text(encoding="utf-8")).get("model_name")
     except (OSError, ValueError, AttributeError):
         known = None
-    if known != results.model_name:
+    if known != model_name:
         raise UserError(
-            f"{path} holds results of {known or 'something else'}, not of {results.model_name}; "
+            f"{path} holds results of {known or 'something else'}, not of {model_name}; "
             "use another --output_dir"
         )
 

@@ -73,7 +73,8 @@ class Split:
 
 
 def _position(bound: str, rows: int) -> int:
-    if bound.endswith("%"):
-        share = round(rows * int(bound[:-1]) / 100)
-        return share if share >= 0 else rows + share
-    return int(bound)
+    if not bound.endswith("%"):
+        return int(bound)
+    share = round(rows * int(bound[:-1]) / 100)
+    # from the end also where the share is less than a row; more than everything is everything
+    return max(0, rows + share) if bound.startswith("-") else share

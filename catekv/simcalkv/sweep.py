@@ -19,17 +19,17 @@ from catekv.simcalkv.arguments import (
     add_data_arguments,
     add_method_arguments,
     add_model_arguments,
-    choices_of,
     examples_of,
     open_model,
-    reading_of,
 )
 from catekv.simcalkv.comparison import answer_of
 from catekv.simcalkv.datasets import Example
-from catekv.simcalkv.evaluate import UNCOMPRESSED
+from catekv.simcalkv.evaluate import recipe_of, request_of, settings_of
+from catekv.simcalkv.journal import Journal
 from catekv.simcalkv.kv_methods import Choice
+from catekv.simcalkv.pairs import UNCOMPRESSED
+from catekv.simcalkv.results import refuse_other_model
 from catekv.simcalkv.scores import dataset_metrics
-from catekv.simcalkv.split import Split
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -56,11 +56,13 @@ def sweep(
     dataset: str,
     examples: Sequence[Example],
     choices: Sequence[Choice],
+    journal: Journal,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Point]:
     """Scores of every choice; the first point is the model without compression.
 
-    A method that cannot run at a ratio for any sample gets a point without scores.
+    A method that cannot run at a ratio for any sample gets a point without scores. Every example is
+    in the journal once all methods answered it; those which it holds are taken from there.
     """
     wanted = [UNCOMPRESSED, *choices]
     made = [choice.method() for choice in wanted]
@@ -69,20 +71,26 @@ def sweep(
     answers: list[list[str]] = [[] for _ in wanted]
     kept: list[list[float]] = [[] for _ in wanted]
     refused: dict[int, str] = {}
-    for number, example in enumerate(examples, 1):
-        tokens = len(example.context_ids)
+    for row, example in enumerate(examples):
         fitted: dict[int, methods.Method] = {}
         for index, choice in enumerate(wanted):
             try:
+                tokens = len(example.context_ids)
                 fitted[index] = choice.of_length(made[index], tokens, model.shape)
             except UserError as error:
                 refused[index] = str(error)
-        dense = model.observe(example.context_ids, needs=Needs.of_all(fitted.values()))
-        for index, method in fitted.items():
-            context = dense.compress(method)
-            answers[index].append(answer_of(model, context, example))
-            kept[index].append(context.kept_share())
-        progress(f"{number}/{len(examples)}")
+        if row not in journal.rows:
+            dense = model.observe(example.context_ids, needs=Needs.of_all(fitted.values()))
+            found = {}
+            for index, method in fitted.items():
+                context = dense.compress(method)
+                found[str(index)] = (answer_of(model, context, example), context.kept_share())
+            journal.add(row, found)
+        for index in fitted:
+            answer, share = journal.rows[row][str(index)]
+            answers[index].append(answer)
+            kept[index].append(share)
+        progress(f"{row + 1}/{len(examples)}")
     points = []
     for index, choice in enumerate(wanted):
         if index in refused:
@@ -114,31 +122,36 @@ def command(parsed: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     if not parsed.no_plots:
         plots.require_matplotlib()
-    choices, split = choices_of(parsed), Split.parse(parsed.split)
+    request = request_of(parsed)
     model = open_model(parsed.model_name, parsed.dtype, parsed.device)
-    examples = examples_of(parsed.dataset, split, model, reading_of(parsed))
-    points = sweep(
-        model,
-        parsed.dataset,
-        examples,
-        choices,
-        lambda text: print(f"\r{text} ", end="", file=sys.stderr),
-    )
-    print(file=sys.stderr)
-    folder = Path(parsed.output_dir)
-    try:
-        written = write(folder, parsed.dataset, points, not parsed.no_plots)
-        description = {
-            "model_name": parsed.model_name,
-            "dataset": parsed.dataset,
-            "split": str(split),
-            "samples": len(examples),
-            "data": examples[0].data,
-            "points": [vars(point) for point in points],
-        }
-        (folder / f"sweep_{parsed.dataset}.json").write_text(json.dumps(description, indent=1))
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    examples = examples_of(parsed.dataset, request.split, model, request.reading)
+    folder, summary = request.output, f"sweep_{parsed.dataset}.json"
+    refuse_other_model(folder / summary, parsed.model_name)
+    recipe = recipe_of(request, model, examples)
+    with Journal(folder, f"sweep_{parsed.dataset}", recipe) as journal:
+        points = sweep(
+            model,
+            parsed.dataset,
+            examples,
+            request.choices,
+            journal,
+            lambda text: print(f"\r{text} ", end="", file=sys.stderr),
+        )
+        print(file=sys.stderr)
+        try:
+            written = write(folder, parsed.dataset, points, not parsed.no_plots)
+            write_answers(folder, parsed.dataset, examples, points, journal)
+            description = {
+                "model_name": parsed.model_name,
+                "dataset": parsed.dataset,
+                "samples": len(examples),
+                **settings_of(request, model, examples),
+                "points": [vars(point) for point in points],
+            }
+            (folder / summary).write_text(json.dumps(description, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+        journal.remove()
     print(written.read_text(), end="")
     for label in dict.fromkeys(point.label for point in points if point.refused is not None):
         refused = [point for point in points if point.refused is not None and point.label == label]
@@ -146,6 +159,28 @@ def command(parsed: argparse.Namespace) -> int:
         print(f"note: {label} cannot run at {ratios}: {refused[0].refused}", file=sys.stderr)
     print(f"Files: {folder}")
     return 0
+
+
+def write_answers(
+    folder: Path,
+    dataset: str,
+    examples: Sequence[Example],
+    points: Sequence[Point],
+    journal: Journal,
+) -> None:
+    """Every answer as JSON lines, a line per sample."""
+    with (folder / f"sweep_{dataset}.jsonl").open("w", encoding="utf-8") as stream:
+        for row, example in enumerate(examples):
+            line = {
+                "id": example.identifier,
+                "references": list(example.references),
+                "answers": [
+                    {"method": points[int(index)].label, "ratio": points[int(index)].ratio,
+                     "kept_share": share, "answer": answer}
+                    for index, (answer, share) in journal.rows[row].items()
+                ],
+            }  # fmt: skip
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def write(folder: Path, dataset: str, points: Sequence[Point], draw: bool) -> Path:

@@ -93,6 +93,44 @@ def test_ratio_nothing_is_the_identity(tmp_path: Path) -> None:
         assert found["metrics_before"] == found["metrics_after"]
 
 
+def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
+    from catekv.simcalkv import comparison
+
+    words = [
+        "llama_eval", "--dataset", "piqa", "--source", "built-in", "--split", "test[:3]",
+        "--compress_ratio", 0.4, 0.4, "--output_dir", tmp_path,
+    ]  # fmt: skip
+    measure, read = comparison.measure, []
+
+    def counted(model, example, method):
+        read.append(example.identifier)
+        if len(read) == stop:
+            raise KeyboardInterrupt
+        return measure(model, example, method)
+
+    monkeypatch.setattr(comparison, "measure", counted)
+    stop = 8  # the first row twice as warm-up and twice measured, the second, half of the third
+    assert run(*words) == 130
+    assert read == ["0", "0", "0", "0", "1", "1", "2", "2"]
+    (journal,) = tmp_path.iterdir()
+    first, second = journal.read_text().splitlines()
+    journal.write_text(f"{first}\n{second}\n{second[:40]}")  # killed while it wrote
+    read.clear()
+    stop = 0
+    assert run(*words, "--seed", 1) == 0  # another run: nothing of the first is taken or lost
+    assert read == ["0", "0", "0", "0", "1", "1", "2", "2"]
+    assert journal.exists()
+    read.clear()
+    assert run(*words) == 0
+    assert read == ["0", "0", "2", "2"]
+    assert not journal.exists()
+    details = (tmp_path / "llama_results_piqa_SimCalKV_0.4.jsonl").read_text().splitlines()
+    kept = [json.loads(line) for line in details]
+    assert [sample["id"] for sample in kept] == ["0", "1", "2"]
+    assert [kept[0]["before"], kept[0]["after"]] == json.loads(first)["value"]
+    assert json.loads((tmp_path / "llama_piqa_SimCalKV_0.4.json").read_text())["samples"] == 3
+
+
 def test_memory_counts_the_answer_too(tmp_path: Path) -> None:
     code = run(
         "llama_eval", "--dataset", "hotpotqa", "--source", "built-in", "--split", "test[:1]",
@@ -208,10 +246,45 @@ def test_the_sweep_draws_scores_against_the_ratio(tmp_path: Path) -> None:
     assert all(row["rouge1"] for row in rows[:7])
     assert rows[8]["rouge1"] == ""  # four layers: its first ones keep too much
     assert float(rows[3]["kept_share"]) == pytest.approx(0.2, abs=0.01)
+    lines = [json.loads(x) for x in (tmp_path / "sweep_xsum.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["0", "1"]
+    assert [one["method"] for one in lines[0]["answers"]] == [row["method"] for row in rows[:7]]
     names = {path.name for path in tmp_path.glob("*.png")}
     assert names == {
         f"sweep_xsum_{kind}.png" for kind in ("rouge1", "rouge2", "rougeL", "rougeLsum")
     }
+
+
+def test_a_sweep_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
+    from catekv.simcalkv import sweep
+
+    words = [
+        "sweep", "--dataset", "piqa", "--source", "built-in", "--split", "test[:2]", "--no_plots",
+        "--compress_ratio", 0.5, "--output_dir", tmp_path,
+    ]  # fmt: skip
+    answer, read = sweep.answer_of, []
+
+    def counted(model, context, example):
+        read.append(example.identifier)
+        if len(read) == stop:
+            raise KeyboardInterrupt
+        return answer(model, context, example)
+
+    monkeypatch.setattr(sweep, "answer_of", counted)
+    stop = 4
+    assert run(*words) == 130
+    assert read == ["0", "0", "1", "1"]
+    read.clear()
+    stop = 0
+    assert run(*words) == 0
+    assert read == ["1", "1"]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"sweep_piqa.csv", "sweep_piqa.json", "sweep_piqa.jsonl"}
+    found = json.loads((tmp_path / "sweep_piqa.json").read_text())
+    found["model_name"] = "another"
+    (tmp_path / "sweep_piqa.json").write_text(json.dumps(found))
+    assert run(*words) == 2
+    assert "holds results of another, not of" in capsys.readouterr().err
 
 
 def test_the_analyses_write_numbers_and_pictures(tmp_path: Path) -> None:
@@ -244,6 +317,7 @@ def test_the_analyses_write_numbers_and_pictures(tmp_path: Path) -> None:
         (["--compress_ratio", "1"], "ratio 1 removes every token"),
         (["--similarity_threshold", "1.2"], "threshold 1.2 is outside [-1, 1]"),
         (["--kv_method", "KeepCV"], "unknown method 'keepcv'"),
+        (["--kv_method", "KeepKV", "CaM", "--calibration", "logit"], "KeepKV has no calibration"),
         (["--split", "test[8]"], "write it like test[:100]"),
         (["--split", "test[5:5]", "--source", "built-in"], "holds no row"),
         (["--split", "test", "--source", "built-in"], "say how many"),

@@ -39,6 +39,11 @@ def tokenizer():
         ("test[:10%]", range(2)),
         ("test[50%:]", range(10, 20)),
         ("test[:100]", range(20)),
+        ("test[-10%:]", range(18, 20)),
+        ("test[:-90%]", range(2)),
+        ("test[-1%:]", range(0)),  # less than a row of 20
+        ("test[-150%:]", range(20)),
+        ("test[0:3]", range(3)),
     ],
 )
 def test_splits_name_rows(text: str, expected: range) -> None:

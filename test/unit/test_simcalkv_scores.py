@@ -22,7 +22,7 @@ from catekv.simcalkv.results import (
     Pair,
     Results,
     family_of,
-    refuse_foreign,
+    refuse_other_model,
     summary,
     write,
 )
@@ -120,9 +120,9 @@ def test_files_carry_the_ratio(tmp_path: Path) -> None:
     assert json.loads(overview.read_text())["compress_ratio"] == 0.4
     details = [json.loads(line) for line in table.with_suffix(".jsonl").open()]
     assert details[0]["after"]["compress_s"] == 0.25
-    refuse_foreign(tmp_path, results())
+    refuse_other_model(tmp_path / results().json_name, results().model_name)
     with pytest.raises(UserError, match="holds results of ckpt/one, not of ckpt/two"):
-        refuse_foreign(tmp_path, results(model_name="ckpt/two"))
+        refuse_other_model(tmp_path / results().json_name, "ckpt/two")
     assert [family_of(name) for name in ("llama", "qwen2", "mistral")] == [
         "llama",
         "qwen",
@@ -151,6 +151,27 @@ def test_published_names_stand_for_the_published_methods() -> None:
     assert (made.ratio, made.threshold, made.calibration) == (0.3, 0.8, "logit")
     assert Choice("SimCalKV", 0.3, 0.8, "logit").label == "SimCalKV-logit-threshold0.8"
     assert Choice("simcalkv", 0.3, 0.0, "key_const").label == "SimCalKV"
+
+
+def test_what_differs_has_another_name() -> None:
+    labels = [
+        Choice("SimCalKV", 0.3, preset="recommended").label,
+        Choice("SimCalKV", 0.3, None, "key_const", "recommended").label,
+        Choice("SimCalKV", 0.3, None, "none", "recommended").label,
+        Choice("simcalkv_keepkv", 0.3).label,
+        Choice("simcalkv_keepkv", 0.3, 0.0).label,
+        Choice("KeepKV", 0.3, 0.0).label,
+    ]
+    assert labels == [
+        "SimCalKV-recommended",
+        "SimCalKV-recommended-key_const",
+        "SimCalKV-recommended-none",
+        "simcalkv_keepkv",
+        "simcalkv_keepkv-threshold0",
+        "KeepKV-threshold0",
+    ]
+    same = Choice("SimCalKV", 0.3, None, "logit", "recommended")
+    assert same.label == "SimCalKV-recommended"
     assert calibrations(["all"]) == ["key_const", "logit", "none"]
     assert calibrations(None) == [None]
 

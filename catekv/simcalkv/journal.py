@@ -1,0 +1,86 @@
+"""Rows that were measured, on disk as soon as they are: a run that was cut short goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from catekv.errors import UserError
+
+
+class Journal:
+    """One line per row of a run, kept until the run's own files are written.
+
+    The file's name holds a digest of what is measured, so that only the same command goes on with
+    it and no other one can overwrite it. A line that was cut off by the end of its process is
+    passed over. Nothing is created before the first row.
+
+    Args:
+        folder: where the results go.
+        name: first part of the file's name.
+        recipe: everything that decides the numbers, as JSON.
+
+    Attributes:
+        rows: what is known already, by position.
+
+    Raises:
+        UserError: the file is there and cannot be read, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, name: str, recipe: Mapping[str, Any]):
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode())
+        self.path = folder / f"{name}.unfinished-{digest.hexdigest()[:12]}.jsonl"
+        self._stream: TextIO | None = None
+        self.rows: dict[int, Any] = {}
+        try:
+            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {self.path}: {error}; remove it to begin anew") from None
+        for line in text.splitlines():
+            try:
+                found = json.loads(line)
+                self.rows[int(found["row"])] = found["value"]
+            except (ValueError, KeyError, TypeError):
+                continue
+
+    def add(self, row: int, value: Any) -> None:
+        """Keep what was measured on a row."""
+        self.rows[row] = value
+        try:
+            if self._stream is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._stream = self.path.open("a", encoding="utf-8")
+                if self._stream.tell():
+                    self._stream.write("\n")  # ends a line that was cut off
+            self._stream.write(json.dumps({"row": row, "value": value}) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from None
+
+    def remove(self) -> None:
+        """Everything is in the run's own files now."""
+        self._close()
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot remove {self.path}: {error.strerror or error}") from None
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close()
