@@ -13,6 +13,7 @@ from catekv.methods.base import Merged, ModelShape, Needs, Observed, Selection, 
 from catekv.methods.budgeted import Budgeted
 from catekv.methods.h2o import H2O, row_capacities, selected_entries, with_halved_window
 from catekv.methods.merging import nearest_kept
+from catekv.methods.option_checks import check_number
 from catekv.methods.vote_merge import corrected_average, window_average, zip_merge
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class KeepKV(Budgeted):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.refuse_below("window", 1)
+        for option in ("threshold", "alpha"):
+            check_number(self.name, option, getattr(self, option))
         if not -1 <= self.threshold <= 1:
             raise UserError(f"keepkv: threshold {self.threshold} is outside [-1, 1]")
         if not 0 < self.alpha < 1:

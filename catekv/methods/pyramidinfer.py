@@ -13,6 +13,7 @@ from torch import Tensor
 from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
 from catekv.methods.h2o import observed_shape
+from catekv.methods.option_checks import check_number, check_whole
 from catekv.methods.scoring import top_mask
 
 if TYPE_CHECKING:
@@ -138,13 +139,11 @@ class PyramidInferKV(Method):
 
     def __post_init__(self) -> None:
         for option in ("least_ratio", "recent", "block_share", "least_block_ratio"):
+            check_number(self.name, option, getattr(self, option))
             if not 0 <= getattr(self, option) <= 1:
                 raise UserError(f"{self.name}: {option} {getattr(self, option)} is outside [0, 1]")
         for option, least in (("sinks", 0), ("min_context", 0), ("window", 1), ("block", 1)):
-            if getattr(self, option) < least:
-                raise UserError(
-                    f"{self.name}: {option} {getattr(self, option)} must be at least {least}"
-                )
+            check_whole(self.name, option, getattr(self, option), least)
         if self.min_context < self.sinks:
             raise UserError(
                 f"{self.name}: min_context {self.min_context} does not hold the {self.sinks} sinks"

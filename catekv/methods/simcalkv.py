@@ -21,6 +21,7 @@ from catekv.methods.base import (
 )
 from catekv.methods.h2o import observed_shape, received_attention
 from catekv.methods.merging import removed_count
+from catekv.methods.option_checks import check_number, check_whole
 from catekv.methods.similarity_merge import (
     CALIBRATIONS,
     KEY_MEANS,
@@ -104,8 +105,11 @@ class SimCalKV(Method):
                 "key_mean='half' or merge_order='batched'"
             )
         for option in ("protect_initial", "protect_recent", "remerge_every"):
-            if getattr(self, option) < 0:
-                raise UserError(f"{self.name}: {option} {getattr(self, option)} is negative")
+            check_whole(self.name, option, getattr(self, option))
+        if not isinstance(self.causal_normalise, bool):
+            raise UserError(
+                f"{self.name}: causal_normalise {self.causal_normalise!r} must be true or false"
+            )
         object.__setattr__(self, "budgets", budgets_from(self.budgets))
 
     @property
@@ -201,18 +205,12 @@ def check_ratio(name: str, ratio: float, total: int | None) -> None:
     """Raise ``UserError`` unless ``ratio`` is a share that leaves something, and ``total``, which
     stands for it where it is given, not negative."""
     check_number(name, "ratio", ratio)
-    if total is not None and total < 0:
-        raise UserError(f"{name}: total {total} is negative")
+    if total is not None:
+        check_whole(name, "total", total)
     if not 0 <= ratio <= 1:
         raise UserError(f"{name}: ratio {ratio} is outside [0, 1); it is the share removed")
     if ratio == 1 and total is None:
         raise UserError(f"{name}: ratio 1 removes every token; use a ratio below 1")
-
-
-def check_number(name: str, option: str, value: Any) -> None:
-    """Raise ``UserError`` unless an option is a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{name}: {option} {value!r} is not a number")
 
 
 def last_query_logits(observed: Observed, b: int, head: int) -> Tensor:

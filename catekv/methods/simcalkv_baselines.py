@@ -7,6 +7,7 @@ that comparison did by mistake and cannot have meant (kept entries averaged with
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -28,8 +29,9 @@ from catekv.methods.cam import merge_probability
 from catekv.methods.draws import uniform_numbers
 from catekv.methods.h2o import observed_shape, received_attention
 from catekv.methods.merging import group_mean, group_shares, nearest_kept, removed_count
+from catekv.methods.option_checks import check_number, check_whole
 from catekv.methods.scoring import top_mask
-from catekv.methods.simcalkv import check_number, check_ratio, last_query_logits
+from catekv.methods.simcalkv import check_ratio, last_query_logits
 from catekv.methods.similarity_merge import removal_order
 
 PAPER = "a baseline of Similarity-Aware KV Cache Merging with Bias Calibration, MSN 2025"
@@ -144,11 +146,10 @@ class SimCalPyramidInfer(RemovedShare):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.every < 1 or self.step < 0:
-            raise UserError(
-                f"{self.name}: every {self.every} must be at least 1, and step {self.step} at "
-                "least 0"
-            )
+        check_number(self.name, "step", self.step)
+        check_whole(self.name, "every", self.every, 1)
+        if not 0 <= self.step < math.inf:
+            raise UserError(f"{self.name}: step {self.step} must be at least 0")
 
     def ratios(self, layers: int) -> list[float]:
         rise = [self.step * (layer // self.every) for layer in range(layers)]
@@ -261,6 +262,10 @@ class SimCalCaM(RemovedShare):
 
     expected: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(self.name, "seed", self.seed)
 
     def for_heads(self, heads: slice) -> SimCalCaM:
         if not self.expected:

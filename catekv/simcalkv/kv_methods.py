@@ -25,6 +25,10 @@ PUBLISHED = {
 _SHOWN = {"simcalkv": "SimCalKV", "keepkv": "KeepKV", "pyramidinfer": "PyramidInfer", "cam": "CaM"}
 
 
+#: parts of [0, 1] in which PyramidInfer's share is looked for
+_STEPS = 500
+
+
 @dataclass(frozen=True)
 class Choice:
     """A method at a ratio.
@@ -112,8 +116,15 @@ def calibrations(wanted: list[str] | None) -> list[str | None]:
 
 def _pyramid(method: PyramidInferKV, total: int, tokens: int, shape: ModelShape) -> PyramidInferKV:
     """The largest share handed from layer to layer that keeps no more than ``total``."""
-    low, high = 0.0, 1.0
-    smallest = total_kept(replace(method, least_ratio=low), tokens, shape)
+
+    def kept(share: float) -> int:
+        return total_kept(replace(method, least_ratio=share), tokens, shape)
+
+    # what is kept does not always grow with the share: a layer whose choice would be too small
+    # keeps everything that it was handed
+    steps = [step / _STEPS for step in range(_STEPS + 1)]
+    sizes = [kept(share) for share in steps]
+    smallest = min(sizes)
     if smallest > total:
         heads = shape.layers * shape.kv_heads
         raise UserError(
@@ -121,10 +132,11 @@ def _pyramid(method: PyramidInferKV, total: int, tokens: int, shape: ModelShape)
             f"the ratio leaves {total}: its first layer keeps everything, and the recent tokens "
             "stay; use a smaller --compress_ratio"
         )
-    if total_kept(replace(method, least_ratio=high), tokens, shape) <= total:
-        return replace(method, least_ratio=high)
+    last = max(step for step, size in enumerate(sizes) if size <= total)
+    if last == _STEPS:
+        return replace(method, least_ratio=1.0)
+    low, high = steps[last], steps[last + 1]
     for _ in range(30):
         middle = (low + high) / 2
-        kept = total_kept(replace(method, least_ratio=middle), tokens, shape)
-        low, high = (middle, high) if kept <= total else (low, middle)
+        low, high = (middle, high) if kept(middle) <= total else (low, middle)
     return replace(method, least_ratio=low)

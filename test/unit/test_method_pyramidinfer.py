@@ -254,6 +254,8 @@ def test_the_system_with_shorter_hidden_states_is_refused() -> None:
     ("options", "message"),
     [
         ({"least_ratio": 1.1}, "outside"),
+        ({"least_ratio": "x"}, "least_ratio 'x' is not a number"),
+        ({"block": 1.5}, "block 1.5 is not a whole number"),
         ({"recent": -0.1}, "outside"),
         ({"window": 0}, "at least 1"),
         ({"block": 0}, "at least 1"),

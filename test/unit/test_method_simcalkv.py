@@ -515,6 +515,10 @@ def test_everything_seen_is_merged_again_if_nothing_is_to_be_removed() -> None:
         ({"threshold": 1.01}, r"threshold 1.01 is outside \[-1, 1\]"),
         ({"threshold": -2.0}, "outside"),
         ({"protect_recent": -1}, "negative"),
+        ({"protect_recent": 1.5}, "protect_recent 1.5 is not a whole number"),
+        ({"remerge_every": None}, "remerge_every None is not a whole number"),
+        ({"causal_normalise": "no"}, "must be true or false"),
+        ({"total": 1.5}, "total 1.5 is not a whole number"),
         ({"total": -1}, "negative"),
     ],
 )

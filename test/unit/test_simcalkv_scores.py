@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,8 @@ def test_published_names_stand_for_the_published_methods() -> None:
     assert (made.ratio, made.threshold, made.calibration) == (0.3, 0.8, "logit")
     assert Choice("SimCalKV", 0.3, 0.8, "logit").label == "SimCalKV-logit-threshold0.8"
     assert Choice("simcalkv", 0.3, 0.0, "key_const").label == "SimCalKV"
+    assert calibrations(["all"]) == ["key_const", "logit", "none"]
+    assert calibrations(None) == [None]
 
 
 def test_what_differs_has_another_name() -> None:
@@ -172,8 +175,6 @@ def test_what_differs_has_another_name() -> None:
     ]
     same = Choice("SimCalKV", 0.3, None, "logit", "recommended")
     assert same.label == "SimCalKV-recommended"
-    assert calibrations(["all"]) == ["key_const", "logit", "none"]
-    assert calibrations(None) == [None]
 
 
 @pytest.mark.parametrize("name", ["KeepKV", "CaM", "h2o", "snapkv", "simcalkv_keepkv"])
@@ -193,6 +194,11 @@ def test_pyramidinfer_gets_the_memory_as_nearly_as_its_shape_allows() -> None:
         assert 0.995 * total < total_kept(made, 2000, shape) <= total
     whole = Choice("PyramidInfer", 0.0)
     assert total_kept(whole.of_length(whole.method(), 300, shape), 300, shape) == 128 * 300
+    # here the smallest share is not the smallest cache, which keeps 51 %
+    half = Choice("PyramidInfer", 0.5)
+    assert total_kept(replace(half.method(), least_ratio=0.0), 1024, shape) > 128 * 512
+    made = half.of_length(half.method(), 1024, shape)
+    assert 0.995 * 128 * 512 < total_kept(made, 1024, shape) <= 128 * 512
     low = Choice("PyramidInfer", 0.9)
     with pytest.raises(UserError, match="use a smaller --compress_ratio"):
         low.of_length(low.method(), 2000, shape)
