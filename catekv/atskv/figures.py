@@ -97,7 +97,7 @@ def _figure(width: float) -> Any:
 
 
 def _bars(path: Any, groups: dict[str, dict[str, float]], methods: list[str], label: str) -> None:
-    figure = _figure(1.6 + 1.8 * len(groups))
+    figure = _figure(max(6.4, 1.6 + 1.8 * len(groups)))
     axis = figure.subplots()
     width = 0.8 / len(methods)
     for place, method in enumerate(methods):
@@ -106,7 +106,7 @@ def _bars(path: Any, groups: dict[str, dict[str, float]], methods: list[str], la
                  [value for _, value in known], width, label=method)  # fmt: skip
     axis.set_xticks(range(len(groups)), list(groups))
     axis.set_ylabel(label)
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=120)
 
 
@@ -125,5 +125,5 @@ def _scatter(
                          [accuracy[name][method] for name in shared], label=method)  # fmt: skip
     axis.set(xlabel="memory reduction on the device (%)", ylabel="accuracy",
              title="a point per benchmark")  # fmt: skip
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=120)

@@ -123,15 +123,15 @@ def _findings(output: Output) -> str:
         least = max(saved, key=lambda method: saved[method] or 0.0)
         lines.append(
             f"- {name}: highest accuracy {100 * best:.1f}% ({', '.join(leaders)}); least memory on "
-            f"the device with {least} ({saved[least]:.1f}% less than uncompressed, accuracy "
+            f"the device with {least} ({_saved(saved[least])} than uncompressed, accuracy "
             f"{100 * scores[least]:.1f}%)."
         )
         if {"full", "atskv"} <= set(scores):
             gap = 100 * (scores["atskv"] - scores["full"])
             everything = mean(output.of(slug, "atskv"), "memory_reduction_all_tiers")
             lines.append(
-                f"  atskv against full: {gap:+.1f} points, {saved['atskv']:.1f}% less on the "
-                f"device, {everything:.1f}% less over all tiers."
+                f"  atskv against full: {gap:+.1f} points, {_saved(saved['atskv'])} on the "
+                f"device, {_saved(everything)} over all tiers."
             )
     return "\n".join(lines) or "Nothing was measured."
 
@@ -141,7 +141,7 @@ def _limitations(output: Output) -> str:
     lines = []
     if counts:
         lines.append(
-            f"- {min(counts)} to {max(counts)} examples a cell: one answer more or less changes "
+            f"- At least {min(counts)} examples a cell: one answer more or less changes "
             f"its accuracy by up to {100 / min(counts):.0f} points."
         )
     if any(cell.data == "built-in" for cell in output.cells):
@@ -168,10 +168,16 @@ def _conclusion(output: Output) -> str:
         cells = [cell for cell in output.cells if cell.method == method]
         accuracy, saved = mean(cells, "accuracy"), mean(cells, "memory_reduction")
         if accuracy is not None and saved is not None:
-            rows.append(f"{method} {100 * accuracy:.1f}% at {saved:.1f}% less")
+            rows.append(f"{method} {100 * accuracy:.1f}% at {_saved(saved)}")
     return "Mean accuracy and memory on the device over all benchmarks and sizes: " + (
         "; ".join(rows) + "." if rows else "nothing was measured."
     )
+
+
+def _saved(percent: float | None) -> str:
+    """A memory reduction in words."""
+    value = 0.0 if percent is None else round(percent, 1)
+    return f"{abs(value):.1f}% {'more' if value < 0 else 'less'}"
 
 
 def _text(value: float | None, digits: int) -> str:
