@@ -131,6 +131,19 @@ def count_field(
     return value
 
 
+def identity_field(row: Mapping[str, Any], name: str, default: int | None = None) -> str | int:
+    """A field that tells a row from others, a text or a whole number; ``default`` where missing.
+
+    Raises:
+        KeyError: it is missing and has no default.
+        ValueError: it holds anything else, or a blank text.
+    """
+    value = row[name] if default is None else row.get(name, default)
+    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
+        raise ValueError(f"field {name!r} is {shown(value)}, expected a text or a whole number")
+    return value
+
+
 def references_field(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """A field with answers that are looked for in predictions: a text, or a list of them.
 
@@ -144,7 +157,8 @@ def references_field(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     if not isinstance(answers, list) or not answers:
         raise ValueError(f"field {name!r} is {shown(value)}, expected at least one answer")
     for answer in answers:
-        if not isinstance(answer, str | int) or not str(answer).strip():
+        is_text = isinstance(answer, str | int) and not isinstance(answer, bool)
+        if not is_text or not str(answer).strip():
             raise ValueError(f"field {name!r} holds the answer {shown(answer)}, which is no text")
     return tuple(map(str, answers))
 

@@ -120,12 +120,29 @@ def test_labels_of_choices_are_text_and_letter(written):
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("passkey", {"answer": []}, "there is no answer"),
-        ("passkey", {"context": 5}, "must be texts"),
-        ("code_debug", {"options": ["a", "b"]}, "one of four options"),
-        ("longbook_choice_eng", {"answer": ["Karl"]}, "one of four options"),
-        ("math_find", {"answer": ["many"]}, "is not a number"),
+        ("passkey", {"answer": []}, "expected at least one answer"),
+        ("passkey", {"answer": None}, "field 'answer' is None, expected at least one answer"),
+        ("passkey", {"answer": True}, "field 'answer' is True"),
+        ("number_string", {"answer": {}}, "field 'answer' is {}, expected at least one answer"),
+        ("number_string", {"answer": [""]}, "holds the answer '', which is no text"),
+        ("kv_retrieval", {"answer": ""}, "holds the answer '', which is no text"),
+        ("longbook_sum_eng", {"answer": [None]}, "holds the answer None, which is no text"),
+        ("longbook_qa_eng", {"answer": ["Rome", True]}, "holds the answer True, which is no text"),
+        ("passkey", {"context": 5}, "field 'context' is 5, expected a text"),
+        ("passkey", {"input": ["a"]}, "field 'input' is .*, expected a text"),
+        ("passkey", {"id": {"a": 1}}, "field 'id' is .*, expected a text or a whole number"),
+        ("passkey", {"id": None}, "field 'id' is None, expected a text or a whole number"),
+        ("code_debug", {"options": ["a", "b"]}, "field 'options' is .*, expected four texts"),
+        ("code_debug", {"options": "abcd"}, "field 'options' is 'abcd', expected four texts"),
+        ("code_debug", {"options": ["a", "b", "get_name", 4]}, "expected four texts"),
+        ("longbook_choice_eng", {"answer": ["Karl"]}, "'Karl' is none of the options"),
+        ("math_find", {"answer": ["many"]}, "holds 'many', which is not a number"),
+        ("math_find", {"answer": float("inf")}, "holds inf, which is not a number"),
         ("math_calc", {"answer": "12"}, "is not a list of numbers"),
+        ("math_calc", {"answer": [1, 2.5]}, "holds 2.5, which is not a whole number"),
+        ("code_run", {"answer": "-7"}, "holds '-7', which is not a whole number"),
+        ("code_run", {"answer": None}, "holds None, which is not a whole number"),
+        ("code_run", {"answer": []}, "expected at least one answer"),
     ],
 )
 def test_bad_rows_name_file_and_line(name, fields, message, written):
@@ -134,6 +151,18 @@ def test_bad_rows_name_file_and_line(name, fields, message, written):
         tasks.read(file)
     with pytest.raises(UserError, match=rf"{name}\.jsonl, line 2: .*{message}"):
         build(name, 100_000, 2, path=str(file))
+
+
+@pytest.mark.parametrize("digits", [20, 400])
+def test_long_numbers_are_compared_digit_by_digit(digits, written):
+    number = int("7" * digits)
+    (sample,) = tasks.read(written("math_find.jsonl", row("math_find", answer=[number])))
+    assert tasks.score(f"It is {number}.", sample) == {"official": 1.0, "strict": 1.0}
+    assert tasks.score(f"It is {number + 1}.", sample) == {"official": 0.0, "strict": 0.0}
+    assert tasks.score(f"{number}, not {number + 1}", sample) == {"official": 1.0, "strict": 0.0}
+    (sample,) = tasks.read(written("math_calc.jsonl", row("math_calc", answer=[number, 3])))
+    assert tasks.score(f"{number}, 3", sample) == {"official": 1.0, "strict": 1.0}
+    assert tasks.score(f"{number}, 3, 4", sample) == {"official": 1.0, "strict": 0.0}
 
 
 def test_missing_field_and_torn_line_are_named(written):

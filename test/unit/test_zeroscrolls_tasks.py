@@ -175,11 +175,19 @@ def test_the_leaderboard_takes_official_rows_once(written, tmp_path):
         ({"document_end_index": 10**6}, "document_end_index is 1000000"),
         ({"document_end_index": None}, "document_end_index is None"),
         ({"query_start_index": 3}, "do not follow each other"),
-        ({"input": 5}, "input must be a text"),
+        ({"document_start_index": True}, "document_start_index is True"),
+        ({"input": 5}, "field 'input' is 5, expected a text"),
+        ({"id": ["b"]}, "field 'id' is .*, expected a text or a whole number"),
+        ({"id": None}, "field 'id' is None, expected a text or a whole number"),
+        ({"truncation_seperator": 3}, "field 'truncation_seperator' is 3, expected a text"),
+        ({"output": 12}, "field 'output' is 12, expected at least one answer"),
+        ({"output": [None]}, "field 'output' holds the answer None, which is no text"),
     ],
 )
 def test_bad_rows_name_file_and_line(fields, message, written):
-    file = written("musique/validation.jsonl", row("musique"), row("musique", id="b", **fields))
+    file = written(
+        "musique/validation.jsonl", row("musique"), row("musique", **{"id": "b", **fields})
+    )
     with pytest.raises(UserError, match=rf"validation\.jsonl, line 2: .*{message}"):
         tasks.read(file)
     with pytest.raises(UserError, match=rf"validation\.jsonl, line 2: .*{message}"):

@@ -10,7 +10,7 @@ from catekv.tasks.drawn_samples import fitted, is_drawn
 from catekv.tasks.infinitebench import built_in, drawn, small
 from catekv.tasks.infinitebench.options import CodeOptions, FindOptions, HiddenOptions
 from catekv.tasks.infinitebench.prompts import NEW_TOKENS, PREFIX
-from catekv.tasks.infinitebench.rows import metric_name, read, recognise, row_parts
+from catekv.tasks.infinitebench.rows import FILES, metric_name, read, row_parts
 from catekv.tasks.infinitebench.scoring import score
 from catekv.tasks.row_samples import limited
 from catekv.tasks.sample import Sample
@@ -71,4 +71,4 @@ def _task(name: str) -> Task:
     )
 
 
-FAMILY = Family("infinitebench", tuple(map(_task, NEW_TOKENS)), read, recognise)
+FAMILY = Family("infinitebench", tuple(map(_task, NEW_TOKENS)), read, FILES.recognise)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 from catekv.tasks import metrics
@@ -39,12 +41,14 @@ def strict(task: str, prediction: str, label: Any, options: Any, official: float
     if task in ("passkey", "number_string"):
         return float(set(re.findall(r"\d+", prediction)) == {str(first)})
     if task == "math_find":
-        return float({float(number) for number in _NUMBER.findall(prediction)} == {float(first)})
+        # whole numbers may have hundreds of digits, which no float holds
+        exact: Callable[[Any], Any] = float if isinstance(first, float) else Decimal
+        return float({exact(number) for number in _NUMBER.findall(prediction)} == {exact(first)})
     if task == "kv_retrieval":
         form = _form(str(first))
         return float({word for word in _WORD.findall(prediction) if _form(word) == form} == {first})
     if task == "math_calc":
-        return float([float(number) for number in _NUMBER.findall(prediction)] == label)
+        return float([Decimal(number) for number in _NUMBER.findall(prediction)] == list(label))
     if task in CHOICES:
         letters = set(_LETTER.findall(prediction))
         if letters:

@@ -16,12 +16,12 @@ from catekv.tasks.sources import DataOptions, load_rows
 from catekv.tasks.task import BuildRequest, Family, Task
 from catekv.tasks.zeroscrolls import built_in, small
 from catekv.tasks.zeroscrolls.rows import (
+    FILES,
     NEW_TOKENS,
     PREFIX,
     merged,
     metric_name,
     read,
-    recognise,
     row_parts,
 )
 from catekv.tasks.zeroscrolls.strict import strict
@@ -99,4 +99,4 @@ def _task(name: str) -> Task:
     )
 
 
-FAMILY = Family("zeroscrolls", tuple(map(_task, NEW_TOKENS)), read, recognise)
+FAMILY = Family("zeroscrolls", tuple(map(_task, NEW_TOKENS)), read, FILES.recognise)

@@ -14,8 +14,9 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.tasks.metrics import zeroscrolls
+from catekv.tasks.named_files import NamedFiles
 from catekv.tasks.parts import OFFICIAL, Parts, unfitted
-from catekv.tasks.rows import naming
+from catekv.tasks.rows import identity_field, naming, references_field, shown, text_field
 from catekv.tasks.sample import Sample
 from catekv.tasks.sources import file_rows
 
@@ -33,6 +34,14 @@ NEW_TOKENS = {
     "space_digest": 36,
     "book_sum_sort": 256,
 }
+#: rows say where document and query lie
+FILES = NamedFiles(
+    "ZeroSCROLLS",
+    PREFIX,
+    tuple(NEW_TOKENS),
+    frozenset({"input", "document_start_index", "query_start_index"}),
+    folders=True,
+)
 _SPANS = ("document_start_index", "document_end_index", "query_start_index", "query_end_index")
 
 
@@ -50,9 +59,7 @@ def row_parts(task: str, row: dict[str, Any], wording: str = OFFICIAL) -> Parts:
         KeyError, ValueError: a missing field, spans that do not lie in the prompt one after the
             other, or an answer that the task's rule cannot use.
     """
-    text = row["input"]
-    if not isinstance(text, str):
-        raise ValueError("input must be a text")
+    text = text_field(row, "input")
     start, end, asked, asked_end = (_index(row[name], name, len(text)) for name in _SPANS)
     if asked == asked_end:  # summaries have no query: the answer begins behind the document
         asked = asked_end = max(end, asked)
@@ -60,13 +67,15 @@ def row_parts(task: str, row: dict[str, Any], wording: str = OFFICIAL) -> Parts:
         raise ValueError(
             f"document {start} to {end} and query {asked} to {asked_end} do not follow each other"
         )
-    answers = row.get("output")
-    outputs = tuple(answers) if isinstance(answers, list) else (answers,) if answers else ()
+    outputs = () if row.get("output") in (None, "", []) else references_field(row, "output")
     try:
         zeroscrolls.score(task, "", outputs)
     except UserError as error:
         raise ValueError(str(error)) from None
-    metadata = {"id": str(row["id"])}
+    separator = ""
+    if row.get("truncation_seperator") is not None:
+        separator = text_field(row, "truncation_seperator")
+    metadata = {"id": str(identity_field(row, "id"))}
     if task in zeroscrolls.UNVERIFIED:
         metadata["metric_note"] = "not compared with the official code"
     return Parts(
@@ -79,14 +88,14 @@ def row_parts(task: str, row: dict[str, Any], wording: str = OFFICIAL) -> Parts:
         metadata=metadata,
         uncut=start,
         document_end=end,
-        separator=str(row.get("truncation_seperator") or ""),
+        separator=separator,
         shared_context=asked < asked_end,
     )
 
 
 def _index(value: Any, name: str, length: int) -> int:
-    if not isinstance(value, int) or not 0 <= value <= length:
-        raise ValueError(f"{name} is {value!r}, not a place within the {length} characters")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= length:
+        raise ValueError(f"{name} is {shown(value)}, not a place within the {length} characters")
     return value
 
 
@@ -108,31 +117,12 @@ def merged(parts: Iterable[Parts]) -> list[Parts]:
     return list(found.values())
 
 
-def task_of_path(path: Path) -> str | None:
-    """The task that the file or one of its folders is named after."""
-    for part in (path.stem, *reversed(path.parts[:-1])):
-        for name in NEW_TOKENS:
-            if part == name or part.startswith(f"{name}_"):
-                return name
-    return None
-
-
 def read(path: Path | str, task: str | None = None) -> list[Sample]:
     """Samples of an official file, in file order; test rows have no ``outputs``."""
     file = Path(path)
-    name = (task or task_of_path(file) or "").removeprefix(PREFIX)
-    if name not in NEW_TOKENS:
-        raise UserError(f"{file}: the path holds no ZeroSCROLLS task; pass task=")
+    name = FILES.task(file, task)
     rows = file_rows(file)
     with naming(file, "all rows"):
         parts = merged(rows.parsed(lambda position, row: row_parts(name, row)))
     metric = metric_name(name)
     return [unfitted(PREFIX + name, metric, index, one) for index, one in enumerate(parts)]
-
-
-def recognise(row: dict[str, Any], path: Path) -> str | None:
-    """Official rows say where document and query lie."""
-    if not {"input", "document_start_index", "query_start_index"} <= row.keys():
-        return None
-    name = task_of_path(path)
-    return PREFIX + name if name else None
