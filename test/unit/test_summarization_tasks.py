@@ -165,6 +165,13 @@ def test_an_unclear_end_of_the_context_is_marked_not_guessed(written):
         ({"document": "", "summary": SUMMARY}, "expected a text and its summary"),
         ({"document": TEXT, "summary": None}, "expected a text and its summary"),
         ({"context": TEXT, "answers": [3]}, "expected a text and its summary, found 3"),
+        ({"context": TEXT, "answers": SUMMARY}, "field 'answers' is .*, expected at least one"),
+        ({**ROWS["xsum"], "id": [1]}, r"field 'id' is \[1\], expected a text or a whole number"),
+        (few_shot(max_tokens=0), "field 'max_tokens' is 0, expected a whole number from 1"),
+        (few_shot(max_tokens="50"), "field 'max_tokens' is '50', expected a whole number from 1"),
+        (few_shot(stop=3), "field 'stop' is 3, expected a text or a list of texts"),
+        (few_shot(stop=["###", ""]), "field 'stop' is .*, expected a text or a list of texts"),
+        (few_shot(stop=""), "field 'stop' is '', expected a text or a list of texts"),
     ],
 )
 def test_bad_rows_name_file_and_line(row, message, written):

@@ -20,6 +20,7 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.tasks.parts import OFFICIAL, Parts, unfitted
+from catekv.tasks.rows import count_field, identity_field, shown
 from catekv.tasks.sample import Sample
 from catekv.tasks.sources import file_rows
 from catekv.tasks.summarization.prompts import NEW_TOKENS, PREFIX, parts
@@ -49,21 +50,30 @@ def row_parts(task: str, position: int, row: dict[str, Any]) -> Parts:
                 "report and summary, or context and answers"
             )
         text, summaries = row[known[0][0]], [row[known[0][1]]]
-    identity = row.get("id", row.get("_id", position))
-    return parts(task, _text(text), tuple(map(_text, summaries)), {"id": identity})
+    return parts(task, _text(text), tuple(map(_text, _list(summaries))), _identity(row, position))
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"expected a text and its summary, found {value!r}")
+        raise ValueError(f"expected a text and its summary, found {shown(value)}")
     return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"field 'answers' is {shown(value)}, expected at least one answer")
+    return value
+
+
+def _identity(row: dict[str, Any], position: int) -> dict[str, Any]:
+    return {"id": identity_field(row, "id" if "id" in row else "_id", position)}
 
 
 def _few_shot(task: str, position: int, row: dict[str, Any]) -> Parts:
     """The prompt as it is: no chat template, and the answer ends at the mark of the next shot."""
-    text, stop = _text(row["article"]), row.get("stop") or [SHOT]
+    text = _text(row["article"])
     asked = question_start(text)
-    metadata: dict[str, Any] = {"id": row.get("id", position)}
+    metadata = _identity(row, position)
     settings = {name: row[name] for name in _SAMPLING if name in row}
     if settings:
         metadata["settings_not_used"] = settings
@@ -74,12 +84,27 @@ def _few_shot(task: str, position: int, row: dict[str, Any]) -> Parts:
         question=text[asked:] if asked is not None else "",
         answer_prefix="",
         outputs=(_text(row["summary_gt"]),),
-        max_new_tokens=int(row.get("max_tokens", NEW_TOKENS[task])),
+        max_new_tokens=count_field(row, "max_tokens", NEW_TOKENS[task], least=1),
         wording=OFFICIAL,
-        stop=(stop,) if isinstance(stop, str) else tuple(map(str, stop)),
+        stop=_stop(row),
         metadata=metadata,
         without_template=True,
     )
+
+
+def _stop(row: dict[str, Any]) -> tuple[str, ...]:
+    """The texts that end an answer, by default the mark of the next shot.
+
+    Raises:
+        ValueError: one is no text, or empty and so found in every answer.
+    """
+    stop = row.get("stop")
+    if stop is None or stop == []:
+        return (SHOT,)
+    texts = [stop] if isinstance(stop, str) else stop
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"field 'stop' is {shown(stop)}, expected a text or a list of texts")
+    return tuple(texts)
 
 
 def question_start(text: str) -> int | None:
