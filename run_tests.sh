@@ -40,7 +40,7 @@ if $oldest; then
   exec .venv-oldest/bin/python -m pytest test/kernels test/integration "${arguments[@]+"${arguments[@]}"}"
 fi
 
-prepare_environment dev,report
+prepare_environment "$ALL_EXTRAS"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy

@@ -6,7 +6,7 @@
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$REPOSITORY/scripts/environment.sh"
-prepare_environment dev,report
+prepare_environment report
 cd "$REPOSITORY"
 export OMP_NUM_THREADS=1
 

@@ -4,6 +4,8 @@
 # An activated virtual or conda environment is used as it is; otherwise .venv in the repository is
 # made once. A stamp inside the environment, named after the pins, makes later calls instant.
 
+ALL_EXTRAS=dev,report # what the tests need
+
 fail() {
   printf 'error: %s\n' "$1" >&2
   exit 2
@@ -37,7 +39,10 @@ prepare_environment() {
   fi
 
   pins=$(cat "$REPOSITORY/constraints.txt" "$REPOSITORY/pyproject.toml" | cksum | cut -d ' ' -f 1)
-  stamp=$("$PYTHON" -c 'import sys; print(sys.prefix)')/.catekv-$extras-$pins
+  stamp=$("$PYTHON" -c 'import sys; print(sys.prefix)')/.catekv
+  # an environment for the tests holds everything that the other scripts need
+  [ ! -e "$stamp-$ALL_EXTRAS-$pins" ] || extras=$ALL_EXTRAS
+  stamp=$stamp-$extras-$pins
   if [ ! -e "$stamp" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$REPOSITORY" ]; then
     printf 'Installing catekv and its pinned dependencies (once; minutes, most of it is torch)\n'
     log=$(mktemp)

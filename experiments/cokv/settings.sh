@@ -1,13 +1,14 @@
 # Defaults of all experiments; sourced by run_*.sh with the model as first argument. Every value can
 # be set from outside: SAMPLES=20 TASKS="longbench/qasper longbench/lcc" bash run_longbench.sh
 set -euo pipefail
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-cd "$here/../.."
+REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cd "$REPOSITORY"
 model="${1:-}"
-python="${PYTHON:-}"
-if [ -z "$python" ]; then
-    if [ -x .venv/bin/python ]; then python=.venv/bin/python; else python=python; fi
+if [ -z "${PYTHON:-}" ]; then
+    . scripts/environment.sh
+    prepare_environment report
 fi
+python=$PYTHON
 all_tasks="narrativeqa qasper multifieldqa_en hotpotqa 2wikimqa musique gov_report qmsum multi_news"
 all_tasks="$all_tasks trec triviaqa samsum passage_count passage_retrieval_en lcc repobench-p"
 longbench() { for task in $1; do printf 'longbench/%s ' "$task"; done; }
