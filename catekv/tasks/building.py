@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec
 
 from catekv.errors import UserError
 from catekv.tasks.prompt import prompt_format
@@ -12,6 +13,8 @@ from catekv.tasks.ruler.wording import Wording
 from catekv.tasks.sample import Sample
 from catekv.tasks.task import BuildRequest, answer_tokens
 from catekv.tasks.tokenizers import tokenizer_hash
+
+Arguments = ParamSpec("Arguments")
 
 
 def find_wording(
@@ -56,7 +59,32 @@ def generate(
     words_path: str | None = None,
     **options: Any,
 ) -> Iterator[Sample]:
-    """Samples one by one; see :func:`catekv.tasks.build`."""
+    """Samples of a task: one by one from ``generate``, as a list from ``build``.
+
+    Sample ``i`` depends on (seed, task, length, i), the tokenizer and the options only: not on
+    ``count``, on order or on other samples.
+
+    Args:
+        name: one of :func:`catekv.tasks.available`.
+        tokenizer: of the model that will read the samples; the length is counted through it.
+        length: tokens of the prompt (chat template, BOS and answer prefix included) plus the new
+            tokens. Generated samples fill 0.97 to 1.0 of it; where samples come from data it is a
+            limit, and 0 is none.
+        count: how many samples, with indices ``first`` to ``first + count - 1``; where samples come
+            from data there may be fewer.
+        stream: samples of different streams never share their random draws; ``"test"`` is for
+            tests, calibration uses a stream of its own.
+        wording: ``"english"``, ``"small"`` or an object; None asks the tokenizer, else English.
+        chat_template: see :func:`catekv.tasks.prompt.prompt_format`.
+        max_answer_tokens: new tokens to leave room for; default by task.
+        words_path: word list to draw keys and common words from (file or folder).
+        options: difficulty and data of the task, e.g. ``num_keys``, ``depth``, ``num_hops``,
+            ``alpha``, ``essay_path``, ``squad_path``, ``hotpotqa_path``.
+
+    Raises:
+        UserError: unknown task, option or wording; a length that is too short (the message says
+            the shortest possible); unreadable data. ``generate`` raises when samples are taken.
+    """
     task = find(name)
     if min(count, length, first) < 0:
         raise UserError(f"length={length}, count={count}, first={first}; none may be negative")
@@ -79,3 +107,16 @@ def generate(
         tokenizer_hash=tokenizer_hash(tokenizer),
     )
     yield from task.generate(request)
+
+
+def _as_list(make: Callable[Arguments, Iterator[Sample]]) -> Callable[Arguments, list[Sample]]:
+    @functools.wraps(make)
+    def build(*args: Arguments.args, **kwargs: Arguments.kwargs) -> list[Sample]:
+        return list(make(*args, **kwargs))
+
+    build.__name__ = build.__qualname__ = "build"
+    return build
+
+
+#: :func:`generate` with the samples in a list
+build = _as_list(generate)
