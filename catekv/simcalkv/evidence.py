@@ -15,8 +15,9 @@ import torch
 
 from catekv import methods
 from catekv.errors import UserError
-from catekv.simcalkv.evidence_accuracy import accuracy_part
+from catekv.simcalkv import evidence_accuracy
 from catekv.simcalkv.evidence_step import step_part
+from catekv.simcalkv.journal import Journal
 from catekv.version import __version__
 
 PARTS = ("step", "accuracy", "speed")
@@ -53,6 +54,36 @@ def speed_part(threads: int) -> dict[str, Any]:
     return {"tokens": tokens, "threads": threads, "ratio": 0.4, "rows": rows}
 
 
+def _accuracy(samples: int, folder: Path) -> None:
+    """The accuracy part; what an interrupted run measured is not measured again."""
+    compared = {
+        name: choice.method().to_dict() for name, choice in evidence_accuracy.COMPARED.items()
+    }
+    recipe = {
+        "catekv": __version__,
+        "torch": torch.__version__,
+        "samples": samples,
+        "length": evidence_accuracy.LENGTH,
+        "ratios": evidence_accuracy.RATIOS,
+        "methods": compared,
+    }
+    with Journal(folder, "accuracy", recipe) as journal:
+        found = evidence_accuracy.accuracy_part(samples, journal, say)
+        _write(folder, "accuracy", found, torch.get_num_threads())
+        journal.remove()
+
+
+def _write(folder: Path, part: str, found: dict[str, Any], threads: int) -> None:
+    found["measured_with"] = {
+        "catekv": __version__,
+        "torch": torch.__version__,
+        "processor": platform.processor() or platform.machine(),
+        "threads": threads,
+    }
+    (folder / f"{part}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\n{folder / f'{part}.json'}")
+
+
 def say(text: str) -> None:
     print(f"\r{text:60}", end="", file=sys.stderr)
 
@@ -82,18 +113,11 @@ def command(parsed: argparse.Namespace) -> int:
                 continue
             if part == "step":
                 found = step_part(parsed.samples, folder, say)
+                _write(folder, part, found, torch.get_num_threads())
             elif part == "accuracy":
-                found = accuracy_part(parsed.samples, say)
+                _accuracy(parsed.samples, folder)
             else:
-                found = speed_part(parsed.threads)
-            found["measured_with"] = {
-                "catekv": __version__,
-                "torch": torch.__version__,
-                "processor": platform.processor() or platform.machine(),
-                "threads": parsed.threads if part == "speed" else torch.get_num_threads(),
-            }
-            (folder / f"{part}.json").write_text(json.dumps(found, indent=1) + "\n")
-            print(f"\n{folder / f'{part}.json'}")
+                _write(folder, part, speed_part(parsed.threads), parsed.threads)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from catekv import embedded, tasks
 from catekv.evaluation.answers import FULL, score_methods
@@ -13,8 +13,13 @@ from catekv.evaluation.defaults import EMBEDDED_TASKS, method_defaults
 from catekv.evaluation.measuring import split_prompt
 from catekv.methods import Method, ModelShape
 from catekv.simcalkv.arguments import open_model
+from catekv.simcalkv.journal import Journal
 from catekv.simcalkv.kv_methods import Choice
 from catekv.tasks.prompt import encode
+
+if TYPE_CHECKING:
+    from catekv.model import CateKVModel
+    from catekv.tasks.sample import Sample
 
 RATIOS = (0.4, 0.8)
 LENGTH = 1024
@@ -40,31 +45,30 @@ COMPARED: dict[str, Choice] = {
 }
 
 
-def accuracy_part(samples: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Scores at equal memory on the embedded model, question after and before compression."""
+def accuracy_part(samples: int, journal: Journal, say: Callable[[str], None]) -> dict[str, Any]:
+    """Scores at equal memory on the embedded model, question after and before compression.
+
+    Every prompt is in the journal once it is measured; those which it holds are taken from there.
+    """
     model = open_model(str(embedded.path()), "float32", "cpu")
     scores: dict[tuple[str, str, float], list[float]] = {}
     full: dict[str, list[float]] = {"agnostic": [], "aware": []}
-    for task in EMBEDDED_TASKS:
-        for sample in tasks.build(task, model.tokenizer, LENGTH, samples, seed=11):
-            prompt = encode(sample, model.tokenizer)
-            for question in full:
-                tokens = len(split_prompt(prompt, question)[0])
-                compared = {
-                    f"{name}|{ratio}": equal_memory(
-                        replace(choice, ratio=ratio), tokens, model.shape
-                    )
-                    for name, choice in COMPARED.items()
-                    for ratio in RATIOS
-                }
-                for answer in score_methods(model, [sample], compared, [question]):
-                    if answer.label == FULL:
-                        full[question].append(answer.official)
-                        continue
-                    name, _, ratio = answer.label.rpartition("|")
-                    key = (name, question, float(ratio))
-                    scores.setdefault(key, []).append(answer.official)
-            say(f"{task} {sample.index}")
+    prompts = (
+        sample
+        for task in EMBEDDED_TASKS
+        for sample in tasks.build(task, model.tokenizer, LENGTH, samples, seed=11)
+    )
+    for row, sample in enumerate(prompts):
+        if row not in journal.rows:
+            journal.add(row, {question: _scores(model, sample, question) for question in full})
+        for question, found in journal.rows[row].items():
+            for label, score in found.items():
+                if label == FULL:
+                    full[question].append(score)
+                    continue
+                name, _, ratio = label.rpartition("|")
+                scores.setdefault((name, question, float(ratio)), []).append(score)
+        say(f"{sample.task} {sample.index}")
     return {
         "full": {question: statistics.fmean(values) for question, values in full.items()},
         "rows": [
@@ -76,6 +80,18 @@ def accuracy_part(samples: int, say: Callable[[str], None]) -> dict[str, Any]:
         "length": LENGTH,
         "samples_per_task": samples,
     }  # fmt: skip
+
+
+def _scores(model: CateKVModel, sample: Sample, question: str) -> dict[str, float]:
+    """Official scores of one prompt, by method and ratio."""
+    tokens = len(split_prompt(encode(sample, model.tokenizer), question)[0])
+    compared = {
+        f"{name}|{ratio}": equal_memory(replace(choice, ratio=ratio), tokens, model.shape)
+        for name, choice in COMPARED.items()
+        for ratio in RATIOS
+    }
+    answers = score_methods(model, [sample], compared, [question])
+    return {answer.label: answer.official for answer in answers}
 
 
 def equal_memory(choice: Choice, tokens: int, shape: ModelShape) -> Method:

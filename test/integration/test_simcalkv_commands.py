@@ -287,6 +287,38 @@ def test_a_sweep_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch, capsys)
     assert "holds results of another, not of" in capsys.readouterr().err
 
 
+def test_evidence_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
+    from catekv.simcalkv import evidence_accuracy
+
+    chosen = ("simcalkv, logit", "snapkv")
+    few = {name: evidence_accuracy.COMPARED[name] for name in chosen}
+    monkeypatch.setattr(evidence_accuracy, "COMPARED", few)
+    monkeypatch.setattr(evidence_accuracy, "EMBEDDED_TASKS", ("ruler/niah_single_1", "ruler/vt"))
+    score, read = evidence_accuracy.score_methods, []
+
+    def counted(model, samples, compared, questions):
+        read.append((samples[0].task, questions[0]))
+        if len(read) == stop:
+            raise KeyboardInterrupt
+        return score(model, samples, compared, questions)
+
+    monkeypatch.setattr(evidence_accuracy, "score_methods", counted)
+    stop = 3
+    words = ["accuracy", "--samples", "1", "--output_dir", str(tmp_path)]
+    assert script("evidence").main(words) == 130
+    read.clear()
+    stop = 0
+    assert script("evidence").main(words) == 0
+    assert read == [("ruler/vt", "agnostic"), ("ruler/vt", "aware")]
+    assert [path.name for path in tmp_path.iterdir()] == ["accuracy.json"]
+    rows = json.loads((tmp_path / "accuracy.json").read_text())["rows"]
+    assert {(row["method"], row["ratio"]) for row in rows} == {
+        (name, ratio) for name in chosen for ratio in (0.4, 0.8)
+    }
+    assert len(rows) == 8
+    assert {row["samples"] for row in rows} == {2}
+
+
 def test_the_analyses_write_numbers_and_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     code = run(
