@@ -155,6 +155,7 @@ def _build(
         seed=settings.seed,
         first=first,
         chat_template=settings.chat_template,
+        max_answer_tokens=settings.max_new_tokens,
         **_task_options(task, settings),
     )
 

@@ -318,7 +318,7 @@ def test_files_are_tasks_too(model: CateKVModel, settings: RunSettings, tmp_path
     from catekv import tasks
 
     path = tmp_path / "vt" / "validation.jsonl"
-    samples = tasks.build("ruler/vt", model.tokenizer, 192, 2)
+    samples = tasks.build("ruler/vt", model.tokenizer, 192, 2, max_answer_tokens=4)
     tasks.write(path, samples)
     run(model, dataclasses.replace(settings, tasks=(str(path),)), tmp_path / "file")
     run(model, dataclasses.replace(settings, tasks=("ruler/vt",)), tmp_path / "built")

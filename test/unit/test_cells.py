@@ -20,6 +20,7 @@ from catekv.evaluation.runner import evaluate
 from catekv.evaluation.session import Request, contexts_behind, open_model, settings_for
 from catekv.evaluation.settings import RunSettings
 from catekv.model import CateKVModel
+from catekv.tasks.prompt import encode
 from catekv.tasks.sample import Sample
 
 
@@ -154,6 +155,23 @@ def test_rows_that_end_early_make_a_smaller_cell(
     register(monkeypatch, [])
     with pytest.raises(UserError, match="toy/rows holds no rows"):
         build_cells(model, settings(model))
+
+
+@pytest.mark.parametrize("allowance", [2, 60])
+@pytest.mark.parametrize("task", ["ruler/vt", "zeroscrolls/qasper"])
+def test_prompt_and_asked_for_answer_together_keep_to_the_length(
+    model: CateKVModel, task: str, allowance: int
+) -> None:
+    options = {"source": "built-in"} if task.startswith("zeroscrolls") else {}
+    chosen = settings(
+        model, task, lengths=(256,), samples=2, max_new_tokens=allowance, task_options=options
+    )
+    (cell,) = build_cells(model, chosen)
+    for position in range(2):
+        sample = cell.sample(position)
+        prompt = len(encode(sample, model.tokenizer, chosen.chat_template))
+        assert 0.9 * 256 <= prompt + allowance <= 256
+        assert sample.max_new_tokens == allowance
 
 
 def test_cut_rows_are_counted_in_a_warning(
