@@ -20,6 +20,7 @@ from catekv.atskv.labels import (
     rank_correlation,
     recall,
     split_attention,
+    weights_of,
 )
 from catekv.atskv.reading import Text, visit_layers
 from catekv.atskv.training import LEVELS, TrainingSettings, predict, train
@@ -86,6 +87,13 @@ def test_labels_are_ranks_or_shares_of_the_largest() -> None:
     assert label_of(before, after, "received", "max").tolist() == [1, 0.5, 0, 0]
 
 
+def test_weights_follow_the_attention_and_are_one_on_average() -> None:
+    after = torch.tensor([[[6.0, 1.0, 1.0, 0.0]]])
+    weights = weights_of(after, after, "later", "mass")
+    assert weights.tolist() == pytest.approx([2.0, 0.75, 0.75, 0.5])
+    assert weights_of(after, after, "later", "none").tolist() == [1, 1, 1, 1]
+
+
 def test_ranks_correlation_recall_and_mass() -> None:
     values = torch.tensor([3.0, 1.0, 3.0, 7.0])
     assert average_ranks(values).tolist() == [1.5, 0, 1.5, 3]
@@ -96,8 +104,9 @@ def test_ranks_correlation_recall_and_mass() -> None:
     received[:4] = torch.tensor([4.0, 3.0, 2.0, 1.0])
     relevance = torch.zeros(40)
     relevance[[0, 2]] = 1.0
-    # the truly attended are the two most attended of 40; two are kept
-    assert recall(relevance, received, 0.05) == 0.5
+    # the truly attended are 1 of 40; two are kept
+    assert recall(relevance, received, 0.05) == 1.0
+    assert recall(1 - relevance, received, 0.05) == 0.0
     assert mass(relevance, received, 0.05) == pytest.approx(0.6)
 
 
@@ -125,9 +134,9 @@ def test_standardising_moves_into_the_weights(kind: str) -> None:
     fit.standard.add(inputs)
     labels = (inputs[:, 0] > 100).float()
     order = torch.arange(200).split(50)
-    first = fit.learn(inputs, labels, order)
+    first = fit.learn(inputs, labels, torch.ones(200), order)
     for _ in range(30):
-        last = fit.learn(inputs, labels, order)
+        last = fit.learn(inputs, labels, torch.ones(200), order)
     assert last < 0.6 * first
     centre, factor = fit.standard.factors()
     plain = fit.finished()
@@ -228,6 +237,7 @@ def test_the_same_seed_gives_the_same_predictors() -> None:
         ({"batch_tokens": -1}, "batch tokens -1"),
         ({"label": "future"}, "unknown label 'future'; use later or received"),
         ({"scale": "log"}, "unknown scale 'log'; use rank or max"),
+        ({"weight": "rank"}, "unknown weight 'rank'; use mass or none"),
         ({"features": ("position",)}, "unknown features position; use some of hidden"),
         ({"features": ()}, r"unknown features \(none\)"),
     ],
