@@ -65,6 +65,12 @@ def command(parsed: argparse.Namespace) -> int:
     split = Split.parse(parsed.split)
     example = examples_of(parsed.dataset, split, model, reading_of(parsed))[0]
     steps = parsed.decode_tokens or max(DECODE_TOKENS[name] for name in parsed.analyses)
+    tokens = len(example.context_ids) + steps
+    if "keys" in parsed.analyses and tokens > MAP_TOKENS:
+        raise UserError(
+            f"maps of all keys are made up to {MAP_TOKENS} tokens, these are {tokens}; "
+            "lower --max_input_tokens"
+        )
     recorded = record(model, example.context_ids, steps)
     _check_place(recorded, parsed.layer, parsed.head)
     folder = Path(parsed.output_dir)
@@ -147,11 +153,6 @@ def attention(
 
 def keys(recorded: Recorded, folder: Path, layer: int, head: int, draw: bool) -> dict[str, Any]:
     """Cosine and distance of all keys of one head; shares of similar keys of all heads."""
-    if recorded.tokens > MAP_TOKENS:
-        raise UserError(
-            f"maps of all keys are made up to {MAP_TOKENS} tokens, these are {recorded.tokens}; "
-            "lower --max_input_tokens"
-        )
     maps = analyses.key_maps(recorded.layers[layer], head)
     values, places = analyses.most_similar(maps.cosine)
     rank = range(1, values.shape[1] + 1)

@@ -83,6 +83,9 @@ def winogrande(position: int, row: Mapping[str, Any]) -> ChoiceQuestion:
 def _question(
     identifier: object, context: str, options: tuple[str, ...], correct: int
 ) -> ChoiceQuestion:
+    for number, option in enumerate(options, 1):
+        if not option.strip():
+            raise ValueError(f"choice {number} of {len(options)} is empty")
     return ChoiceQuestion(
         str(identifier),
         context,

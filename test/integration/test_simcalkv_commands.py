@@ -383,6 +383,18 @@ def test_missing_columns_are_named(tmp_path: Path, capsys) -> None:
     assert "article and highlights" in error
 
 
+def test_prompts_too_long_for_a_map_are_refused_before_they_are_read(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    from catekv.simcalkv import analyse
+
+    monkeypatch.setattr(analyse, "MAP_TOKENS", 50)
+    words = ["--dataset", "openbookqa", "--source", "built-in", "--output_dir", tmp_path / "out"]
+    assert run("analyse", "attention", "keys", "--no_plots", *words) == 2
+    assert "maps of all keys are made up to 50 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_places_that_the_model_does_not_have(tmp_path: Path, capsys) -> None:
     words = ["--dataset", "openbookqa", "--source", "built-in", "--output_dir", tmp_path]
     for flags, message in (

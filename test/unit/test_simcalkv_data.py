@@ -95,6 +95,7 @@ def test_rows_as_they_are_published() -> None:
     [
         ("piqa", {"goal": "x", "sol1": "a", "sol2": "b"}, "line 1: field 'label' is missing"),
         ("piqa", {"goal": "x", "sol1": "a", "sol2": "b", "label": -1}, "use validation"),
+        ("piqa", {"goal": "x", "sol1": "a", "sol2": " ", "label": 0}, "choice 2 of 2 is empty"),
         ("winogrande", {"sentence": "no gap", "option1": "a", "option2": "b", "answer": "1"},
          "not exactly one gap"),
         ("winogrande", {"sentence": "a _ .", "option1": "a", "option2": "b", "answer": ""},
