@@ -141,13 +141,16 @@ def probe(model: Any) -> ModelShape:
             query_heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            config_hash=cache.config_hash,
         )
     keys, _ = fed[0].buffer.views()
     kv_heads, query_heads = keys.shape[1], fed[0].query_heads
     if is_sharded(kv_heads, cache.settings.kv_heads):
         # this process holds some of the heads; the shape is that of the whole model
         kv_heads, query_heads = cache.settings.kv_heads, config.num_attention_heads
-    return ModelShape(config.num_hidden_layers, query_heads, kv_heads, keys.shape[-1])
+    return ModelShape(
+        config.num_hidden_layers, query_heads, kv_heads, keys.shape[-1], cache.config_hash
+    )
 
 
 def sharing_options(config: Any, device: torch.device) -> dict[str, Any]:

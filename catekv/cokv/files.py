@@ -151,7 +151,7 @@ class ScoreFile:
                     )
                 arrays = {name: content[name] for name in _ARRAYS}
             recipe = json.loads(str(arrays["recipe"]))
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"cannot read the score file {path}: {error}") from error
         return _assembled(path, arrays, recipe)
 
@@ -161,6 +161,12 @@ def _assembled(path: Path, arrays: dict[str, Any], recipe: dict[str, Any]) -> Sc
     shape = tuple(int(extent) for extent in arrays["shape"].flat)
     if len(shape) != 2 or min(shape) < 1 or sizes.ndim != 1 or draws.ndim != 2:
         raise UserError(f"{path} does not say its layers, KV heads and slices; it is torn")
+    if not isinstance(recipe, dict) or draws.shape[1] != len(sizes):
+        raise UserError(
+            f"{path} holds no recipe, or draws of other slices than it names; it is torn"
+        )
+    if not ((sizes >= 1) & (sizes < shape[0] * shape[1])).all() or (draws < 1).any():
+        raise UserError(f"{path} holds slices {sizes.tolist()} that its heads or draws rule out")
     wanted = (len(draws), len(sizes), shape[0] * shape[1])
     for name in _ARRAYS[:4]:
         if arrays[name].shape != wanted:

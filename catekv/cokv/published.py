@@ -106,14 +106,14 @@ def _unpickled(path: Path) -> Any:
             shape, _, dtype = read_header(stream)
             if not dtype.hasobject or shape != ():
                 raise UserError(
-                    f"{path} holds an array of {dtype} {list(shape)} and no pickled dict; scores "
-                    "as numbers are read from CSV or npz"
+                    f"an array of {dtype} {list(shape)} and no pickled dict; scores as numbers are "
+                    "read from CSV or npz"
                 )
             array = _ArraysOnly(stream).load()
         return array.item() if isinstance(array, np.ndarray) else array
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, ValueError, EOFError, pickle.UnpicklingError, AttributeError) as error:
+    except Exception as error:  # a torn pickle raises whatever its opcodes run into
         raise UserError(f"cannot read {path} as a published score file: {error}") from error
 
 

@@ -17,6 +17,12 @@ from catekv.methods.base import ModelShape
 Rows = tuple[Any, ...]
 
 
+class ScoreRows(Rows):
+    """Rows of scores that remember the configuration hash of the model they were made with."""
+
+    made_for: str | None = None
+
+
 def read_budgets(source: Any) -> Rows:
     """Tokens per head as rows of integers [layers, kv_heads].
 
@@ -61,7 +67,22 @@ def read_scores(source: Any) -> Rows:
         )
     if not np.isfinite(table).all():
         raise UserError(f"{name} holds a value that is no finite number; make the scores again")
-    return _nested(table.tolist())
+    rows = ScoreRows(_nested(table.tolist()))
+    rows.made_for = source.made_for if isinstance(source, ScoreRows) else _made_for(source)
+    return rows
+
+
+def _made_for(source: Any) -> str | None:
+    """The ``config_hash`` in the recipe of an npz file; None where there is none."""
+    if not isinstance(source, str | Path) or Path(source).suffix != ".npz":
+        return None
+    try:
+        with np.load(source, allow_pickle=False) as content:
+            recipe = json.loads(str(content["recipe"])) if "recipe" in content else {}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"the recipe of {source} cannot be read: {error}") from error
+    found = recipe.get("config_hash") if isinstance(recipe, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def to_kv_heads(scores: Tensor, shape: ModelShape, what: str) -> Tensor:
@@ -159,6 +180,8 @@ def _headkv_scores(path: Path) -> np.ndarray:
             tuple(int(part) for part in key.split("-")): float(np.mean(trials))
             for key, trials in content.items()
         }
+        if any(len(key) != 2 for key in means):
+            raise ValueError("a key names something other than a layer and a head")
         layers, heads = (max(key[axis] for key in means) + 1 for axis in (0, 1))
         complete = len(means) == layers * heads == len(content)
     except (AttributeError, ValueError, TypeError, IndexError) as error:

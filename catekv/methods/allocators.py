@@ -273,7 +273,14 @@ class Scored(Budgets):
         return to_kv_heads(torch.tensor(self.scores, dtype=torch.float64), shape, self.kind)
 
     def validate(self, shape: ModelShape) -> None:
+        """Also refuses scores whose file says that another model made them."""
         self.scores_for(shape)
+        made_for = self.scores.made_for
+        if made_for and shape.config_hash and made_for != shape.config_hash:
+            raise UserError(
+                f"{self.kind}: the scores were made with a model of configuration {made_for}, this "
+                f"one has {shape.config_hash}; use scores of this model"
+            )
 
     def table(self, demand: Demand) -> Tensor:
         if demand.budget >= demand.room:  # a prompt within the budget is kept whole in every head

@@ -28,12 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a model that a method may depend on."""
+    """The numbers of a model that a method may depend on.
+
+    ``config_hash`` (:func:`catekv.head_mask.config_hash`) says which model it is, where that is
+    known; shapes are equal without it.
+    """
 
     layers: int
     query_heads: int
     kv_heads: int
     head_dim: int
+    config_hash: str | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

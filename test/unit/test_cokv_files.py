@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,10 @@ def test_wrong_shapes_are_refused() -> None:
         ({"shape": np.array([6])}, "does not say its layers"),
         ({"left_count": np.full((2, 2, PLAYERS), np.nan)}, "no finite number"),
         ({"recipe": np.array("{")}, "cannot read"),
+        ({"recipe": np.array("[]")}, "holds no recipe"),
+        ({"slices": np.array([2])}, "draws of other slices"),
+        ({"slices": np.array([0, 3])}, "heads or draws rule out"),
+        ({"draws": np.zeros((2, 2), dtype=int)}, "heads or draws rule out"),
         ({"draws": None}, "has no array 'draws'"),
     ],
 )
@@ -121,8 +126,12 @@ def test_torn_files_are_refused(tmp_path: Path, changes: dict[str, Any], message
 def test_other_files_are_refused(tmp_path: Path) -> None:
     torn = tmp_path / "torn.npz"
     torn.write_bytes(b"PK\x03\x04nothing")
+    array = tmp_path / "array.npz"
+    with array.open("wb") as stream:
+        np.save(stream, np.zeros((3, 2)))
     for path, message in (
         (torn, "cannot read the score file"),
+        (array, "cannot read the score file"),
         (tmp_path / "none.npz", "cannot read the score file"),
         (tmp_path / "cc_qasper_32.npy", "published pickled layout"),
     ):
@@ -216,3 +225,27 @@ def test_a_pickle_that_calls_something_is_not_run(
     with pytest.raises(UserError, match=r"asks for builtins.print"):
         read_published(path, trust_pickle=True)
     assert capsys.readouterr().out == ""
+
+
+def test_a_torn_pickle_is_refused(tmp_path: Path) -> None:
+    path = published(tmp_path / "cc_qasper_2.npy", gathered(2))
+    content = path.read_bytes()
+    for end in range(len(content) - 400, len(content) - 1, 7):
+        path.write_bytes(content[:end] + b"R.")
+        with pytest.raises(UserError):
+            read_published(path, trust_pickle=True)
+
+
+def test_the_method_refuses_scores_of_another_model(tmp_path: Path) -> None:
+    path = score_file(config_hash="abc").save(tmp_path / "scores.npz")
+    for options in ({"scores": str(path)}, {"scores": str(path), "total": 100}):
+        method = methods.create("cokv", **options)
+        method.validate(ModelShape(LAYERS, 2 * HEADS, HEADS, 8))
+        method.validate(ModelShape(LAYERS, 2 * HEADS, HEADS, 8, "abc"))
+        with pytest.raises(UserError, match="model of configuration abc, this one has xyz"):
+            method.validate(ModelShape(LAYERS, 2 * HEADS, HEADS, 8, "xyz"))
+        again = dataclasses.replace(method, alpha=2)
+        with pytest.raises(UserError, match="model of configuration abc"):
+            again.validate(ModelShape(LAYERS, 2 * HEADS, HEADS, 8, "xyz"))
+    plain = methods.create("cokv", scores=score_file().scores().tolist())
+    plain.validate(ModelShape(LAYERS, 2 * HEADS, HEADS, 8, "xyz"))
