@@ -18,7 +18,7 @@ from catekv.cokv.files import ScoreFile, merged
 from catekv.cokv.game import require_visited
 from catekv.cokv.published import read_published
 from catekv.cokv.scoring import Settings, score
-from catekv.cokv.split import SampleSet, find_split
+from catekv.cokv.split import SCORE_STREAM, SampleSet, find_split
 from catekv.cokv.tuning import ALPHA_FILE, tune
 from catekv.errors import UserError
 
@@ -52,6 +52,11 @@ def _score(arguments: argparse.Namespace) -> int:
     )
     if not arguments.resume and not arguments.overwrite and arguments.output.exists():
         raise UserError(f"{arguments.output} exists; use --overwrite or another --output")
+    if arguments.overwrite and parts > 1:
+        raise UserError(
+            "--overwrite of one process deletes the draws of the others; remove the folder before "
+            "the processes start"
+        )
     split = find_split(arguments.split, arguments.task) if arguments.split else None
     wanted = SampleSet(
         arguments.task,
@@ -59,6 +64,7 @@ def _score(arguments: argparse.Namespace) -> int:
         arguments.samples,
         arguments.seed,
         options_from("--task-option", arguments.task_option),
+        SCORE_STREAM,
     )
     model, origin = _open(arguments)
     samples: Sequence[Sample]

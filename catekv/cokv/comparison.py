@@ -65,6 +65,9 @@ def answer_with_all(
         methods: by label, each with the capacity per head that it shall keep exactly on average
             (all heads of the model together), or None for its own count.
         batch_size: compressed contexts that are decoded together.
+
+    Raises:
+        UserError: a method kept another number of entries than its capacity says.
     """
     needs = Needs.of_all(method for method, _ in methods.values())
     dense = model.observe(trial.context_ids, needs=needs, chunk_size=chunk_size)
@@ -83,6 +86,14 @@ def answer_with_all(
         scores = official_scores(texts, trial.sample)
         for label, context, text, score in zip(part, contexts, texts, scores, strict=True):
             stored = sum(int(layer.sum()) for layer in context.lengths())
+            method, capacity = methods[label]
+            if capacity is not None and method.name != "full":
+                wanted = heads * min(capacity, dense.tokens)
+                if stored != wanted:
+                    raise UserError(
+                        f"{label} kept {stored} entries of {dense.tokens} tokens instead of the "
+                        f"{wanted} that all get; it cannot be compared at equal memory"
+                    )
             found[label] = Answer(text, score, stored)
     return found
 

@@ -8,6 +8,7 @@ the sums, the utilities known so far and the course of the error are rebuilt by 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from catekv.cokv.game import Members
 from catekv.errors import UserError
 
 RECIPE_FILE = "recipe.json"
+#: What is made from the draws of a folder, and outdated without them.
+SCORE_FILE, COURSE_FILE, ALPHA_FILE = RESULT_FILES = ("scores.npz", "mae.csv", "alpha.json")
 #: The block of the full and the empty coalition, which the first process looks at.
 BOUNDS = -1
 
@@ -135,7 +138,8 @@ class Journal:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if overwrite:
-                for old in (path, *self.folder.glob("draws-*.jsonl")):
+                made = [self.folder / name for name in RESULT_FILES]
+                for old in (path, *made, *self.folder.glob("draws-*.jsonl")):
                     old.unlink(missing_ok=True)
             if path.exists():
                 _refuse_other_recipe(path, recipe)
@@ -183,11 +187,18 @@ def _whole_lines(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
         content = stream.read()
     content = content[: content.rfind(b"\n") + 1]
     try:
-        return [json.loads(line) for line in content.splitlines()], position + len(content)
+        lines = [json.loads(line) for line in content.splitlines()]
     except ValueError as error:
         raise UserError(
             f"{path} holds a line that is no JSON ({error}); use --overwrite"
         ) from error
+    if not all(
+        isinstance(line, dict) and {"block", "sample", "scores"} <= {*line} for line in lines
+    ):
+        raise UserError(
+            f"{path} holds a line that says no block, sample and scores; use --overwrite"
+        )
+    return lines, position + len(content)
 
 
 def _cut_torn_line(path: Path) -> None:
@@ -219,6 +230,6 @@ def _short(value: Any) -> str:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{id(path)}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text + "\n")
     partial.replace(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from catekv.cokv.comparison import Answer
 from catekv.errors import UserError
+from catekv.evaluation.records import write_text
 from catekv.evaluation.statistics import bootstrap_average
 from catekv.tasks.sample import Sample
 
@@ -133,7 +134,7 @@ def _merge(path: Path, content: Mapping[str, Any]) -> Path:
 def _write(path: Path, lines: Sequence[str]) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
     return path

@@ -13,7 +13,8 @@ from catekv.cokv.course import Course
 from catekv.cokv.drawing import RUNS, check_slices, default_slices
 from catekv.cokv.files import ScoreFile
 from catekv.cokv.game import require_visited
-from catekv.cokv.journal import Journal, Plan
+from catekv.cokv.journal import COURSE_FILE, Journal, Plan
+from catekv.cokv.journal import SCORE_FILE as SCORE_FILE
 from catekv.cokv.progress import Progress
 from catekv.errors import UserError
 from catekv.evaluation import environment
@@ -23,9 +24,6 @@ from catekv.head_mask import config_hash
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
     from catekv.tasks.sample import Sample
-
-SCORE_FILE = "scores.npz"
-COURSE_FILE = "mae.csv"
 
 
 @dataclass(frozen=True)

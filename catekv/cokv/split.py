@@ -17,6 +17,9 @@ from catekv.tasks.sample import Sample
 #: Share of the samples that scores and alpha are chosen on.
 VALIDATION_SHARE = 0.15
 ROLES = ("validation", "test")
+#: Of samples that are drawn for scores without a split: generated tasks never share one of them
+#: with the stream that is tested on.
+SCORE_STREAM = "cokv-score"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class SampleSet:
         length: tokens, or 0 for a file or for rows at their own length.
         count: how many, from index 0 on. seed: of the samples.
         options: of the task, e.g. ``source`` or ``path``.
+        stream: of the random draws; a split is made of the samples that are tested on.
     """
 
     task: str
@@ -35,6 +39,7 @@ class SampleSet:
     count: int
     seed: int = 42
     options: dict[str, Any] = field(default_factory=dict)
+    stream: str = "test"
 
     def build(self, tokenizer: Any) -> list[Sample]:
         """The samples, in order (fewer where the rows end).
@@ -42,11 +47,19 @@ class SampleSet:
         Raises:
             UserError: unknown task, unreadable file, or no samples at all.
         """
+        if self.count < 1:
+            raise UserError(f"{self.count} samples of {self.task} are none; use 1 or more")
         if self.task.endswith((".jsonl", ".json")):
             found = list(tasks.read(self.task))[: self.count]
         else:
             found = tasks.build(
-                self.task, tokenizer, self.length, self.count, self.seed, **self.options
+                self.task,
+                tokenizer,
+                self.length,
+                self.count,
+                self.seed,
+                stream=self.stream,
+                **self.options,
             )
         if not found:
             raise UserError(f"{self.task} has no samples; give a task or file that has some")
@@ -173,7 +186,10 @@ def find_split(path: str | Path, task: str) -> Split:
     """The split of one task; ``UserError`` lists the tasks of the file."""
     splits = read_splits(path)
     if task not in splits:
-        raise UserError(f"{path} has no split of {task}; it has {', '.join(splits) or 'none'}")
+        raise UserError(
+            f"{path} has no split of {task}; it has {', '.join(splits) or 'none'}; add it with "
+            "experiments/cokv/split.py"
+        )
     return splits[task]
 
 

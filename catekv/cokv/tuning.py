@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from catekv.cokv.comparison import compare_methods, compared_method, mean_score
 from catekv.cokv.files import ScoreFile
+from catekv.cokv.journal import ALPHA_FILE as ALPHA_FILE
 from catekv.errors import UserError
 from catekv.evaluation.cells import sample_hash
 from catekv.head_mask import config_hash
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 #: The published grid.
 ALPHAS = (1, 5, 10, 15, 20, 30, 40)
-ALPHA_FILE = "alpha.json"
 
 
 def default_alphas(players: int) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from catekv.errors import UserError
 from catekv.evaluation import environment
 from catekv.evaluation.efficiency.memory import Peak, free
 from catekv.generation import synchronize
+from catekv.head_mask import config_hash
 
 MEGABYTE = 1 << 20
 
@@ -35,7 +36,7 @@ def measure(arguments: argparse.Namespace) -> int:
     if not arguments.scores:
         raise UserError("latency of cokv needs --scores FILE of this model")
     file = ScoreFile.load(arguments.scores)
-    file.check_model(model.shape.layers, model.shape.kv_heads)
+    file.check_model(model.shape.layers, model.shape.kv_heads, config_hash(model.config))
     cokv = {"scores": file.estimates().tolist(), "alpha": arguments.alpha}
     runs = [("full", 0)] + [(mode, size) for mode in arguments.modes for size in capacities]
     made = {
@@ -59,7 +60,7 @@ def measure(arguments: argparse.Namespace) -> int:
         (arguments.output / f"{mode}_{size}.json").write_text(json.dumps(memory) + "\n")
         rows.append((mode, size, times[mode][str(size)], memory))
     (arguments.output / "generation_times.json").write_text(json.dumps(times, indent=1) + "\n")
-    _write(arguments, outputs, contexts, rows)
+    _write(arguments, str(model.device), outputs, contexts, rows)
     return 0
 
 
@@ -96,8 +97,10 @@ def _memory(model: Any, method: Any, tokens: int) -> float:
     return round((context.stored_bytes() if since is None else since) / MEGABYTE, 3)
 
 
-def _write(arguments: argparse.Namespace, outputs: Any, contexts: Any, rows: Any) -> None:
-    kind = "peak" if str(arguments.device).startswith("cuda") else "stored cache"
+def _write(
+    arguments: argparse.Namespace, device: str, outputs: Any, contexts: Any, rows: Any
+) -> None:
+    kind = "peak" if device.startswith("cuda") else "stored cache"
     lines = [
         f"Prompt {arguments.prompt} tokens; seconds for prefill and all new tokens, fastest of "
         f"{arguments.rounds} rounds; {kind} MB by context length.",
@@ -114,8 +117,11 @@ def _write(arguments: argparse.Namespace, outputs: Any, contexts: Any, rows: Any
             f"{' | '.join(f'{one:.2f}' for one in memory)} |"
         )
     (arguments.output / "latency.md").write_text("\n".join(lines) + "\n")
-    device = environment.device_description(str(arguments.device))
-    manifest = {"versions": environment.versions(), "device": device, "prompt": arguments.prompt}
+    manifest = {
+        "versions": environment.versions(),
+        "device": environment.device_description(device),
+        "prompt": arguments.prompt,
+    }
     (arguments.output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     print("\n".join(lines))
 

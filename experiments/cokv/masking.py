@@ -32,7 +32,8 @@ def mask(arguments: argparse.Namespace) -> int:
         source = arguments.source or task
         file = load_scores(arguments.scores, source, model)
         test = find_split(arguments.split, task).build("test", model.tokenizer)[: arguments.limit]
-        refuse_overlap(load_scores(arguments.scores, task, model).recipe["sample_hashes"], test)
+        for used in {source, task}:
+            refuse_overlap(load_scores(arguments.scores, used, model).recipe["sample_hashes"], test)
         trials = [Trial.of(sample, model.tokenizer, arguments.question) for sample in test]
         masks = masks_of(file.scores(), counts, arguments.random_draws)
         name = short_name(task) if source == task else f"{short_name(source)}-on-{short_name(task)}"

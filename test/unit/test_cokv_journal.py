@@ -124,6 +124,8 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
         journal.prepare({"task": "other", "processes": 1})
     with pytest.raises(UserError, match=r"another processes \(1, now 2\)"):
         journal.prepare({"task": "toy", "processes": 2})
+    for outdated in ("scores.npz", "mae.csv", "alpha.json"):
+        (tmp_path / outdated).write_text("of the draws that go")
     journal.prepare({"task": "other", "processes": 1}, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
 
@@ -134,6 +136,10 @@ def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
     path.write_text("no json\n" + path.read_text())
     with pytest.raises(UserError, match="a line that is no JSON"):
         started(tmp_path).shards()
+    for line in ("[]", '{"block": -1, "scores": [1.0, 0.0]}'):
+        path.write_text(line + "\n")
+        with pytest.raises(UserError, match="a line that says no block, sample and scores"):
+            started(tmp_path).shards()
     path.write_text('{"block": -1, "sample": 0, "scores": [1.0]}\n')
     with pytest.raises(UserError, match="1 scores for 2 coalitions"):
         started(tmp_path).shards()

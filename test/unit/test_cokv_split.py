@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from catekv import embedded
+from catekv import embedded, tasks
 from catekv.cokv.split import (
+    SCORE_STREAM,
     SampleSet,
     Split,
     find_split,
@@ -18,6 +20,7 @@ from catekv.cokv.split import (
     write_splits,
 )
 from catekv.errors import UserError
+from catekv.evaluation.cells import sample_hash
 from catekv.tasks.preparing import load_tokenizer
 
 SAMPLES = SampleSet("ruler/niah_single_1", 96, 20, seed=7)
@@ -108,6 +111,15 @@ def test_what_is_no_split_is_refused(tmp_path: Path, text: str, message: str) ->
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_splits(path)
+
+
+def test_scores_without_a_split_never_see_a_test_sample(tokenizer: Any) -> None:
+    test = tasks.build(SAMPLES.task, tokenizer, SAMPLES.length, SAMPLES.count, SAMPLES.seed)
+    assert SAMPLES.build(tokenizer) == test
+    drawn = dataclasses.replace(SAMPLES, stream=SCORE_STREAM).build(tokenizer)
+    refuse_overlap([sample_hash(sample) for sample in drawn], test)
+    with pytest.raises(UserError, match="0 samples of ruler/niah_single_1 are none"):
+        dataclasses.replace(SAMPLES, count=0).build(tokenizer)
 
 
 def test_splits_need_two_parts(tokenizer: Any) -> None:
