@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from catekv.errors import UserError
-from catekv.tasks.fit import TooLongError, confirmed_fit
+from catekv.tasks.fit import Fillable, check_filled, filled
 from catekv.tasks.parts import Parts, count, counted, prompt_format_of
 from catekv.tasks.sample import Sample
 from catekv.tasks.sources import BUILT_IN, DataOptions
@@ -19,30 +19,14 @@ from catekv.tasks.tokenizers import word_counter
 
 #: tokens of drawn samples of natural tasks when no length is given
 OPEN_LENGTH = 4096
-#: share of the length that drawn samples of tasks without rows fill
-MINIMUM_FILL = 0.97
 #: units of any text have at least half a token on average
 _PIECES_A_TOKEN = 2
 #: where endless text fills less, its characters are unknown to the tokenizer
 _LEAST_FILL = 0.25
-#: below this share words of filler are added to the whole units
-_TOP_UP_BELOW = 0.99
 
 
-class OpenSample(Protocol):
-    """One sample with all its draws made; only its length is open."""
-
-    @property
-    def minimum(self) -> int:
-        """Smallest number of units."""
-
-    @property
-    def limit(self) -> int | None:
-        """Number of units that there are, None for any number."""
-
-    @property
-    def extra_limit(self) -> int:
-        """Largest number of extra words; 0: none are ever added."""
+class OpenSample(Fillable, Protocol):
+    """A sample with all its draws made, as parts of a prompt."""
 
     def draft(self, units: int, extra: int, /) -> Parts:
         """The prompt with so many units; equal arguments give equal parts.
@@ -93,46 +77,25 @@ def fitted(request: BuildRequest, index: int, plan: OpenSample) -> Sample:
     def allowance(parts: Parts) -> int:
         return request.max_answer_tokens or parts.max_new_tokens
 
-    def exact(parts: Parts) -> int:
+    def exact(units: int, extra: int) -> int:
+        parts = plan.draft(units, extra)
         return count(wrapped, parts) + allowance(parts)
 
-    def estimate(parts: Parts) -> int:
+    def estimate(units: int, extra: int) -> int:
+        parts = plan.draft(units, extra)
         text = parts.context + parts.question + wrapped.after + parts.answer_prefix
         return counter(request.tokenizer, wrapped.before + text) + allowance(parts)
 
-    try:
-        units, tokens = confirmed_fit(
-            lambda units: estimate(plan.draft(units, 0)),
-            lambda units: exact(plan.draft(units, 0)),
-            plan.minimum,
-            target,
-            limit,
-        )
-    except TooLongError as error:
-        raise UserError(
-            f"{request.task.name} needs a length of at least {error.tokens} tokens with this "
-            f"tokenizer, {target} are given; raise the length or lower max_answer_tokens"
-        ) from None
+    name = request.task.name
+    # the allowance may be the sample's own, so it is counted with the text and not reserved
+    units, extra, tokens = filled(name, plan, estimate, exact, target, limit=limit)
     if plan.limit is None and tokens < _LEAST_FILL * target:
         raise UserError(
-            f"{request.task.name} reaches only {tokens} of {target} tokens: this tokenizer does "
-            "not know the characters of its text; take another tokenizer or wording"
+            f"{name} reaches only {tokens} of {target} tokens: this tokenizer does not know the "
+            "characters of its text; take another tokenizer or wording"
         )
-    extra = 0
-    if plan.extra_limit and tokens < _TOP_UP_BELOW * target:
-        extra, tokens = confirmed_fit(
-            lambda extra: estimate(plan.draft(units, extra)),
-            lambda extra: exact(plan.draft(units, extra)),
-            0,
-            target,
-            plan.extra_limit,
-            step=2,
-        )
-    if not request.task.natural and tokens < MINIMUM_FILL * target:
-        raise UserError(
-            f"{request.task.name} reaches only {tokens} of {target} tokens: the text it is made of "
-            "is used up; take a smaller length"
-        )
+    if not request.task.natural:
+        check_filled(name, tokens, target)
     parts = plan.draft(units, extra)
     answer = allowance(parts)
     notes = {"cut_tokens": 0} if request.task.natural else {}

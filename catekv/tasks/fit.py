@@ -10,8 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
+from catekv.errors import UserError
+
+#: share of the length that samples fill at least
+MINIMUM_FILL = 0.97
+#: below this share words of filler are added to the whole units
+_TOP_UP_BELOW = 0.99
 #: part of the budget that may stay unused before the search stops early
 _SLACK = 0.002
 #: corrections of the estimate before the search falls back on exact counts
@@ -22,6 +28,22 @@ _REMEMBERED = 1_000_000
 _WORD = re.compile(r"[^\S\n]*\S+\n*|\s+")
 #: looks after which interpolation gives way to halving, which cannot stall
 _INTERPOLATIONS = 12
+
+
+class Fillable(Protocol):
+    """A sample with all its draws made; only its length is open."""
+
+    @property
+    def minimum(self) -> int:
+        """Smallest number of units."""
+
+    @property
+    def limit(self) -> int | None:
+        """Number of units that there are, None for any number."""
+
+    @property
+    def extra_limit(self) -> int:
+        """Largest number of extra words; 0: none are ever added."""
 
 
 class TooLongError(Exception):
@@ -160,3 +182,60 @@ def _line(
 ) -> Callable[[int], int]:
     """The estimate moved and stretched: ``start`` where it says ``base``, then ``slope`` of it."""
     return lambda units: start + ceil(slope * (estimate(units) - base))
+
+
+def filled(
+    name: str,
+    plan: Fillable,
+    estimate: Callable[[int, int], int],
+    exact: Callable[[int, int], int],
+    length: int,
+    reserved: int = 0,
+    limit: int | None = None,
+) -> tuple[int, int, int]:
+    """The units and the extra words of a sample that fill a length, and its tokens.
+
+    Args:
+        name: of the task, for the message.
+        estimate, exact: tokens of the sample with so many units and extra words.
+        length: tokens to fill.
+        reserved: of them, what the two leave out.
+        limit: largest number of units; default the plan's own.
+
+    Raises:
+        UserError: the smallest sample is too long; the message says how long it is.
+    """
+    budget = length - reserved
+    try:
+        units, tokens = confirmed_fit(
+            lambda units: estimate(units, 0),
+            lambda units: exact(units, 0),
+            plan.minimum,
+            budget,
+            plan.limit if limit is None else limit,
+        )
+    except TooLongError as error:
+        raise UserError(
+            f"{name} needs a length of at least {error.tokens + reserved} tokens with this "
+            f"tokenizer, {length} are given; raise the length or lower max_answer_tokens"
+        ) from None
+    extra = 0
+    if plan.extra_limit and tokens + reserved < _TOP_UP_BELOW * length:
+        extra, tokens = confirmed_fit(
+            lambda extra: estimate(units, extra),
+            lambda extra: exact(units, extra),
+            0,
+            budget,
+            plan.extra_limit,
+            step=2,
+        )
+    return units, extra, tokens + reserved
+
+
+def check_filled(name: str, tokens: int, length: int) -> None:
+    """Raise ``UserError`` for a sample whose text ended before it filled its length."""
+    if tokens < MINIMUM_FILL * length:
+        raise UserError(
+            f"{name} reaches only {tokens} of {length} tokens: the text it is made of is used up; "
+            "give more text or a smaller length"
+        )

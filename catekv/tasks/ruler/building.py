@@ -7,17 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.tasks.fit import TooLongError, WordCounter, confirmed_fit
+from catekv.tasks.fit import WordCounter, check_filled, filled
 from catekv.tasks.ruler.plan import Draft, Plan, Request
 from catekv.tasks.sample import Sample
 from catekv.tasks.task import BuildRequest, Task
 from catekv.tasks.tokenizers import word_counter
 
 PREFIX = "ruler/"
-#: every sample fills at least this share of its target length
-MINIMUM_FILL = 0.97
-#: below this share words of filler are added to the whole units
-_TOP_UP_BELOW = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,49 +59,23 @@ def _sample(task: RulerTask, asked: BuildRequest, request: Request, counter: Wor
     wrapped, answer_tokens = asked.format, asked.answer_tokens
     plan = task.plan(request, asked.options)
 
-    def draft(units: int, extra: int = 0) -> Draft:
+    def draft(units: int, extra: int) -> Draft:
         made = plan.draft(units, extra)
         prefix = made.answer_prefix if asked.options.begin_answer else ""
         separate = " " if prefix and not prefix[0].isspace() else ""
         return replace(made, answer_prefix=separate + prefix)
 
-    def exact(made: Draft) -> int:
+    def exact(units: int, extra: int) -> int:
+        made = draft(units, extra)
         return len(wrapped.encode(made.context, made.question, made.answer_prefix))
 
-    def estimate(made: Draft) -> int:
+    def estimate(units: int, extra: int) -> int:
+        made = draft(units, extra)
         text = made.context + made.question + wrapped.after + made.answer_prefix
         return counter(wrapped.tokenizer, wrapped.before + text)
 
-    budget = request.length - answer_tokens
-    try:
-        units, tokens = confirmed_fit(
-            lambda units: estimate(draft(units)),
-            lambda units: exact(draft(units)),
-            plan.minimum,
-            budget,
-            plan.limit,
-        )
-    except TooLongError as error:
-        raise UserError(
-            f"{task.name} needs a length of at least {error.tokens + answer_tokens} tokens "
-            f"with this tokenizer, {request.length} are given; raise the length"
-        ) from None
-    extra = 0
-    if plan.extra_limit and tokens + answer_tokens < _TOP_UP_BELOW * request.length:
-        extra, tokens = confirmed_fit(
-            lambda extra: estimate(draft(units, extra)),
-            lambda extra: exact(draft(units, extra)),
-            0,
-            budget,
-            plan.extra_limit,
-            step=2,
-        )
-    length = tokens + answer_tokens
-    if length < MINIMUM_FILL * request.length:
-        raise UserError(
-            f"{task.name} reaches only {length} of {request.length} tokens: the text it is "
-            "made of is used up; give more text or a smaller length"
-        )
+    units, extra, length = filled(task.name, plan, estimate, exact, request.length, answer_tokens)
+    check_filled(task.name, length, request.length)
     final = draft(units, extra)
     origin = {"data": plan.data}
     if request.wording.word_list is not None:
