@@ -230,13 +230,8 @@ class ATSKV(Method):
         target = control.quantile_level(tokens / self.budget, self.q_min, self.q_max)
         return control.smoothed_level(level, target, self.smoothing)
 
-    def relevance(
-        self, observed: Observed, b: int | None = None, columns: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def relevance(self, observed: Observed) -> tuple[Tensor, Tensor, Tensor]:
         """Relevance of a prompt without padding.
-
-        Args:
-            observed: the layer. b, columns: one sequence of it, and its columns without padding.
 
         Returns:
             Relevance [batch, tokens], the predictor's static part [batch, tokens, width], and what
@@ -245,10 +240,6 @@ class ATSKV(Method):
         hidden, sums = observed.hidden_states, observed.column_sums
         assert hidden is not None
         assert sums is not None
-        if b is not None and columns is not None:
-            hidden, sums = hidden[b : b + 1], sums[b : b + 1]
-            if len(columns) < observed.tokens:
-                hidden, sums = hidden[:, columns], sums[..., columns]
         predictor = self.layer_predictor(observed)
         tokens = hidden.shape[1]
         observers = queries_that_see(tokens, hidden.device)
@@ -273,9 +264,13 @@ class ATSKV(Method):
         return chosen, chosen | edges
 
     def select_observed(self, observed: Observed) -> Selection:
-        relevance, _, _ = self.relevance(observed)
+        relevance, static, observers = self.relevance(observed)
         active = self.active_mask(relevance, observed.layer)[1]
-        return Selection(active[:, None].expand(observed.keys.shape[:3]).clone())
+        return Selection(
+            active[:, None].expand(observed.keys.shape[:3]).clone(),
+            # the tiers go on from what was computed here
+            memo=tuple((*pair, observers) for pair in zip(relevance, static, strict=True)),
+        )
 
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
@@ -288,6 +283,7 @@ class ATSKV(Method):
         if self.passive == "drop" or (self.budget is not None and max(lengths) <= self.budget):
             return None
         assert observed.column_sums is not None
+        assert selection.memo is not None
         state = TierState(
             static=keys.new_zeros(batch, tokens, self._width(), dtype=torch.float32),
             sums=observed.column_sums.detach().float().clone(),
@@ -306,10 +302,10 @@ class ATSKV(Method):
         changes = []
         for b in range(batch):
             columns = valid[b].nonzero().squeeze(-1)
-            relevance, static, observers = self.relevance(observed, b, columns)
-            changes.append(self.change_thresholds(relevance[0]))
-            soft, chosen = self.active_mask(relevance, observed.layer)
-            state.static[b, columns], state.soft[b, columns] = static[0], soft[0].float()
+            relevance, static, observers = selection.memo[b]
+            changes.append(self.change_thresholds(relevance))
+            soft, chosen = self.active_mask(relevance[None], observed.layer)
+            state.static[b, columns], state.soft[b, columns] = static, soft[0].float()
             state.observers[b][:, columns] = observers
             active[b, columns] = chosen[0]
             whole = self.budget is not None and lengths[b] <= self.budget

@@ -142,7 +142,8 @@ class Selection:
     included and never kept) or ``merged`` (one :class:`Merged` per batch entry and KV head) is set.
 
     With ``merged`` a method may say as ``stays`` (of the shape of ``keep``) which tokens were kept
-    to take the others in, entry by entry.
+    to take the others in, entry by entry. ``memo`` holds what a method hands from choosing to
+    :meth:`Method.decode_store`, one item per batch entry, over its columns without padding.
     """
 
     keep: Tensor | None
@@ -150,6 +151,7 @@ class Selection:
     source_values: Tensor | None = field(default=None, repr=False)
     merged: list[list[Merged]] | None = field(default=None, repr=False)
     stays: Tensor | None = field(default=None, repr=False)
+    memo: tuple[Any, ...] | None = field(default=None, repr=False)
 
     @cached_property
     def budgets(self) -> Tensor:
@@ -386,12 +388,14 @@ def _join(parts: Sequence[Selection], valid: Tensor, layer: Observed) -> Selecti
             whole[b][:, valid[b]] = mask[0]
         return whole
 
+    memo = None if parts[0].memo is None else tuple(part.memo[0] for part in parts if part.memo)
     if parts[0].merged is None:
-        return Selection(joined([part.keep for part in parts]))
+        return Selection(joined([part.keep for part in parts]), memo=memo)
     return Selection(
         None,
         merged=[part.merged[0] for part in parts if part.merged],
         stays=None if parts[0].stays is None else joined([part.stays for part in parts]),
+        memo=memo,
     )
 
 

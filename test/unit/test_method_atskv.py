@@ -17,7 +17,7 @@ from catekv.layout import pack, storage_bytes
 from catekv.methods import ModelShape, Observed
 from catekv.methods.atskv_store import TierStore
 from catekv.methods.equal_memory import with_total
-from catekv.methods.relevance import PredictorConfig, untrained_predictor
+from catekv.methods.relevance import PredictorConfig, RelevancePredictor, untrained_predictor
 from catekv.methods.relevance_files import PredictorSet, save_predictors
 
 BATCH, KV_HEADS, GROUP, DIM, HIDDEN_SIZE, TOKENS = 2, 2, 2, 8, 12, 60
@@ -163,6 +163,21 @@ def test_a_padded_batch_equals_its_single_prompts(preset: str) -> None:
         torch.testing.assert_close(outputs[0][1:], outputs[1])
     assert torch.equal(together.active()[1, 9:], alone.active()[0])
     assert int(together.lengths()[1, 0]) == TOKENS - 9
+
+
+def test_relevance_is_computed_once_for_choosing_and_for_the_tiers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computed = []
+    original = RelevancePredictor.static_part
+
+    def counted(self: RelevancePredictor, *arguments: Any) -> Tensor:
+        computed.append(arguments)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(RelevancePredictor, "static_part", counted)
+    store_of(methods.create("atskv", untrained=True), prompt())
+    assert len(computed) == 1
 
 
 def test_attention_rows_are_added_to_what_was_attended_to() -> None:
