@@ -192,10 +192,15 @@ def sweep(
     held_out = [
         sample
         for task in settings.held_out_tasks
-        for sample in _samples(model, settings, task, settings.held_out_samples, HELD_OUT_STREAM)
+        for sample in _samples(
+            model,
+            settings,
+            task,
+            settings.held_out_samples,
+            HELD_OUT_STREAM,
+            settings.max_new_tokens,
+        )
     ]
-    if settings.max_new_tokens is not None:
-        held_out = [replace(s, max_new_tokens=settings.max_new_tokens) for s in held_out]
     hashes = {task: tuple(map(context_hash, found)) for task, found in references.items()}
     everything = {value for found in hashes.values() for value in found}
     refuse_overlap(everything, held_out, "the held-out set")
@@ -261,7 +266,12 @@ def best(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def _samples(
-    model: CateKVModel, settings: SweepSettings, task: str, count: int, stream: str
+    model: CateKVModel,
+    settings: SweepSettings,
+    task: str,
+    count: int,
+    stream: str,
+    max_new_tokens: int | None = None,
 ) -> list[Sample]:
     return build_samples(
         task,
@@ -271,6 +281,7 @@ def _samples(
         settings.seed,
         stream,
         settings.chat_template,
+        max_new_tokens,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -72,15 +72,28 @@ def build_samples(
     seed: int,
     stream: str,
     chat_template: str = "auto",
+    max_new_tokens: int | None = None,
 ) -> list[Sample]:
-    """Samples of a task in a stream of their own, or the first ``count`` of a JSONL file."""
+    """Samples of a task in a stream of their own, or the first ``count`` of a JSONL file.
+
+    ``max_new_tokens`` takes the place of the task's allowance.
+    """
     if task.endswith((".json", ".jsonl")):
         samples = tasks.read(task)
         if len(samples) < count:
             raise UserError(f"{task} holds {len(samples)} samples, {count} were asked for")
-        return samples[:count]
+        if max_new_tokens is None:
+            return samples[:count]
+        return [replace(sample, max_new_tokens=max_new_tokens) for sample in samples[:count]]
     return tasks.build(
-        task, tokenizer, length, count, seed=seed, stream=stream, chat_template=chat_template
+        task,
+        tokenizer,
+        length,
+        count,
+        seed=seed,
+        stream=stream,
+        chat_template=chat_template,
+        max_answer_tokens=max_new_tokens,
     )
 
 
