@@ -110,5 +110,10 @@ def draw_scores(path: str | Path, tables: Mapping[str, Floats], title: str = "")
         axis.set_yticks(range(0, layers, max(1, layers // 16)))
     figure.colorbar(image, ax=axes, label="score less its mean")
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot draw {path} ({error}); give a PNG or SVG file in a folder that exists"
+        ) from error
     return Path(path)

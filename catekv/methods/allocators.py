@@ -9,6 +9,7 @@ allocator is a frozen dataclass that ``to_dict`` turns back into such a dict.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,8 +133,7 @@ class Pyramid(Budgets):
     rescale: bool = False
 
     def __post_init__(self) -> None:
-        if self.beta < 1:
-            raise UserError(f"pyramid: beta {self.beta} must be at least 1")
+        _check_beta(self, self.beta)
         _check_choice(self, "short_prompt", SHORT_PROMPTS)
         _check_choice(self, "step", STEPS)
 
@@ -312,8 +312,7 @@ class HeadKV(Scored):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta < 1:
-            raise UserError(f"headkv: beta {self.beta} must be at least 1")
+        _check_beta(self, self.beta)
 
     def scores_for(self, shape: ModelShape) -> Tensor:
         scores = super().scores_for(shape)
@@ -345,7 +344,7 @@ class CoKV(Scored):
         super().__post_init__()
         _check_choice(self, "slice_scaling", SLICE_SCALINGS)
         groups = torch.tensor(self.scores).shape[-2:].numel()
-        if not 1 <= self.alpha <= groups:
+        if type(self.alpha) is not int or not 1 <= self.alpha <= groups:
             raise UserError(f"cokv: alpha {self.alpha} is outside 1 to {groups}, the groups")
 
     def weights(self, demand: Demand) -> Tensor:
@@ -404,6 +403,11 @@ def _from_dict(content: dict[str, Any]) -> Budgets:
             f"valid options: {', '.join(valid) or 'none'}"
         )
     return KINDS[kind](**options)
+
+
+def _check_beta(allocator: Budgets, beta: float) -> None:
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 1 <= beta < math.inf:
+        raise UserError(f"{allocator.kind}: beta {beta} must be at least 1")
 
 
 def _check_choice(allocator: Budgets, name: str, allowed: Sequence[str]) -> None:
