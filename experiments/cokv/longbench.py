@@ -1,13 +1,16 @@
 """Prediction and evaluation: methods at equal memory on the test samples of several tasks.
 
 For every task alpha is chosen on the validation samples; results are measured on the test samples.
-Writes ``pred/NAME/TASK.jsonl``, ``result_NAME.json``, ``list_result_NAME.json`` and ``runs.md``.
+Writes ``pred/NAME/TASK.jsonl``, ``result_NAME.json``, ``list_result_NAME.json`` and ``runs.md``;
+``finished.json`` names the tasks whose results these hold, so that an interrupted run goes on after
+them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from tqdm import tqdm
 
 from catekv.cli import integers
 from catekv.cokv.comparison import COMPARED, compare_methods, compared_method
+from catekv.cokv.files import ScoreFile
 from catekv.cokv.predictions import (
     comparison_table,
     paired_table,
@@ -27,7 +31,12 @@ from catekv.cokv.predictions import (
 )
 from catekv.cokv.split import find_split, refuse_overlap
 from catekv.cokv.tuning import ALPHA_FILE, tune
+from catekv.errors import UserError
 from catekv.evaluation import environment
+from catekv.evaluation.cells import sample_hash
+from catekv.evaluation.records import write_text
+from catekv.evaluation.settings import stable_hash
+from catekv.tasks.sample import Sample
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -40,6 +49,7 @@ def compare(arguments: argparse.Namespace) -> int:
     names += [f"{method}_{capacity}" for capacity in capacities for method in arguments.methods]
     shown: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     chosen: dict[str, dict[int, int]] = {}
+    finished = _Finished(arguments.output / "finished.json")
     for task in arguments.tasks:
         short = short_name(task)
         file = load_scores(arguments.scores, task, model)
@@ -48,6 +58,13 @@ def compare(arguments: argparse.Namespace) -> int:
         test = split.build("test", model.tokenizer)[: arguments.limit]
         refuse_overlap(file.recipe["sample_hashes"], test)
         batch = arguments.batch_size
+        identity = _identity(arguments, file, probed, [*validation, *test])
+        if all(_holds(arguments.output, name, short, len(test)) for name in names):
+            alpha = finished.alpha(short, identity)
+            if alpha is not None:
+                print(f"{task}: results are there")
+                chosen[short] = alpha
+                continue
         tuned = tune(model, file, validation, capacities, alphas, batch_size=batch)
         tuned.write(arguments.scores / short / ALPHA_FILE, task=task)
         chosen[short] = {capacity: tuned.best(capacity) for capacity in capacities}
@@ -75,10 +92,62 @@ def compare(arguments: argparse.Namespace) -> int:
         for name, found in answers.items():
             write_predictions(arguments.output, name, task, test, found)
             write_results(arguments.output, name, {task: scores_of(found)})
+        finished.add(short, identity, chosen[short])
     for name in names:
         shown[name] = read_results(arguments.output, name)
     _write_runs(arguments, shown, names, chosen)
     return 0
+
+
+def _identity(
+    arguments: argparse.Namespace, file: ScoreFile, probed: Path, samples: Sequence[Sample]
+) -> str:
+    """What decides the results of a task: they are measured anew where any of it changed."""
+    return stable_hash(
+        [
+            file.recipe["config_hash"],
+            file.estimates().tolist(),
+            probed.read_text(),
+            [sample_hash(sample) for sample in samples],
+            arguments.dtype,
+            arguments.question,
+            arguments.methods,
+            arguments.capacities,
+            arguments.alphas,
+            environment.versions(),
+        ]
+    )
+
+
+def _holds(folder: Path, name: str, task: str, samples: int) -> bool:
+    """Whether the results of a run are there for a task, all of them."""
+    if not (folder / f"list_result_{name}.json").exists():
+        return False
+    return len(read_results(folder, name).get(task, ())) == samples
+
+
+class _Finished:
+    """Tasks whose results are written, with what decided them and the alphas that were chosen."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.held: dict[str, Any] = {}
+        if path.exists():
+            try:
+                self.held = json.loads(path.read_text())
+            except ValueError as error:
+                raise UserError(f"{path} is not readable ({error}); remove it") from error
+
+    def alpha(self, task: str, identity: str) -> dict[int, int] | None:
+        """Alpha by capacity of a finished task; None if it is not, or was another measurement."""
+        held = self.held.get(task)
+        if held is None or held["identity"] != identity:
+            return None
+        return {int(capacity): alpha for capacity, alpha in held["alpha"].items()}
+
+    def add(self, task: str, identity: str, alpha: dict[int, int]) -> None:
+        self.held[task] = {"identity": identity, "alpha": alpha}
+        write_text(self.path, json.dumps(self.held, indent=1) + "\n")
 
 
 def _write_runs(

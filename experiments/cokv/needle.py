@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared import add_probe_options, head_scores, main, model_name, open_model, parser
+from shared import (
+    add_probe_options,
+    head_scores,
+    main,
+    model_identity,
+    model_name,
+    open_model,
+    parser,
+)
 from tqdm import tqdm
 
 from catekv import tasks
@@ -68,7 +76,11 @@ def needle(arguments: argparse.Namespace) -> int:
         folder,
         Settings(seed=seed, max_draws=arguments.max_draws, question=arguments.question),
         batch_size=batch,
-        origin={"model": model_name(arguments), "stream": SCORED},
+        origin={
+            "model": model_name(arguments),
+            "model_hash": model_identity(arguments, model),
+            "stream": SCORED,
+        },
     )
     assert outcome.path is not None
     file = ScoreFile.load(outcome.path)

@@ -11,5 +11,7 @@ scores=(--scores "$RESULTS/scores" --split "$RESULTS/split.json")
 "$python" experiments/cokv/masking.py "${common[@]}" "${scores[@]}" --tasks $TASKS \
     ${LIMIT:+--limit $LIMIT} --output "$RESULTS/masking"
 # shellcheck disable=SC2086
+split_and_score "$RESULTS" $SOURCE $TARGETS
+# shellcheck disable=SC2086
 "$python" experiments/cokv/masking.py "${common[@]}" "${scores[@]}" --tasks $TARGETS \
     --source "$SOURCE" ${LIMIT:+--limit $LIMIT} --output "$RESULTS/masking_across"

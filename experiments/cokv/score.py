@@ -8,7 +8,7 @@ import json
 import time
 from pathlib import Path
 
-from shared import main, model_name, open_model, parser
+from shared import main, model_identity, model_name, open_model, parser
 
 from catekv.cokv.files import ScoreFile
 from catekv.cokv.predictions import short_name
@@ -38,6 +38,7 @@ def score_tasks(arguments: argparse.Namespace) -> int:
             keep_prompts=arguments.keep_prompts,
             origin={
                 "model": model_name(arguments),
+                "model_hash": model_identity(arguments, model),
                 "samples": {
                     **dataclasses.asdict(split.samples),
                     "positions": list(split.validation),

@@ -42,11 +42,9 @@ if [ -n "$TOLERANCE" ]; then tolerance=(--tolerance "$TOLERANCE"); fi
 split_and_score() {
     # $1 folder, then the tasks: the split, and the scores of its validation samples
     local folder="$1"; shift
-    if [ ! -f "$folder/split.json" ]; then
-        # shellcheck disable=SC2086
-        "$python" experiments/cokv/split.py "${model_arguments[@]}" --tasks "$@" --length "$LENGTH" \
-            --samples "$SAMPLES" --seed "$SEED" $TASK_OPTIONS --output "$folder/split.json"
-    fi
+    # shellcheck disable=SC2086
+    "$python" experiments/cokv/split.py "${model_arguments[@]}" --tasks "$@" --length "$LENGTH" \
+        --samples "$SAMPLES" --seed "$SEED" $TASK_OPTIONS --output "$folder/split.json"
     "$python" experiments/cokv/score.py "${common[@]}" --tasks "$@" --split "$folder/split.json" \
         --max-draws "$MAX_DRAWS" "${tolerance[@]}" --output "$folder/scores"
 }

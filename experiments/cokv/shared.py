@@ -57,6 +57,16 @@ def model_name(arguments: argparse.Namespace) -> str:
     return Path(arguments.model).name if arguments.model else "embedded"
 
 
+def model_identity(arguments: argparse.Namespace, model: CateKVModel) -> str:
+    """Which checkpoint it is: two of one name and configuration do not share draws."""
+    from catekv.evaluation import environment
+    from catekv.evaluation.session import Request, model_path, revision_of
+
+    return environment.model_identity(
+        model_path(Request(model=arguments.model)), revision_of(model)
+    )
+
+
 def load_scores(folder: Path, task: str, model: CateKVModel) -> ScoreFile:
     """The scores of a task for this model; ``UserError`` if they are not there or another's."""
     path = folder / short_name(task) / SCORE_FILE

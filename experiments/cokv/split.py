@@ -1,13 +1,25 @@
-"""Split tasks into validation samples (scores, alpha) and test samples (results), seeded."""
+"""Split tasks into validation samples (scores, alpha) and test samples (results), seeded.
+
+Splits that the file has already stay as they are; one of other samples is refused.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+from typing import Any
 
 from shared import main, model_name, parser
 
 from catekv.cli import options_from
-from catekv.cokv.split import VALIDATION_SHARE, SampleSet, Split, write_splits
+from catekv.cokv.split import VALIDATION_SHARE, SampleSet, Split, read_splits, write_splits
+from catekv.errors import UserError
+
+
+def _plain(samples: SampleSet) -> Any:
+    """As it is after it was written and read."""
+    return json.loads(json.dumps(dataclasses.asdict(samples)))
 
 
 def split(arguments: argparse.Namespace) -> int:
@@ -16,14 +28,21 @@ def split(arguments: argparse.Namespace) -> int:
 
     tokenizer = load_tokenizer(model_path(Request(model=arguments.model)))
     options = options_from("--task-option", arguments.task_option)
-    splits = []
+    held = read_splits(arguments.output) if arguments.output.exists() else {}
+    splits = dict(held)
     for task in arguments.tasks:
         samples = SampleSet(task, arguments.length, arguments.samples, arguments.seed, options)
-        built = samples.build(tokenizer)
-        splits.append(Split.make(samples, built, arguments.share, arguments.seed))
-        made = splits[-1]
+        if task in held:
+            if (_plain(held[task].samples), held[task].seed) != (_plain(samples), arguments.seed):
+                raise UserError(
+                    f"{arguments.output} holds a split of {task} made of other samples (length, "
+                    "number, options or seed); use another folder for other settings"
+                )
+            continue
+        made = Split.make(samples, samples.build(tokenizer), arguments.share, arguments.seed)
+        splits[task] = made
         print(f"{task}: {len(made.validation)} validation, {len(made.test)} test samples")
-    print(f"Split of {model_name(arguments)}: {write_splits(arguments.output, splits)}")
+    print(f"Split of {model_name(arguments)}: {write_splits(arguments.output, splits.values())}")
     return 0
 
 

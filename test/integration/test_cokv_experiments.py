@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from catekv.cokv.split import read_splits
+
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "ruler/niah_multikey_1"
 SMALL = {
@@ -42,6 +44,40 @@ def test_scripts_are_shell(script: str) -> None:
     subprocess.run(["bash", "-n", f"experiments/cokv/{script}"], cwd=ROOT, check=True)
 
 
+def written(folder: Path) -> set[tuple[Path, int]]:
+    """Result files and when they were written."""
+    found = [*folder.rglob("*.jsonl"), *folder.glob("*result_*.json")]
+    return {(path, path.stat().st_mtime_ns) for path in found}
+
+
+def test_splits_are_added_to_and_never_drawn_again(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+
+    def split(task: str, *words: str) -> subprocess.CompletedProcess[str]:
+        script = [sys.executable, "experiments/cokv/split.py", "--tasks", task, "--length", "96"]
+        return subprocess.run(
+            [*script, "--output", str(path), *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    options = ("--samples", "8", "--task-option", "num_keys=1")
+    assert split("ruler/niah_single_1", *options).returncode == 0
+    first = read_splits(path)
+    assert split("ruler/niah_single_1", *options, "--share", "0.5").returncode == 0
+    assert read_splits(path) == first
+    assert split("ruler/niah_single_2", *options).returncode == 0
+    both = read_splits(path)
+    assert list(both) == ["ruler/niah_single_1", "ruler/niah_single_2"]
+    assert both["ruler/niah_single_1"] == first["ruler/niah_single_1"]
+    refused = split("ruler/niah_single_1", "--samples", "9", "--task-option", "num_keys=1")
+    assert refused.returncode == 2
+    assert "holds a split of ruler/niah_single_1 made of other samples" in refused.stderr
+    assert read_splits(path) == both
+
+
 @pytest.mark.slow
 def test_every_experiment_runs(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures need matplotlib (extra report)")
@@ -57,6 +93,14 @@ def test_every_experiment_runs(tmp_path: Path) -> None:
         assert mean == round(100 * sum(scores["niah_multikey_1"]) / 2, 2)
         rows = (longbench / "pred" / name / "niah_multikey_1.jsonl").read_text().splitlines()
         assert set(json.loads(rows[0])) == {"pred", "answers", "all_classes", "length"}
+    results_before = written(longbench)
+    run("run_longbench.sh", tmp_path)
+    assert written(longbench) == results_before  # an interrupted run goes on after what is there
+    (longbench / "list_result_snapkv_16.json").unlink()
+    run("run_longbench.sh", tmp_path)
+    assert {path.name for path, _ in written(longbench) ^ results_before} == {
+        path.name for path, _ in results_before
+    }
     run("run_masking.sh", tmp_path)
     curve = json.loads((results / "masking" / "masking_niah_multikey_1.json").read_text())
     assert curve["counts"] == [1, 2, 4, 6, 8]
