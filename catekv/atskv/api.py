@@ -7,12 +7,11 @@ that was not asked for: what could not be measured is null, with the reason.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -95,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--api_max_calls", type=int, default=200, help="questions at most")
     parser.add_argument("--api_max_seconds", type=float, default=1800, help="of the whole run")
-    parser.add_argument("--api_max_cost", type=float, help="stop before this; needs --api_prices")
+    parser.add_argument("--api_max_cost", type=float, help="no call after this; needs --api_prices")
     parser.add_argument(
         "--api_prices", nargs=2, type=float, metavar=("READ", "WRITTEN"),
         help="per million tokens read and written",
@@ -148,6 +147,7 @@ class _Anthropic:
             )
         except self.library.APIError as error:
             raise _failure(error) from error
+        _check_reply(reply, "ANTHROPIC_BASE_URL")
         text = "".join(getattr(part, "text", "") for part in reply.content)
         return Reply(text, reply.usage.input_tokens, reply.usage.output_tokens)
 
@@ -167,6 +167,7 @@ class _OpenAI:
             )
         except self.library.APIError as error:
             raise _failure(error) from error
+        _check_reply(reply, "OPENAI_BASE_URL")
         if not reply.choices:
             raise CallError("the server sent no answer")
         usage = reply.usage
@@ -177,20 +178,33 @@ class _OpenAI:
 def _failure(error: Exception) -> CallError:
     status = getattr(error, "status_code", None)
     text = " ".join(str(error).split())
+    for key in map(os.environ.get, KEYS.values()):
+        # a server may repeat what it refuses, and errors are written to files; placeholders for
+        # servers without keys are shorter
+        if key and len(key) > 5:
+            text = text.replace(key, "[key]")
     return CallError(f"{type(error).__name__}: {text}", final=status in (401, 403, 404))
+
+
+def _check_reply(reply: Any, variable: str) -> None:
+    """The libraries hand over as text what is no JSON, such as the page of a web server."""
+    if isinstance(reply, str):
+        raise CallError(f"the server's reply is no JSON; check {variable}", final=True)
 
 
 @dataclass
 class Spent:
-    """What a run has used."""
+    """What a run has used; ``uncounted`` answers came without their numbers of tokens."""
 
     started: float
     calls: int = 0
     read: int = 0
     written: int = 0
+    uncounted: int = 0
 
     def cost(self, limits: Limits) -> float | None:
-        if limits.prices is None:
+        """In the unit of the prices; None where it is not known."""
+        if limits.prices is None or self.uncounted:
             return None
         return (self.read * limits.prices[0] + self.written * limits.prices[1]) / 1e6
 
@@ -200,6 +214,8 @@ class Spent:
             return f"the limit of {limits.calls} calls was reached"
         if clock() - self.started >= limits.seconds:
             return f"the limit of {limits.seconds:g} seconds was reached"
+        if limits.cost is not None and self.uncounted:
+            return "the server does not say how many tokens it counts, so the cost is not known"
         cost = self.cost(limits)
         if limits.cost is not None and cost is not None and cost >= limits.cost:
             return f"the limit of {limits.cost:g} was reached"
@@ -213,15 +229,17 @@ def prompt_of(sample: Sample) -> str:
 
 def reference(
     client: Client,
-    cells: Iterator[tuple[str, int, list[Sample]]],
+    cells: Iterable[tuple[str, int, list[Sample] | str]],
     new_tokens: int,
     limits: Limits,
     say: Callable[[str], None] = lambda text: None,
+    keep: Callable[[list[dict[str, Any]], Spent], None] = lambda rows, spent: None,
 ) -> tuple[list[dict[str, Any]], Spent]:
     """Ask everything that the limits allow.
 
     Args:
-        cells: benchmark, size and samples.
+        cells: benchmark, size and samples, or why there are none.
+        keep: called with what there is after every cell, and before an error that ends the run.
 
     Returns:
         A row per cell: ``accuracy`` (mean score of the answers that came, None without any),
@@ -232,9 +250,14 @@ def reference(
     """
     from catekv import tasks
 
-    spent, rows = Spent(time.monotonic()), []
-    for name, size, samples in cells:
-        scores, failed, answers, reason = [], [], [], None
+    spent = Spent(time.monotonic())
+    rows: list[dict[str, Any]] = []
+    for name, size, given in cells:
+        scores: list[float] = []
+        failed: list[str] = []
+        answers: list[str] = []
+        reason, samples = (given, []) if isinstance(given, str) else (None, given)
+        final: CallError | None = None
         for sample in samples:
             reason = spent.exhausted(limits)
             if reason is not None:
@@ -243,12 +266,14 @@ def reference(
             try:
                 reply = client.ask(prompt_of(sample), new_tokens)
             except CallError as error:
-                if error.final:
-                    raise UserError(f"the hosted model cannot be asked: {error}") from error
                 failed.append(str(error))
+                if error.final:
+                    final = error
+                    break
                 continue
             spent.read += reply.read
             spent.written += reply.written
+            spent.uncounted += not reply.read + reply.written
             scores.append(float(tasks.score(reply.text, sample)["official"]))
             answers.append(reply.text)
         if not scores and reason is None:
@@ -265,6 +290,10 @@ def reference(
                 "answers": answers,
             }
         )
+        if final is None or spent.calls > 1:
+            keep(rows, spent)
+        if final is not None:
+            raise UserError(f"the hosted model cannot be asked: {final}") from final
         say(f"{name} {size}: {rows[-1]['accuracy']} of {len(scores)} answers")
     return rows, spent
 
@@ -272,6 +301,7 @@ def reference(
 def command(parsed: argparse.Namespace, request: Request) -> int:
     """Run the reference; returns the exit code (1: not everything was answered)."""
     from catekv.atskv.choices import benchmark, samples_of
+    from catekv.atskv.experiment import refused
     from catekv.atskv.outputs import Output
     from catekv.tasks.preparing import load_tokenizer
 
@@ -291,32 +321,37 @@ def command(parsed: argparse.Namespace, request: Request) -> int:
     tokenizer = load_tokenizer(request.model_path)
     chosen = [benchmark(name, request.rows) for name in request.benchmarks]
 
-    def cells() -> Iterator[tuple[str, int, list[Sample]]]:
-        for one in chosen:
-            for size in request.sizes:
-                if size <= request.max_seq_len:
-                    samples = samples_of(
-                        one, tokenizer, size, request.examples, request.seed, request.new_tokens
-                    )
-                    yield one.name, size, samples
+    # all of them before the first question: nothing is paid for a run that lacks data
+    cells = [
+        (
+            one.name,
+            size,
+            refused(request, size, None)
+            or samples_of(one, tokenizer, size, request.examples, request.seed, request.new_tokens),
+        )
+        for one in chosen
+        for size in request.sizes
+    ]
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    rows, spent = reference(client, cells(), request.new_tokens, limits, say)
-    record = {
-        "kind": "quality reference of a hosted model: no memory, no latency",
-        "api_model": parsed.api_model,
-        "provider": provider,
-        "timestamp": started.isoformat(timespec="seconds"),
-        "limits": asdict(limits),
-        "calls": spent.calls,
-        "tokens_read": spent.read,
-        "tokens_written": spent.written,
-        "cost": spent.cost(limits),
-        "rows": rows,
-    }
-    output.write_text(RESULTS, json.dumps(record, indent=1) + "\n")
+    def keep(rows: list[dict[str, Any]], spent: Spent) -> None:
+        record = {
+            "kind": "quality reference of a hosted model: no memory, no latency",
+            "api_model": parsed.api_model,
+            "provider": provider,
+            "timestamp": started.isoformat(timespec="seconds"),
+            "limits": asdict(limits),
+            "calls": spent.calls,
+            "tokens_read": spent.read,
+            "tokens_written": spent.written,
+            "cost": spent.cost(limits),
+            "rows": rows,
+        }
+        output.write_json(RESULTS, record)
+
+    rows, _ = reference(client, cells, request.new_tokens, limits, say, keep)
     text = table(parsed.api_model, rows)
     output.write_text(TABLE, text + "\n")
     print(text)

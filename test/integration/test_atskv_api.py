@@ -26,6 +26,8 @@ class Server(ThreadingHTTPServer):
 
     failures: int = 0
     status: int = 500
+    message: str = "out of order"
+    page: bool = False
     seen: list[dict[str, Any]]
 
 
@@ -35,9 +37,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.seen.append({"path": self.path, "headers": dict(self.headers), **body})
+        if self.server.page:
+            self._send(200, "<html>a page</html>", "text/html")
+            return
         if self.server.failures:
             self.server.failures -= 1
-            self._send(self.server.status, {"error": {"type": "x", "message": "out of order"}})
+            self._send(self.server.status, {"error": {"type": "x", "message": self.server.message}})
             return
         answer = answer_to(body["messages"][0]["content"])
         if self.path.endswith("/chat/completions"):
@@ -53,10 +58,10 @@ class Handler(BaseHTTPRequestHandler):
             end = {"stop_reason": "end_turn", "usage": usage}
             self._send(200, {**message, "content": content, **end})
 
-    def _send(self, status: int, content: dict[str, Any]) -> None:
+    def _send(self, status: int, content: Any, kind: str = "application/json") -> None:
         payload = json.dumps(content).encode()
         self.send_response(status)
-        self.send_header("content-type", "application/json")
+        self.send_header("content-type", kind)
         self.send_header("content-length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
@@ -142,6 +147,79 @@ def test_a_refused_key_or_model_ends_the_run(
     assert run(tmp_path, "--api_model", "m") == 2
     assert len(server.seen) == 1
     assert "the hosted model cannot be asked" in capsys.readouterr().err
+
+
+class Scripted:
+    """A client that says what it is told to, one thing per question."""
+
+    def __init__(self, *said: api.Reply | api.CallError):
+        self.said = list(said)
+
+    def ask(self, prompt: str, new_tokens: int) -> api.Reply:
+        reply = self.said.pop(0)
+        if isinstance(reply, api.CallError):
+            raise reply
+        return reply
+
+
+def few(count: int) -> list[Sample]:
+    return [
+        Sample("synthetic", index, "context ", "question ", "", ("x",), 5, 9, 0)
+        for index in range(count)
+    ]
+
+
+def test_answers_before_an_error_that_ends_the_run_are_kept() -> None:
+    kept: list[tuple[list[dict[str, Any]], int]] = []
+    client = Scripted(
+        *[api.Reply("x", 1, 1)] * 3, api.CallError("the key was withdrawn", final=True)
+    )
+    cells = [("A", 256, few(2)), ("A", 512, few(2)), ("B", 256, few(2))]
+    with pytest.raises(UserError, match="the key was withdrawn"):
+        api.reference(
+            client, cells, 5, api.Limits(),
+            keep=lambda rows, spent: kept.append(([*rows], spent.calls)),
+        )  # fmt: skip
+    assert [(len(rows), calls) for rows, calls in kept] == [(1, 2), (2, 4)]
+    assert (kept[-1][0][1]["answered"], kept[-1][0][1]["failed"]) == (1, ["the key was withdrawn"])
+
+
+def test_a_cost_that_is_not_known_ends_a_run_that_limits_it() -> None:
+    client = Scripted(api.Reply("x", 0, 0))
+    limits = api.Limits(cost=1.0, prices=(3.0, 15.0))
+    rows, spent = api.reference(client, [("A", 256, few(2))], 5, limits)
+    assert rows[0]["answered"] == 1
+    assert "the cost is not known" in rows[0]["reason"]
+    assert spent.cost(limits) is None
+
+
+def test_sizes_beyond_the_limit_are_null_with_a_reason(server: Server, tmp_path: Path) -> None:
+    words = ["--benchmarks", "Synthetic", "--context_sizes", "256", "9000", "--max_seq_len", "512"]
+    assert run(tmp_path, "--api_model", "m", *words) == 0
+    rows = json.loads((tmp_path / api.RESULTS).read_text())["rows"]
+    assert [row["accuracy"] for row in rows] == [1.0, None]
+    assert rows[1]["reason"] == "9000 tokens exceed --max_seq_len 512"
+
+
+@pytest.mark.parametrize("model", ["claude-3-7-sonnet-20250219", "gpt-something"])
+def test_a_page_instead_of_an_answer_is_no_traceback(
+    server: Server, tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.page = True
+    assert run(tmp_path, "--api_model", model) == 2
+    assert "_BASE_URL" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_key_that_the_server_repeats_reaches_no_file(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.failures, server.message = 99, "no funds behind secret"
+    words = ["--api_model", "m", "--benchmarks", "Synthetic", "--api_retries", "0"]
+    assert run(tmp_path, *words) == 1
+    printed = "".join(capsys.readouterr())
+    assert "no funds behind [key]" in (tmp_path / api.RESULTS).read_text()
+    for text in (printed, *(path.read_text() for path in tmp_path.iterdir())):
+        assert "secret" not in text
 
 
 @pytest.mark.parametrize(
