@@ -198,8 +198,12 @@ def _settings(arguments: argparse.Namespace) -> TrainingSettings:
 def _check_output(folder: Path, overwrite: bool) -> None:
     if any((folder / name).exists() for name in (DESCRIPTION_FILE, TENSOR_FILE)) and not overwrite:
         raise UserError(f"{folder} holds predictors; use --overwrite or another --output")
+    probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # a folder that is there may still refuse files, and training is long
+        probe.write_text("")
+        probe.unlink()
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error}; use another --output") from error
 

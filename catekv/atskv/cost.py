@@ -151,16 +151,21 @@ def command(parsed: argparse.Namespace) -> int:
     from catekv.atskv.choices import shipped_predictor
     from catekv.evaluation.session import Request, open_model
 
+    if parsed.rounds < 1 or min(parsed.context_sizes) < 1:
+        raise UserError("--rounds and --context_sizes must be at least 1")
     embedded = parsed.model_name == "embedded"
     predictor = parsed.predictor or (shipped_predictor() if embedded else None)
     if predictor is None:
         raise UserError("name the predictors of this model with --predictor FOLDER")
     model = open_model(Request(model=None if embedded else parsed.model_name, device="cpu"))
     costs = [measure_cost(model, predictor, size, parsed.rounds) for size in parsed.context_sizes]
+    print(table(costs))
     if parsed.output is not None:
         rows = [asdict(one) for one in costs]
-        parsed.output.write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(costs))
+        try:
+            parsed.output.write_text(json.dumps(rows, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {parsed.output}: {error.strerror}") from error
     return 0
 
 

@@ -29,6 +29,7 @@ from catekv.methods.atskv import ATSKV
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
+    from catekv.tasks.sample import Sample
 
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-hf"
 #: relevance of the first prompt that atskv reads
@@ -178,7 +179,8 @@ def run(request: Request, say: Say = lambda text: None) -> Output:
     output = Output(request.output, [], request.configuration)
     output.prepare(request.plots)
     (request.output / RELEVANCE).unlink(missing_ok=True)
-    chosen = [benchmark(name, request.rows) for name in request.benchmarks]
+    named = (benchmark(name, request.rows) for name in request.benchmarks)
+    chosen = {one.name: one for one in named}.values()
     for name in request.methods:
         # names and options, before a model is loaded
         method(name, Predictor(untrained=True))
@@ -186,22 +188,30 @@ def run(request: Request, say: Say = lambda text: None) -> Output:
         _predictor(request)
     model = _open(request)
     output.configuration |= _identity(request, model)
+    work = [
+        (one, size, _samples(model, request, one, size)) for one in chosen for size in request.sizes
+    ]
     predictor = _ready_predictor(request, model, output, say)
     compared = {name: method(name, predictor, request.preset) for name in request.methods}
     for compressing in compared.values():
         compressing.validate(model.shape)
-    for one in chosen:
-        for size in request.sizes:
-            output.cells += _measure_size(model, request, one, size, compared, output, say)
+        if isinstance(compressing, ATSKV) and compressing.predictor is not None:
+            check_predictor(compressing.predictor, output.configuration["model_hash"])
+    for one, size, samples in work:
+        output.cells += _measure_size(model, request, one, size, samples, compared, output, say)
         output.write_results()
     output.finish(started, time.perf_counter() - clock, request.plots)
     return output
 
 
 def _needs_predictor(request: Request) -> bool:
+    """Whether a method is ``atskv`` without a predictor of its own."""
     return any(
-        name.lower() == "atskv" or name.lower().startswith("atskv:") for name in request.methods
-    ) and not any("predictor=" in name or "untrained=" in name for name in request.methods)
+        isinstance(found := method(name, Predictor(untrained=True)), ATSKV)
+        and found.predictor is None
+        and "untrained=" not in name
+        for name in request.methods
+    )
 
 
 def _predictor(request: Request) -> Predictor | None:
@@ -308,11 +318,27 @@ def refused(request: Request, size: int, window: int | None) -> str | None:
     return None
 
 
+def _samples(
+    model: CateKVModel, request: Request, chosen: Benchmark, size: int
+) -> list[Sample] | str:
+    """The samples of a benchmark and size, or why there are none.
+
+    Raises:
+        UserError: no data, or a size that is too short for the task.
+    """
+    from catekv.transformers_compat import context_window
+
+    return refused(request, size, context_window(model.config)) or samples_of(
+        chosen, model.tokenizer, size, request.examples, request.seed, request.new_tokens
+    )
+
+
 def _measure_size(
     model: CateKVModel,
     request: Request,
     chosen: Benchmark,
     size: int,
+    samples: list[Sample] | str,
     compared: dict[str, Method],
     output: Output,
     say: Say,
@@ -320,29 +346,30 @@ def _measure_size(
     """One cell per method."""
     from catekv.atskv.measuring import Measurement, measure
     from catekv.atskv.relevance_metrics import relevance_metrics
-    from catekv.transformers_compat import context_window
 
-    reason = refused(request, size, context_window(model.config))
-    if reason is not None:
-        say(f"{chosen.name} {size}: left out, {reason}")
-        return [empty_cell(chosen, name, size, reason) for name in compared]
-    samples = samples_of(
-        chosen, model.tokenizer, size, request.examples, request.seed, request.new_tokens
-    )
+    if isinstance(samples, str):
+        say(f"{chosen.name} {size}: left out, {samples}")
+        return [empty_cell(chosen, name, size, samples) for name in compared]
     cells = []
     for name, one in compared.items():
         found: list[Measurement] = []
         failed: list[str] = []
+        answered: list[Sample] = []
         # the first call of a method at a size loads and allocates what later ones find there
-        for sample in (samples[0], *samples):
+        for warm, sample in enumerate((samples[0], *samples)):
             try:
-                found.append(measure(model, sample, one, request.new_tokens))
+                measured = measure(model, sample, one, request.new_tokens)
             except (UserError, RuntimeError) as error:
-                failed.append(" ".join(str(error).split()))
-        cell = filled_cell(chosen, name, size, found[1:], failed[1:], samples)
+                if warm:
+                    failed.append(" ".join(str(error).split()))
+                continue
+            if warm:
+                found.append(measured)
+                answered.append(sample)
+        cell = filled_cell(chosen, name, size, found, failed, samples)
         cells.append(cell)
-        if isinstance(one, ATSKV) and found and not (request.output / RELEVANCE).exists():
-            output.write_json(RELEVANCE, relevance_metrics(model, samples[0], one))
+        if isinstance(one, ATSKV) and answered and not (request.output / RELEVANCE).exists():
+            output.write_json(RELEVANCE, relevance_metrics(model, answered[0], one))
         say(f"{chosen.name} {size} {name}: {cell.line()}")
     return cells
 
@@ -366,8 +393,17 @@ def command(parsed: argparse.Namespace) -> int:
         log.append(f"{datetime.now(timezone.utc):%H:%M:%S} {text}")
         print(text, file=sys.stderr)
 
-    output = run(request, say)
-    output.write_text("log.txt", "\n".join(log) + "\n")
+    try:
+        output = run(request, say)
+    except KeyboardInterrupt:
+        from catekv.cli import INTERRUPTED
+
+        say(f"interrupted; the JSON files in {request.output} hold the sizes measured before")
+        return INTERRUPTED
+    finally:
+        # nothing is said before the folder is known to be writable
+        if log:
+            Output(request.output, []).write_text("log.txt", "\n".join(log) + "\n")
     print(output.table())
     print(f"\nResults: {request.output / 'results.md'}")
     failed = [cell for cell in output.cells if cell.failed]

@@ -79,7 +79,7 @@ def _means(output: Output, metric: str) -> dict[str, dict[str, float]]:
         for method in output.methods():
             values = [
                 value
-                for cell in output.of(slug, method)
+                for cell in output.compared(slug, method)
                 if (value := cell.values[metric]) is not None
             ]
             if values:

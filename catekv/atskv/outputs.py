@@ -175,6 +175,16 @@ class Output:
         """Cells of a benchmark and method, by size."""
         return [cell for cell in self.cells if (cell.slug, cell.method) == (slug, method)]
 
+    def compared(self, slug: str, method: str) -> list[Cell]:
+        """Those of :meth:`of` that means are taken over: at sizes where every method that was
+        measured at all was measured, so that none is judged by its easy sizes alone."""
+        sizes = [
+            {cell.size for cell in self.of(slug, name) if cell.measurements}
+            for name in self.methods()
+        ]
+        shared = set.intersection(*filter(None, sizes)) if any(sizes) else set()
+        return [cell for cell in self.of(slug, method) if cell.size in shared]
+
     def write_results(self) -> None:
         """``{benchmark}_{method}_results.json`` of everything measured so far, and the summary."""
         summary: dict[str, Any] = {}

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from catekv import cli, embedded
+from catekv.atskv import cost
 from catekv.atskv.choices import shipped_predictor
-from catekv.atskv.command import PUBLISHED, _fill, add_arguments
+from catekv.atskv.command import PUBLISHED, _check_output, _fill, add_arguments
 from catekv.atskv.cost import Cost, measure_cost, table
+from catekv.errors import UserError
 from catekv.methods.relevance_files import load_predictors
 from catekv.model import CateKVModel
 
@@ -116,3 +118,35 @@ def test_costs_are_measured_on_the_embedded_model() -> None:
     assert found.predictor > 0
     assert found.step > 0
     assert found.step_predictor > 0
+
+
+def test_a_folder_that_takes_no_files_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *arguments: object) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(UserError, match=r"cannot write to .* use another --output"):
+        _check_output(tmp_path, overwrite=False)
+
+
+@pytest.mark.parametrize("words", [["--rounds", "0"], ["--context_sizes", "0"]])
+def test_costs_of_nothing_are_refused(words: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    cost.add_arguments(parser)
+    with pytest.raises(UserError, match="must be at least 1"):
+        cost.command(parser.parse_args(words))
+
+
+def test_costs_are_printed_before_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = Cost(128, 2.0, 0.1, 0.5, 0.01, 0.001, 0.0, 0.0)
+    monkeypatch.setattr(cost, "measure_cost", lambda *arguments: one)
+    parser = argparse.ArgumentParser()
+    cost.add_arguments(parser)
+    words = ["--context_sizes", "128", "--output", str(tmp_path / "nowhere" / "x.json")]
+    with pytest.raises(UserError, match=r"cannot write .*x\.json"):
+        cost.command(parser.parse_args(words))
+    assert "| 128 | 2000.0 |" in capsys.readouterr().out

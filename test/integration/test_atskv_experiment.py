@@ -25,7 +25,8 @@ from catekv.atskv.choices import (
     shipped_predictor,
 )
 from catekv.atskv.measuring import answer_loss, measure, perplexity
-from catekv.atskv.outputs import METRICS, MORE, reduction
+from catekv.atskv.outputs import METRICS, MORE, Cell, Output, reduction
+from catekv.atskv.report import results_text
 from catekv.errors import UserError
 from catekv.methods.relevance import PredictorConfig, untrained_predictor
 from catekv.methods.relevance_files import PredictorSet, save_predictors
@@ -164,6 +165,85 @@ def test_accuracy_is_of_the_new_tokens_and_perplexity_of_the_right_answer(
     assert perplexity([]) is None
 
 
+SHORT = ["--model_name", "embedded", "--context_sizes", "256", "--no_plots"]
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_failed_example_is_counted_and_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    def failing(model: Any, sample: Any, *arguments: Any) -> Any:
+        if sample.index == broken:
+            raise UserError("out of order")
+        return measure(model, sample, *arguments)
+
+    monkeypatch.setattr("catekv.atskv.measuring.measure", failing)
+    words = [*SHORT, "--examples", "2", "--benchmarks", "Synthetic", "--methods", "full"]
+    assert script("run_experiment").main([*words, "--output_dir", str(tmp_path)]) == 1
+    found = results(tmp_path, "synthetic", "full")
+    assert found["samples"] == [1]
+    assert found["failed"] == [["out of order"]]
+
+
+def test_an_interrupted_run_leaves_the_sizes_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopping(model: Any, sample: Any, *arguments: Any) -> Any:
+        if sample.length > 256:
+            raise KeyboardInterrupt
+        return measure(model, sample, *arguments)
+
+    monkeypatch.setattr("catekv.atskv.measuring.measure", stopping)
+    words = [*SHORT, "--context_sizes", "256", "300", "--examples", "1", "--methods", "full"]
+    words += ["--benchmarks", "Synthetic", "--output_dir", str(tmp_path)]
+    assert script("run_experiment").main(words) == 130
+    assert results(tmp_path, "synthetic", "full")["context_lengths"] == [256]
+    assert "Synthetic 256 full: accuracy" in (tmp_path / "log.txt").read_text()
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_missing_data_is_noticed_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "catekv.atskv.measuring.measure", lambda *arguments: pytest.fail("measured")
+    )
+    words = [*SHORT, "--benchmarks", "Synthetic", "LongBench", "--methods", "full"]
+    words += ["--data", str(tmp_path / "nowhere.jsonl"), "--output_dir", str(tmp_path / "out")]
+    assert script("run_experiment").main(words) == 2
+
+
+def test_means_are_over_sizes_that_all_methods_were_measured_at(tmp_path: Path) -> None:
+    def cell(name: str, size: int, accuracy: float | None) -> Cell:
+        values = {**dict.fromkeys([*METRICS, *MORE], 1.0), "accuracy": accuracy}
+        measured = () if accuracy is None else ("an example",)
+        return Cell("A", "a", name, size, values, None, "", measured)  # type: ignore[arg-type]
+
+    cells = [cell("full", 1, 1.0), cell("full", 2, 0.0), cell("atskv", 1, 1.0)]
+    cells += [cell("atskv", 2, None), cell("never", 1, None), cell("never", 2, None)]
+    output = Output(tmp_path, cells)
+    assert [one.size for one in output.compared("a", "full")] == [1]
+    text = results_text(output, [])
+    assert "Means are over the sizes at which every method could be measured" in text
+    assert "full 100.0%" in text
+    cells[3] = cell("atskv", 2, 0.5)
+    assert [one.size for one in Output(tmp_path, cells).compared("a", "full")] == [1, 2]
+    assert "Means are over" not in results_text(Output(tmp_path, cells), [])
+
+
+def test_random_weights_are_named_in_the_text(tmp_path: Path) -> None:
+    output = Output(tmp_path, [], {"untrained": True})
+    assert "random weights" in results_text(output, [])
+    assert "random weights" not in results_text(Output(tmp_path, []), [])
+
+
+def test_atskv_may_stand_beside_one_with_a_predictor_of_its_own(tmp_path: Path) -> None:
+    words = [*SHORT, "--examples", "1", "--benchmarks", "Synthetic", "--output_dir", str(tmp_path)]
+    words += ["--methods", "atskv", "atskv:untrained=true"]
+    assert script("run_experiment").main(words) == 0
+    assert results(tmp_path, "synthetic", "atskv")["samples"] == [1]
+
+
 def test_any_task_and_any_method_may_be_compared(tmp_path: Path) -> None:
     words = ["--model_name", "ckpt/embedded", "--context_sizes", "256", "--examples", "1"]
     words += ["--benchmarks", "ruler/vt", "--methods", "full", "snapkv:budget=32,window=8"]
@@ -193,7 +273,9 @@ def test_predictors_of_other_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="were trained for another model"):
         check_predictor(str(tmp_path), "1" * 16)
     words = ["--model_name", "embedded", "--context_sizes", "256", "--methods", "atskv"]
-    words += ["--predictor", str(tmp_path), "--no_plots", "--output_dir", str(tmp_path / "out")]
+    words += ["--no_plots", "--output_dir", str(tmp_path / "out")]
+    assert script("run_experiment").main([*words, "--predictor", str(tmp_path)]) == 2
+    words[words.index("atskv")] = f"atskv:predictor={tmp_path}"
     assert script("run_experiment").main(words) == 2
 
 
