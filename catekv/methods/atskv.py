@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -128,6 +129,11 @@ class ATSKV(Method):
             object.__setattr__(self, option, value)
 
     def _check_numbers(self) -> None:
+        for name in ("budget", "init_tokens", "recent_tokens", "update_every", "lsh_bits", "fetch",
+                     "seed"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise UserError(f"atskv: {name} {value!r} must be a whole number")
         for name in ("quantile", "q_min", "q_max", "momentum", "smoothing", "promote_above",
                      "demote_below"):  # fmt: skip
             value = getattr(self, name)
@@ -143,7 +149,7 @@ class ATSKV(Method):
                 raise UserError(f"atskv: {name} {getattr(self, name)} must be at least 0")
         if not 1 <= self.lsh_bits <= 62:
             raise UserError(f"atskv: lsh_bits {self.lsh_bits} must be between 1 and 62")
-        if self.beta is not None and self.beta < 0:
+        if self.beta is not None and not self.beta >= 0:
             raise UserError(f"atskv: beta {self.beta} must be at least 0")
         for name, known in (
             ("selection", SELECTIONS), ("hysteresis", HYSTERESES), ("passive", PASSIVE_TIERS)

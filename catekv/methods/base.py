@@ -458,7 +458,18 @@ def create(name: str, *, preset: str = "published", **options: Any) -> Method:
         )
     base = dict(cls.recommended) if preset == "recommended" else {}
     check_store(options.get("store", "device"))
-    return cls(**{**base, **options})
+    try:
+        return cls(**{**base, **options})
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        if not options:
+            raise
+        # a text where a number belongs: comparing or converting it failed
+        given = ", ".join(f"{option}={value!r:.60}" for option, value in options.items())
+        raise UserError(
+            f"method {cls.name!r}: one of {given} has a value of the wrong kind ({error})"
+        ) from error
 
 
 def from_dict(content: dict[str, Any]) -> Method:
