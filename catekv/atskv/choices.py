@@ -9,7 +9,7 @@ from typing import Any
 from catekv import methods, tasks
 from catekv.errors import UserError
 from catekv.methods import Method
-from catekv.methods.relevance_files import load_predictors
+from catekv.methods.relevance_files import check_model, load_predictors
 from catekv.tasks.registry import find
 
 #: the comparison's benchmarks and the tasks that they are
@@ -124,12 +124,7 @@ def shipped_predictor() -> str | None:
 
 def check_predictor(folder: str, model_hash: str) -> None:
     """Raise ``UserError`` if predictors were trained for another model."""
-    trained_on = load_predictors(folder).meta.get("model_hash")
-    if trained_on not in (None, model_hash):
-        raise UserError(
-            f"the predictors in {folder} were trained for another model (hash {trained_on}, this "
-            f"one has {model_hash}); train some with `catekv atskv train`"
-        )
+    check_model(load_predictors(folder), folder, model_hash)
 
 
 def samples_of(

@@ -195,8 +195,7 @@ def run(request: Request, say: Say = lambda text: None) -> Output:
     compared = {name: method(name, predictor, request.preset) for name in request.methods}
     for compressing in compared.values():
         compressing.validate(model.shape)
-        if isinstance(compressing, ATSKV) and compressing.predictor is not None:
-            check_predictor(compressing.predictor, output.configuration["model_hash"])
+        compressing.validate_model(output.configuration["model_hash"])
     for one, size, samples in work:
         output.cells += _measure_size(model, request, one, size, samples, compared, output, say)
         output.write_results()

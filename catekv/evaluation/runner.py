@@ -79,7 +79,9 @@ def evaluate(
         raise UserError(f"max_errors {max_errors} is no share; give a number above 0, at most 1")
     process = process or Process()
     for spec in settings.methods:
-        spec.create().validate(model.shape)
+        method = spec.create()
+        method.validate(model.shape)
+        method.validate_model(settings.model_hash)
     cells = build_cells(model, settings)
     directory = RunDirectory(output, *process.shard)
     manifest = make_manifest(settings, cells, command)

@@ -189,6 +189,9 @@ class ATSKV(Method):
     def validate(self, shape: ModelShape) -> None:
         self.source.check(shape.layers, shape.query_heads)
 
+    def validate_model(self, model_hash: str) -> None:
+        self.source.check_model(model_hash)
+
     def threshold_numbers(self, layer: int) -> tuple[float, float]:
         """Level at the start and beta of one layer: the options, else the file's, else defaults."""
         level, beta = self.source.thresholds(layer)

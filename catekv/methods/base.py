@@ -216,6 +216,10 @@ class Method:
     def validate(self, shape: ModelShape) -> None:
         """Raise ``UserError`` if the method cannot serve a model of this shape."""
 
+    def validate_model(self, model_hash: str) -> None:
+        """Raise ``UserError`` if what the method has learnt belongs to another model than the one
+        whose weights have this identity (:func:`catekv.evaluation.environment.model_identity`)."""
+
     def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
         """Entries kept of a prompt of ``tokens`` tokens, int64 [layers, kv_heads].
 

@@ -115,6 +115,17 @@ def load_predictors(folder: Path | str) -> PredictorSet:
         raise UserError(f"the relevance predictors in {folder} are damaged: {error}") from error
 
 
+def check_model(predictors: PredictorSet, folder: Path | str, model_hash: str) -> None:
+    """Raise ``UserError`` if predictors were trained for another model than the one of this hash
+    (:func:`catekv.evaluation.environment.model_identity`); those that do not say pass."""
+    trained_on = predictors.meta.get("model_hash")
+    if trained_on not in (None, model_hash):
+        raise UserError(
+            f"the predictors in {folder} were trained for another model (hash {trained_on}, this "
+            f"one has {model_hash}); train some with `catekv atskv train`"
+        )
+
+
 def _listed(values: Sequence[float] | None) -> list[float] | None:
     return None if values is None else [float(value) for value in values]
 

@@ -10,7 +10,7 @@ import torch
 
 from catekv.errors import UserError
 from catekv.methods.relevance import PredictorConfig, RelevancePredictor, untrained_predictor
-from catekv.methods.relevance_files import PredictorSet, load_predictors
+from catekv.methods.relevance_files import PredictorSet, check_model, load_predictors
 
 #: Method options that a predictor's file also holds: option -> (field of PredictorConfig, default).
 PREDICTOR_OPTIONS: dict[str, tuple[str, Any]] = {
@@ -79,6 +79,11 @@ class PredictorSource:
                     f"the relevance predictors in {self.folder} are for {own} {what} but the model "
                     f"has {wanted}; use those trained for this model"
                 )
+
+    def check_model(self, model_hash: str) -> None:
+        """Raise ``UserError`` if trained predictors say that they are another model's."""
+        if self.trained is not None and self.folder is not None:
+            check_model(self.trained, self.folder, model_hash)
 
     def layer(
         self, index: int, layers: int, sizes: tuple[int, int], device: torch.device

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from catekv import embedded, tasks
+from catekv import cli, embedded, tasks
 from catekv.atskv import selftest
 from catekv.atskv.choices import (
     METHODS,
@@ -29,7 +29,7 @@ from catekv.atskv.outputs import METRICS, MORE, Cell, Output, reduction
 from catekv.atskv.report import results_text
 from catekv.errors import UserError
 from catekv.methods.relevance import PredictorConfig, untrained_predictor
-from catekv.methods.relevance_files import PredictorSet, save_predictors
+from catekv.methods.relevance_files import PredictorSet, load_predictors, save_predictors
 from catekv.model import CateKVModel
 from catekv.tasks.prompt import encode
 
@@ -277,6 +277,19 @@ def test_predictors_of_other_models_are_refused(tmp_path: Path) -> None:
     assert script("run_experiment").main([*words, "--predictor", str(tmp_path)]) == 2
     words[words.index("atskv")] = f"atskv:predictor={tmp_path}"
     assert script("run_experiment").main(words) == 2
+
+
+def test_predictors_of_other_models_are_refused_in_evaluations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shipped_predictor()
+    assert folder is not None
+    layers = load_predictors(folder).layers
+    save_predictors(tmp_path, PredictorSet(layers, meta={"model_hash": "0" * 16}))
+    words = ["evaluate", "--tasks", "ruler/vt", "--lengths", "256", "--samples", "1", "--quiet"]
+    words += ["--methods", f"atskv:predictor={tmp_path}", "--output", str(tmp_path / "run")]
+    assert cli.main(words) == 2
+    assert "were trained for another model" in capsys.readouterr().err
 
 
 def test_the_shipped_predictor_is_of_the_embedded_model() -> None:
