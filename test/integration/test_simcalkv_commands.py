@@ -364,7 +364,7 @@ def test_wrong_input_is_one_line(
     words: list[str], message: str, capsys, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.delenv("CATEKV_DATA", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("catekv.tasks.sources._reachable", lambda: False)
     output = tmp_path / "out"
     assert run("llama_eval", *words, "--output_dir", output) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]

@@ -88,6 +88,7 @@ def test_batches_of_several_families_survive_kills_at_random_moments(tmp_path: P
     check_interrupted(tmp_path, options, kills=2, seed=5)
 
 
+@pytest.mark.slow
 def test_ranks_share_out_batches_and_give_the_results_of_one_process(tmp_path: Path) -> None:
     model = save_tiny_checkpoint(tmp_path / "model")
     options = (

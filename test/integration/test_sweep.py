@@ -179,6 +179,7 @@ def test_ray_gives_the_same_after_an_interruption_and_a_killed_worker(
     assert not any((tmp_path / "workers").iterdir())
 
 
+@pytest.mark.slow
 def test_a_worker_that_always_dies_fails_its_job_after_the_retries(
     grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +246,7 @@ def test_wrong_input_is_not_tried_again(
     assert str(rows) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_job_for_several_devices_shares_the_model_among_processes(
     grid: Grid, tmp_path: Path
 ) -> None:

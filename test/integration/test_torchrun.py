@@ -60,7 +60,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_processes_measures_what_one_does(
     single: Path, tmp_path: Path, world: int
 ) -> None:
@@ -90,6 +90,7 @@ def test_processes_that_share_the_model_write_what_one_does(single: Path, tmp_pa
     assert [start["processes"] for start in starts] == [{"count": 2, "parallel": "tensor"}]
 
 
+@pytest.mark.slow
 def test_a_shared_model_goes_on_in_the_records_of_one_process(single: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="tensor parallelism needs the package accelerate")
     folder = tmp_path / "run"

@@ -210,9 +210,13 @@ def test_files_that_are_no_score_dict_are_refused(tmp_path: Path) -> None:
             read_published(path, trust_pickle=True)
 
 
+def shout() -> None:
+    print("this must not run")
+
+
 class Harmful:
     def __reduce__(self) -> tuple[Any, ...]:
-        return print, ("this must not run",)
+        return shout, ()
 
 
 def test_a_pickle_that_calls_something_is_not_run(
@@ -221,8 +225,8 @@ def test_a_pickle_that_calls_something_is_not_run(
     path = tmp_path / "cc_qasper_2.npy"
     array = np.array({"cc_left": Harmful()}, dtype=object)
     np.save(path, array, allow_pickle=True)
-    assert b"print" in path.read_bytes()
-    with pytest.raises(UserError, match=r"asks for builtins.print"):
+    assert b"shout" in path.read_bytes()
+    with pytest.raises(UserError, match=r"asks for .*shout"):
         read_published(path, trust_pickle=True)
     assert capsys.readouterr().out == ""
 
