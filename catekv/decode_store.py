@@ -93,3 +93,14 @@ class DecodeStore(abc.ABC):
         for (place, _), size in held.items():
             places[place] += size
         return places
+
+
+class WholePrefix(DecodeStore):
+    """A store whose :attr:`prefix` is read whole at every step; what varies is how it changes."""
+
+    prefix: RaggedPrefix
+
+    def read(
+        self, queries: Tensor, scaling: float, workspace: Workspace | None = None
+    ) -> tuple[RaggedPrefix, BlockList | None]:
+        return self.prefix, None

@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from catekv.decode_store import DecodeStore
-from catekv.kernels.workspace import Workspace
-from catekv.layout import BlockList, RaggedPrefix, pack_merged
+from catekv.decode_store import WholePrefix
+from catekv.layout import RaggedPrefix, pack_merged
 from catekv.methods.base import Merged
 
 #: Bias of a slot without an entry: attention gives it no weight and no row becomes NaN. Not the
@@ -146,7 +145,7 @@ def leaving_slot(entries: Entries, newcomer: Tensor, recent: Tensor, rule: Evict
     return position.masked_fill(fixed, far).argmin(dim=-1)
 
 
-class SlotStore(DecodeStore):
+class SlotStore(WholePrefix):
     """Rows of bounded size that take every token over from the tail.
 
     A forward attends to all entries and its own tokens. Afterwards its tokens are absorbed one
@@ -174,11 +173,6 @@ class SlotStore(DecodeStore):
         self.capacity = torch.tensor(capacities, device=prefix.keys.device).clamp(min=1)
         self.prefix = prefix
         self._make_room(0, copy=True)
-
-    def read(
-        self, queries: Tensor, scaling: float, workspace: Workspace | None = None
-    ) -> tuple[RaggedPrefix, BlockList | None]:
-        return self.prefix, None
 
     @torch.no_grad()
     def absorb(

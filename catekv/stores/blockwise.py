@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catekv.decode_store import DecodeStore
-from catekv.kernels.workspace import Workspace
-from catekv.layout import BlockList, RaggedPrefix, pack_merged
+from catekv.decode_store import WholePrefix
+from catekv.layout import RaggedPrefix, pack_merged
 from catekv.methods.base import Merged
 from catekv.methods.pyramidinfer import context_scores
 from catekv.methods.scoring import top_mask
@@ -50,7 +49,7 @@ class Sequence:
     grown: int = 0
 
 
-class BlockStore(DecodeStore):
+class BlockStore(WholePrefix):
     """PyramidInfer's context while decoding.
 
     The recent window keeps its size, so every new token pushes one out of it. Once a block of them
@@ -67,11 +66,6 @@ class BlockStore(DecodeStore):
         self.prefix = prefix
         self.sequences = sequences
         self.rule = rule
-
-    def read(
-        self, queries: Tensor, scaling: float, workspace: Workspace | None = None
-    ) -> tuple[RaggedPrefix, BlockList | None]:
-        return self.prefix, None
 
     @torch.no_grad()
     def absorb(

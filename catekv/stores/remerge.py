@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from catekv.decode_store import DecodeStore
-from catekv.kernels.workspace import Workspace
-from catekv.layout import BlockList, RaggedPrefix, pack_merged
+from catekv.decode_store import WholePrefix
+from catekv.layout import RaggedPrefix, pack_merged
 from catekv.methods.similarity_merge import merge_row, removal_order
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from catekv.methods.simcalkv import SimCalKV
 
 
-class RemergeStore(DecodeStore):
+class RemergeStore(WholePrefix):
     """The merged prefix of SimCalKV, rebuilt with the tail once that holds enough tokens.
 
     Entries are then scored by the attention of the newest query, and merged until a row holds what
@@ -44,11 +43,6 @@ class RemergeStore(DecodeStore):
         self.seen = seen
         self.layer = layer
         self.shape = shape
-
-    def read(
-        self, queries: Tensor, scaling: float, workspace: Workspace | None = None
-    ) -> tuple[RaggedPrefix, BlockList | None]:
-        return self.prefix, None
 
     @torch.no_grad()
     def absorb(

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catekv.decode_store import DecodeStore
-from catekv.kernels.workspace import Workspace
-from catekv.layout import BlockList, RaggedPrefix, from_rows
+from catekv.decode_store import WholePrefix
+from catekv.layout import RaggedPrefix, from_rows
 from catekv.rotation import Rotation
 
 #: New tokens after which rows are laid out anew: rarely enough that copying costs little beside
@@ -24,7 +23,7 @@ from catekv.rotation import Rotation
 FOLD = 128
 
 
-class RollingStore(DecodeStore):
+class RollingStore(WholePrefix):
     """Rows that keep their sinks and their most recent tokens, new ones included.
 
     A forward attends to what a row keeps of the tokens before it, and to its own tokens. Rows
@@ -108,11 +107,6 @@ class RollingStore(DecodeStore):
         )
         turned = self.rotation.rotate(plain, torch.tensor(gaps, device=device))
         self.keys.index_copy_(0, torch.tensor(slots, device=device), turned)
-
-    def read(
-        self, queries: Tensor, scaling: float, workspace: Workspace | None = None
-    ) -> tuple[RaggedPrefix, BlockList | None]:
-        return self.prefix, None
 
     @torch.no_grad()
     def absorb(
