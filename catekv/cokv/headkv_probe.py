@@ -19,11 +19,11 @@ from torch import Tensor
 
 from catekv import tasks
 from catekv.cokv.coalitions import Trial, answer_all
-from catekv.decode_store import DecodeStore
+from catekv.decode_store import DecodeStore, WholePrefix
 from catekv.errors import UserError
-from catekv.kernels.workspace import Workspace
-from catekv.layout import BlockList, RaggedPrefix
-from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.layout import RaggedPrefix
+from catekv.methods.base import Needs, Observed, Selection
+from catekv.methods.keeping import KeepsEverything
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -34,16 +34,13 @@ COUNTED_ABOVE = 0.5
 
 
 @dataclass(frozen=True)
-class _Watch(Method):
+class _Watch(KeepsEverything):
     """Keeps everything and watches where decoded tokens look."""
 
     name: ClassVar[str] = "headkv-probe"
 
     needle: tuple[int, ...] = ()
     found: dict[int, list[Tensor]] = field(default_factory=dict)
-
-    def select_observed(self, observed: Observed) -> Selection:
-        return Selection(torch.ones_like(observed.keys[..., 0], dtype=torch.bool))
 
     def decode_store(
         self,
@@ -55,18 +52,13 @@ class _Watch(Method):
         return _WatchedStore(prefix, self.needle, self.found.setdefault(observed.layer, []))
 
 
-class _WatchedStore(DecodeStore):
+class _WatchedStore(WholePrefix):
     def __init__(self, prefix: RaggedPrefix, needle: tuple[int, ...], found: list[Tensor]):
         self.prefix, self.needle, self.found = prefix, needle, found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _WatchedStore:
         # answers fork the cache; what they look at is still written into one list
         return self
-
-    def read(
-        self, queries: Tensor, scaling: float, workspace: Workspace | None = None
-    ) -> tuple[RaggedPrefix, BlockList | None]:
-        return self.prefix, None
 
     def absorb(
         self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, visible: Tensor | None
