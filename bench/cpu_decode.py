@@ -24,21 +24,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
+from catekv.models.shape import ModelShape
 from torch import Tensor
 
 from catekv import HeadMask, kernels
-from catekv.cli import Parser, run_safely
-from catekv.evaluation import environment, tables
+from catekv.commands.cli import Parser, run_safely
+from catekv.evaluation import tables
+from catekv.evaluation.columns.settings import MethodSpec
 from catekv.evaluation.efficiency import render, shapes
 from catekv.evaluation.efficiency.clock import copy_bandwidth
 from catekv.evaluation.efficiency.fill import random_prefix
 from catekv.evaluation.efficiency.measure import measure
-from catekv.evaluation.records import write_text
-from catekv.evaluation.settings import MethodSpec
-from catekv.layout import RaggedPrefix
-from catekv.memory_model import GB
+from catekv.evaluation.records import environment
+from catekv.evaluation.records.records import write_text
+from catekv.kernels.ragged import RaggedPrefix
 from catekv.methods import create
-from catekv.methods.base import ModelShape
+from catekv.prefill.sizes import GB
 
 #: Attention layers of Llama-3-8B's extents that are timed behind each other.
 SHAPE = ModelShape(layers=4, query_heads=32, kv_heads=8, head_dim=128)

@@ -13,7 +13,7 @@ from bench.cases import Stage
 from catekv import kernels
 from catekv.evaluation.efficiency.clock import cold_times
 from catekv.evaluation.efficiency.fill import fill_random_, random_prefix
-from catekv.layout import RaggedPrefix
+from catekv.kernels.ragged import RaggedPrefix
 
 TAIL, USED = 64, 9
 REPEATS = 15

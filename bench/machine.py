@@ -13,7 +13,7 @@ from typing import Any
 
 def describe(device: str) -> dict[str, Any]:
     """Versions, commit and device."""
-    from catekv.evaluation import environment
+    from catekv.evaluation.records import environment
 
     return {
         "versions": environment.versions(),

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.records import ERROR, NOT_RUN, OK, WRONG, Outcome, Records
 from catekv.evaluation import tables
-from catekv.evaluation.records import write_text
+from catekv.evaluation.records.records import write_text
 
 MANIFEST, SUITE_JSON, SUITE_MARKDOWN = "manifest.json", "suite.json", "suite.md"
 

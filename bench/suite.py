@@ -21,7 +21,7 @@ from typing import Any
 
 from bench import report
 from bench.records import ERROR, FILE, NOT_RUN, WRONG, Outcome, Records
-from catekv.cli import Parser, run_safely
+from catekv.commands.cli import Parser, run_safely
 from catekv.errors import UserError
 
 #: name -> (title, seconds it may take at most)

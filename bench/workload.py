@@ -9,6 +9,7 @@ from bench.cases import Stage, bandwidth
 from bench.records import Goal
 from catekv import CateKVModel, HeadMask
 from catekv.evaluation import tables
+from catekv.evaluation.columns.settings import MethodSpec
 from catekv.evaluation.efficiency import memory, shapes
 from catekv.evaluation.efficiency.measurement import (
     FAILED,
@@ -18,8 +19,7 @@ from catekv.evaluation.efficiency.measurement import (
     speed_up,
 )
 from catekv.evaluation.efficiency.render import base_of, best_of
-from catekv.evaluation.settings import MethodSpec
-from catekv.memory_model import GB, GIB
+from catekv.prefill.sizes import GB, GIB
 
 MODEL = "llama3-8b-1m"
 #: Positions that the model must have; a few more than the longest context.

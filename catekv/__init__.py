@@ -13,17 +13,18 @@ from catekv.version import __version__
 
 if TYPE_CHECKING:
     from catekv import calibration, methods, tasks
-    from catekv.attention import register_attention
-    from catekv.cache import RaggedCache
-    from catekv.head_mask import HeadMask
-    from catekv.model import CateKVModel, Context
+    from catekv.cache.attention import register_attention
+    from catekv.cache.cache import RaggedCache
+    from catekv.methods.head_mask import HeadMask
+    from catekv.decode.context import Context
+    from catekv.model import CateKVModel
 
 _HOME_OF = {
     "CateKVModel": "catekv.model",
-    "Context": "catekv.model",
-    "HeadMask": "catekv.head_mask",
-    "RaggedCache": "catekv.cache",
-    "register_attention": "catekv.attention",
+    "Context": "catekv.decode.context",
+    "HeadMask": "catekv.methods.head_mask",
+    "RaggedCache": "catekv.cache.cache",
+    "register_attention": "catekv.cache.attention",
 }
 _SUBMODULES = ("calibration", "methods", "tasks")
 

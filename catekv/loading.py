@@ -9,17 +9,18 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from catekv import methods
-from catekv.attention import NAMES, register_attention
-from catekv.cache import RaggedCache
+from catekv.cache.attention import NAMES, register_attention
+from catekv.cache.cache import RaggedCache
 from catekv.errors import UserError
-from catekv.methods.base import Method, ModelShape, Needs
-from catekv.sharding import group_position, is_sharded
-from catekv.transformers_compat import (
+from catekv.methods.base import Method, Needs
+from catekv.models.compat import (
     set_attention,
     shares_kv_heads,
     tensor_parallel_options,
     text_config,
 )
+from catekv.models.shape import ModelShape
+from catekv.models.sharding import group_position, is_sharded
 
 
 def make_method(method: str | Method, **options: Any) -> Method:

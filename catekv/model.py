@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catekv import attention, capacity, generation, prefill, presets
-from catekv.cache import RaggedCache
-from catekv.context import Context, DensePrompt
-from catekv.decoding import GRAPH_MODES
+from catekv.cache import attention
+from catekv.cache.cache import RaggedCache
+from catekv.decode import generation
+from catekv.decode.context import Context, DensePrompt
+from catekv.decode.generation import Generation, Limits, Piece, Session
+from catekv.decode.sampling import Sampling
+from catekv.decode.step import GRAPH_MODES
+from catekv.decode.text import stop_strings
 from catekv.errors import UserError
-from catekv.generation import Generation, Limits, Piece, Session
 from catekv.loading import (
     attention_base,
     load_tokenizer,
@@ -29,9 +32,9 @@ from catekv.loading import (
     used_base,
 )
 from catekv.methods.base import Method, Needs
-from catekv.sampling import Sampling
-from catekv.text_stream import stop_strings
-from catekv.transformers_compat import context_window, set_attention, text_config
+from catekv.models import presets
+from catekv.models.compat import context_window, set_attention, text_config
+from catekv.prefill import capacity, layerwise
 
 __all__ = ["CateKVModel", "Context", "DensePrompt", "Generation", "Prompt"]
 
@@ -175,7 +178,7 @@ class CateKVModel:
         """A model of real shape with random weights, for latency and memory without a download.
 
         Args:
-            config: one of ``catekv.presets.available()`` or a transformers configuration.
+            config: one of ``catekv.models.presets.available()`` or a transformers configuration.
             method: as in :meth:`from_pretrained`; None: every prefill names its own.
             random_weights: must be True; says in the call what one gets.
             layers: fewer decoder layers than the model has.
@@ -279,7 +282,7 @@ class CateKVModel:
             method: instead of the model's default.
             attention_mask: [batch, columns] for ids that are padded (on the left) already.
             check_memory: refuse what cannot fit the free memory of the device
-                (:func:`catekv.capacity.refuse_unless_fits`).
+                (:func:`catekv.prefill.capacity.refuse_unless_fits`).
 
         Raises:
             UserError: no method, an empty prompt, or one longer than the model's window or larger
@@ -309,13 +312,13 @@ class CateKVModel:
                 cache.settings.method,
                 tokens,
                 batch,
-                prefill.usable_chunk(self.model, tokens, chunk_size),
+                layerwise.usable_chunk(self.model, tokens, chunk_size),
                 ids.device,
                 self.shape,
                 None if mask is None else mask.sum(dim=-1).tolist(),
             )
         clock = time.perf_counter()
-        logits = prefill.prefill(self.model, ids, cache, mask, chunk_size)
+        logits = layerwise.prefill(self.model, ids, cache, mask, chunk_size)
         generation.synchronize(ids.device)
         seconds = time.perf_counter() - clock
         timings = {
@@ -399,10 +402,10 @@ class CateKVModel:
             max_new_tokens: tokens to generate at most.
             stop_token_ids: default :meth:`stop_token_ids`; pass ``[]`` to ignore the end.
             temperature, top_k, top_p, seed: with any of them tokens are drawn, see
-                :class:`catekv.sampling.Sampling`.
+                :class:`catekv.decode.sampling.Sampling`.
             stop: a sequence ends before the first of these strings (needs a tokenizer).
             min_new_tokens: so many tokens are chosen among those that do not end the answer, see
-                :class:`catekv.generation.Limits`.
+                :class:`catekv.decode.generation.Limits`.
             stream: called with each new piece of text; for several sequences as
                 ``stream(text, sequence)`` (needs a tokenizer).
             graph: whether decode steps replay a CUDA graph: ``auto`` where it is possible and

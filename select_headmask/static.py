@@ -15,10 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from catekv.calibration import STATIC_VOTES, VOTE_COUNTS, vote
-from catekv.cli import Parser, run_safely
-from catekv.evaluation.cv_files import read_folder
-from catekv.head_mask import STANDARD_RATIOS, check_ratio, save_statistics
+from catekv.methods.head_votes import STANDARD_RATIOS, STATIC_VOTES, VOTE_COUNTS, check_ratio
+
+from catekv.calibration import vote
+from catekv.calibration.head_masks.cv_files import read_folder
+from catekv.commands.cli import Parser, run_safely
+from catekv.methods.head_mask import save_statistics
 
 _PAIR = re.compile(r"(?P<task>.+)_fraction(?P<k>[\d.]+)_top(?P<alpha>[\d.]+)_lastq(?P<window>\d+)")
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from catekv.cli import Parser, run_safely
-from catekv.evaluation.published import accuracy_request, add_accuracy_arguments
+from catekv.commands.cli import Parser, run_safely
+from catekv.commands.published_flags import accuracy_request, add_accuracy_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(words)
 
     def action() -> int:
-        from catekv.evaluation.session import run
+        from catekv.evaluation.run.session import run
 
         return run(accuracy_request(parsed), command=shlex.join(["test/eval_acc.py", *words]))
 

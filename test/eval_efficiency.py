@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from catekv.cli import Parser, run_safely
-from catekv.evaluation.published import add_efficiency_arguments, efficiency_arguments
+from catekv.commands.cli import Parser, run_safely
+from catekv.commands.published_flags import add_efficiency_arguments, efficiency_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(words)
 
     def action() -> int:
-        from catekv.evaluation.efficiency.command import run
+        from catekv.commands.efficiency_run import run
 
         translated = efficiency_arguments(parsed)
         translated.command_line = shlex.join(["test/eval_efficiency.py", *words])

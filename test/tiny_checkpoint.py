@@ -12,8 +12,8 @@ def save_tiny_checkpoint(folder: Path, *, seed: int = 0, **changes: Any) -> Path
     """Write the checkpoint into ``folder`` and return it; ``changes`` go to the configuration."""
     from transformers import LlamaForCausalLM
 
-    from catekv.embedded.network import build_config
-    from catekv.embedded.tokenizer import build_tokenizer
+    from catekv.tasks.wording.tokenizer import build_tokenizer
+    from experiments.embedded.network import build_config
 
     config = build_config(
         **{

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from catekv.tasks import metrics, registry
-from catekv.tasks.sample import Sample
-from catekv.tasks.task import BuildRequest, Family, Task
+from catekv.tasks.core.sample import Sample
+from catekv.tasks.core.task import BuildRequest, Family, Task
 
 #: known to the embedded model's tokenizer
 WORDS = (

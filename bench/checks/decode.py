@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.cases import Case, Result, Stage
 from bench.checks.compare import TOLERANCE, checked, relative_error, short_name
 from catekv import kernels
-from catekv.layout import BlockList, RaggedPrefix, from_rows, storage_order
+from catekv.kernels.ragged import BlockList, RaggedPrefix, from_rows, storage_order
 
 HEAD_DIMS = (64, 96, 128, 256)
 GROUPS = (1, 3, 7, 8, 16)

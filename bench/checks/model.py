@@ -14,8 +14,8 @@ from torch import Tensor
 from bench.cases import Case, Result, Stage
 from bench.checks.compare import checked, relative_error
 from catekv import CateKVModel, HeadMask, methods
-from catekv.context import Context
-from catekv.decoding import DecodeStep
+from catekv.decode.context import Context
+from catekv.decode.step import DecodeStep
 from catekv.kernels.dispatch import VARIABLE
 from catekv.methods.base import Method
 

@@ -6,8 +6,8 @@ import importlib.util
 import subprocess
 
 from bench.cases import Case, Result, Stage, bandwidth
-from catekv.evaluation import environment
-from catekv.memory_model import GB, GIB
+from catekv.evaluation.records import environment
+from catekv.prefill.sizes import GB, GIB
 
 
 def cases(stage: Stage) -> list[Case]:

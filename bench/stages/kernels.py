@@ -10,7 +10,7 @@ from bench.cases import Case, Result, Stage, bandwidth
 from bench.loads import Load, seconds
 from bench.records import Goal
 from catekv.evaluation import tables
-from catekv.memory_model import GB
+from catekv.prefill.sizes import GB
 
 
 def cases(stage: Stage) -> list[Case]:

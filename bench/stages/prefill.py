@@ -7,17 +7,16 @@ import statistics
 import time
 
 import torch
+from catekv.kernels.packing import pack
 
 from bench.cases import Case, Result, Stage
 from bench.records import Goal
 from bench.workload import catekv, load_model, tokens
+from catekv.decode.generation import synchronize
 from catekv.evaluation.efficiency import memory
-from catekv.generation import synchronize
-from catekv.layout import pack
-from catekv.memory_model import GIB
 from catekv.methods.base import Method
-from catekv.model_sizes import sizes_of_model
-from catekv.prefill_memory import peak_prefill_bytes
+from catekv.prefill.peak import peak_prefill_bytes
+from catekv.prefill.sizes import GIB, sizes_of_model
 
 RATIO, RETENTION = 0.4, 1.0
 CHUNK = 8192

@@ -13,8 +13,8 @@ from bench.cases import Case, Result, Stage, bandwidth
 from bench.loads import Load, launch_seconds, make_several
 from catekv.evaluation import tables
 from catekv.kernels import Workspace
-from catekv.layout import RaggedPrefix
-from catekv.memory_model import GB
+from catekv.kernels.ragged import RaggedPrefix
+from catekv.prefill.sizes import GB
 
 BLOCKS, WARPS, STAGES, PROGRAMS = (32, 64, 128), (4, 8), (2, 3, 4), (1, 2, 3, 4)
 REPEATS = 7

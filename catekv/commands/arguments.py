@@ -77,7 +77,7 @@ def integers(option: str, texts: Sequence[str]) -> tuple[int, ...]:
 
 def options_from(option: str, texts: Sequence[str]) -> dict[str, object]:
     """NAME=VALUE words as a dict; ``UserError`` names the option and the bad word."""
-    from catekv.evaluation.specification import parse_value
+    from catekv.evaluation.columns.specification import parse_value
 
     values: dict[str, object] = {}
     for text in texts:

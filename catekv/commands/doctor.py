@@ -18,6 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code."""
-    from catekv.evaluation import doctor
+    from catekv.commands import doctor_report
 
-    return doctor.run(arguments)
+    return doctor_report.run(arguments)

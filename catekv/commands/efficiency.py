@@ -42,6 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code."""
-    from catekv.evaluation.efficiency import command
+    from catekv.commands import efficiency_run
 
-    return command.run(arguments)
+    return efficiency_run.run(arguments)

@@ -110,8 +110,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code: 1 if a sample failed."""
-    from catekv.evaluation.session import Request, question_modes, split_list
-    from catekv.evaluation.session import run as measure
+    from catekv.evaluation.run.request import Request
+    from catekv.evaluation.run.session import question_modes, split_list
+    from catekv.evaluation.run.session import run as measure
 
     request = Request(
         model=arguments.model,

@@ -37,9 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code."""
-    from catekv.evaluation.session import Request, open_model, settings_for
-    from catekv.sampling import Sampling
-    from catekv.text_stream import stop_strings
+    from catekv.decode.sampling import Sampling
+    from catekv.decode.text import stop_strings
+    from catekv.evaluation.run.request import Request
+    from catekv.evaluation.run.session import open_model, settings_for
 
     names = ("temperature", "top_k", "top_p", "seed")
     given = {name: getattr(arguments, name) for name in names}

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code."""
-    from catekv.head_mask import HeadMask
+    from catekv.methods.head_mask import HeadMask
 
     if arguments.action == "show":
         print(HeadMask.load(arguments.path, arguments.ratio).show())

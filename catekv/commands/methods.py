@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code."""
-    from catekv.evaluation import method_list
+    from catekv.commands import method_list
 
     methods = method_list.list_methods([arguments.name] if arguments.name else [])
     if arguments.json:

@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code: 1 if something was left out."""
-    from catekv.evaluation import report
-    from catekv.evaluation.reporting.build import Options
-    from catekv.evaluation.reporting.colours import check_scale
+    from catekv.evaluation.report import report
+    from catekv.evaluation.report.build import Options
+    from catekv.evaluation.report.colours import check_scale
 
     options = Options(check_scale(arguments.colours), arguments.trained_length)
     written = report.report_on(

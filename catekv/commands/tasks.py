@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code."""
     if not arguments.build:
-        from catekv.evaluation import task_list
+        from catekv.commands import task_list
 
         described = task_list.list_tasks([arguments.name] if arguments.name else [])
         if arguments.json:
@@ -41,8 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print(task_list.render_table(described))
         return 0
-    from catekv.evaluation.session import Request, model_name, model_path
-    from catekv.tasks.preparing import load_tokenizer, prepare
+    from catekv.commands.ruler_files import load_tokenizer, prepare
+    from catekv.evaluation.run.request import Request
+    from catekv.evaluation.run.session import model_name, model_path
 
     if min(arguments.length, arguments.samples) < 1:
         raise UserError("--length and --samples must be at least 1")

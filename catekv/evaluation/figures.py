@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.head_mask import HeadMask
+from catekv.methods.head_mask import HeadMask
 
 
 def require_matplotlib() -> None:

@@ -12,18 +12,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from catekv.capacity import RESERVE_BATCH, RESERVE_SINGLE, Workload
-from catekv.device_memory import DEVICES, Device, find_device, read_bytes
+from catekv.commands import plan_text
 from catekv.errors import UserError
-from catekv.evaluation import defaults, plan_text
-from catekv.evaluation.records import write_text
-from catekv.evaluation.specification import parse_masks, parse_method, parse_value
-from catekv.head_mask import HeadMask, check_ratio
-from catekv.memory_model import GB
-from catekv.methods.base import Method, ModelShape, Needs, create, method_class
+from catekv.evaluation.columns import defaults
+from catekv.evaluation.columns.specification import parse_masks, parse_method, parse_value
+from catekv.evaluation.records.records import write_text
+from catekv.methods.base import Method, Needs
 from catekv.methods.catekv import DEFAULT_RATIO
-from catekv.model_sizes import ModelSizes, kept_table, sizes_of_config
-from catekv.transformers_compat import context_window
+from catekv.methods.head_mask import HeadMask
+from catekv.methods.head_votes import check_ratio
+from catekv.methods.registry import create, method_class
+from catekv.models.compat import context_window
+from catekv.models.shape import ModelShape
+from catekv.prefill.capacity import RESERVE_BATCH, RESERVE_SINGLE, Workload
+from catekv.prefill.devices import DEVICES, Device, find_device, read_bytes
+from catekv.prefill.sizes import GB, ModelSizes, kept_table, sizes_of_config
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -168,7 +171,7 @@ def read_config(model: str | None) -> Any:
     Raises:
         UserError: neither a known name nor a folder with a configuration.
     """
-    from catekv import embedded, presets
+    from catekv.models import embedded, presets
 
     if model is not None and model.lower() in presets.available():
         return presets.preset_config(model)

@@ -24,6 +24,7 @@ from catekv.kernels.page_bounds import (
     page_scores_torch,
     top_pages,
 )
+from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.kernels.ragged_decode import (
     ragged_decode_reference,
     ragged_decode_torch,
@@ -32,7 +33,6 @@ from catekv.kernels.ragged_decode import (
 from catekv.kernels.window_scores import why_no_window_kernel, window_scores_torch
 from catekv.kernels.window_statistics import window_statistics_torch
 from catekv.kernels.workspace import Workspace
-from catekv.layout import BlockList, RaggedPrefix
 
 __all__ = [
     "PageBounds",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from catekv.layout import BlockList, RaggedPrefix
+from catekv.kernels.ragged import BlockList, RaggedPrefix
 
 REDUCTIONS = ("max", "mean", "sum")
 

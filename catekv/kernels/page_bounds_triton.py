@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from catekv.kernels.page_bounds import PageBounds, empty_bounds
+from catekv.kernels.ragged import RaggedPrefix
 from catekv.kernels.variant import Variant, signature
-from catekv.layout import RaggedPrefix
 
 #: Entries of a page that are read at a time, at most.
 BLOCK_ENTRIES = 32

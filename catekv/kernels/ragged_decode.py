@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from catekv.kernels.ragged import BlockList, Bucket, RaggedPrefix
 from catekv.kernels.workspace import Workspace
-from catekv.layout import BlockList, Bucket, RaggedPrefix
 
 #: Upper bound of the logits held at once on the torch path, in elements (256 MiB of float32).
 MAX_LOGITS = 1 << 26

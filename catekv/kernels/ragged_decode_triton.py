@@ -22,10 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.kernels.variant import Variant, signature
 from catekv.kernels.work_plan import work_plan
 from catekv.kernels.workspace import Workspace
-from catekv.layout import BlockList, RaggedPrefix
 
 #: Largest tile of queries (query tokens times group); more of them are further programs. Exact
 #: float32 products keep whole tiles in registers, so theirs is the smallest there is.

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from catekv.layout import RaggedPrefix
+from catekv.kernels.ragged import RaggedPrefix
 
 
 @dataclass(frozen=True, eq=False)

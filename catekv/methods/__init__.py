@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from catekv.kernels.ragged import Merged
 from catekv.methods import (  # noqa: F401 - they register
     adakv,
-    atskv,
-    atskv_baselines,
     cam,
     catekv,
     cokv,
@@ -20,25 +19,17 @@ from catekv.methods import (  # noqa: F401 - they register
     quest,
     rocketkv,
     shadowkv,
-    simcalkv,
-    simcalkv_baselines,
     sliding_window,
     snapkv,
     streaming_llm,
 )
-from catekv.methods.base import (
-    Merged,
-    Method,
-    ModelShape,
-    Needs,
-    Observed,
-    Selection,
-    available,
-    create,
-    from_dict,
-    method_class,
-    register,
-)
+from catekv.methods.atskv import baselines as atskv_baselines  # noqa: F401
+from catekv.methods.atskv import method as atskv  # noqa: F401
+from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.registry import available, create, from_dict, method_class, register
+from catekv.methods.simcalkv import baselines as simcalkv_baselines  # noqa: F401
+from catekv.methods.simcalkv import method as simcalkv  # noqa: F401
+from catekv.models.shape import ModelShape
 
 __all__ = [
     "Merged",

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from catekv.errors import NeedsAllHeadsError, UserError
-from catekv.methods.base import Method, ModelShape, register
-from catekv.methods.budgets import SAFEGUARDS, ada_counts
+from catekv.methods.base import Method
+from catekv.methods.formulas.budgets import SAFEGUARDS, ada_counts
+from catekv.methods.registry import register
 from catekv.methods.window_scored import WindowScored
+from catekv.models.shape import ModelShape
 
 
 @register

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.methods.base import ModelShape
+from catekv.models.shape import ModelShape
 
 #: Rows of numbers, hashable and the same in JSON.
 Rows = tuple[Any, ...]

@@ -19,15 +19,13 @@ import torch
 from torch import Tensor
 
 from catekv.errors import NeedsAllHeadsError, UserError
-from catekv.head_mask import HeadMask
 from catekv.methods.allocator_files import (
     read_allocator,
     read_budgets,
     read_scores,
     to_kv_heads,
 )
-from catekv.methods.base import ModelShape, nearest
-from catekv.methods.budgets import (
+from catekv.methods.formulas.budgets import (
     ROUNDINGS,
     SHORT_PROMPTS,
     STEPS,
@@ -38,6 +36,9 @@ from catekv.methods.budgets import (
     proportional,
     pyramid_budgets,
 )
+from catekv.methods.head_mask import HeadMask
+from catekv.methods.registry import nearest
+from catekv.models.shape import ModelShape
 
 SLICE_SCALINGS = ("none", "zscore")
 
@@ -123,7 +124,7 @@ class Uniform(Budgets):
 @dataclass(frozen=True)
 class Pyramid(Budgets):
     """More tokens for lower layers (PyramidKV); options as in
-    :func:`catekv.methods.budgets.pyramid_budgets`."""
+    :func:`catekv.methods.formulas.budgets.pyramid_budgets`."""
 
     kind: ClassVar[str] = "pyramid"
 

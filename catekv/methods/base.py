@@ -18,19 +18,19 @@ from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
-from catekv.stores import check_store, stored
+from catekv.methods.stores import check_store, stored
 
 if TYPE_CHECKING:
-    from catekv.decode_store import DecodeStore
-    from catekv.layout import RaggedPrefix
-    from catekv.rotation import Rotation
+    from catekv.kernels.ragged import RaggedPrefix
+    from catekv.methods.stores.base import DecodeStore
+    from catekv.models.rotation import Rotation
 
 
 @dataclass(frozen=True)
 class ModelShape:
     """The numbers of a model that a method may depend on.
 
-    ``config_hash`` (:func:`catekv.head_mask.config_hash`) says which model it is, where that is
+    ``config_hash`` (:func:`catekv.models.shape.config_hash`) says which model it is, where that is
     known; shapes are equal without it.
     """
 
@@ -218,7 +218,7 @@ class Method:
 
     def validate_model(self, model_hash: str) -> None:
         """Raise ``UserError`` if what the method has learnt belongs to another model than the one
-        whose weights have this identity (:func:`catekv.evaluation.environment.model_identity`)."""
+        whose weights have this identity (:func:`catekv.evaluation.records.environment.model_identity`)."""
 
     def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
         """Entries kept of a prompt of ``tokens`` tokens, int64 [layers, kv_heads].

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.allocators import Budgets, Demand, budgets_from
-from catekv.methods.base import Method, ModelShape, Observed
+from catekv.methods.base import Method, Observed
+from catekv.models.shape import ModelShape
 
 #: Length of a prompt in which every budget fits.
 ENDLESS = 1 << 40

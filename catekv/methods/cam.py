@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from catekv.errors import NeedsAllHeadsError, UserError
-from catekv.methods.base import Merged, ModelShape, Needs, Observed, Selection, register
+from catekv.kernels.ragged import Merged
+from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
-from catekv.methods.draws import uniform_numbers
+from catekv.methods.formulas.draws import uniform_numbers
 from catekv.methods.h2o import (
     H2O,
     received_attention,
@@ -19,11 +20,14 @@ from catekv.methods.h2o import (
     selected_entries,
     with_halved_window,
 )
+from catekv.methods.registry import register
 from catekv.methods.streaming_llm import StreamingLLM
+from catekv.models.shape import ModelShape
 
 if TYPE_CHECKING:
-    from catekv.layout import RaggedPrefix
-    from catekv.stores.merging import CamStore
+    from catekv.kernels.ragged import RaggedPrefix
+
+    pass
 
 KEEPS = ("streaming_llm", "h2o")
 DENOMINATORS = ("max", "average")
@@ -190,8 +194,9 @@ class CaM(Budgeted):
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> CamStore | None:
-        from catekv.slot_store import Eviction
-        from catekv.stores.merging import CamStore
+        from catekv.methods.stores.slots import Eviction
+
+        pass
 
         if not self.decode:
             return None

@@ -11,18 +11,21 @@ import torch
 from torch import Tensor
 
 from catekv import kernels
-from catekv.decode_store import DecodeStore
 from catekv.errors import UserError
-from catekv.head_mask import HeadMask, check_ratio
-from catekv.layout import RaggedPrefix
-from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
-from catekv.methods.scoring import CHUNK_RULES, top_mask
-from catekv.prompt_layout import PromptLayout, floor_count, prompt_layout
-from catekv.sparse_prefill import require_minference
-from catekv.stores.block_reader import Reading
-from catekv.stores.quest import QuestReader
-from catekv.stores.shadow import ShadowSettings
-from catekv.stores.shadow_reader import ShadowReader
+from catekv.kernels.ragged import RaggedPrefix
+from catekv.kernels.sparse_prefill import require_minference
+from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.formulas.scoring import CHUNK_RULES, top_mask
+from catekv.methods.head_mask import HeadMask
+from catekv.methods.head_votes import check_ratio
+from catekv.methods.prompt_layout import PromptLayout, floor_count, prompt_layout
+from catekv.methods.registry import register
+from catekv.methods.stores.base import DecodeStore
+from catekv.methods.stores.block_reader import Reading
+from catekv.methods.stores.quest import QuestReader
+from catekv.methods.stores.shadow import ShadowSettings
+from catekv.methods.stores.shadow_reader import ShadowReader
+from catekv.models.shape import ModelShape
 
 VARIANTS = ("official", "paper")
 RETENTION_RANGES = ("middle", "all_but_window")

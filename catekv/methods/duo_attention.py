@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from catekv.errors import NeedsAllHeadsError, UserError
-from catekv.head_mask import DUO_FILE, HeadMask
 from catekv.methods.allocator_files import read_scores
-from catekv.methods.base import Method, ModelShape, Observed, Selection, register
-from catekv.methods.budgets import largest_remainder
+from catekv.methods.base import Method, Observed, Selection
+from catekv.methods.formulas.budgets import largest_remainder
+from catekv.methods.head_mask import DUO_FILE, HeadMask
+from catekv.methods.prompt_layout import floor_count
+from catekv.methods.registry import register
 from catekv.methods.streaming_llm import first_and_last
-from catekv.prompt_layout import floor_count
+from catekv.models.shape import ModelShape
 
 if TYPE_CHECKING:
-    from catekv.decode_store import DecodeStore
-    from catekv.layout import RaggedPrefix
+    from catekv.kernels.ragged import RaggedPrefix
+    from catekv.methods.stores.base import DecodeStore
 
 #: Share of streaming heads where gates, and no mask, are given.
 DEFAULT_SHARE = 0.5
@@ -184,7 +186,7 @@ class DuoAttention(Method):
     ) -> DecodeStore | None:
         if not self.rolling:
             return None
-        from catekv.stores.rolling import RollingStore
+        from catekv.methods.stores.rolling import RollingStore
 
         batch, heads, tokens, dim = observed.keys.shape
         shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)

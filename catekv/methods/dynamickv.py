@@ -12,10 +12,12 @@ from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import NeedsAllHeadsError, UserError
-from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
+from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
-from catekv.methods.budgets import ROUNDINGS, proportional
-from catekv.methods.scoring import POOLINGS, top_mask
+from catekv.methods.formulas.budgets import ROUNDINGS, proportional
+from catekv.methods.formulas.scoring import POOLINGS, top_mask
+from catekv.methods.registry import register
+from catekv.models.shape import ModelShape
 
 SCALINGS = ("official", "paper")
 SCORE_HEADS = ("query", "kv")

@@ -6,8 +6,10 @@ from dataclasses import fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 from catekv.errors import UserError
-from catekv.methods.base import Method, ModelShape, create
+from catekv.methods.base import Method
 from catekv.methods.budgeted import Budgeted
+from catekv.methods.registry import create
+from catekv.models.shape import ModelShape
 
 
 @runtime_checkable

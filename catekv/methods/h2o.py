@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.methods.base import ModelShape, Needs, Observed, Selection, register
+from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted, BudgetedType
-from catekv.methods.scoring import top_mask
+from catekv.methods.formulas.scoring import top_mask
+from catekv.methods.registry import register
+from catekv.models.shape import ModelShape
 
 if TYPE_CHECKING:
-    from catekv.layout import RaggedPrefix
-    from catekv.slot_store import Entries, SlotStore
+    from catekv.kernels.ragged import RaggedPrefix
+    from catekv.methods.stores.slots import Entries, SlotStore
 
 #: A prompt so long that no budget is limited by it.
 ENDLESS = 1 << 40
@@ -56,7 +58,7 @@ def selected_entries(selection: Selection, observed: Observed, valid: Tensor | N
     Args:
         valid: bool [batch, tokens], False on padding; None: no padding.
     """
-    from catekv.slot_store import kept_entries
+    from catekv.methods.stores.slots import kept_entries
 
     keep = selection.keep if selection.stays is None else selection.stays
     assert keep is not None
@@ -134,7 +136,7 @@ class H2O(Budgeted):
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> SlotStore | None:
-        from catekv.slot_store import Eviction, SlotStore
+        from catekv.methods.stores.slots import Eviction, SlotStore
 
         if not self.decode:
             return None

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from catekv.errors import UserError
 from catekv.methods.allocators import HeadKV
-from catekv.methods.base import register
+from catekv.methods.registry import register
 from catekv.methods.window_scored import WindowScored
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from catekv.methods.base import Method, ModelShape, Observed, Selection
+from catekv.methods.base import Method, Observed, Selection
+from catekv.models.shape import ModelShape
 
 
 class KeepsEverything(Method):

@@ -9,16 +9,20 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.methods.base import Merged, ModelShape, Needs, Observed, Selection, register
+from catekv.kernels.ragged import Merged
+from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
+from catekv.methods.formulas.merging import nearest_kept
+from catekv.methods.formulas.vote_merge import corrected_average, window_average, zip_merge
 from catekv.methods.h2o import H2O, row_capacities, selected_entries, with_halved_window
-from catekv.methods.merging import nearest_kept
-from catekv.methods.option_checks import check_number
-from catekv.methods.vote_merge import corrected_average, window_average, zip_merge
+from catekv.methods.options import check_number
+from catekv.methods.registry import register
+from catekv.models.shape import ModelShape
 
 if TYPE_CHECKING:
-    from catekv.layout import RaggedPrefix
-    from catekv.stores.merging import KeepKVStore
+    from catekv.kernels.ragged import RaggedPrefix
+
+    pass
 
 
 @register
@@ -119,8 +123,9 @@ class KeepKV(Budgeted):
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> KeepKVStore | None:
-        from catekv.slot_store import Eviction
-        from catekv.stores.merging import KeepKVStore
+        from catekv.methods.stores.slots import Eviction
+
+        pass
 
         if not self.decode:
             return None

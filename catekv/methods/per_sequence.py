@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection
+from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.models.shape import ModelShape
 
 
 class NotTogetherError(UserError):

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from catekv.errors import NeedsAllHeadsError, UserError
-from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
+from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.h2o import observed_shape
-from catekv.methods.option_checks import check_number, check_whole
-from catekv.methods.scoring import top_mask
+from catekv.methods.options import check_number, check_whole
+from catekv.methods.registry import register
+from catekv.models.shape import ModelShape
 
 if TYPE_CHECKING:
-    from catekv.layout import RaggedPrefix
-    from catekv.stores.blockwise import BlockStore
+    from catekv.kernels.ragged import RaggedPrefix
+
+    pass
 
 #: Upper bound on the bytes of one block of attention weights.
 BLOCK_BYTES = 64 * 2**20
@@ -197,7 +200,7 @@ class PyramidInferKV(Method):
         valid: Tensor | None,
         selection: Selection,
     ) -> BlockStore | None:
-        from catekv.stores.blockwise import BlockRule, BlockStore, Sequence
+        pass
 
         if not self.decode:
             return None

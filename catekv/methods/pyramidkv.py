@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from catekv.methods.allocators import Budgets, Pyramid
-from catekv.methods.base import register
+from catekv.methods.registry import register
 from catekv.methods.window_scored import WindowScored
 
 

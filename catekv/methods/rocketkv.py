@@ -10,12 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from catekv.decode_store import DecodeStore
 from catekv.errors import UserError
-from catekv.layout import RaggedPrefix
-from catekv.methods.base import Method, ModelShape, Needs, Observed, Selection, register
-from catekv.methods.scoring import POOLINGS, top_mask, window_token_scores
-from catekv.stores.hybrid import HybridReader, HybridReading, Refilter
+from catekv.kernels.ragged import RaggedPrefix
+from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.formulas.scoring import POOLINGS, top_mask, window_token_scores
+from catekv.methods.registry import register
+from catekv.methods.stores.base import DecodeStore
+from catekv.methods.stores.hybrid import HybridReader, HybridReading, Refilter
+from catekv.models.shape import ModelShape
 
 PAGE_RULES = ("paper", "released")
 

@@ -7,13 +7,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from catekv.decode_store import DecodeStore
 from catekv.errors import UserError
-from catekv.layout import RaggedPrefix
-from catekv.methods.base import Needs, Observed, Selection, register
-from catekv.methods.keeping import KeepsEverything
-from catekv.stores.shadow import ShadowSettings
-from catekv.stores.shadow_reader import ShadowReader
+from catekv.kernels.ragged import RaggedPrefix
+from catekv.methods.base import Needs, Observed, Selection
+from catekv.methods.full import KeepsEverything
+from catekv.methods.registry import register
+from catekv.methods.stores.base import DecodeStore
+from catekv.methods.stores.shadow import ShadowSettings
+from catekv.methods.stores.shadow_reader import ShadowReader
 
 
 @register

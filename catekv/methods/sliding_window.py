@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from catekv.methods.base import register
+from catekv.methods.registry import register
 from catekv.methods.streaming_llm import FirstAndLast
 
 

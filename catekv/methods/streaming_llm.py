@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.methods.base import ModelShape, Needs, Observed, Selection, register
+from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import ENDLESS, Budgeted
+from catekv.methods.registry import register
+from catekv.models.shape import ModelShape
 
 if TYPE_CHECKING:
-    from catekv.decode_store import DecodeStore
-    from catekv.layout import RaggedPrefix
+    from catekv.kernels.ragged import RaggedPrefix
+    from catekv.methods.stores.base import DecodeStore
 
 
 def first_and_last(tokens: int, first: int, last: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ class FirstAndLast(Budgeted):
     ) -> DecodeStore | None:
         if not self.rolling and not self.turns_keys:
             return None
-        from catekv.stores.rolling import RollingStore
+        from catekv.methods.stores.rolling import RollingStore
 
         batch, heads, tokens, dim = observed.keys.shape
         held = [length for _, length in prefix.host_rows]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.methods.base import ModelShape, Needs, Observed, Selection
+from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
-from catekv.methods.scoring import ORDERS, POOLINGS, top_mask, window_token_scores
+from catekv.methods.formulas.scoring import ORDERS, POOLINGS, top_mask, window_token_scores
+from catekv.models.shape import ModelShape
 
 
 @dataclass(frozen=True)

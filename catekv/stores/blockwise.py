@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catekv.decode_store import WholePrefix
-from catekv.layout import RaggedPrefix, pack_merged
-from catekv.methods.base import Merged
+from catekv.kernels.ragged import Merged, RaggedPrefix, pack_merged
+from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.pyramidinfer import context_scores
-from catekv.methods.scoring import top_mask
+from catekv.methods.stores.base import WholePrefix
 
 
 @dataclass(frozen=True)

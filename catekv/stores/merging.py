@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from catekv.layout import RaggedPrefix
-from catekv.methods.vote_merge import (
+from catekv.kernels.ragged import RaggedPrefix
+from catekv.methods.formulas.vote_merge import (
     corrected_average,
     updated_average,
     window_average,
     zip_factor,
 )
-from catekv.slot_store import Entries, Eviction, Newcomer, SlotStore
+from catekv.methods.stores.slots import Entries, Eviction, Newcomer, SlotStore
 
 if TYPE_CHECKING:
     from catekv.methods.cam import CaM

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from catekv.decode_store import WholePrefix
-from catekv.layout import RaggedPrefix, pack_merged
-from catekv.methods.similarity_merge import merge_row, removal_order
+from catekv.kernels.ragged import RaggedPrefix, pack_merged
+from catekv.methods.simcalkv.merge import merge_row, removal_order
+from catekv.methods.stores.base import WholePrefix
 
 if TYPE_CHECKING:
-    from catekv.methods.base import Merged, ModelShape
-    from catekv.methods.simcalkv import SimCalKV
+    from catekv.models.shape import ModelShape
+
+    from catekv.kernels.ragged import Merged
+    from catekv.methods.simcalkv.method import SimCalKV
 
 
 class RemergeStore(WholePrefix):

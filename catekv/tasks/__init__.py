@@ -1,17 +1,18 @@
 """Benchmark tasks: build, read, write and score samples. Knows nothing of models.
 
 ``tasks.build("ruler/vt", tokenizer, length=4096, count=8)`` makes samples,
-:func:`catekv.tasks.prompt.encode` turns one into token ids, ``tasks.score`` rates an answer.
+:func:`catekv.tasks.core.prompt.encode` turns one into token ids, ``tasks.score`` rates an answer.
 """
 
 from __future__ import annotations
 
-from catekv.tasks import metrics, prompt
+from catekv.tasks import metrics
 from catekv.tasks.building import build, generate, max_new_tokens
+from catekv.tasks.core import prompt
+from catekv.tasks.core.sample import Sample
+from catekv.tasks.families.ruler.tasks import PUBLISHED, RULER
 from catekv.tasks.files import read, write
 from catekv.tasks.registry import available, find
-from catekv.tasks.ruler.tasks import PUBLISHED, RULER
-from catekv.tasks.sample import Sample
 
 __all__ = [
     "PUBLISHED",

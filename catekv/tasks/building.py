@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec
 
 from catekv.errors import UserError
-from catekv.tasks.prompt import prompt_format
+from catekv.tasks.core.prompt import prompt_format
+from catekv.tasks.core.sample import Sample
+from catekv.tasks.core.task import BuildRequest, answer_tokens
+from catekv.tasks.core.tokenizers import tokenizer_hash
+from catekv.tasks.core.wording import Wording
 from catekv.tasks.registry import find
-from catekv.tasks.ruler.wording import Wording
-from catekv.tasks.sample import Sample
-from catekv.tasks.task import BuildRequest, answer_tokens
-from catekv.tasks.tokenizers import tokenizer_hash
 
 Arguments = ParamSpec("Arguments")
 
@@ -29,11 +29,11 @@ def find_wording(
     if isinstance(wording, Wording):
         return wording
     if wording == "english":
-        from catekv.tasks.ruler.english import EnglishWording
+        from catekv.tasks.wording.english import EnglishWording
 
         return EnglishWording(words_path)
     if wording == "small":
-        from catekv.tasks.ruler.small_wording import SmallWording
+        from catekv.tasks.wording.small import SmallWording
 
         return SmallWording()
     raise UserError(f"unknown wording {wording!r}; use 'english', 'small' or a Wording")
@@ -75,7 +75,7 @@ def generate(
         stream: samples of different streams never share their random draws; ``"test"`` is for
             tests, calibration uses a stream of its own.
         wording: ``"english"``, ``"small"`` or an object; None asks the tokenizer, else English.
-        chat_template: see :func:`catekv.tasks.prompt.prompt_format`.
+        chat_template: see :func:`catekv.tasks.core.prompt.prompt_format`.
         max_answer_tokens: new tokens to leave room for; default by task.
         words_path: word list to draw keys and common words from (file or folder).
         options: difficulty and data of the task, e.g. ``num_keys``, ``depth``, ``num_hops``,

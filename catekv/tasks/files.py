@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.tasks.core.sample import Sample
 from catekv.tasks.registry import FAMILIES, family_of, find
-from catekv.tasks.rows import (
+from catekv.tasks.rows.rows import (
     count_field,
     parse_rows,
     read_rows,
@@ -22,7 +23,6 @@ from catekv.tasks.rows import (
     shown,
     text_field,
 )
-from catekv.tasks.sample import Sample
 
 #: only our own rows say where the context ends
 _OWN_MARK = "context_characters"

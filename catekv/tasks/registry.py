@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from catekv.errors import UserError
-from catekv.tasks.infinitebench.family import FAMILY as INFINITEBENCH_FAMILY
-from catekv.tasks.longbench.family import FAMILY as LONGBENCH_FAMILY
-from catekv.tasks.niah.family import FAMILY as NIAH_FAMILY
-from catekv.tasks.ruler.family import FAMILY as RULER_FAMILY
-from catekv.tasks.summarization.family import FAMILY as SUMMARIZATION_FAMILY
-from catekv.tasks.synthetic.family import FAMILY as SYNTHETIC_FAMILY
-from catekv.tasks.task import Family, Task
-from catekv.tasks.zeroscrolls.family import FAMILY as ZEROSCROLLS_FAMILY
+from catekv.tasks.core.task import Family, Task
+from catekv.tasks.families.infinitebench.family import FAMILY as INFINITEBENCH_FAMILY
+from catekv.tasks.families.longbench.family import FAMILY as LONGBENCH_FAMILY
+from catekv.tasks.families.niah.family import FAMILY as NIAH_FAMILY
+from catekv.tasks.families.ruler.family import FAMILY as RULER_FAMILY
+from catekv.tasks.families.summarization.family import FAMILY as SUMMARIZATION_FAMILY
+from catekv.tasks.families.synthetic.family import FAMILY as SYNTHETIC_FAMILY
+from catekv.tasks.families.zeroscrolls.family import FAMILY as ZEROSCROLLS_FAMILY
 
 FAMILIES: tuple[Family, ...] = (
     RULER_FAMILY,

@@ -1,4 +1,4 @@
-"""Build RULER JSONL files; see ``--help``. The work is done by :mod:`catekv.tasks.preparing`."""
+"""Build RULER JSONL files; see ``--help``. The work is done by :mod:`catekv.commands.ruler_files`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 # the package may not be installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from catekv.tasks.preparing import main
+from catekv.commands.ruler_files import main
 
 if __name__ == "__main__":
     sys.exit(main())

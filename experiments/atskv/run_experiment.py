@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from catekv.atskv import experiment
-from catekv.cli import Parser, run_safely
+from catekv.commands.cli import Parser, run_safely
+from experiments.atskv import experiment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

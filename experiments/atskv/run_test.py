@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from catekv.atskv import selftest
-from catekv.cli import Parser, run_safely
+from catekv.commands.cli import Parser, run_safely
+from experiments.atskv import selftest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

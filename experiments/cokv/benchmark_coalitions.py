@@ -16,11 +16,11 @@ import torch
 from shared import main, open_model, parser
 
 from catekv import tasks
-from catekv.cokv.coalitions import CoalitionScorer, Trial, masked_context
-from catekv.cokv.drawing import Draw, default_slices
-from catekv.cokv.game import Members
-from catekv.evaluation import environment
-from catekv.layout import storage_bytes
+from catekv.calibration.cokv.coalitions import CoalitionScorer, Trial, masked_context
+from catekv.calibration.cokv.drawing import Draw, default_slices
+from catekv.calibration.cokv.game import Members
+from catekv.evaluation.records import environment
+from catekv.kernels.ragged import storage_bytes
 from catekv.methods import Needs
 
 

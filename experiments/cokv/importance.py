@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from shared import load_scores, main, model_name, open_model, parser
 
-from catekv.cokv.display import correlation, draw_scores, rank_correlation
-from catekv.cokv.predictions import short_name
+from catekv.calibration.cokv.display import correlation, draw_scores, rank_correlation
+from experiments.cokv.predictions import short_name
 
 
 def importance(arguments: argparse.Namespace) -> int:

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from catekv.models.shape import config_hash
 from shared import main, open_model, parser
 
-from catekv.cli import integers
-from catekv.cokv.comparison import COMPARED, compared_method
-from catekv.cokv.files import ScoreFile
+from catekv.calibration.cokv.comparison import COMPARED, compared_method
+from catekv.calibration.cokv.files import ScoreFile
+from catekv.commands.cli import integers
+from catekv.decode.generation import synchronize
 from catekv.errors import UserError
-from catekv.evaluation import environment
 from catekv.evaluation.efficiency.memory import Peak, free
-from catekv.generation import synchronize
-from catekv.head_mask import config_hash
+from catekv.evaluation.records import environment
 
 MEGABYTE = 1 << 20
 

@@ -17,10 +17,18 @@ from typing import Any
 from shared import add_probe_options, head_scores, load_scores, main, open_model, parser
 from tqdm import tqdm
 
-from catekv.cli import integers
-from catekv.cokv.comparison import COMPARED, compare_methods, compared_method
-from catekv.cokv.files import ScoreFile
-from catekv.cokv.predictions import (
+from catekv.calibration.cokv.comparison import COMPARED, compare_methods, compared_method
+from catekv.calibration.cokv.files import ScoreFile
+from catekv.calibration.cokv.split import find_split, refuse_overlap
+from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
+from catekv.commands.cli import integers
+from catekv.errors import UserError
+from catekv.evaluation.columns.settings import stable_hash
+from catekv.evaluation.records import environment
+from catekv.evaluation.records.records import write_text
+from catekv.evaluation.run.cells import sample_hash
+from catekv.tasks.core.sample import Sample
+from experiments.cokv.predictions import (
     comparison_table,
     paired_table,
     read_results,
@@ -29,14 +37,6 @@ from catekv.cokv.predictions import (
     write_predictions,
     write_results,
 )
-from catekv.cokv.split import find_split, refuse_overlap
-from catekv.cokv.tuning import ALPHA_FILE, tune
-from catekv.errors import UserError
-from catekv.evaluation import environment
-from catekv.evaluation.cells import sample_hash
-from catekv.evaluation.records import write_text
-from catekv.evaluation.settings import stable_hash
-from catekv.tasks.sample import Sample
 
 
 def compare(arguments: argparse.Namespace) -> int:

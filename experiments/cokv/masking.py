@@ -13,12 +13,12 @@ from typing import Any
 from shared import load_scores, main, open_model, parser
 from tqdm import tqdm
 
-from catekv.cli import integers
-from catekv.cokv.coalitions import CoalitionScorer, Trial
-from catekv.cokv.masking import ORDERS, default_counts, masking_curve, masks_of
-from catekv.cokv.predictions import short_name
-from catekv.cokv.split import find_split, refuse_overlap
-from catekv.evaluation.statistics import bootstrap_average
+from catekv.calibration.cokv.coalitions import CoalitionScorer, Trial
+from catekv.calibration.cokv.split import find_split, refuse_overlap
+from catekv.commands.cli import integers
+from catekv.evaluation.report.statistics import bootstrap_average
+from experiments.cokv.masked_heads import ORDERS, default_counts, masking_curve, masks_of
+from experiments.cokv.predictions import short_name
 
 
 def mask(arguments: argparse.Namespace) -> int:

@@ -23,15 +23,15 @@ from shared import (
 from tqdm import tqdm
 
 from catekv import tasks
-from catekv.cli import integers
-from catekv.cokv.comparison import COMPARED, Answer, compare_methods, compared_method
-from catekv.cokv.display import draw_scores
-from catekv.cokv.files import ScoreFile
-from catekv.cokv.scoring import Settings, score
-from catekv.cokv.split import refuse_overlap
-from catekv.cokv.tuning import ALPHA_FILE, tune
-from catekv.tasks.niah.grid import Grid, grid_of
-from catekv.tasks.sample import Sample
+from catekv.calibration.cokv.comparison import COMPARED, Answer, compare_methods, compared_method
+from catekv.calibration.cokv.display import draw_scores
+from catekv.calibration.cokv.files import ScoreFile
+from catekv.calibration.cokv.scoring import Settings, score
+from catekv.calibration.cokv.split import refuse_overlap
+from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
+from catekv.commands.cli import integers
+from catekv.tasks.core.sample import Sample
+from catekv.tasks.families.niah.grid import Grid, grid_of
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from shared import main, model_identity, model_name, open_model, parser
 
-from catekv.cokv.files import ScoreFile
-from catekv.cokv.predictions import short_name
-from catekv.cokv.scoring import Settings, score
-from catekv.cokv.split import find_split
+from catekv.calibration.cokv.files import ScoreFile
+from catekv.calibration.cokv.scoring import Settings, score
+from catekv.calibration.cokv.split import find_split
+from experiments.cokv.predictions import short_name
 
 
 def score_tasks(arguments: argparse.Namespace) -> int:

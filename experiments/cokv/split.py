@@ -12,8 +12,14 @@ from typing import Any
 
 from shared import main, model_name, parser
 
-from catekv.cli import options_from
-from catekv.cokv.split import VALIDATION_SHARE, SampleSet, Split, read_splits, write_splits
+from catekv.calibration.cokv.split import (
+    VALIDATION_SHARE,
+    SampleSet,
+    Split,
+    read_splits,
+    write_splits,
+)
+from catekv.commands.cli import options_from
 from catekv.errors import UserError
 
 
@@ -23,8 +29,10 @@ def _plain(samples: SampleSet) -> Any:
 
 
 def split(arguments: argparse.Namespace) -> int:
-    from catekv.evaluation.session import Request, model_path
-    from catekv.tasks.preparing import load_tokenizer
+    from catekv.evaluation.run.request import Request
+
+    from catekv.commands.ruler_files import load_tokenizer
+    from catekv.evaluation.run.session import model_path
 
     tokenizer = load_tokenizer(model_path(Request(model=arguments.model)))
     options = options_from("--task-option", arguments.task_option)

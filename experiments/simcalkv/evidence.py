@@ -11,16 +11,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from catekv.cli import Parser, run_safely
-from catekv.simcalkv import evidence
+from catekv.commands.cli import Parser, run_safely
+from experiments.simcalkv import measure_evidence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the flags and run; returns the exit code."""
     parser = Parser(prog="evidence.py", description=(__doc__ or "").partition("\n")[0])
-    evidence.add_arguments(parser)
+    measure_evidence.add_arguments(parser)
     parsed = parser.parse_args(arguments)
-    return run_safely(lambda: evidence.command(parsed))
+    return run_safely(lambda: measure_evidence.command(parsed))
 
 
 if __name__ == "__main__":

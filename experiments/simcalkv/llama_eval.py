@@ -14,16 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from catekv.cli import Parser, run_safely
-from catekv.simcalkv import evaluate
+from catekv.commands.cli import Parser, run_safely
+from experiments.simcalkv import compare
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the flags and run; returns the exit code."""
     parser = Parser(prog="llama_eval.py", description=(__doc__ or "").partition("\n")[0])
-    evaluate.add_arguments(parser)
+    compare.add_arguments(parser)
     parsed = parser.parse_args(arguments)
-    return run_safely(lambda: evaluate.command(parsed))
+    return run_safely(lambda: compare.command(parsed))
 
 
 if __name__ == "__main__":

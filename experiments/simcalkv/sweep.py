@@ -14,16 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from catekv.cli import Parser, run_safely
-from catekv.simcalkv import sweep
+from catekv.commands.cli import Parser, run_safely
+from experiments.simcalkv import sweep_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the flags and run; returns the exit code."""
     parser = Parser(prog="sweep.py", description=(__doc__ or "").partition("\n")[0])
-    sweep.add_arguments(parser)
+    sweep_command.add_arguments(parser)
     parsed = parser.parse_args(arguments)
-    return run_safely(lambda: sweep.command(parsed))
+    return run_safely(lambda: sweep_command.command(parsed))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from catekv.kernels.packing import pack
 from torch import Tensor
 from transformers import DynamicCache
 
-from catekv.layout import BlockList, RaggedPrefix, pack, pack_merged
+from catekv.kernels.ragged import BlockList, RaggedPrefix, pack_merged
 from catekv.methods import Method, Observed
-from catekv.rotation import rotation_of
+from catekv.models.rotation import rotation_of
 
 NAME = "entries_reference"
 #: biases below this say that a place of the prefix is empty

@@ -9,8 +9,8 @@ import torch
 from tiny_models import VOCABULARY, tiny_model
 from torch import Tensor
 
-from catekv import prefill
-from catekv.transformers_compat import set_attention
+from catekv.models.compat import set_attention
+from catekv.prefill import layerwise
 
 PROMPT, STEPS, TURN = 60, 4, 9
 
@@ -63,7 +63,7 @@ def two_turns(
             elif ids.shape[1] > 1:
                 new = left_padding(batch, ids.shape[1]).flip(0)[:, : ids.shape[1]]
             seen = torch.cat([seen, new], dim=1)
-            positions = prefill.positions_of(seen)[:, -ids.shape[1] :]
+            positions = layerwise.positions_of(seen)[:, -ids.shape[1] :]
             options = {"attention_mask": seen, "position_ids": positions}
         if index or feed_prompt:
             output = model(ids, past_key_values=cache, use_cache=True, **options)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from catekv import capture
+from catekv.decode import graph
 
 
 class _Recorder(TorchDispatchMode):
@@ -30,7 +30,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class Tape:
-    """What stands where a CUDA graph would: replayed by :class:`catekv.capture.Recording`."""
+    """What stands where a CUDA graph would: replayed by :class:`catekv.decode.graph.Recording`."""
 
     def __init__(self, calls: list[tuple[Any, Any, Any, Any]]):
         self.calls = calls
@@ -48,20 +48,20 @@ class Tape:
 
 def record(
     run: Callable[[], Tensor], rewind: Callable[[], None], device: torch.device
-) -> capture.Recording:
-    """In place of :func:`catekv.capture.record`: warm up without the host, record, run nothing."""
-    with capture.WithoutHost(device):
+) -> graph.Recording:
+    """In place of :func:`catekv.decode.graph.record`: warm up without the host, record, run nothing."""
+    with graph.WithoutHost(device):
         run()
     rewind()
     recorder = _Recorder()
     with recorder:
         output = run()
     rewind()
-    return capture.Recording(output, 4096, Tape(recorder.calls))
+    return graph.Recording(output, 4096, Tape(recorder.calls))
 
 
 @pytest.fixture
 def tapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps on the CPU are recorded on tapes."""
-    monkeypatch.setattr(capture, "why_not", lambda device: None)
-    monkeypatch.setattr(capture, "record", record)
+    monkeypatch.setattr(graph, "why_not", lambda device: None)
+    monkeypatch.setattr(graph, "record", record)

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from catekv.models.shape import ModelShape
 from torch import Tensor
 
 from catekv import methods
 from catekv.errors import UserError
-from catekv.head_mask import HeadMask
-from catekv.methods.base import Method, ModelShape, Needs
+from catekv.methods.base import Method, Needs
+from catekv.methods.head_mask import HeadMask
 from catekv.model import CateKVModel
 
 #: Llama's grouped KV heads are shared out; Phi-3's are held by every process.

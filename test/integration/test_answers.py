@@ -15,9 +15,9 @@ from tiny_checkpoint import save_tiny_checkpoint
 from tiny_models import KeepEverything, RandomKeep, tiny_model
 from torch import Tensor
 
-from catekv import generation
+from catekv.decode import generation
+from catekv.decode.generation import RECORD_AFTER
 from catekv.errors import UserError
-from catekv.generation import RECORD_AFTER
 from catekv.model import CateKVModel
 
 DRAWN = {"temperature": 1.3, "top_k": 60, "top_p": 0.95, "seed": 7}

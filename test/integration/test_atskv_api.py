@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from catekv.atskv import api, experiment
-from catekv.cli import Parser, run_safely
+from catekv.commands.cli import Parser, run_safely
 from catekv.errors import UserError
-from catekv.tasks.sample import Sample
+from catekv.tasks.core.sample import Sample
+from experiments.atskv import api, experiment
 
 for library in ("openai", "anthropic"):
     pytest.importorskip(library, reason="the extra api is not installed")

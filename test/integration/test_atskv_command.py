@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from catekv import cli, embedded
-from catekv.atskv import cost
-from catekv.atskv.choices import shipped_predictor
-from catekv.atskv.command import PUBLISHED, _check_output, _fill, add_arguments
-from catekv.atskv.cost import Cost, measure_cost, table
+from catekv.commands import cli
+from catekv.commands.atskv import PUBLISHED, _check_output, _fill, add_arguments
 from catekv.errors import UserError
-from catekv.methods.relevance_files import load_predictors
+from catekv.methods.atskv.files import load_predictors
 from catekv.model import CateKVModel
+from catekv.models import embedded
+from experiments.atskv import relevance_cost
+from experiments.atskv.choices import shipped_predictor
+from experiments.atskv.relevance_cost import Cost, measure_cost, table
 
 SMALL = ["--lengths", "256", "--samples", "1", "--held-out", "1", "--epochs", "1", "--quiet"]
 
@@ -134,19 +135,19 @@ def test_a_folder_that_takes_no_files_is_refused_before_training(
 @pytest.mark.parametrize("words", [["--rounds", "0"], ["--context_sizes", "0"]])
 def test_costs_of_nothing_are_refused(words: list[str]) -> None:
     parser = argparse.ArgumentParser()
-    cost.add_arguments(parser)
+    relevance_cost.add_arguments(parser)
     with pytest.raises(UserError, match="must be at least 1"):
-        cost.command(parser.parse_args(words))
+        relevance_cost.command(parser.parse_args(words))
 
 
 def test_costs_are_printed_before_a_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = Cost(128, 2.0, 0.1, 0.5, 0.01, 0.001, 0.0, 0.0)
-    monkeypatch.setattr(cost, "measure_cost", lambda *arguments: one)
+    monkeypatch.setattr(relevance_cost, "measure_cost", lambda *arguments: one)
     parser = argparse.ArgumentParser()
-    cost.add_arguments(parser)
+    relevance_cost.add_arguments(parser)
     words = ["--context_sizes", "128", "--output", str(tmp_path / "nowhere" / "x.json")]
     with pytest.raises(UserError, match=r"cannot write .*x\.json"):
-        cost.command(parser.parse_args(words))
+        relevance_cost.command(parser.parse_args(words))
     assert "| 128 | 2000.0 |" in capsys.readouterr().out

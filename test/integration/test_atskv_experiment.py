@@ -12,10 +12,18 @@ from typing import Any
 
 import pytest
 import torch
+from experiments.atskv.cells import METRICS, MORE, Cell, reduction
 
-from catekv import cli, embedded, tasks
-from catekv.atskv import selftest
-from catekv.atskv.choices import (
+from catekv import tasks
+from catekv.commands import cli
+from catekv.errors import UserError
+from catekv.methods.atskv.files import PredictorSet, load_predictors, save_predictors
+from catekv.methods.atskv.relevance import PredictorConfig, untrained_predictor
+from catekv.model import CateKVModel
+from catekv.models import embedded
+from catekv.tasks.core.prompt import encode
+from experiments.atskv import selftest
+from experiments.atskv.choices import (
     METHODS,
     Predictor,
     benchmark,
@@ -24,14 +32,9 @@ from catekv.atskv.choices import (
     samples_of,
     shipped_predictor,
 )
-from catekv.atskv.measuring import answer_loss, measure, perplexity
-from catekv.atskv.outputs import METRICS, MORE, Cell, Output, reduction
-from catekv.atskv.report import results_text
-from catekv.errors import UserError
-from catekv.methods.relevance import PredictorConfig, untrained_predictor
-from catekv.methods.relevance_files import PredictorSet, load_predictors, save_predictors
-from catekv.model import CateKVModel
-from catekv.tasks.prompt import encode
+from experiments.atskv.measuring import answer_loss, measure, perplexity
+from experiments.atskv.outputs import Output
+from experiments.atskv.report import results_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -177,7 +180,7 @@ def test_a_failed_example_is_counted_and_costs_no_other(
             raise UserError("out of order")
         return measure(model, sample, *arguments)
 
-    monkeypatch.setattr("catekv.atskv.measuring.measure", failing)
+    monkeypatch.setattr("experiments.atskv.measuring.measure", failing)
     words = [*SHORT, "--examples", "2", "--benchmarks", "Synthetic", "--methods", "full"]
     assert script("run_experiment").main([*words, "--output_dir", str(tmp_path)]) == 1
     found = results(tmp_path, "synthetic", "full")
@@ -193,7 +196,7 @@ def test_an_interrupted_run_leaves_the_sizes_before(
             raise KeyboardInterrupt
         return measure(model, sample, *arguments)
 
-    monkeypatch.setattr("catekv.atskv.measuring.measure", stopping)
+    monkeypatch.setattr("experiments.atskv.measuring.measure", stopping)
     words = [*SHORT, "--context_sizes", "256", "300", "--examples", "1", "--methods", "full"]
     words += ["--benchmarks", "Synthetic", "--output_dir", str(tmp_path)]
     assert script("run_experiment").main(words) == 130
@@ -206,7 +209,7 @@ def test_missing_data_is_noticed_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "catekv.atskv.measuring.measure", lambda *arguments: pytest.fail("measured")
+        "experiments.atskv.measuring.measure", lambda *arguments: pytest.fail("measured")
     )
     words = [*SHORT, "--benchmarks", "Synthetic", "LongBench", "--methods", "full"]
     words += ["--data", str(tmp_path / "nowhere.jsonl"), "--output_dir", str(tmp_path / "out")]
@@ -293,7 +296,7 @@ def test_predictors_of_other_models_are_refused_in_evaluations(
 
 
 def test_the_shipped_predictor_is_of_the_embedded_model() -> None:
-    from catekv.evaluation.environment import model_identity
+    from catekv.evaluation.records.environment import model_identity
 
     folder = shipped_predictor()
     assert folder is not None
@@ -339,7 +342,7 @@ def test_an_unwritable_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_the_published_defaults_are_honoured() -> None:
-    from catekv.atskv import experiment
+    from experiments.atskv import experiment
 
     parser = argparse.ArgumentParser()
     experiment.add_arguments(parser)
@@ -362,7 +365,7 @@ def test_all_component_checks_pass(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_broken_component_fails_its_check(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("catekv.methods.relevance_control.quantile_level", lambda pressure: 0.5)
+    monkeypatch.setattr("catekv.methods.atskv.control.quantile_level", lambda pressure: 0.5)
     names = ("threshold controller", "momentum mask")
     monkeypatch.setattr(selftest, "CHECKS", {name: selftest.CHECKS[name] for name in names})
     assert script("run_test").main([]) == 1

@@ -12,8 +12,8 @@ from tiny_models import tiny_model
 from torch import Tensor
 
 from catekv import kernels, methods
-from catekv.atskv.fitting import LayerFit, Standard
-from catekv.atskv.labels import (
+from catekv.calibration.relevance.fitting import LayerFit, Standard
+from catekv.calibration.relevance.labels import (
     average_ranks,
     label_of,
     mass,
@@ -22,18 +22,18 @@ from catekv.atskv.labels import (
     split_attention,
     weights_of,
 )
-from catekv.atskv.reading import Text, visit_layers
-from catekv.atskv.training import LEVELS, TrainingSettings, predict, train
+from catekv.calibration.relevance.reading import Text, visit_layers
+from catekv.calibration.relevance.training import LEVELS, TrainingSettings, predict, train
 from catekv.errors import UserError
 from catekv.methods import Observed
-from catekv.methods.relevance import (
+from catekv.methods.atskv.files import load_predictors, save_predictors
+from catekv.methods.atskv.relevance import (
     PredictorConfig,
     RelevancePredictor,
     predictor_inputs,
     queries_that_see,
     untrained_predictor,
 )
-from catekv.methods.relevance_files import load_predictors, save_predictors
 from catekv.model import CateKVModel
 
 CONFIG = PredictorConfig(hidden_size=12, query_heads=4, width=6, feature_dim=16)

@@ -8,18 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from catekv.evaluation.run.request import Request
 from tiny_checkpoint import save_tiny_checkpoint
 from toy_tasks import register, toy_sample
 
-from catekv.capacity import TooLittleMemoryError
-from catekv.evaluation.batches import units_of
-from catekv.evaluation.cells import build_cells
-from catekv.evaluation.distributed import Process
-from catekv.evaluation.records import Record, RunDirectory
-from catekv.evaluation.runner import Outcome, evaluate
-from catekv.evaluation.session import Request, open_model, settings_for
-from catekv.evaluation.settings import RunSettings
+from catekv.evaluation.columns.settings import RunSettings
+from catekv.evaluation.records.records import Record, RunDirectory
+from catekv.evaluation.run.batches import units_of
+from catekv.evaluation.run.cells import build_cells
+from catekv.evaluation.run.distributed import Process
+from catekv.evaluation.run.runner import Outcome, evaluate
+from catekv.evaluation.run.session import open_model, settings_for
 from catekv.model import CateKVModel, DensePrompt
+from catekv.prefill.capacity import TooLittleMemoryError
 
 CATEKV = "catekv:init_tokens=8,recent_tokens=16,guard_tokens=8,window=16,budget=32"
 #: one of each kind: everything, static heads, window scores with equal memory, allocation over all

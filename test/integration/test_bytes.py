@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import DynamicCache
 
-from catekv import prefill
-from catekv.cache import RaggedCache
+from catekv.cache.cache import RaggedCache
+from catekv.cache.layer import RaggedLayer
 from catekv.methods.base import Needs
 from catekv.model import CateKVModel
-from catekv.ragged_layer import RaggedLayer
+from catekv.prefill import layerwise
 
 
 def reachable_tensors(root: Any) -> list[Tensor]:
@@ -53,7 +53,7 @@ def test_stored_bytes_are_the_storages(family: str, batch: int, method: Any):
     model = with_attention(family, "catekv")
     cache = RaggedCache(model.config, method, PROMPT)
     mask = left_padding(batch, PROMPT) if batch > 1 else None
-    prefill.prefill(model, random_ids(batch, PROMPT, seed=0), cache, mask)
+    layerwise.prefill(model, random_ids(batch, PROMPT, seed=0), cache, mask)
     assert cache.stored_bytes() == allocated(cache)
     two_turns(model, cache, mask, batch, feed_prompt=False)
     assert cache.stored_bytes() == allocated(cache)
@@ -65,7 +65,7 @@ def test_dense_and_observed_states_count_too():
         RaggedCache(model.config, RandomKeep(), None),
         RaggedCache(model.config, None, PROMPT, hold=Needs(window=8)),
     ):
-        prefill.prefill(model, random_ids(2, PROMPT, seed=0), cache)
+        layerwise.prefill(model, random_ids(2, PROMPT, seed=0), cache)
         assert not cache.compressed
         assert cache.stored_bytes() == allocated(cache) > 0
 
@@ -73,7 +73,7 @@ def test_dense_and_observed_states_count_too():
 def test_bytes_are_those_of_the_kept_tokens():
     model = with_attention("llama", "catekv")
     cache = RaggedCache(model.config, RandomKeep(0.5), PROMPT)
-    prefill.prefill(model, random_ids(1, PROMPT, seed=0), cache)
+    layerwise.prefill(model, random_ids(1, PROMPT, seed=0), cache)
     kept = sum(int(lengths.sum()) for lengths in cache.lengths())
     rows = sum(lengths.numel() for lengths in cache.lengths())
     head_dim = 8
@@ -99,7 +99,7 @@ def test_padding_is_not_kept_and_not_counted():
     model = with_attention("llama", "catekv")
     mask = left_padding(3, PROMPT)
     cache = RaggedCache(model.config, KeepEverything(), PROMPT)
-    prefill.prefill(model, random_ids(3, PROMPT, seed=0), cache, mask)
+    layerwise.prefill(model, random_ids(3, PROMPT, seed=0), cache, mask)
     for lengths in cache.lengths():
         assert torch.equal(lengths, mask.sum(-1)[:, None].expand_as(lengths))
     assert cache.kept_share() == 1.0
@@ -115,7 +115,7 @@ def test_at_most_one_uncompressed_layer_is_alive(
     model = with_attention(family, "catekv")
     ids = random_ids(batch, PROMPT, seed=0)
     mask = left_padding(batch, PROMPT) if batch > 1 else None
-    prefill.prefill(model, ids, RaggedCache(model.config, RandomKeep(), PROMPT), mask, 16)
+    layerwise.prefill(model, ids, RaggedCache(model.config, RandomKeep(), PROMPT), mask, 16)
     dense: dict[int, list[StorageWeakRef]] = {}
     alive_counts: list[int] = []
     original = RaggedLayer.update
@@ -130,7 +130,7 @@ def test_at_most_one_uncompressed_layer_is_alive(
 
     monkeypatch.setattr(RaggedLayer, "update", counted)
     cache = RaggedCache(model.config, RandomKeep(0.5), PROMPT)
-    prefill.prefill(model, ids, cache, mask, chunk_size)
+    layerwise.prefill(model, ids, cache, mask, chunk_size)
     calls = LAYERS * (1 if chunk_size is None else -(-PROMPT // chunk_size))
     assert len(alive_counts) == calls
     assert max(alive_counts) == 1
@@ -141,7 +141,7 @@ def test_counting_notices_a_cache_that_keeps_its_layers():
     """The same count on a prompt that is only observed: all layers stay dense."""
     model = with_attention("llama", "catekv")
     cache = RaggedCache(model.config, None, PROMPT, hold=Needs(window=4))
-    prefill.prefill(model, random_ids(1, PROMPT, seed=0), cache)
+    layerwise.prefill(model, random_ids(1, PROMPT, seed=0), cache)
     assert sum(layer.dense_tokens > 0 for layer in cache.ragged_layers) == LAYERS
 
 
@@ -155,11 +155,11 @@ def test_prefill_temporaries_are_as_large_as_a_chunk(monkeypatch: pytest.MonkeyP
         if name.endswith(("mlp", "norm", "layernorm", "lm_head"))
     ]
     ids = random_ids(1, PROMPT, seed=0)
-    prefill.prefill(wrapped.model, ids, RaggedCache(wrapped.config, RandomKeep(), PROMPT))
+    layerwise.prefill(wrapped.model, ids, RaggedCache(wrapped.config, RandomKeep(), PROMPT))
     assert max(widths) == PROMPT
     widths.clear()
     cache = RaggedCache(wrapped.config, RandomKeep(), PROMPT)
-    prefill.prefill(wrapped.model, ids, cache, None, 16)
+    layerwise.prefill(wrapped.model, ids, cache, None, 16)
     for hook in hooks:
         hook.remove()
     assert max(widths) == 16

@@ -10,28 +10,27 @@ from typing import Any
 
 import pytest
 import torch
+from catekv.evaluation.run.overlap import context_hash, reference_contexts, refuse_overlap
+from catekv.methods.head_votes import STANDARD_RATIOS
 from tiny_checkpoint import save_tiny_checkpoint
 
 from catekv import calibration, tasks
 from catekv.calibration import CVConfig
-from catekv.cli import Parser, main
-from catekv.errors import UserError
-from catekv.evaluation import answers, calibrate
-from catekv.evaluation.ablation import head_losses
-from catekv.evaluation.reference import (
+from catekv.calibration.head_masks import answers, sweep
+from catekv.calibration.head_masks.ablation import head_losses
+from catekv.calibration.head_masks.reference import (
     HELD_OUT_STREAM,
     REFERENCE_STREAM,
     ReferencePass,
     build_samples,
-    context_hash,
     observe_prompt,
-    reference_contexts,
-    refuse_overlap,
 )
-from catekv.head_mask import STANDARD_RATIOS, HeadMask, load_statistics
+from catekv.commands.cli import Parser, main
+from catekv.errors import UserError
 from catekv.methods import create
+from catekv.methods.head_mask import HeadMask, load_statistics
 from catekv.model import CateKVModel
-from catekv.tasks.prompt import encode
+from catekv.tasks.core.prompt import encode
 
 GEOMETRY: dict[str, Any] = {
     "window": 8,
@@ -54,7 +53,7 @@ def model(checkpoint: Path) -> CateKVModel:
     return CateKVModel.from_pretrained(checkpoint, method="full")
 
 
-def settings(**changes: Any) -> calibrate.SweepSettings:
+def settings(**changes: Any) -> sweep.SweepSettings:
     base: dict[str, Any] = {
         "references": ("ruler/vt", "ruler/niah_multikey_2"),
         "length": LENGTH,
@@ -68,14 +67,12 @@ def settings(**changes: Any) -> calibrate.SweepSettings:
         "held_out_samples": 1,
         "max_new_tokens": 2,
     }
-    return calibrate.SweepSettings(**{**base, **changes})
+    return sweep.SweepSettings(**{**base, **changes})
 
 
 def test_sweep_writes_masks_statistics_and_report(model: CateKVModel, tmp_path: Path) -> None:
-    result = calibrate.sweep(
-        model, settings(oracle=True), tmp_path, model_name="tiny", progress=False
-    )
-    folders = calibrate.write_masks(result, tmp_path)
+    result = sweep.sweep(model, settings(oracle=True), tmp_path, model_name="tiny", progress=False)
+    folders = sweep.write_masks(result, tmp_path)
     assert [folder.name for folder in folders] == ["chosen", "vt", "niah_multikey_2", "oracle"]
     assert len(result.candidates) == 8
     for ratio in STANDARD_RATIOS:
@@ -95,7 +92,7 @@ def test_sweep_writes_masks_statistics_and_report(model: CateKVModel, tmp_path: 
     meta = json.loads((tmp_path / "chosen" / "meta.json").read_text())
     assert meta["ratio"] == 0.5
     assert meta["recipe"]["k"] == result.chosen.config.k
-    calibrate.calibration_report.write(result, tmp_path)
+    sweep.calibration_report.write(result, tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert len(report["candidates"]) == 8
     assert sum(row["chosen"] for row in report["candidates"]) == 1
@@ -162,7 +159,7 @@ def test_a_reference_file_with_test_samples_is_refused(model: CateKVModel, tmp_p
     path = tmp_path / "validation.jsonl"
     tasks.write(path, samples)
     with pytest.raises(UserError, match="disjoint"):
-        calibrate.sweep(
+        sweep.sweep(
             model,
             settings(references=(str(path),)),
             tmp_path / "out",
@@ -203,14 +200,14 @@ def test_checked_answers_equal_generated_ones(model: CateKVModel) -> None:
 
 
 def test_best_candidate_breaks_ties_as_stated() -> None:
-    def candidate(accuracy: float, log_probability: float) -> calibrate.Candidate:
+    def candidate(accuracy: float, log_probability: float) -> sweep.Candidate:
         mask = HeadMask.random((2, 2), 0.5)
         cvs = torch.ones(1, 2, 2)
-        return calibrate.Candidate("vt", CVConfig(), cvs, mask, "", accuracy, log_probability)
+        return sweep.Candidate("vt", CVConfig(), cvs, mask, "", accuracy, log_probability)
 
     found = [candidate(0.5, -9.0), candidate(0.7, -3.0), candidate(0.7, -2.0), candidate(0.7, -2.0)]
-    assert calibrate.best(found) is found[2]
-    assert calibrate.best(found[:2]) is found[1]
+    assert sweep.best(found) is found[2]
+    assert sweep.best(found[:2]) is found[1]
 
 
 def test_ablation_finds_the_heads_that_matter(model: CateKVModel) -> None:
@@ -234,13 +231,13 @@ def test_ablation_finds_the_heads_that_matter(model: CateKVModel) -> None:
 
 def command(checkpoint: Path, output: Path, *more: str) -> int:
     parser = Parser()
-    calibrate.add_arguments(parser)
+    sweep.add_arguments(parser)
     words = ["--model", str(checkpoint), "--output", str(output), "--length", str(LENGTH)]
     words += ["--samples", "2", "--k", "0.9", "--alpha", "1.0", "--held-out-samples", "1"]
     words += ["--held-out-tasks", "ruler/vt", "--references", "ruler/vt", "--budget", "24"]
     words += ["--window", "8", "--init-tokens", "4", "--recent-tokens", "8", "--no-picture"]
     words += ["--max-new-tokens", "2", *more]
-    return calibrate.run(parser.parse_args(words))
+    return sweep.run(parser.parse_args(words))
 
 
 def test_command_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ import torch
 from tiny_models import tiny_model
 from torch import Tensor
 
-from catekv import attention
-from catekv.attention import DeferredMask, deferred_masks
+from catekv.cache import attention
+from catekv.cache.attention import DeferredMask, deferred_masks
 from catekv.kernels.ragged_decode import causal_tail_mask
 
 BATCH, HEADS, DIM = 2, 6, 8
@@ -108,8 +108,9 @@ def test_left_padding_is_named_by_columns_and_anything_else_by_a_mask() -> None:
 
 def test_a_model_with_a_long_window_makes_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Phi-3 has a window longer than its context: its chunks must not pay for it."""
-    from catekv import methods, prefill
-    from catekv.cache import RaggedCache
+    from catekv import methods
+    from catekv.cache.cache import RaggedCache
+    from catekv.prefill import layerwise
 
     model = tiny_model("phi3", sliding_window=4096)
     built: list[Tensor | None] = []
@@ -121,6 +122,6 @@ def test_a_model_with_a_long_window_makes_no_mask(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(DeferredMask, "build", noted)
     cache = RaggedCache(model.config, methods.create("full"), 100)
-    prefill.prefill(model, torch.arange(100)[None] % 90, cache, None, 32)
+    layerwise.prefill(model, torch.arange(100)[None] % 90, cache, None, 32)
     assert built
     assert all(mask is None for mask in built)

@@ -12,9 +12,8 @@ import torch
 from tiny_models import LAYERS, tiny_model
 
 import catekv
-from catekv import embedded, methods, tasks
-from catekv.cli import main
-from catekv.cokv.coalitions import (
+from catekv import methods, tasks
+from catekv.calibration.cokv.coalitions import (
     QUESTIONS,
     CoalitionScorer,
     Trial,
@@ -22,16 +21,18 @@ from catekv.cokv.coalitions import (
     players,
     prompt_parts,
 )
-from catekv.cokv.comparison import compare_methods, compared_method
-from catekv.cokv.files import ScoreFile
-from catekv.cokv.headkv_probe import probe, write_probe
-from catekv.cokv.scoring import Settings, score
-from catekv.cokv.split import SampleSet, Split, write_splits
-from catekv.cokv.tuning import Tuned, tune
+from catekv.calibration.cokv.comparison import compare_methods, compared_method
+from catekv.calibration.cokv.files import ScoreFile
+from catekv.calibration.cokv.headkv_probe import probe, write_probe
+from catekv.calibration.cokv.scoring import Settings, score
+from catekv.calibration.cokv.split import SampleSet, Split, write_splits
+from catekv.calibration.cokv.tuning import Tuned, tune
+from catekv.commands.cli import main
 from catekv.errors import UserError
-from catekv.layout import storage_bytes
+from catekv.kernels.ragged import storage_bytes
 from catekv.methods import Needs
-from catekv.tasks.prompt import EncodedPrompt
+from catekv.models import embedded
+from catekv.tasks.core.prompt import EncodedPrompt
 
 WINDOW = 4
 TOKENS = 40

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from catekv.cokv.split import read_splits
+from catekv.calibration.cokv.split import read_splits
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "ruler/niah_multikey_1"

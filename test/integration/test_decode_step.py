@@ -13,10 +13,12 @@ from tape import tapes  # noqa: F401
 from tiny_models import KeepEverything, RandomKeep, tiny_model
 from torch import Tensor
 
-from catekv import capture, kernels, methods, prefill
-from catekv.cache import RaggedCache
-from catekv.decoding import DecodeStep, EagerStep
+from catekv import kernels, methods
+from catekv.cache.cache import RaggedCache
+from catekv.decode import graph
+from catekv.decode.step import DecodeStep, EagerStep
 from catekv.errors import UserError
+from catekv.prefill import layerwise
 
 STEPS = 6
 FITTING = [
@@ -31,12 +33,12 @@ def context(
     """A compressed prompt and a question after it; several sequences have padding in both."""
     cache = RaggedCache(model.config, method, prompt)
     mask = left_padding(batch, prompt) if batch > 1 else None
-    prefill.prefill(model, random_ids(batch, prompt, seed=0), cache, mask)
+    layerwise.prefill(model, random_ids(batch, prompt, seed=0), cache, mask)
     question = random_ids(batch, 2 + 5 * batch, seed=1)
     options: dict[str, Any] = {}
     if mask is not None:
         mask = torch.cat([mask, left_padding(batch, question.shape[1]).flip(0)], dim=1)
-        positions = prefill.positions_of(mask)[:, -question.shape[1] :]
+        positions = layerwise.positions_of(mask)[:, -question.shape[1] :]
         options = {"attention_mask": mask, "position_ids": positions}
     with torch.no_grad():
         logits = model(question, past_key_values=cache, **options).logits[:, -1]
@@ -321,12 +323,12 @@ def test_a_model_that_needs_the_host_in_a_step_is_not_recorded(what: Any, reason
 @pytest.mark.parametrize("family", FITTING)
 def test_a_step_with_fixed_tails_never_involves_the_host(family: str):
     """Rotary embeddings that change with the position apart: those are recorded with fixed ones."""
-    from catekv import rotary
+    from catekv.decode import rotary
 
     model = with_attention(family, "catekv")
     cache, _, mask = context(model, RandomKeep(0.5), 3)
     step = DecodeStep(model, cache, 40, graph="off", attention_mask=mask)
-    with torch.no_grad(), rotary.fixed_frequencies(model, step._positions), capture.WithoutHost(
+    with torch.no_grad(), rotary.fixed_frequencies(model, step._positions), graph.WithoutHost(
         torch.device("cpu")
     ):  # fmt: skip
         step._run()

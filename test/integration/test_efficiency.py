@@ -14,6 +14,7 @@ from tiny_models import BASE, FAMILIES
 
 from catekv import CateKVModel, HeadMask, methods
 from catekv.errors import UserError
+from catekv.evaluation.columns.settings import MethodSpec
 from catekv.evaluation.efficiency import (
     breakdown,
     clock,
@@ -33,7 +34,6 @@ from catekv.evaluation.efficiency.variants import (
     Setting,
     variants,
 )
-from catekv.evaluation.settings import MethodSpec
 from catekv.methods.base import Method
 
 TOKENS = 300
@@ -295,7 +295,7 @@ def test_what_does_not_fit_is_a_row_that_says_so(model: CateKVModel) -> None:
 def test_a_prefill_that_does_not_fit_is_a_row_too(
     model: CateKVModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("catekv.capacity.free_memory_bytes", lambda device: 0)
+    monkeypatch.setattr("catekv.prefill.capacity.free_memory_bytes", lambda device: 0)
     rows = measure.measure(
         model, [], TOKENS, new_tokens=1, repeats=1, fill="prefill", baselines=("kernel", "sdpa"),
         breakdown=False,
@@ -414,7 +414,7 @@ def test_a_batch_that_the_arithmetic_missed_shrinks(
     "name", ["llama3-8b-1m", "llama3.1-8b", "phi3-mini-128k", "yi-9b-200k", "qwen2.5-7b"]
 )
 def test_scaled_shapes_keep_head_dim_and_group_and_run(name: str) -> None:
-    from catekv import presets
+    from catekv.models import presets
 
     whole = presets.preset_config(name)
     model, note = shapes.random_model(name, 256, scale=0.01, device="cpu")
@@ -431,7 +431,7 @@ def test_scaled_shapes_keep_head_dim_and_group_and_run(name: str) -> None:
 
 
 def test_scale_one_is_the_model_itself() -> None:
-    from catekv import presets
+    from catekv.models import presets
 
     config = presets.preset_config("llama3-8b-1m")
     scaled = shapes.scaled_config(config, 1.0)
@@ -440,8 +440,8 @@ def test_scale_one_is_the_model_itself() -> None:
 
 
 def test_weights_and_cache_shrink_alike() -> None:
-    from catekv import presets
-    from catekv.model_sizes import sizes_of_config
+    from catekv.models import presets
+    from catekv.prefill.sizes import sizes_of_config
 
     config = presets.preset_config("llama3-8b-1m")
     whole, part = sizes_of_config(config), sizes_of_config(shapes.scaled_config(config, 0.25))
@@ -451,7 +451,7 @@ def test_weights_and_cache_shrink_alike() -> None:
 
 
 def test_a_length_beyond_the_window_widens_it_and_says_so() -> None:
-    from catekv import presets
+    from catekv.models import presets
 
     config, note = shapes.long_enough(presets.preset_config("phi3-mini-128k"), 200000)
     assert config.max_position_embeddings == 200000

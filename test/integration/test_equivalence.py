@@ -22,8 +22,8 @@ from tiny_models import FAMILIES, KeepEverything, tiny_model
 from torch import Tensor
 from transformers import DynamicCache
 
-from catekv import prefill
-from catekv.cache import RaggedCache
+from catekv.cache.cache import RaggedCache
+from catekv.prefill import layerwise
 
 TOLERANCE = 2e-5
 
@@ -64,8 +64,8 @@ def test_layer_by_layer_chunks(family: str, padded: bool):
     model = with_attention(family, "catekv")
     cache = RaggedCache(model.config, KeepEverything(), PROMPT)
     ids = random_ids(batch, PROMPT, seed=0)
-    first = prefill.prefill(model, ids, cache, mask, chunk_size=17)
-    assert prefill._layerwise[model] is None, "this family fell back to one forward"
+    first = layerwise.prefill(model, ids, cache, mask, chunk_size=17)
+    assert layerwise._layerwise[model] is None, "this family fell back to one forward"
     assert cache.compressed
     actual = [first, *two_turns(model, cache, mask, batch, feed_prompt=False)]
     assert largest_difference(actual, expected) <= TOLERANCE
@@ -91,7 +91,7 @@ def test_rotations_that_depend_on_the_length_see_the_whole_prompt(
         # these models remember the longest prompt that they have seen
         model = tiny_model(family, **changes)
         cache = RaggedCache(model.config, KeepEverything(), PROMPT)
-        results.append([prefill.prefill(model, ids, cache, mask, chunk_size=chunk)])
+        results.append([layerwise.prefill(model, ids, cache, mask, chunk_size=chunk)])
     assert largest_difference(*results) <= TOLERANCE
 
 
@@ -105,7 +105,7 @@ def test_eager_base(family: str, padded: bool):
     for chunk in (None, 17):
         cache = RaggedCache(model.config, KeepEverything(), PROMPT)
         ids = random_ids(batch, PROMPT, seed=0)
-        first = prefill.prefill(model, ids, cache, mask, chunk_size=chunk)
+        first = layerwise.prefill(model, ids, cache, mask, chunk_size=chunk)
         actual = [first, *two_turns(model, cache, mask, batch, feed_prompt=False)]
         assert largest_difference(actual, expected) <= TOLERANCE
 

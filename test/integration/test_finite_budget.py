@@ -20,7 +20,7 @@ from tiny_models import LAYERS, RandomKeep
 from torch import Tensor
 from transformers import DynamicCache
 
-from catekv.cache import RaggedCache
+from catekv.cache.cache import RaggedCache
 from catekv.model import CateKVModel
 
 TOLERANCE = 1e-5

@@ -18,8 +18,8 @@ import torch
 
 from catekv import RaggedCache, methods, register_attention
 from catekv.methods import Method
-from catekv.methods.budgets import pyramid_budgets
-from catekv.methods.scoring import window_token_scores
+from catekv.methods.formulas.budgets import pyramid_budgets
+from catekv.methods.formulas.scoring import window_token_scores
 
 FOLDER = Path(__file__).resolve().parents[1] / "fixtures" / "kvpress"
 #: Of 256 tokens half are removed: 128 per head, the window of 64 among them.

@@ -20,12 +20,14 @@ from tiny_models import LAYERS, KeepEverything, RandomKeep, tiny_model
 from torch import Tensor
 from transformers import DynamicCache
 
-from catekv import HeadMask, methods, prefill
-from catekv.cache import RaggedCache
+from catekv import HeadMask, methods
+from catekv.cache.cache import RaggedCache
 from catekv.errors import UserError
-from catekv.methods.base import Merged, Method, Needs, Observed, Selection
+from catekv.kernels.ragged import Merged
+from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.model import CateKVModel
-from catekv.sharding import local_heads
+from catekv.models.sharding import local_heads
+from catekv.prefill import layerwise as prefill
 
 
 @pytest.fixture

@@ -19,11 +19,12 @@ from tiny_models import tiny_model
 from torch import Tensor
 from transformers import DynamicCache
 
-from catekv import CateKVModel, methods, prefill
-from catekv.head_mask import HeadMask
+from catekv import CateKVModel, methods
 from catekv.methods import Method, ModelShape
 from catekv.methods.equal_memory import with_total
-from catekv.transformers_compat import set_attention
+from catekv.methods.head_mask import HeadMask
+from catekv.models.compat import set_attention
+from catekv.prefill import layerwise
 
 LAYERS, QUERY_HEADS, HIDDEN, PROMPT = 2, 4, 32, 48
 TOLERANCE = 2e-5
@@ -231,7 +232,7 @@ def forwards(batch: int) -> list[dict[str, Tensor]]:
         elif width > 1:
             new[0, :3] = 0
         seen = torch.cat([seen, new], dim=1)
-        positions = prefill.positions_of(seen)[:, -width:]
+        positions = layerwise.positions_of(seen)[:, -width:]
         found.append({"input_ids": ids, "attention_mask": seen, "position_ids": positions})
     return found
 

@@ -14,9 +14,11 @@ from tiny_models import BASE, KeepEverything, RandomKeep, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 import catekv
-from catekv import HeadMask, methods, prefill, presets
+from catekv import HeadMask, methods
 from catekv.errors import UserError
 from catekv.model import CateKVModel
+from catekv.models import presets
+from catekv.prefill import layerwise
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +253,7 @@ def test_registration_is_idempotent_and_not_done_by_importing():
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    for base, name in catekv.attention.NAMES.items():
+    for base, name in catekv.cache.attention.NAMES.items():
         assert name in ALL_ATTENTION_FUNCTIONS.valid_keys()
         assert name in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys()
         assert ("flash" in name) == ("flash" in base)
@@ -260,6 +262,6 @@ def test_registration_is_idempotent_and_not_done_by_importing():
 def test_layerwise_verdict_is_kept_per_model():
     model = tiny_model("llama")
     wrapped = CateKVModel(model, RandomKeep())
-    assert model not in prefill._layerwise
+    assert model not in layerwise._layerwise
     wrapped.prefill(random_ids(1, 20, seed=0), chunk_size=8)
-    assert prefill._layerwise[model] is None
+    assert layerwise._layerwise[model] is None

@@ -9,19 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from catekv.models.shape import ModelShape
 from live_bytes import LiveBytes
 from scenarios import left_padding
 from tiny_checkpoint import save_tiny_checkpoint
 from tiny_models import VOCABULARY, KeepEverything, tiny_model
 from torch import Tensor
 
-from catekv import HeadMask, attention, capacity, loading, methods, prefill
-from catekv.cache import RaggedCache
+from catekv import HeadMask, loading, methods
+from catekv.cache import attention
+from catekv.cache.cache import RaggedCache
 from catekv.errors import UserError
-from catekv.methods.base import Method, ModelShape, Observed, Selection
+from catekv.methods.base import Method, Observed, Selection
 from catekv.model import CateKVModel
-from catekv.model_sizes import ModelSizes, sizes_of_config, sizes_of_model
-from catekv.prefill_memory import peak_prefill_bytes, prefill_peak
+from catekv.prefill import capacity, layerwise
+from catekv.prefill.peak import peak_prefill_bytes, prefill_peak
+from catekv.prefill.sizes import ModelSizes, sizes_of_config, sizes_of_model
 
 LAYERS = 2
 #: Shapes with the proportions of real models, scaled down; long prompts for their width.
@@ -70,10 +73,10 @@ def metered(
     model: Any, method: Method, ids: Tensor, chunk_size: int | None, mask: Tensor | None = None
 ) -> int:
     """Peak of a prefill's live bytes, without the weights."""
-    assert prefill._why_not_layerwise(model) is None
+    assert layerwise._why_not_layerwise(model) is None
     cache = RaggedCache(model.config, method, ids.shape[1])
     with LiveBytes() as meter:
-        prefill.prefill(model, ids, cache, mask, chunk_size)
+        layerwise.prefill(model, ids, cache, mask, chunk_size)
     assert cache.compressed
     return meter.peak
 

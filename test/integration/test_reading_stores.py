@@ -18,10 +18,11 @@ from tape import tapes  # noqa: F401
 from tiny_models import LAYERS
 from torch import Tensor
 
-from catekv import methods, prefill
-from catekv.cache import RaggedCache
-from catekv.decoding import DecodeStep, EagerStep
-from catekv.head_mask import HeadMask
+from catekv import methods
+from catekv.cache.cache import RaggedCache
+from catekv.decode.step import DecodeStep, EagerStep
+from catekv.methods.head_mask import HeadMask
+from catekv.prefill import layerwise
 
 MASK = HeadMask(torch.tensor([[0, 1, 1, 0]] * LAYERS), {"ratio": 0.5})
 CATEKV = {"head_mask": MASK, "budget": 20, "window": 4, "chunk_size": 4, "init_tokens": 4,
@@ -52,7 +53,7 @@ def context(
     """A compressed prompt, its last logits and its mask; several sequences have padding."""
     cache = RaggedCache(model.config, method, PROMPT)
     mask = left_padding(batch, PROMPT) if batch > 1 else None
-    logits = prefill.prefill(model, random_ids(batch, PROMPT, seed=0), cache, mask)
+    logits = layerwise.prefill(model, random_ids(batch, PROMPT, seed=0), cache, mask)
     return cache, logits, mask
 
 
@@ -67,13 +68,13 @@ def test_a_padded_batch_equals_its_single_prompts(name: str):
     together = []
     for step in new:
         seen = torch.cat([seen, torch.ones_like(step)], dim=1)
-        positions = prefill.positions_of(seen)[:, -step.shape[1] :]
+        positions = layerwise.positions_of(seen)[:, -step.shape[1] :]
         output = model(step, past_key_values=cache, attention_mask=seen, position_ids=positions)
         together.append(output.logits[:, -1])
     for row in range(3):
         padding = 5 * row
         alone = RaggedCache(model.config, CASES[name], PROMPT - padding)
-        prefill.prefill(model, ids[row : row + 1, padding:], alone)
+        layerwise.prefill(model, ids[row : row + 1, padding:], alone)
         for step, expected in zip(new, together, strict=True):
             found = model(step[row : row + 1], past_key_values=alone).logits[:, -1]
             torch.testing.assert_close(found[0], expected[row], rtol=1e-3, atol=1e-4)
@@ -112,7 +113,7 @@ def test_with_full_rank_shadows_answer_questions_as_full_attention_does(family: 
     found = []
     for method in (methods.create("full"), methods.create("shadowkv", budget=12, **SHADOW)):
         cache = RaggedCache(model.config, method, PROMPT)
-        prefill.prefill(model, ids, cache)
+        layerwise.prefill(model, ids, cache)
         found.append(model(question, past_key_values=cache).logits[0])
     assert method.rank >= model.config.hidden_size
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)

@@ -13,11 +13,11 @@ from tiny_models import LAYERS, tiny_model
 from torch import Tensor
 
 from catekv import CateKVModel
-from catekv.cache import RaggedCache
-from catekv.decode_store import DecodeStore
+from catekv.cache.cache import RaggedCache
 from catekv.errors import UserError
-from catekv.layout import BlockList, RaggedPrefix
+from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.stores.base import DecodeStore
 
 PROMPT = 40
 

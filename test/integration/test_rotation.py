@@ -10,7 +10,7 @@ from tiny_models import VOCABULARY, tiny_model
 from transformers import DynamicCache
 
 from catekv.errors import UserError
-from catekv.rotation import Rotation, rotation_of
+from catekv.models.rotation import Rotation, rotation_of
 
 
 def projected_and_cached(model: Any, tokens: int, layer: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from catekv import embedded, tasks
-from catekv.simcalkv.results import COLUMNS
-from catekv.tasks.prompt import encode
+from catekv import tasks
+from catekv.models import embedded
+from catekv.tasks.core.prompt import encode
+from experiments.simcalkv.results import COLUMNS
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "simcalkv"
 MODEL = str(embedded.path())
@@ -94,7 +95,7 @@ def test_ratio_nothing_is_the_identity(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
-    from catekv.simcalkv import comparison
+    from experiments.simcalkv import comparison
 
     words = [
         "llama_eval", "--dataset", "piqa", "--source", "built-in", "--split", "test[:3]",
@@ -176,8 +177,8 @@ def test_choices_are_answered_from_the_context(tmp_path: Path) -> None:
 
 def test_prompts_are_read_whole_and_once(tmp_path: Path) -> None:
     """The compressed prompt is what encoding the task's sample gives."""
-    from catekv.simcalkv.datasets import Reading, load
-    from catekv.simcalkv.split import Split
+    from experiments.simcalkv.benchmarks import Reading, load
+    from experiments.simcalkv.split import Split
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     reading = Reading(200, 6, source="built-in")
@@ -256,13 +257,13 @@ def test_the_sweep_draws_scores_against_the_ratio(tmp_path: Path) -> None:
 
 
 def test_a_sweep_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
-    from catekv.simcalkv import sweep
+    from experiments.simcalkv import sweep_command
 
     words = [
         "sweep", "--dataset", "piqa", "--source", "built-in", "--split", "test[:2]", "--no_plots",
         "--compress_ratio", 0.5, "--output_dir", tmp_path,
     ]  # fmt: skip
-    answer, read = sweep.answer_of, []
+    answer, read = sweep_command.answer_of, []
 
     def counted(model, context, example):
         read.append(example.identifier)
@@ -270,7 +271,7 @@ def test_a_sweep_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch, capsys)
             raise KeyboardInterrupt
         return answer(model, context, example)
 
-    monkeypatch.setattr(sweep, "answer_of", counted)
+    monkeypatch.setattr(sweep_command, "answer_of", counted)
     stop = 4
     assert run(*words) == 130
     assert read == ["0", "0", "1", "1"]
@@ -288,7 +289,7 @@ def test_a_sweep_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch, capsys)
 
 
 def test_evidence_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
-    from catekv.simcalkv import evidence_accuracy
+    from experiments.simcalkv import evidence_accuracy
 
     chosen = ("simcalkv, logit", "snapkv")
     few = {name: evidence_accuracy.COMPARED[name] for name in chosen}
@@ -364,7 +365,7 @@ def test_wrong_input_is_one_line(
     words: list[str], message: str, capsys, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.delenv("CATEKV_DATA", raising=False)
-    monkeypatch.setattr("catekv.tasks.sources._reachable", lambda: False)
+    monkeypatch.setattr("catekv.tasks.rows.sources._reachable", lambda: False)
     output = tmp_path / "out"
     assert run("llama_eval", *words, "--output_dir", output) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
@@ -386,9 +387,9 @@ def test_missing_columns_are_named(tmp_path: Path, capsys) -> None:
 def test_prompts_too_long_for_a_map_are_refused_before_they_are_read(
     tmp_path: Path, capsys, monkeypatch
 ) -> None:
-    from catekv.simcalkv import analyse
+    from experiments.simcalkv import analyse_command
 
-    monkeypatch.setattr(analyse, "MAP_TOKENS", 50)
+    monkeypatch.setattr(analyse_command, "MAP_TOKENS", 50)
     words = ["--dataset", "openbookqa", "--source", "built-in", "--output_dir", tmp_path / "out"]
     assert run("analyse", "attention", "keys", "--no_plots", *words) == 2
     assert "maps of all keys are made up to 50 tokens" in capsys.readouterr().err

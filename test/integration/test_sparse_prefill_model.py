@@ -13,10 +13,11 @@ from scenarios import PROMPT, left_padding, random_ids, with_attention
 from tiny_models import LAYERS
 from torch import Tensor
 
-from catekv import methods, prefill
-from catekv.cache import RaggedCache
+from catekv import methods
+from catekv.cache.cache import RaggedCache
 from catekv.errors import UserError
-from catekv.head_mask import HeadMask
+from catekv.methods.head_mask import HeadMask
+from catekv.prefill import layerwise
 
 MASK = HeadMask(torch.ones(LAYERS, 4), {"ratio": 1.0})
 calls: list[tuple[int, ...]] = []
@@ -40,7 +41,7 @@ def last_logits(model: Any, batch: int, chunk_size: int | None = None, **options
     method = methods.create("catekv", head_mask=MASK, **options)
     cache = RaggedCache(model.config, method, PROMPT)
     mask = left_padding(batch, PROMPT) if batch > 1 else None
-    return prefill.prefill(model, random_ids(batch, PROMPT, seed=0), cache, mask, chunk_size)
+    return layerwise.prefill(model, random_ids(batch, PROMPT, seed=0), cache, mask, chunk_size)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from catekv import CateKVModel, HeadMask, methods
-from catekv.context import stack
+from catekv.decode.context import stack
 from catekv.errors import UserError
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from tiny_checkpoint import save_tiny_checkpoint
 
-from catekv.evaluation import report
-from catekv.evaluation.records import RunDirectory
+from catekv.evaluation.records.records import RunDirectory
+from catekv.evaluation.report import report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TASKS = ("ruler/niah_single_1", "longbench/samsum", "niah")

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from tiny_checkpoint import save_tiny_checkpoint
 
+from catekv.commands.sweep import sweep
 from catekv.errors import UserError
-from catekv.evaluation.records import RunDirectory
+from catekv.evaluation.records.records import RunDirectory
 from catekv.evaluation.sweep import cluster, serial, work
 from catekv.evaluation.sweep.cluster import LOCAL, Tick
-from catekv.evaluation.sweep.command import sweep
 from catekv.evaluation.sweep.grid import Grid, GridModel
 from catekv.evaluation.sweep.jobs import make_jobs
 from catekv.evaluation.sweep.placement import Place
@@ -312,7 +312,7 @@ def test_retries_are_counted_from_zero(grid: Grid, tmp_path: Path) -> None:
 def test_the_command_line_reads_a_grid_file(
     grid: Grid, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from catekv.cli import main
+    from catekv.commands.cli import main
 
     file = tmp_path / "nothing.yaml"
     assert main(["sweep", str(file)]) == 2

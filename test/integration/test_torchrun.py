@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from catekv.evaluation import report
-from catekv.evaluation.records import RunDirectory
+from catekv.evaluation.records.records import RunDirectory
+from catekv.evaluation.report import report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = str(REPOSITORY / "test" / "eval_acc.py")

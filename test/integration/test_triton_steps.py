@@ -9,11 +9,12 @@ import torch
 from scenarios import left_padding, random_ids
 from tiny_models import KeepEverything, RandomKeep, tiny_model
 
-from catekv import kernels, prefill
-from catekv.cache import RaggedCache
-from catekv.decoding import DecodeStep, EagerStep
+from catekv import kernels
+from catekv.cache.cache import RaggedCache
+from catekv.decode.step import DecodeStep, EagerStep
 from catekv.kernels.dispatch import VARIABLE, has_triton
 from catekv.model import CateKVModel
+from catekv.prefill import layerwise
 
 pytestmark = pytest.mark.skipif(not has_triton(), reason="triton is not installed")
 
@@ -31,10 +32,10 @@ def logits_of_two_turns(model: Any, method: Any, fixed: bool) -> list[torch.Tens
     """A question of several tokens over a padded, compressed prompt of two, and decode steps."""
     mask = left_padding(2, PROMPT)
     cache = RaggedCache(model.config, method, PROMPT)
-    prefill.prefill(model, random_ids(2, PROMPT, seed=0), cache, mask)
+    layerwise.prefill(model, random_ids(2, PROMPT, seed=0), cache, mask)
     mask = torch.cat([mask, left_padding(2, QUESTION).flip(0)], dim=1)
     mask[0, PROMPT] = 0
-    positions = prefill.positions_of(mask)[:, -QUESTION:]
+    positions = layerwise.positions_of(mask)[:, -QUESTION:]
     found = [
         model(
             random_ids(2, QUESTION, seed=1),
@@ -94,7 +95,7 @@ def test_steps_share_the_scratch_memory_of_their_cache(model: Any, monkeypatch: 
     """After the first step nothing more is allocated, in any layer."""
     monkeypatch.setenv(VARIABLE, "triton")
     cache = RaggedCache(model.config, RandomKeep(0.5), PROMPT)
-    prefill.prefill(model, random_ids(1, PROMPT, seed=0), cache)
+    layerwise.prefill(model, random_ids(1, PROMPT, seed=0), cache)
     step = DecodeStep(model, cache, 8, graph="off")
     step(torch.tensor([[5]]))
     scratch = cache.settings.workspace.tensors()

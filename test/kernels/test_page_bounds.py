@@ -8,7 +8,7 @@ from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
-from catekv.layout import RaggedPrefix, from_rows
+from catekv.kernels.ragged import RaggedPrefix, from_rows
 
 BATCH, HEADS, GROUP, DIM = 2, 2, 3, 24
 LENGTHS = [37, 0, 16, 5]

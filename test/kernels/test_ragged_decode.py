@@ -11,7 +11,7 @@ from torch import Tensor
 
 from catekv import kernels
 from catekv.kernels import ragged_decode_reference, ragged_decode_torch
-from catekv.layout import RaggedPrefix, from_rows
+from catekv.kernels.ragged import RaggedPrefix, from_rows
 
 HEADS, GROUP, DIM, VALUE_DIM = 3, 2, 8, 6
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from catekv import kernels
 from catekv.errors import UserError
 from catekv.kernels import Workspace, ragged_decode_reference
-from catekv.layout import BlockList, from_rows
+from catekv.kernels.ragged import BlockList, from_rows
 
 pytest.importorskip("triton", reason="triton has no package for this platform")
 

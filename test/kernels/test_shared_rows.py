@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from catekv import kernels
-from catekv.cokv.coalitions import _shared_prefix
+from catekv.calibration.cokv.coalitions import _shared_prefix
 from catekv.kernels.dispatch import has_triton
 from catekv.kernels.ragged_decode import ragged_decode_reference, ragged_decode_torch
 

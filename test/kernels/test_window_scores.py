@@ -8,8 +8,8 @@ from torch import Tensor
 
 from catekv import kernels, methods
 from catekv.errors import UserError
-from catekv.head_mask import HeadMask
 from catekv.kernels.window_scores import chunk_scores, window_attention
+from catekv.methods.head_mask import HeadMask
 
 
 def tensors(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from catekv.kernels.ragged import RaggedPrefix, from_rows
 from catekv.kernels.work_plan import work_plan
-from catekv.layout import RaggedPrefix, from_rows
 
 #: As on a chip with 132 multiprocessors and two programs each.
 PROGRAMS = 264

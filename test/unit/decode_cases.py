@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from catekv.kernels.packing import pack
 from torch import Tensor
 
 from catekv import kernels
-from catekv.decode_store import DecodeStore
-from catekv.layout import BlockList, RaggedPrefix, pack
+from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.methods import Method, Observed
+from catekv.methods.stores.base import DecodeStore
 
 DIM = 8
 HEADS = 2

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv import tasks
-from catekv.tasks.longbench.table import facts
+from catekv.tasks.families.longbench.table import facts
 
 LEFT_OUT = object()
 
@@ -62,7 +62,7 @@ def embedded_tokenizer() -> Any:
     """The embedded model's tokenizer."""
     from transformers import AutoTokenizer
 
-    from catekv import embedded
+    from catekv.models import embedded
 
     return AutoTokenizer.from_pretrained(embedded.path())
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from catekv import HeadMask
-from catekv.evaluation.records import Record, RunDirectory
-from catekv.head_mask import save_statistics
+from catekv.evaluation.records.records import Record, RunDirectory
+from catekv.methods.head_mask import save_statistics
 
 RULER = ("ruler/niah_single_1", "ruler/vt")
 

@@ -9,8 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from catekv.tasks.generators import words
-from catekv.tasks.generators.essay import essay
+from catekv.tasks.drawing import words
+from catekv.tasks.drawing.essay import essay
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|user|>{{ message['content'] }}<|end|>"

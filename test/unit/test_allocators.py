@@ -12,9 +12,9 @@ from method_tensors import SHAPE, check_method, check_static_table
 
 from catekv import methods
 from catekv.errors import UserError
-from catekv.head_mask import HeadMask
 from catekv.methods import ModelShape
 from catekv.methods.allocators import KINDS, Demand, Mask, Table, Uniform, budgets_from
+from catekv.methods.head_mask import HeadMask
 
 SCORES = [[0.5, 0.1], [0.2, 0.9], [0.0, 0.3]]
 MASK = HeadMask(torch.tensor([[0, 1], [0, 0], [1, 1]]), {"ratio": 0.5})

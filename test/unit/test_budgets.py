@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from catekv.errors import UserError
-from catekv.methods.budgets import (
+from catekv.methods.formulas.budgets import (
     ada_counts,
     cokv_weights,
     combine_slices,

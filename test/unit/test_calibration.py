@@ -8,9 +8,9 @@ import torch
 from catekv import calibration
 from catekv.calibration import CVConfig
 from catekv.errors import UserError
-from catekv.head_mask import HeadMask
-from catekv.methods.scoring import chunk_scores, window_attention
-from catekv.prompt_layout import ceil_count, floor_count, prompt_layout
+from catekv.methods.formulas.scoring import chunk_scores, window_attention
+from catekv.methods.head_mask import HeadMask
+from catekv.methods.prompt_layout import ceil_count, floor_count, prompt_layout
 
 CONSISTENT = [[0.44, 0.44] + [0.02] * 6] * 4
 

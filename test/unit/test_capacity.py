@@ -8,12 +8,14 @@ import functools
 import pytest
 import torch
 
-from catekv import HeadMask, device_memory, methods, presets
-from catekv.capacity import RESERVE_BATCH, RESERVE_SINGLE, Workload
-from catekv.device_memory import DEVICES, GIB, find_device, read_bytes
+from catekv import HeadMask, methods
 from catekv.errors import UserError
 from catekv.methods.base import Method
-from catekv.model_sizes import FUSED_GATE, GATED, ModelSizes, kept_table, sizes_of_config
+from catekv.models import presets
+from catekv.prefill import devices
+from catekv.prefill.capacity import RESERVE_BATCH, RESERVE_SINGLE, Workload
+from catekv.prefill.devices import DEVICES, GIB, find_device, read_bytes
+from catekv.prefill.sizes import FUSED_GATE, GATED, ModelSizes, kept_table, sizes_of_config
 
 FULL = methods.create("full")
 
@@ -194,10 +196,10 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"use auto, .*a100-80g"):
         find_device("abacus")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(device_memory, "_meminfo", lambda name: 3 * GIB)
+    monkeypatch.setattr(devices, "_meminfo", lambda name: 3 * GIB)
     here = find_device("auto")
     assert (here.kind, here.memory_bytes) == ("cpu", 3 * GIB)
-    monkeypatch.setattr(device_memory, "_meminfo", lambda name: None)
+    monkeypatch.setattr(devices, "_meminfo", lambda name: None)
     with pytest.raises(UserError, match="--device-memory"):
         find_device("auto")
 
@@ -213,4 +215,4 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_bandwidth_of_the_device_here(name: str, gib: float, bandwidth: float | None) -> None:
-    assert device_memory._bandwidth(name, int(gib * GIB)) == bandwidth
+    assert devices._bandwidth(name, int(gib * GIB)) == bandwidth

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from catekv import capture
-from catekv.capture import HostInvolvedError, WithoutHost
+from catekv.decode import graph
+from catekv.decode.graph import HostInvolvedError, WithoutHost
 
 CPU = torch.device("cpu")
 
@@ -79,7 +79,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     monkeypatch.setattr(cuda, "memory_reserved", lambda: 1000 + 24 * len(runtime.log))
     monkeypatch.setattr(cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end_pool, raising=False)
-    monkeypatch.setattr(capture, "_streams", type(capture._streams)())
+    monkeypatch.setattr(graph, "_streams", type(graph._streams)())
     return runtime
 
 
@@ -90,7 +90,7 @@ def test_a_recording_in_order(runtime: Runtime):
         runtime.note("run, recorded" if runtime.recording else "run")
         return counter.add_(1)
 
-    recording = capture.record(run, lambda: runtime.note("rewind"), CPU)
+    recording = graph.record(run, lambda: runtime.note("rewind"), CPU)
     assert runtime.log == [
         "main: side waits for main",
         "side: run",
@@ -110,7 +110,7 @@ def test_a_recording_in_order(runtime: Runtime):
 def test_what_needs_the_host_is_found_before_anything_is_recorded(runtime: Runtime):
     values = torch.ones(3)
     with pytest.raises(HostInvolvedError, match="_local_scalar_dense"):
-        capture.record(lambda: values * float(values.sum()), lambda: runtime.note("rewind"), CPU)
+        graph.record(lambda: values * float(values.sum()), lambda: runtime.note("rewind"), CPU)
     assert runtime.log == [
         "main: side waits for main",
         "side: rewind",
@@ -126,7 +126,7 @@ def test_a_recording_that_fails_tells_the_first_error_and_leaves_torch_usable(ru
         return torch.zeros(1)
 
     with pytest.raises(RuntimeError, match="not permitted"):
-        capture.record(run, lambda: None, CPU)
+        graph.record(run, lambda: None, CPU)
     # a second recording, which succeeds, brings the default generator out of the first one
     assert runtime.log[-5:] == [
         "side: begin",
@@ -140,12 +140,12 @@ def test_a_recording_that_fails_tells_the_first_error_and_leaves_torch_usable(ru
 
 
 def test_one_thread_records_on_one_stream(runtime: Runtime):
-    assert capture._stream(CPU) is capture._stream(CPU)
+    assert graph._stream(CPU) is graph._stream(CPU)
 
 
 def test_where_nothing_can_be_recorded():
-    assert "CUDA" in (capture.why_not(CPU) or "")
-    assert capture.why_not(torch.device("cuda", 0)) is None
+    assert "CUDA" in (graph.why_not(CPU) or "")
+    assert graph.why_not(torch.device("cuda", 0)) is None
 
 
 X = torch.arange(6.0).view(2, 3)

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from catekv.evaluation.run.overlap import context_hash
+from catekv.evaluation.run.request import Request
 from tiny_checkpoint import save_tiny_checkpoint
 from toy_tasks import register, text, toy_sample
 
 from catekv import tasks
 from catekv.errors import UserError
-from catekv.evaluation.cells import build_cells
-from catekv.evaluation.records import RunDirectory
-from catekv.evaluation.reference import context_hash
-from catekv.evaluation.runner import evaluate
-from catekv.evaluation.session import Request, contexts_behind, open_model, settings_for
-from catekv.evaluation.settings import RunSettings
+from catekv.evaluation.columns.settings import RunSettings
+from catekv.evaluation.records.records import RunDirectory
+from catekv.evaluation.run.cells import build_cells
+from catekv.evaluation.run.runner import evaluate
+from catekv.evaluation.run.session import contexts_behind, open_model, settings_for
 from catekv.model import CateKVModel
-from catekv.tasks.prompt import encode
-from catekv.tasks.sample import Sample
+from catekv.tasks.core.prompt import encode
+from catekv.tasks.core.sample import Sample
 
 
 @pytest.fixture(scope="module")

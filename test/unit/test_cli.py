@@ -15,9 +15,10 @@ import pytest
 import torch
 from tiny_checkpoint import save_tiny_checkpoint
 
-from catekv import cli, methods, tasks
-from catekv.evaluation.method_list import EFFECTS
-from catekv.head_mask import HeadMask
+from catekv import methods, tasks
+from catekv.commands import cli
+from catekv.commands.method_list import EFFECTS
+from catekv.methods.head_mask import HeadMask
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EDGES = "catekv:init_tokens=8,recent_tokens=16,guard_tokens=8,window=16"
@@ -361,7 +362,7 @@ def test_published_flags_that_cannot_be_honoured(
 
 
 def test_the_published_batch_size_is_ours() -> None:
-    from catekv.evaluation.published import accuracy_request, add_accuracy_arguments
+    from catekv.commands.published_flags import accuracy_request, add_accuracy_arguments
 
     parser = cli.Parser()
     add_accuracy_arguments(parser)

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from catekv.models.shape import ModelShape
 
 from catekv import methods
-from catekv.cokv.drawing import Draw
-from catekv.cokv.files import ScoreFile, merged
-from catekv.cokv.game import Sums
-from catekv.cokv.published import read_published, true_slice
+from catekv.calibration.cokv.drawing import Draw
+from catekv.calibration.cokv.files import ScoreFile, merged
+from catekv.calibration.cokv.game import Sums
+from catekv.calibration.cokv.published import read_published, true_slice
 from catekv.errors import UserError
-from catekv.methods.base import ModelShape
 
 LAYERS, HEADS = 3, 2
 PLAYERS = LAYERS * HEADS

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catekv.cokv.drawing import RUNS, Draw, check_slices, default_slices, draws_of_block
-from catekv.cokv.game import (
+from catekv.calibration.cokv.drawing import RUNS, Draw, check_slices, default_slices, draws_of_block
+from catekv.calibration.cokv.game import (
     Sums,
     compare,
     exact_slices,

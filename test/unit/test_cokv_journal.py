@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from catekv.cokv.course import Course
-from catekv.cokv.drawing import RUNS
-from catekv.cokv.game import Members, exact_slices
-from catekv.cokv.journal import Journal, Plan
-from catekv.cokv.progress import draws_needed, remaining_seconds
+from catekv.calibration.cokv.course import Course
+from catekv.calibration.cokv.drawing import RUNS
+from catekv.calibration.cokv.game import Members, exact_slices
+from catekv.calibration.cokv.journal import Journal, Plan
+from catekv.calibration.cokv.progress import draws_needed, remaining_seconds
 from catekv.errors import UserError
 
 PLAYERS, SAMPLES = 6, 3

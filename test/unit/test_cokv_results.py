@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from catekv.cli import main
-from catekv.cokv.comparison import Answer
-from catekv.cokv.display import correlation, describe, draw_scores, rank_correlation
-from catekv.cokv.drawing import Draw
-from catekv.cokv.files import ScoreFile
-from catekv.cokv.game import Sums
-from catekv.cokv.masking import default_counts, masks_of, unmasked
-from catekv.cokv.predictions import (
+from catekv.calibration.cokv.comparison import Answer
+from catekv.calibration.cokv.display import correlation, describe, draw_scores, rank_correlation
+from catekv.calibration.cokv.drawing import Draw
+from catekv.calibration.cokv.files import ScoreFile
+from catekv.calibration.cokv.game import Sums
+from catekv.calibration.cokv.tuning import default_alphas
+from catekv.commands.cli import main
+from catekv.errors import UserError
+from catekv.methods.allocator_files import read_scores
+from catekv.tasks.core.sample import Sample
+from experiments.cokv.masked_heads import default_counts, masks_of, unmasked
+from experiments.cokv.predictions import (
     comparison_table,
     paired_table,
     read_results,
@@ -23,10 +27,6 @@ from catekv.cokv.predictions import (
     write_predictions,
     write_results,
 )
-from catekv.cokv.tuning import default_alphas
-from catekv.errors import UserError
-from catekv.methods.allocator_files import read_scores
-from catekv.tasks.sample import Sample
 
 SCORES = np.array([[5.0, 1, 8, 3], [7, 2, 6, 4]])
 

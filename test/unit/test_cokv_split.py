@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from catekv import embedded, tasks
-from catekv.cokv.split import (
+from catekv import tasks
+from catekv.calibration.cokv.split import (
     SCORE_STREAM,
     SampleSet,
     Split,
@@ -19,9 +19,10 @@ from catekv.cokv.split import (
     refuse_overlap,
     write_splits,
 )
+from catekv.commands.ruler_files import load_tokenizer
 from catekv.errors import UserError
-from catekv.evaluation.cells import sample_hash
-from catekv.tasks.preparing import load_tokenizer
+from catekv.evaluation.run.cells import sample_hash
+from catekv.models import embedded
 
 SAMPLES = SampleSet("ruler/niah_single_1", 96, 20, seed=7)
 

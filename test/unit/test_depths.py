@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from catekv.errors import UserError
-from catekv.tasks.depths import cell, read_depths
-from catekv.tasks.needle_grid import linear, sigmoid
+from catekv.tasks.drawing.depths import cell, read_depths
+from catekv.tasks.drawing.needle_grid import linear, sigmoid
 
 
 def test_a_number_is_the_original_even_grid():

@@ -7,28 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from catekv.models.shape import config_hash
 
-from catekv import HeadMask, cli
-from catekv.embedded import path as embedded_path
-from catekv.evaluation import doctor
-from catekv.head_mask import config_hash
+from catekv import HeadMask
+from catekv.commands import cli, doctor_report
 from catekv.kernels import dispatch
+from catekv.models.embedded import path as embedded_path
 
 MASKS = Path(__file__).resolve().parents[2] / "select_headmask" / "embedded" / "chosen"
 
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in doctor.VARIABLES:
+    for name in doctor_report.VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
-def refused(findings: doctor.Findings) -> dict[str, str]:
+def refused(findings: doctor_report.Findings) -> dict[str, str]:
     return {check.name: check.reason for check in findings.checks if not check.fits}
 
 
 def test_every_kernel_is_named_with_the_backend_that_runs() -> None:
-    facts = doctor.examine().facts["kernels"]
+    facts = doctor_report.examine().facts["kernels"]
     assert set(dispatch.TABLE) <= set(facts)
     if not torch.cuda.is_available():
         assert facts["ragged_decode"] == "torch (triton runs on GPUs)"
@@ -37,7 +37,7 @@ def test_every_kernel_is_named_with_the_backend_that_runs() -> None:
 
 def test_the_variable_that_forces_a_backend_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(dispatch.VARIABLE, "reference")
-    facts = doctor.examine().facts["kernels"]
+    facts = doctor_report.examine().facts["kernels"]
     assert facts["ragged_decode"] == "reference (CATEKV_KERNELS=reference)"
     assert "which this kernel does not have" in facts["append"]
 
@@ -45,7 +45,7 @@ def test_the_variable_that_forces_a_backend_is_the_reason(monkeypatch: pytest.Mo
 @pytest.mark.skipif(torch.cuda.is_available(), reason="triton runs where there is a GPU")
 def test_a_backend_that_cannot_run_here_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(dispatch.VARIABLE, "triton")
-    findings = doctor.examine()
+    findings = doctor_report.examine()
     assert "cannot run here" in refused(findings)[dispatch.VARIABLE]
     assert not findings.fits
 
@@ -63,7 +63,7 @@ def test_only_known_variables_are_printed(
 
 def test_a_data_folder_that_is_not_there_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CATEKV_DATA", "absent-folder")
-    assert "absent-folder is no folder" in refused(doctor.examine())["CATEKV_DATA"]
+    assert "absent-folder is no folder" in refused(doctor_report.examine())["CATEKV_DATA"]
 
 
 def test_the_embedded_model_and_its_mask_fit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +92,7 @@ def test_a_mask_of_another_shape_does_not_fit(
 def test_a_mask_of_another_model_of_the_same_shape_does_not_fit(tmp_path: Path) -> None:
     mask = HeadMask.random((4, 4), 0.5)
     HeadMask(mask.adaptive, {**mask.meta, "model": "other", "config_hash": "abc"}).save(tmp_path)
-    findings = doctor.examine(str(embedded_path()), str(tmp_path))
+    findings = doctor_report.examine(str(embedded_path()), str(tmp_path))
     assert "made for configuration abc (other)" in refused(findings)["mask"]
 
 
@@ -109,12 +109,12 @@ def test_a_model_that_cannot_be_compressed_is_named_with_the_reason(tmp_path: Pa
         vocab_size=50,
     )
     config.save_pretrained(tmp_path)
-    findings = doctor.examine(str(tmp_path))
+    findings = doctor_report.examine(str(tmp_path))
     assert "softcap" in refused(findings)["attention"].replace(" ", "").replace("-", "").lower()
     assert findings.facts["model"]["configuration"] == config_hash(config)
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
-    reason = refused(doctor.examine(str(tmp_path)))["model"]
+    reason = refused(doctor_report.examine(str(tmp_path)))["model"]
     assert "\n" not in reason
     assert "no readable configuration" in reason

@@ -11,11 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from catekv import embedded, tasks
-from catekv.embedded import vocabulary
-from catekv.embedded.card import write_card
-from catekv.embedded.evaluate import answer
-from catekv.embedded.train import Recipe, total_steps
+from catekv import tasks
+from catekv.models import embedded
+from catekv.tasks.wording import vocabulary
+from experiments.embedded.card import write_card
+from experiments.embedded.evaluate import answer
+from experiments.embedded.train import Recipe, total_steps
 
 FILES = ("MODEL_CARD.md", "config.json", "curve.csv", "evaluation.json", "training.json")
 

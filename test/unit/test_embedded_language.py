@@ -10,10 +10,11 @@ from random import Random
 import numpy as np
 import pytest
 
-from catekv.embedded import language, probe, vocabulary
-from catekv.embedded.tokenizer import build_tokenizer
 from catekv.errors import UserError
-from catekv.tasks.ruler.small_wording import SmallWording
+from catekv.tasks.wording import vocabulary
+from catekv.tasks.wording.small import SmallWording
+from catekv.tasks.wording.tokenizer import build_tokenizer
+from experiments.embedded import language, probe
 
 WORDING = SmallWording()
 

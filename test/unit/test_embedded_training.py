@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from catekv import embedded
-from catekv.embedded.card import accuracy_table, wilson
-from catekv.embedded.network import build_config, hidden_states, logits
-from catekv.embedded.optimiser import orthogonalise
-from catekv.embedded.train import Recipe, Trainer, cooling, document_length, rate_factor, run
 from catekv.errors import UserError
+from catekv.models import embedded
+from experiments.embedded.card import accuracy_table, wilson
+from experiments.embedded.network import build_config, hidden_states, logits
+from experiments.embedded.optimiser import orthogonalise
+from experiments.embedded.train import Recipe, Trainer, cooling, document_length, rate_factor, run
 
 RECIPE = Recipe(steps=4, cooldown=2, long_steps=0, seed=3, tokens=256, dtype="float32")
 

@@ -7,7 +7,6 @@ import torch
 
 from catekv import methods
 from catekv.errors import UserError
-from catekv.head_mask import HeadMask
 from catekv.methods import ModelShape
 from catekv.methods.equal_memory import (
     mean_kept_tokens,
@@ -15,6 +14,7 @@ from catekv.methods.equal_memory import (
     with_equal_memory,
     with_total,
 )
+from catekv.methods.head_mask import HeadMask
 
 SHAPE = ModelShape(3, 4, 2, 8)
 MASK = HeadMask(torch.tensor([[0, 1], [0, 0], [1, 1]]), {"ratio": 0.4})

@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from catekv.errors import UserError
-from catekv.evaluation import defaults
-from catekv.evaluation.session import default_output, question_modes, split_list
-from catekv.evaluation.settings import MethodSpec, RunSettings
-from catekv.evaluation.specification import (
+from catekv.evaluation.columns import defaults
+from catekv.evaluation.columns.settings import MethodSpec, RunSettings
+from catekv.evaluation.columns.specification import (
     canonical_name,
     method_specs,
     parse_masks,
     parse_method,
     parse_value,
 )
-from catekv.head_mask import HeadMask
+from catekv.evaluation.run.session import default_output, question_modes, split_list
 from catekv.methods import ModelShape
+from catekv.methods.head_mask import HeadMask
 
 SHAPE = ModelShape(layers=4, query_heads=8, kv_heads=4, head_dim=8)
 MASK = HeadMask.random((4, 4), 0.5, 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from catekv.errors import UserError
-from catekv.tasks.fit import check_filled, filled
+from catekv.tasks.drawing.fit import check_filled, filled
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from method_tensors import SHAPE, check_method, check_static_table, kept, select
 
 from catekv import methods
 from catekv.errors import UserError
-from catekv.head_mask import HeadMask
 from catekv.methods import ModelShape
 from catekv.methods.duo_attention import streaming_heads
+from catekv.methods.head_mask import HeadMask
 
 GATES = [[0.9, 0.1], [0.4, 0.8], [0.2, 1.0]]
 ALL = [

@@ -11,8 +11,8 @@ import torch
 
 from catekv import kernels, methods
 from catekv.errors import NeedsAllHeadsError
-from catekv.head_mask import HeadMask
 from catekv.methods.base import Method, Observed, Selection
+from catekv.methods.head_mask import HeadMask
 
 LAYERS, HEADS, GROUP, TOKENS, DIM = 2, 4, 2, 160, 16
 HALVES = (slice(0, 2), slice(2, 4))

@@ -11,14 +11,16 @@ import pytest
 import ruler_tokenizers
 from transformers import AutoTokenizer
 
-from catekv import embedded, tasks
+from catekv import tasks
 from catekv.errors import UserError
-from catekv.tasks import metrics, sources
-from catekv.tasks.infinitebench.family import FAMILY
-from catekv.tasks.infinitebench.options import KINDS, swept_depth
-from catekv.tasks.infinitebench.prompts import PROMPTS
-from catekv.tasks.prediction_files import read_predictions
-from catekv.tasks.prompt import encode
+from catekv.evaluation.predictions.scores import read_predictions
+from catekv.models import embedded
+from catekv.tasks import metrics
+from catekv.tasks.core.prompt import encode
+from catekv.tasks.families.infinitebench.family import FAMILY
+from catekv.tasks.families.infinitebench.options import KINDS, swept_depth
+from catekv.tasks.families.infinitebench.prompts import PROMPTS
+from catekv.tasks.rows import sources
 
 NAMES = [task.name.removeprefix("infinitebench/") for task in FAMILY.tasks]
 DRAWN = ["passkey", "number_string", "kv_retrieval", "math_find", "math_calc", "code_run"]

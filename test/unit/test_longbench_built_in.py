@@ -9,11 +9,11 @@ from longbench_rows import embedded_tokenizer, small_samples
 from ruler_tokenizers import chat
 
 from catekv import tasks
-from catekv.embedded import vocabulary
 from catekv.errors import UserError
-from catekv.tasks.longbench.table import FULL_NAMES, SECOND, TASKS, facts
+from catekv.tasks.core.prompt import encode
+from catekv.tasks.families.longbench.table import FULL_NAMES, SECOND, TASKS, facts
 from catekv.tasks.metrics.longbench_tables import EVEN, bucket
-from catekv.tasks.prompt import encode
+from catekv.tasks.wording import vocabulary
 
 #: ROUGE-L divides by a sum with 1e-8 added to it, so that equal texts give a little less than 1
 ROUGE = 1e-8
@@ -139,7 +139,7 @@ def test_copies_are_counted():
 
 def test_the_embedded_model_solves_what_it_was_trained_for():
     import catekv
-    from catekv import embedded
+    from catekv.models import embedded
 
     model = catekv.CateKVModel.from_pretrained(embedded.path(), method="full", device="cpu")
     for task in ("longbench/qasper", "longbench/hotpotqa", "longbench/lcc", "longbench_v2"):

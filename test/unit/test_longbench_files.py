@@ -10,11 +10,11 @@ from ruler_tokenizers import byte_level, chat
 
 from catekv import tasks
 from catekv.errors import UserError
-from catekv.tasks import sources
-from catekv.tasks.longbench.table import TASKS, facts
-from catekv.tasks.longbench.wording import PARTS
-from catekv.tasks.prediction_files import read_predictions, rescore
-from catekv.tasks.prompt import encode
+from catekv.evaluation.predictions.scores import read_predictions, rescore
+from catekv.tasks.core.prompt import encode
+from catekv.tasks.families.longbench.table import TASKS, facts
+from catekv.tasks.families.longbench.wording import PARTS
+from catekv.tasks.rows import sources
 
 TEMPLATE = "Before.\n{context}\nBetween, {input}\nAfter:"
 

@@ -10,10 +10,10 @@ from ruler_tokenizers import byte_level, chat, sentencepiece_like
 
 from catekv import tasks
 from catekv.errors import UserError
-from catekv.tasks.generators import chinese
-from catekv.tasks.generators.essay import essay
-from catekv.tasks.prompt import encode
-from catekv.tasks.truncation import PromptCutter, middle_cut
+from catekv.tasks.core.prompt import encode
+from catekv.tasks.drawing import chinese
+from catekv.tasks.drawing.essay import essay
+from catekv.tasks.rows.truncation import PromptCutter, middle_cut
 
 TOKENIZERS = (byte_level, chat, sentencepiece_like)
 

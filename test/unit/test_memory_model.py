@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from catekv.models.shape import ModelShape
 
 from catekv.evaluation.plan import SpreadCateKV
-from catekv.memory_model import GB, GIB, MemoryModel
-from catekv.methods.base import ModelShape
+from catekv.prefill.sizes import GB, GIB, MemoryModel
 
 
 def test_memory_model_golden(golden) -> None:

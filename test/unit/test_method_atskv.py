@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from catekv.kernels.packing import pack
 from torch import Tensor
 
 from catekv import kernels, methods
 from catekv.errors import UserError
-from catekv.layout import pack, storage_bytes
+from catekv.kernels.ragged import storage_bytes
 from catekv.methods import ModelShape, Observed
-from catekv.methods.atskv_store import TierStore
+from catekv.methods.atskv.files import PredictorSet, save_predictors
+from catekv.methods.atskv.relevance import PredictorConfig, RelevancePredictor, untrained_predictor
+from catekv.methods.atskv.store import TierStore
 from catekv.methods.equal_memory import with_total
-from catekv.methods.relevance import PredictorConfig, RelevancePredictor, untrained_predictor
-from catekv.methods.relevance_files import PredictorSet, save_predictors
 
 BATCH, KV_HEADS, GROUP, DIM, HIDDEN_SIZE, TOKENS = 2, 2, 2, 8, 12, 60
 HEADS = KV_HEADS * GROUP
@@ -212,8 +213,8 @@ def test_small_blocks_change_no_attention(monkeypatch: pytest.MonkeyPatch) -> No
     assert whole is not None
     assert blocks is not None
     step(whole, 0, empty_tail(), 6)
-    monkeypatch.setattr("catekv.methods.atskv_store.BLOCK_ENTRIES", 5)
-    monkeypatch.setattr("catekv.methods.atskv_store.MAX_LOGITS", 1)
+    monkeypatch.setattr("catekv.methods.atskv.store.BLOCK_ENTRIES", 5)
+    monkeypatch.setattr("catekv.methods.atskv.store.MAX_LOGITS", 1)
     step(blocks, 0, empty_tail(), 6)
     torch.testing.assert_close(whole.state.sums, blocks.state.sums)
 

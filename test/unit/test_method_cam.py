@@ -22,7 +22,7 @@ from catekv import kernels, methods
 from catekv.errors import UserError
 from catekv.methods import ModelShape
 from catekv.methods.cam import added_values, merge_probability
-from catekv.methods.draws import uniform_numbers
+from catekv.methods.formulas.draws import uniform_numbers
 
 
 def expected_change(

@@ -20,8 +20,8 @@ from decode_cases import (
 
 from catekv import kernels, methods
 from catekv.errors import UserError
-from catekv.head_mask import HeadMask
-from catekv.rotation import Rotation
+from catekv.methods.head_mask import HeadMask
+from catekv.models.rotation import Rotation
 
 #: head 1 is adaptive in the layer that the cases observe
 MASK = HeadMask(torch.tensor([[0, 1]] * 4), {"ratio": 0.5})

@@ -11,7 +11,7 @@ from catekv.errors import UserError
 from catekv.methods import ModelShape, Observed, Selection
 from catekv.methods.dynamickv import layer_budgets, layer_counts
 from catekv.methods.equal_memory import with_total
-from catekv.methods.scoring import window_token_scores
+from catekv.methods.formulas.scoring import window_token_scores
 
 LAYERS, WINDOW = 6, 4
 OPTIONS = {"budget": 10, "window": WINDOW, "kernel": 3, "interval": 2, "r_max": 3}

@@ -10,10 +10,10 @@ from slot_rows import DIM, GROUP, HEADS, SCALING, after_prefill, decode, entries
 
 from catekv import methods
 from catekv.errors import UserError
-from catekv.layout import from_rows, storage_bytes
+from catekv.kernels.ragged import from_rows, storage_bytes
 from catekv.methods import ModelShape
 from catekv.methods.h2o import heavy_and_recent, received_attention
-from catekv.slot_store import Entries, Eviction, SlotStore
+from catekv.methods.stores.slots import Entries, Eviction, SlotStore
 
 ATTENTION = [
     [1, 0, 0, 0, 0],

@@ -22,10 +22,10 @@ from decode_cases import (
 
 from catekv import kernels, methods
 from catekv.errors import UserError
-from catekv.layout import from_rows
+from catekv.kernels.ragged import from_rows
 from catekv.methods import ModelShape
 from catekv.methods.rocketkv import rocket_parameters
-from catekv.stores.hybrid import (
+from catekv.methods.stores.hybrid import (
     HybridReader,
     HybridReading,
     hybrid_logits,

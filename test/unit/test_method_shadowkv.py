@@ -22,9 +22,9 @@ from decode_cases import (
 
 from catekv import methods
 from catekv.errors import UserError
-from catekv.rotation import Rotation
-from catekv.stores import shadow_reader
-from catekv.stores.low_rank import chunk_landmarks, low_rank, outlier_chunks
+from catekv.methods.stores import shadow_reader
+from catekv.methods.stores.low_rank import chunk_landmarks, low_rank, outlier_chunks
+from catekv.models.rotation import Rotation
 
 KEYS = [
     [1, 0, 0.1, 0],

@@ -11,11 +11,12 @@ from slot_rows import DIM, GROUP, HEADS, SCALING, after_prefill, random_tensors
 
 from catekv import kernels, methods
 from catekv.errors import UserError
-from catekv.layout import pack_merged
-from catekv.methods import Merged, ModelShape, merging
+from catekv.kernels.ragged import pack_merged
+from catekv.methods import Merged, ModelShape
+from catekv.methods.formulas import merging
+from catekv.methods.formulas.merging import nearest_kept, removed_count
 from catekv.methods.h2o import received_attention
-from catekv.methods.merging import nearest_kept, removed_count
-from catekv.methods.similarity_merge import (
+from catekv.methods.simcalkv.merge import (
     MergeRule,
     key_constant_needed,
     key_constant_shift,

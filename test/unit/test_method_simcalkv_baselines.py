@@ -9,7 +9,7 @@ from slot_rows import DIM, GROUP, HEADS, random_tensors
 from catekv import kernels, methods
 from catekv.errors import UserError
 from catekv.methods import ModelShape
-from catekv.methods.draws import uniform_numbers
+from catekv.methods.formulas.draws import uniform_numbers
 
 SHAPE = ModelShape(3, HEADS * GROUP, HEADS, DIM)
 NAMES = ["simcalkv_pyramidinfer", "simcalkv_keepkv", "simcalkv_cam"]

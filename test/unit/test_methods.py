@@ -10,8 +10,8 @@ import torch
 
 from catekv import methods
 from catekv.errors import UserError
-from catekv.head_mask import HeadMask
 from catekv.methods import ModelShape
+from catekv.methods.head_mask import HeadMask
 
 MASK = HeadMask(torch.tensor([[0, 1], [0, 0], [1, 1]]), {"ratio": 0.4})
 SMALL = {
@@ -82,7 +82,7 @@ def test_streaming_golden(golden) -> None:
 
 
 def test_snapkv_golden(golden) -> None:
-    from catekv.methods.scoring import window_token_scores
+    from catekv.methods.formulas.scoring import window_token_scores
 
     for case in golden("baselines", "snapkv"):
         given = case["inputs"]
@@ -282,7 +282,7 @@ def test_snapkv_takes_one_budget_per_kv_head() -> None:
 
 def test_average_pooling_counts_the_zero_padding() -> None:
     queries, keys, _ = tensors(1, 20)
-    from catekv.methods.scoring import window_token_scores
+    from catekv.methods.formulas.scoring import window_token_scores
 
     plain = window_token_scores(queries[:, :, -4:], keys, 0.3, 1)
     pooled = window_token_scores(queries[:, :, -4:], keys, 0.3, 3, "average")

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from catekv.kernels.packing import pack
 
 from catekv import kernels, methods
-from catekv.decode_store import DecodeStore
-from catekv.head_mask import HeadMask
-from catekv.layout import RaggedPrefix, pack, pack_merged, storage_bytes
+from catekv.kernels.ragged import RaggedPrefix, pack_merged, storage_bytes
 from catekv.methods import Method, ModelShape, Observed, Selection
-from catekv.rotation import Rotation
+from catekv.methods.head_mask import HeadMask
+from catekv.methods.stores.base import DecodeStore
+from catekv.models.rotation import Rotation
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 SHAPE = ModelShape(layers=4, query_heads=4, kv_heads=2, head_dim=16)

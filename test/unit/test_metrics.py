@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from catekv.tasks import metrics
-from catekv.tasks.ruler.fwe import frequent_counts, zeta
+from catekv.tasks.families.ruler.fwe import frequent_counts, zeta
 
 
 def test_official_string_match_equals_the_published_scorer(golden):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from catekv.errors import UserError
-from catekv.tasks.named_files import NamedFiles
+from catekv.tasks.rows.named_files import NamedFiles
 
 FILES = NamedFiles("Toy", "toy/", ("find", "find_two", "sum"), frozenset({"context"}))
 FOLDERS = NamedFiles("Toy", "toy/", ("find", "sum"), frozenset(), folders=True)

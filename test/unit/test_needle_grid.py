@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from catekv.errors import UserError
-from catekv.tasks import needle_grid
-from catekv.tasks.truncation import halves, keep_ends, middle_cut
+from catekv.tasks.drawing import needle_grid
+from catekv.tasks.rows.truncation import halves, keep_ends, middle_cut
 
 TEXT = "One two three. Four five six. Seven eight nine. Ten eleven twelve. "
 

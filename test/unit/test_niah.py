@@ -9,12 +9,12 @@ import pytest
 import ruler_tokenizers
 
 from catekv import tasks
-from catekv.embedded.tokenizer import build_tokenizer
 from catekv.errors import UserError
-from catekv.tasks.needle_grid import ends_of_tokens, place_needle
-from catekv.tasks.niah.grid import grid_of
-from catekv.tasks.niah.results import read_results
-from catekv.tasks.prompt import encode
+from catekv.tasks.core.prompt import encode
+from catekv.tasks.drawing.needle_grid import ends_of_tokens, place_needle
+from catekv.tasks.families.niah.grid import grid_of
+from catekv.tasks.families.niah.results import read_results
+from catekv.tasks.wording.tokenizer import build_tokenizer
 
 OWN = {
     "needle": "The lamp in the north window is painted green.",

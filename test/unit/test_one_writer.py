@@ -9,17 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from catekv.evaluation.run.request import Request
 from tiny_checkpoint import save_tiny_checkpoint
 from toy_tasks import register, toy_sample
 
+from catekv.commands.sweep import sweep
 from catekv.errors import UserError
-from catekv.evaluation import locks, report
-from catekv.evaluation.distributed import process_group
-from catekv.evaluation.records import RunDirectory
-from catekv.evaluation.runner import evaluate
-from catekv.evaluation.session import Request, open_model, settings_for
-from catekv.evaluation.settings import RunSettings
-from catekv.evaluation.sweep.command import sweep
+from catekv.evaluation.columns.settings import RunSettings
+from catekv.evaluation.records import locks
+from catekv.evaluation.records.records import RunDirectory
+from catekv.evaluation.report import report
+from catekv.evaluation.run.distributed import process_group
+from catekv.evaluation.run.runner import evaluate
+from catekv.evaluation.run.session import open_model, settings_for
 from catekv.evaluation.sweep.grid import Grid, GridModel
 from catekv.model import CateKVModel
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from catekv import HeadMask, cli
-from catekv.device_memory import GIB
+from catekv import HeadMask
+from catekv.commands import cli
 from catekv.methods.base import Method
 from catekv.methods.budgeted import Budgeted
 from catekv.methods.snapkv import SnapKV
+from catekv.prefill.devices import GIB
 
 LLAMA = ["plan", "llama3-8b-1m"]
 

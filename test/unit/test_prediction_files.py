@@ -7,9 +7,9 @@ import json
 import pytest
 
 from catekv.errors import UserError
+from catekv.evaluation.predictions.scores import read_predictions, rescore
 from catekv.tasks import metrics
 from catekv.tasks.metrics import infinitebench, longbench, longbench_tables
-from catekv.tasks.prediction_files import read_predictions, rescore
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from catekv.evaluation import progress
-from catekv.evaluation.progress import BAR, LINES, NONE, Progress
+from catekv.evaluation.run import progress
+from catekv.evaluation.run.progress import BAR, LINES, NONE, Progress
 
 
 @pytest.fixture

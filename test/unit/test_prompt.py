@@ -6,14 +6,14 @@ import pytest
 import ruler_tokenizers
 
 from catekv.errors import UserError
-from catekv.tasks.prompt import (
+from catekv.tasks.core.prompt import (
     TEMPLATES,
     WITHOUT_TEMPLATE,
     encode,
     has_template,
     prompt_format,
 )
-from catekv.tasks.sample import Sample
+from catekv.tasks.core.sample import Sample
 
 
 def sample(**changes):

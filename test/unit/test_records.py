@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from catekv.errors import UserError
-from catekv.evaluation.records import Record, RunDirectory, merge, read_records
+from catekv.evaluation.records.records import Record, RunDirectory, merge, read_records
 
 
 def record(index: int = 0, **changes: Any) -> Record:

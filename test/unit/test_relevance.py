@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.methods import relevance_control as control
-from catekv.methods.lsh import LshIndex, cosine, random_projection, sign_codes
-from catekv.methods.relevance import (
+from catekv.methods.atskv import control as control
+from catekv.methods.atskv.files import PredictorSet, load_predictors, save_predictors
+from catekv.methods.atskv.lsh import LshIndex, cosine, random_projection, sign_codes
+from catekv.methods.atskv.relevance import (
     PredictorConfig,
     RelevancePredictor,
     attention_feature,
@@ -27,7 +28,6 @@ from catekv.methods.relevance import (
     queries_that_see,
     untrained_predictor,
 )
-from catekv.methods.relevance_files import PredictorSet, load_predictors, save_predictors
 
 RELEVANCE = [0.05, 0.90, 0.40, 0.75, 0.20, 0.60, 0.10, 0.85, 0.30, 0.50]
 ATTENTION = [
@@ -372,7 +372,7 @@ def test_the_static_part_does_not_depend_on_the_block(monkeypatch: pytest.Monkey
     hidden = torch.randn(2, 30, 12, generator=torch.Generator().manual_seed(1))
     predictor = untrained_predictor(SMALL, seed=0, layer=1)
     whole = predictor.static_part(hidden, 1)
-    monkeypatch.setattr("catekv.methods.relevance.BLOCK_TOKENS", 7)
+    monkeypatch.setattr("catekv.methods.atskv.relevance.BLOCK_TOKENS", 7)
     torch.testing.assert_close(predictor.static_part(hidden, 1), whole)
 
 
@@ -486,7 +486,7 @@ def test_projections_differ_between_layers_and_seeds_only() -> None:
 def test_codes_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, projection = torch.randn(3, 50, 8), random_projection(16, 8, 0, 0)
     whole = sign_codes(vectors, projection)
-    monkeypatch.setattr("catekv.methods.lsh.BLOCK", 7)
+    monkeypatch.setattr("catekv.methods.atskv.lsh.BLOCK", 7)
     assert torch.equal(sign_codes(vectors, projection), whole)
 
 
@@ -498,7 +498,7 @@ def test_zero_vectors_have_cosine_zero() -> None:
 def test_retrieval_equals_a_search_of_the_whole_bucket(
     gathered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("catekv.methods.lsh.MAX_GATHERED", gathered)
+    monkeypatch.setattr("catekv.methods.atskv.lsh.MAX_GATHERED", gathered)
     generator = torch.Generator().manual_seed(4)
     keys = torch.randn(3, 80, 6, generator=generator)
     keys[:, 40:50] = keys[:, 30:40]  # ties

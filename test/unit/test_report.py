@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import pytest
 
 from catekv.errors import UserError
-from catekv.evaluation import report
-from catekv.evaluation.records import Record, RunDirectory
+from catekv.evaluation.records.records import Record, RunDirectory
+from catekv.evaluation.report import report
 
 METHODS = {
     "full": {"hash": "f", "name": "full"},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from catekv.evaluation.reporting.benchmark_section import benchmark_section
-from catekv.evaluation.reporting.document import Table, Text
-from catekv.tasks.ruler.tasks import RULER
+from catekv.evaluation.report.benchmark_section import benchmark_section
+from catekv.evaluation.report.document import Table, Text
+from catekv.tasks.families.ruler.tasks import RULER
 
 
 def cells(names, means):

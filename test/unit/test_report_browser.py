@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import report_runs as runs
 
-from catekv.evaluation import report
+from catekv.evaluation.report import report
 
 #: Program to use instead of one found on the path.
 VARIABLE = "CATEKV_CHROMIUM"

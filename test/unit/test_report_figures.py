@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from catekv.evaluation.reporting import colours, heat_map, plots, svg
-from catekv.evaluation.reporting.frontier import pareto_front
+from catekv.evaluation.report import colours, heat_map, plots, svg
+from catekv.evaluation.report.frontier import pareto_front
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 

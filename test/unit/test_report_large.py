@@ -7,7 +7,7 @@ from pathlib import Path
 
 import report_runs as runs
 
-from catekv.evaluation import report
+from catekv.evaluation.report import report
 
 GOAL_SECONDS = 20.0
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from catekv.evaluation.reporting import html, markdown
-from catekv.evaluation.reporting.document import Section, Table
-from catekv.evaluation.reporting.published_section import (
+from catekv.evaluation.report import html, markdown
+from catekv.evaluation.report.document import Section, Table
+from catekv.evaluation.report.published_section import (
     paper_name,
     published_section,
     published_tables,

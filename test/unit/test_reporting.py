@@ -11,13 +11,13 @@ from xml.etree import ElementTree
 import pytest
 import report_runs as runs
 
-from catekv import cli
+from catekv.commands import cli
 from catekv.errors import UserError
-from catekv.evaluation import report
-from catekv.evaluation.reporting.build import Options, build
-from catekv.evaluation.reporting.document import Section, Table, Text
-from catekv.evaluation.reporting.groups import group_runs
-from catekv.evaluation.reporting.inputs import read_inputs, read_run
+from catekv.evaluation.report import report
+from catekv.evaluation.report.build import Options, build
+from catekv.evaluation.report.document import Section, Table, Text
+from catekv.evaluation.report.groups import group_runs
+from catekv.evaluation.report.inputs import read_inputs, read_run
 
 
 def all_text(section: Section) -> str:

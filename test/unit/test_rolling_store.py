@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from catekv.kernels.packing import pack
 from torch import Tensor
 
 from catekv import methods
-from catekv.decode_store import DecodeStore
 from catekv.errors import UserError
-from catekv.layout import pack
 from catekv.methods import Method, Observed
-from catekv.rotation import Rotation
-from catekv.stores import rolling
+from catekv.methods.stores import rolling
+from catekv.methods.stores.base import DecodeStore
+from catekv.models.rotation import Rotation
 
 DIM = 8
 ROTATION = Rotation(100.0 ** -(torch.arange(0, DIM, 2) / DIM))

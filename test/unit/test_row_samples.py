@@ -9,8 +9,8 @@ import ruler_tokenizers
 
 from catekv import tasks
 from catekv.errors import UserError
-from catekv.tasks.infinitebench.prompts import PROMPTS
-from catekv.tasks.prompt import encode
+from catekv.tasks.core.prompt import encode
+from catekv.tasks.families.infinitebench.prompts import PROMPTS
 
 TOKENIZERS = sorted(ruler_tokenizers.ALL)
 

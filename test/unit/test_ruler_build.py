@@ -11,8 +11,8 @@ import ruler_tokenizers
 
 from catekv import tasks
 from catekv.errors import UserError
-from catekv.tasks.prompt import encode
-from catekv.tasks.randomness import generator
+from catekv.tasks.core.prompt import encode
+from catekv.tasks.core.randomness import generator
 
 NAMES = [name.removeprefix("ruler/") for name in tasks.available() if name.startswith("ruler/")]
 ESSAYS = ["niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery"]
@@ -329,7 +329,7 @@ def test_questions_cannot_be_answered_without_their_documents(name):
 
 
 def test_wording_of_the_tokenizer_is_used():
-    from catekv.embedded.tokenizer import build_tokenizer
+    from catekv.tasks.wording.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     (sample,) = tasks.build("ruler/niah_multiquery", tokenizer, 512, 1)
@@ -342,7 +342,7 @@ def test_wording_of_the_tokenizer_is_used():
 
 
 def test_facts_run_out_into_filler_lines():
-    from catekv.tasks.ruler.english import EnglishWording
+    from catekv.tasks.wording.english import EnglishWording
 
     class FewNames(EnglishWording):
         def capacity(self, kind):

@@ -11,11 +11,11 @@ import pytest
 import ruler_tokenizers
 
 from catekv import tasks
+from catekv.commands.ruler_files import main
 from catekv.errors import UserError
+from catekv.tasks.core.prompt import encode
+from catekv.tasks.families.ruler.files import question_start
 from catekv.tasks.files import sample_path
-from catekv.tasks.preparing import main
-from catekv.tasks.prompt import encode
-from catekv.tasks.ruler.files import question_start
 
 
 def rows_to(path: Path, *rows) -> Path:

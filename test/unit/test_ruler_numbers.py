@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from catekv.tasks.ruler.averages import effective_length, mean_of_tasks, weighted_averages
-from catekv.tasks.ruler.compat import compat_scores
-from catekv.tasks.sample import Sample
+from catekv.tasks.core.sample import Sample
+from catekv.tasks.families.ruler.averages import effective_length, mean_of_tasks, weighted_averages
+from catekv.tasks.families.ruler.compat import compat_scores
 
 
 def sample(metric, *outputs):

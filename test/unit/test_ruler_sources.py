@@ -13,11 +13,11 @@ import ruler_tokenizers
 
 from catekv import tasks
 from catekv.errors import UserError
-from catekv.tasks.fit import TooLongError, confirmed_fit, largest_fit
-from catekv.tasks.generators import documents, words, world
-from catekv.tasks.generators.essay import essay, split_sentences, vocabulary
-from catekv.tasks.generators.pool import Pool
-from catekv.tasks.ruler.english import EnglishWording
+from catekv.tasks.drawing import documents, words, world
+from catekv.tasks.drawing.essay import essay, split_sentences, vocabulary
+from catekv.tasks.drawing.fit import TooLongError, confirmed_fit, largest_fit
+from catekv.tasks.drawing.pool import Pool
+from catekv.tasks.wording.english import EnglishWording
 
 WORD_LISTS = (
     "nouns_people",

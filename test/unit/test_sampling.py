@@ -12,8 +12,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from catekv.decode.sampling import Greedy, Sampler, Sampling
 from catekv.errors import UserError
-from catekv.sampling import Greedy, Sampler, Sampling
 
 
 def random_logits(batch: int = 4, vocabulary: int = 50, seed: int = 0) -> Tensor:

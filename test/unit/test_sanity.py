@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from catekv.evaluation.run.request import Request
 from tiny_checkpoint import save_tiny_checkpoint
 from toy_tasks import register, toy_sample
 
-from catekv import cli, tasks
-from catekv.evaluation import sanity
-from catekv.evaluation.batches import Unit
-from catekv.evaluation.cells import build_cells
-from catekv.evaluation.records import Record, RunDirectory
-from catekv.evaluation.runner import evaluate
-from catekv.evaluation.session import Request, open_model, settings_for
-from catekv.evaluation.suites import suites
+from catekv import tasks
+from catekv.commands import cli
+from catekv.evaluation.records.records import Record, RunDirectory
+from catekv.evaluation.run import sanity
+from catekv.evaluation.run.batches import Unit
+from catekv.evaluation.run.cells import build_cells
+from catekv.evaluation.run.runner import evaluate
+from catekv.evaluation.run.session import open_model, settings_for
+from catekv.evaluation.run.suites import suites
 from catekv.model import CateKVModel
 from catekv.tasks.registry import find
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from catekv.simcalkv.analyses import (
+from experiments.simcalkv.analyses import (
     attention_histogram,
     attention_map,
     attention_rows,
@@ -16,8 +16,8 @@ from catekv.simcalkv.analyses import (
     query_sums,
     similar_shares,
 )
-from catekv.simcalkv.step_error import VARIANTS, grouped, quartiles, step_errors
-from catekv.simcalkv.tensors import LayerTensors, Recorded
+from experiments.simcalkv.step_error import VARIANTS, grouped, quartiles, step_errors
+from experiments.simcalkv.tensors import LayerTensors, Recorded
 
 HEADS, GROUP, DIM = 2, 2, 16
 SCALING = 0.25

@@ -8,19 +8,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from catekv import embedded
-from catekv.embedded import vocabulary
 from catekv.errors import UserError
-from catekv.simcalkv.choice_rows import built_in_rows
-from catekv.simcalkv.choices import (
-    CHOICE_DATA,
-    encode_choices,
-    openbookqa,
-    piqa,
-    winogrande,
-)
-from catekv.simcalkv.datasets import DATASETS, Reading, load
-from catekv.simcalkv.split import Split
+from catekv.models import embedded
+from catekv.tasks.wording import vocabulary
+from experiments.simcalkv.benchmarks import DATASETS, Reading, load
+from experiments.simcalkv.choice_rows import built_in_rows
+from experiments.simcalkv.choices import CHOICE_DATA, encode_choices, openbookqa, piqa, winogrande
+from experiments.simcalkv.split import Split
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +135,7 @@ def test_generated_rows_are_rows_and_known_to_the_embedded_model(name: str, toke
 
 def test_generated_rows_are_only_used_when_asked_for(tokenizer, monkeypatch) -> None:
     monkeypatch.delenv("CATEKV_DATA", raising=False)
-    monkeypatch.setattr("catekv.tasks.sources._reachable", lambda: False)
+    monkeypatch.setattr("catekv.tasks.rows.sources._reachable", lambda: False)
     with pytest.raises(UserError, match="source=built-in"):
         load("piqa", Split.parse("test[:2]"), tokenizer, Reading())
     examples = load("piqa", Split.parse("test[1:3]"), tokenizer, Reading(source="built-in"))

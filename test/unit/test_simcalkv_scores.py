@@ -14,11 +14,11 @@ from catekv import methods
 from catekv.errors import UserError
 from catekv.methods import ModelShape
 from catekv.methods.equal_memory import total_kept
-from catekv.simcalkv.bleu import corpus_bleu, words_13a
-from catekv.simcalkv.comparison import Side
-from catekv.simcalkv.datasets import Example
-from catekv.simcalkv.kv_methods import Choice, calibrations
-from catekv.simcalkv.results import (
+from experiments.simcalkv.benchmarks import Example
+from experiments.simcalkv.bleu import corpus_bleu, words_13a
+from experiments.simcalkv.comparison import Side
+from experiments.simcalkv.kv_methods import Choice, calibrations
+from experiments.simcalkv.results import (
     COLUMNS,
     Pair,
     Results,
@@ -27,7 +27,7 @@ from catekv.simcalkv.results import (
     summary,
     write,
 )
-from catekv.simcalkv.scores import dataset_metrics
+from experiments.simcalkv.scores import dataset_metrics
 
 SHAPE = ModelShape(layers=4, query_heads=8, kv_heads=4, head_dim=16)
 

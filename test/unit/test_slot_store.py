@@ -9,7 +9,7 @@ import torch
 from slot_rows import HEADS, SCALING, after_prefill, decode, random_tensors
 
 from catekv import methods
-from catekv.layout import storage_bytes
+from catekv.kernels.ragged import storage_bytes
 
 METHODS = {
     "h2o": {"budget": 9},

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from catekv.errors import UserError
-from catekv.tasks import sources
-from catekv.tasks.sources import DataOptions, Hub, load_rows
+from catekv.tasks.rows import sources
+from catekv.tasks.rows.sources import DataOptions, Hub, load_rows
 
 ROW = {"question": "q", "answer": "a"}
 GENERATED = {"question": "made", "answer": "up"}

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from catekv import methods, sparse_prefill
+from catekv import methods
 from catekv.errors import UserError
-from catekv.head_mask import HeadMask
-from catekv.sparse_prefill import estimate, minference_attention
+from catekv.kernels import sparse_prefill
+from catekv.kernels.sparse_prefill import estimate, minference_attention
+from catekv.methods.head_mask import HeadMask
 
 MASK = HeadMask(torch.tensor([[0, 1]]), {"ratio": 0.5})
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from catekv import calibration
+from catekv.calibration.head_masks.cv_files import pair_folder, read_cv, read_folder, write_cv
 from catekv.errors import UserError
-from catekv.evaluation.cv_files import pair_folder, read_cv, read_folder, write_cv
-from catekv.head_mask import HeadMask
+from catekv.methods.head_mask import HeadMask
 
 SCRIPT = Path(__file__).parents[2] / "select_headmask" / "static.py"
 

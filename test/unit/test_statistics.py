@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from catekv.evaluation.statistics import Estimate, bootstrap_average, paired_difference
+from catekv.evaluation.report.statistics import Estimate, bootstrap_average, paired_difference
 
 
 def bootstrap_mean(values: list[float], **options: int) -> Estimate | None:

@@ -21,10 +21,10 @@ from decode_cases import (
 from catekv import methods
 from catekv.errors import UserError
 from catekv.kernels import Workspace
-from catekv.layout import pack_merged
+from catekv.kernels.ragged import pack_merged
 from catekv.methods import Merged
-from catekv.stores import STORES, stored
-from catekv.stores.quantise import FORMATS, dequantise, quantise
+from catekv.methods.stores import STORES, stored
+from catekv.methods.stores.quantise import FORMATS, dequantise, quantise
 
 MOVED = [name for name in STORES if name != "device"]
 SNAPKV = {"budget": 10, "window": 4, "kernel": 3}
@@ -79,7 +79,7 @@ def test_floats_of_eight_bits_are_within_a_sixteenth() -> None:
 def test_blocks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = torch.randn(50, DIM, generator=torch.Generator().manual_seed(0))
     whole = quantise(entries, "int8")
-    monkeypatch.setattr("catekv.stores.quantise.BLOCK_NUMBERS", 7 * DIM)
+    monkeypatch.setattr("catekv.methods.stores.quantise.BLOCK_NUMBERS", 7 * DIM)
     for first, second in zip(whole, quantise(entries, "int8"), strict=True):
         assert torch.equal(first, second)
 
@@ -204,7 +204,7 @@ class FakeStream:
 def imitated_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bookkeeping of copies ahead, on the CPU."""
     stream = FakeStream()
-    monkeypatch.setattr("catekv.stores.offload.copy_stream", lambda device: stream)
+    monkeypatch.setattr("catekv.methods.stores.offload.copy_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda given: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "Event", FakeStream)
@@ -213,7 +213,7 @@ def imitated_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("imitated_cuda")
 def test_layers_are_copied_ahead_into_two_buffers_in_turn(monkeypatch) -> None:
-    from catekv.stores.offload import OffloadedPrefix, _Prefetch
+    from catekv.methods.stores.offload import OffloadedPrefix, _Prefetch
 
     layers = [compressed(snapkv("offload"), random_layer(1, 40 + 9 * i, i))[1] for i in range(5)]
     workspace, ahead = Workspace(), _Prefetch()
@@ -239,7 +239,7 @@ def test_layers_are_copied_ahead_into_two_buffers_in_turn(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("imitated_cuda")
 def test_a_layer_out_of_order_is_copied_when_it_is_read() -> None:
-    from catekv.stores.offload import _Prefetch
+    from catekv.methods.stores.offload import _Prefetch
 
     layers = [compressed(snapkv("offload"), random_layer(1, 60, i))[1] for i in range(3)]
     workspace, ahead = Workspace(), _Prefetch()

@@ -9,11 +9,12 @@ import pytest
 import ruler_tokenizers
 from transformers import AutoTokenizer
 
-from catekv import embedded, tasks
+from catekv import tasks
 from catekv.errors import UserError
-from catekv.tasks import sources
-from catekv.tasks.prompt import encode
-from catekv.tasks.summarization.family import FAMILY
+from catekv.models import embedded
+from catekv.tasks.core.prompt import encode
+from catekv.tasks.families.summarization.family import FAMILY
+from catekv.tasks.rows import sources
 
 NAMES = [task.name.removeprefix("summarization/") for task in FAMILY.tasks]
 TEXT = "The mayor of the town left on Monday. Nobody knows why. " * 20

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from catekv import presets
-from catekv.device_memory import GIB
 from catekv.errors import UserError
 from catekv.evaluation.sweep.grid import Grid, GridModel, Placement
 from catekv.evaluation.sweep.jobs import Job, make_jobs
 from catekv.evaluation.sweep.placement import Machine, needed_bytes, place_all
+from catekv.models import presets
+from catekv.prefill.devices import GIB
 
 EMBEDDED = GridModel("embedded", None)
 GRID = Grid(

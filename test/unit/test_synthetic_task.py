@@ -8,10 +8,10 @@ import pytest
 import ruler_tokenizers
 
 from catekv import tasks
-from catekv.embedded.tokenizer import build_tokenizer
 from catekv.errors import UserError
-from catekv.tasks.prompt import encode
-from catekv.tasks.synthetic import compat
+from catekv.tasks.core.prompt import encode
+from catekv.tasks.families.synthetic import compat
+from catekv.tasks.wording.tokenizer import build_tokenizer
 
 
 def build(length=1024, count=3, tokenizer=None, **options):

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from catekv.embedded.tokenizer import build_tokenizer
+from catekv.decode.text import INCOMPLETE, WINDOW, TextStream, stop_strings
 from catekv.errors import UserError
-from catekv.text_stream import INCOMPLETE, WINDOW, TextStream, stop_strings
+from catekv.tasks.wording.tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="module")

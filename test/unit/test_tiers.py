@@ -12,10 +12,10 @@ from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
-from catekv.layout import storage_bytes
-from catekv.methods.lsh import cosine, random_projection, sign_codes
-from catekv.stores.passive import PassivePlace, mapped
-from catekv.stores.tiers import HIDDEN, TwoTiers
+from catekv.kernels.ragged import storage_bytes
+from catekv.methods.atskv.lsh import cosine, random_projection, sign_codes
+from catekv.methods.atskv.passive import PassivePlace, mapped
+from catekv.methods.atskv.tiers import HIDDEN, TwoTiers
 
 BATCH, HEADS, GROUP, TOKENS, DIM, TOP_K = 2, 2, 2, 50, 6, 3
 PROJECTION = random_projection(2, DIM, seed=0, layer=0)

@@ -17,7 +17,7 @@ from catekv import methods
 from catekv.errors import UserError
 from catekv.kernels.window_scores import window_attention
 from catekv.methods import ModelShape
-from catekv.methods.scoring import window_token_scores
+from catekv.methods.formulas.scoring import window_token_scores
 
 SCORES = [[0.5, 0.1], [0.2, 0.9], [0.0, 0.3]]
 #: Queries of two heads over eight keys, with the scores and tokens of the CoKV specification.

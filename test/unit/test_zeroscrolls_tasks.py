@@ -10,12 +10,13 @@ import pytest
 import ruler_tokenizers
 from transformers import AutoTokenizer
 
-from catekv import embedded, tasks
+from catekv import tasks
 from catekv.errors import UserError
+from catekv.models import embedded
+from catekv.tasks.core.prompt import encode
+from catekv.tasks.families.zeroscrolls import leaderboard
+from catekv.tasks.families.zeroscrolls.family import FAMILY
 from catekv.tasks.metrics import zeroscrolls
-from catekv.tasks.prompt import encode
-from catekv.tasks.zeroscrolls import leaderboard
-from catekv.tasks.zeroscrolls.family import FAMILY
 
 NAMES = [task.name.removeprefix("zeroscrolls/") for task in FAMILY.tasks]
 CUT = "... [cut]\n\n"

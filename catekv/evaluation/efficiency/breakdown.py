@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from catekv import kernels
-from catekv.attention import HANDLE
+from catekv.cache.attention import HANDLE
 from catekv.evaluation.efficiency.clock import capture, step_times
 from catekv.evaluation.efficiency.dense import attention_named
 from catekv.evaluation.efficiency.fill import fill_random_

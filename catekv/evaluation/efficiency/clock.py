@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from catekv import capture as recording
 from catekv import kernels
-from catekv.generation import synchronize
+from catekv.decode import graph as recording
+from catekv.decode.generation import synchronize
 
 #: Bytes written between two runs of a kernel so that nothing of its input is in a cache: more than
 #: the L2 of any GPU, and long enough for the host to queue the next launch meanwhile.

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from catekv.evaluation.efficiency.fill import fill_random_
 from catekv.model import CateKVModel
-from catekv.transformers_compat import decoder_layers
+from catekv.models.compat import decoder_layers
 
 _READER = "_catekv_reader"
 _NAME = "catekv_measured"

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catekv.cache import RaggedCache
+from catekv.cache.cache import RaggedCache
+from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
-from catekv.layout import RaggedPrefix, from_rows, storage_order
+from catekv.kernels.ragged import RaggedPrefix, from_rows, storage_order
 from catekv.methods.base import Method
 from catekv.model import CateKVModel
-from catekv.ragged_layer import RaggedLayer
-from catekv.transformers_compat import decoder_layers
+from catekv.models.compat import decoder_layers
 
 #: Numbers drawn per tensor; the rest repeats them, so that a cache of 60 GiB takes no minute.
 DRAWN = 1 << 22

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from catekv.errors import UserError
+from catekv.evaluation.columns.settings import MethodSpec
 from catekv.evaluation.efficiency import memory
 from catekv.evaluation.efficiency.arguments import BASELINES
 from catekv.evaluation.efficiency.breakdown import note_breakdown
@@ -20,9 +21,8 @@ from catekv.evaluation.efficiency.variants import (
     Variant,
     variants,
 )
-from catekv.evaluation.settings import MethodSpec
-from catekv.memory_model import GIB
 from catekv.model import CateKVModel
+from catekv.prefill.sizes import GIB
 
 WARM_UP_STEPS = 3
 WARM_UP_TOKENS = 64

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import torch
 
-from catekv.capacity import RESERVE_BATCH
 from catekv.errors import UserError
-from catekv.evaluation import environment
 from catekv.evaluation.efficiency.measurement import FAILED, TOO_LARGE, Measurement
-from catekv.memory_model import MemoryModel
+from catekv.evaluation.records import environment
 from catekv.model import CateKVModel
+from catekv.prefill.capacity import RESERVE_BATCH
+from catekv.prefill.sizes import MemoryModel
 
 #: Kept free beside weights and caches: workspaces, logits, graphs, what the allocator cannot reuse.
 RESERVE_SHARE, LEAST_RESERVE, MOST_RESERVE = 0.05, 64 << 20, RESERVE_BATCH

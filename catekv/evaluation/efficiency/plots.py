@@ -8,7 +8,7 @@ from typing import Any
 
 from catekv.evaluation import figures
 from catekv.evaluation.efficiency.measurement import MEASURED, Measurement
-from catekv.memory_model import GIB
+from catekv.prefill.sizes import GIB
 
 
 def draw(path: Path, results: Sequence[Measurement], title: str) -> None:

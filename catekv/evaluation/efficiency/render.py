@@ -12,7 +12,7 @@ from catekv.evaluation.efficiency.measurement import (
     speed_up,
 )
 from catekv.evaluation.efficiency.variants import KERNEL
-from catekv.memory_model import GB, GIB
+from catekv.prefill.sizes import GB, GIB
 
 NOTES = (
     "ms/step: median of decode steps of one token for every sequence (quartiles beside it), on the "

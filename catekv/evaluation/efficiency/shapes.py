@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catekv.errors import UserError
-from catekv.transformers_compat import context_window, text_config
+from catekv.models.compat import context_window, text_config
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -19,7 +19,7 @@ _ROUND = 16
 
 def is_known_shape(name: str | None) -> bool:
     """Whether a name means a built-in configuration and not a folder."""
-    from catekv import presets
+    from catekv.models import presets
 
     return name is not None and name.lower() in presets.available() and not Path(name).is_dir()
 
@@ -98,15 +98,15 @@ def random_model(
     """A model of a built-in shape with random weights, made on its device, and notes about it.
 
     Args:
-        name: one of ``catekv.presets.available()``.
+        name: one of ``catekv.models.presets.available()``.
         tokens: positions that it must be able to read.
         scale: see :func:`scaled_config`. layers: so many layers instead of its own.
 
     Raises:
         UserError: unknown name, scale or device.
     """
-    from catekv import presets
     from catekv.model import CateKVModel
+    from catekv.models import presets
 
     config = presets.preset_config(name, layers)
     if scale is not None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from catekv.capacity import Workload
 from catekv.errors import UserError
+from catekv.evaluation.columns.settings import MethodSpec
 from catekv.evaluation.efficiency import memory
 from catekv.evaluation.efficiency.measure import WARM_UP_STEPS, measure_one
 from catekv.evaluation.efficiency.measurement import ABSENT, TOO_LARGE, Measurement
 from catekv.evaluation.efficiency.variants import Setting, Variant, variants
-from catekv.evaluation.settings import MethodSpec
 from catekv.methods.base import Method
 from catekv.model import CateKVModel
-from catekv.model_sizes import sizes_of_model
+from catekv.prefill.capacity import Workload
+from catekv.prefill.sizes import sizes_of_model
 
 #: After running out of memory the batch shrinks by this share, and by one sequence at least.
 SHRINK = 0.02

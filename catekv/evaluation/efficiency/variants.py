@@ -16,23 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catekv import rotary
-from catekv.cache import RaggedCache
-from catekv.capacity import refuse_unless_fits
-from catekv.decoding import DecodeStep
+from catekv.cache.cache import RaggedCache
+from catekv.decode import rotary
+from catekv.decode.generation import synchronize
+from catekv.decode.step import DecodeStep
 from catekv.errors import UserError
+from catekv.evaluation.columns.settings import MethodSpec
 from catekv.evaluation.efficiency import dense
 from catekv.evaluation.efficiency.arguments import BASELINES
 from catekv.evaluation.efficiency.clock import capture
 from catekv.evaluation.efficiency.fill import fill_random_, kept_lengths, random_cache
 from catekv.evaluation.efficiency.measurement import Measurement
 from catekv.evaluation.efficiency.memory import DoesNotFitError, Peak
-from catekv.evaluation.settings import MethodSpec
-from catekv.generation import synchronize
 from catekv.methods import create
 from catekv.methods.base import Method
 from catekv.model import CateKVModel
-from catekv.transformers_compat import decoder_layers
+from catekv.models.compat import decoder_layers
+from catekv.prefill.capacity import refuse_unless_fits
 
 KERNEL, DYNAMIC = "full, our kernel", "full, DynamicCache"
 FILLS = ("random", "prefill")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.evaluation.settings import PREFILL_MODES, QUESTION_MODES
+from catekv.evaluation.columns.settings import PREFILL_MODES, QUESTION_MODES
 from catekv.evaluation.sweep import checks
-from catekv.methods.base import nearest
+from catekv.methods.registry import nearest
 
 EMBEDDED = "embedded"
 EXAMPLE = "examples/mini_sweep.yaml"
@@ -51,7 +51,7 @@ class Grid:
         models, methods, ratios, tasks, lengths, questions, seeds, dtypes: the axes. Methods and
             ratios are columns of one run, so that they share its prefills.
         settings: further options of ``catekv evaluate`` that hold everywhere, by their names in
-            :class:`catekv.evaluation.session.Request`.
+            :class:`catekv.evaluation.run.request.Request`.
         exclude: combinations to leave out; each names values of some axes.
     """
 

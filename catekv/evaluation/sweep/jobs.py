@@ -13,15 +13,16 @@ from typing import Any
 import torch
 
 from catekv.errors import UserError
-from catekv.evaluation import environment
-from catekv.evaluation.cells import is_file
-from catekv.evaluation.session import DEFAULT_SAMPLES, Request, method_specs_for, model_path
-from catekv.evaluation.settings import MethodSpec, stable_hash
+from catekv.evaluation.columns.settings import MethodSpec, stable_hash
+from catekv.evaluation.records import environment
+from catekv.evaluation.run.cells import is_file
+from catekv.evaluation.run.request import Request
+from catekv.evaluation.run.session import DEFAULT_SAMPLES, method_specs_for, model_path
 from catekv.evaluation.sweep.grid import Grid, GridModel
 from catekv.methods import ModelShape
-from catekv.model_sizes import ModelSizes, sizes_of_config
+from catekv.models.compat import context_window
+from catekv.prefill.sizes import ModelSizes, sizes_of_config
 from catekv.tasks.registry import find
-from catekv.transformers_compat import context_window
 
 #: Options of every task's sample builder.
 _BUILDER_OPTIONS = frozenset({"wording", "words_path"})

@@ -11,14 +11,14 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from catekv.capacity import RESERVE_SINGLE, Workload
-from catekv.device_memory import GIB
 from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.evaluation.sweep.grid import Placement
 from catekv.evaluation.sweep.jobs import Job
 from catekv.methods import Method
-from catekv.model_sizes import ModelSizes
-from catekv.transformers_compat import shares_kv_heads, text_config
+from catekv.models.compat import shares_kv_heads, text_config
+from catekv.prefill.capacity import RESERVE_SINGLE, Workload
+from catekv.prefill.devices import GIB
+from catekv.prefill.sizes import ModelSizes
 
 #: More jobs than this on one GPU wait for each other.
 MOST_PER_GPU = 8

@@ -7,10 +7,10 @@ import platform
 import sys
 import time
 
-from catekv.device_memory import Device, find_device
 from catekv.evaluation.sweep.placement import Machine
 from catekv.evaluation.sweep.state import INTERRUPTED, SweepState
 from catekv.evaluation.sweep.work import Loaded, Result, do
+from catekv.prefill.devices import Device, find_device
 
 
 def this_machine() -> list[Machine]:

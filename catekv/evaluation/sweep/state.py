@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.evaluation import environment
-from catekv.evaluation.records import write_text
+from catekv.evaluation.records import environment
+from catekv.evaluation.records.records import write_text
 from catekv.evaluation.sweep.grid import Grid
 from catekv.evaluation.sweep.jobs import RUNS, Job
 from catekv.evaluation.sweep.placement import Place

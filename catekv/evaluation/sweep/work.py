@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catekv.errors import UserError
-from catekv.evaluation.distributed import TENSOR, Process, process_group
-from catekv.evaluation.records import RunDirectory
+from catekv.evaluation.records.records import RunDirectory
+from catekv.evaluation.run.distributed import TENSOR, Process, process_group
 from catekv.evaluation.sweep.jobs import Job
 from catekv.evaluation.sweep.placement import Place
 
@@ -40,7 +40,7 @@ class Loaded:
         self._model: CateKVModel | None = None
 
     def model(self, job: Job, process: Process) -> CateKVModel:
-        from catekv.evaluation.session import open_model
+        from catekv.evaluation.run.session import open_model
 
         request = job.request
         key = (request.model, request.dtype, request.device, request.attention)
@@ -91,8 +91,8 @@ def _measure(
     quiet: bool,
     command: str,
 ) -> None:
-    from catekv.evaluation.runner import evaluate
-    from catekv.evaluation.session import settings_for
+    from catekv.evaluation.run.runner import evaluate
+    from catekv.evaluation.run.session import settings_for
 
     model = loaded.model(job, process)
     settings = settings_for(job.request, model).with_methods(job.specs)

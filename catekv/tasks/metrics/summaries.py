@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from catekv.errors import UserError
-from catekv.tasks.generators.essay import split_sentences
+from catekv.tasks.drawing.essay import split_sentences
 from catekv.tasks.metrics.rouge import rouge_google, rouge_l_pltrdy
 from catekv.tasks.metrics.words import as_list
 

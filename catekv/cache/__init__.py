@@ -1,0 +1,1 @@
+"""The two extension points of transformers: the attention function and the cache layers."""

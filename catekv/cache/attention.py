@@ -1,0 +1,427 @@
+"""The attention function that lets a cache see queries, and the mask function that goes with it.
+
+transformers calls ``cache.update(keys, values)`` and then the attention function with what update
+returned. :class:`catekv.cache.cache.RaggedLayer` returns its keys with a :class:`Handle` attached; the
+function below finds it there. Tensors without a handle (other caches, no cache) are passed on to
+the base implementation untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from catekv import kernels
+from catekv.cache.buffer import FixedTail
+from catekv.errors import UserError
+from catekv.kernels.dispatch import choose
+from catekv.kernels.ragged import RaggedPrefix
+from catekv.kernels.ragged_decode import causal_tail_mask
+from catekv.kernels.sparse_prefill import minference_attention
+from catekv.methods.stores.base import DecodeStore
+
+#: Base implementation -> registered name. A name contains "flash" if and only if its base is a
+#: FlashAttention: transformers builds two-dimensional masks for such names.
+NAMES = {
+    "sdpa": "catekv",
+    "eager": "catekv_eager",
+    "flash_attention_2": "catekv_flash_attention_2",
+    "flash_attention_3": "catekv_flash_attention_3",
+}
+#: Arguments of an attention call that change the result and that ragged layers do not implement.
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+HANDLE = "_catekv_handle"
+#: Queries per block when a chunk attends to a longer past without FlashAttention, and the bytes
+#: that a block's additive mask may take; a long past means fewer queries per block.
+QUERY_BLOCK = 512
+MASK_BYTES = 16 * 2**20
+
+
+class ObservingLayer(Protocol):
+    """What the attention function needs of a cache layer."""
+
+    prefix: RaggedPrefix | None
+    store: DecodeStore | None
+
+    @property
+    def prefill(self) -> str: ...
+
+    def observe(self, queries: Tensor, valid: Tensor | None, scaling: float) -> None: ...
+
+    def attended(self) -> None: ...
+
+    def absorb(
+        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Handle:
+    """Attached to the keys that a layer's ``update`` returned; ``dense`` is its state then.
+
+    ``fixed`` is given while a decode step with tails of fixed size runs; ``workspace`` is the
+    scratch memory of the cache.
+    """
+
+    layer: ObservingLayer
+    dense: bool
+    fixed: FixedTail | None = None
+    workspace: kernels.Workspace | None = None
+
+
+def register_attention() -> None:
+    """Make ``attn_implementation="catekv"`` (and the names of other bases) known to transformers.
+
+    Idempotent. Models that use another cache, or none, compute with it exactly what they compute
+    with the base implementation.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    for base, name in NAMES.items():
+        AttentionInterface.register(name, _attention(base))
+        # Without a mask function under the same name transformers builds no mask at all and left
+        # padding is ignored without an error.
+        AttentionMaskInterface.register(name, _mask(base))
+
+
+def base_attention(base: str, module: torch.nn.Module) -> Callable[..., Any]:
+    """The function transformers itself would call for ``base``."""
+    if base == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS[base]
+
+
+def base_mask(base: str) -> Callable[..., Any]:
+    """The mask function transformers itself would call for ``base``."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    return ALL_MASK_ATTENTION_FUNCTIONS[base]
+
+
+class ModuleView:
+    """A module, or its configuration, with some attributes replaced for the reader of this view
+    only."""
+
+    def __init__(self, target: Any, **replaced: Any):
+        self.__dict__.update(_target=target, **replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_target"], name)
+
+
+def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    flash = base.startswith("flash")
+
+    def delegate(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        function = base_attention(base, module)
+        if flash:
+            # FlashAttention functions look their kernels up by the name in the configuration
+            config = ModuleView(module.config, _attn_implementation=base)
+            module = ModuleView(module, config=config)
+        return function(module, query, key, value, mask, **options)
+
+    def attention(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        handle: Handle | None = getattr(key, HANDLE, None)
+        if handle is None:
+            if scaling is not None:
+                options["scaling"] = scaling
+            return delegate(module, query, key, value, attention_mask, **options)
+        for name in UNSUPPORTED:
+            if options.get(name) is not None:
+                raise UserError(
+                    f"{type(module).__name__} uses {name!r}, which compressed layers do not "
+                    "implement; run this model with its ordinary cache"
+                )
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if handle.dense:
+            result: tuple[Tensor, Tensor | None]
+            if handle.layer.prefill == "minference" and query.shape[2] > 1:
+                seen = _last_row(attention_mask, key.shape[2])
+                result = minference_attention(query, key, value, scale, seen), None
+            elif not flash and _past_is_causal(query, key, attention_mask):
+                result = _past_and_self(query, key, value, scale, attention_mask), None
+            else:
+                result = delegate(
+                    module, query, key, value, attention_mask, scaling=scaling, **options
+                )
+            handle.layer.observe(query, _last_row(attention_mask, key.shape[2]), scale)
+            return result
+        prefix = handle.layer.prefix
+        assert prefix is not None
+        handle.layer.attended()
+        workspace = handle.workspace if query.shape[2] == 1 else None
+        store, blocks = handle.layer.store, None
+        if store is not None:
+            prefix, blocks = store.read(query, scale, workspace)
+        if handle.fixed is not None:
+            if handle.fixed.used is not None:
+                handle.fixed.used.append(prefix)
+            output = kernels.ragged_decode(
+                query,
+                prefix,
+                key,
+                value,
+                scale,
+                handle.fixed.mask,
+                tail_length=handle.fixed.length,
+                blocks=blocks,
+                workspace=workspace,
+            )
+            return output.transpose(1, 2).contiguous(), None
+        tail_mask = _tail_mask(attention_mask, query.shape[2], key.shape[2])
+        plain = store is None and prefix.uniform_length is not None
+        if base == "sdpa" and plain and _on_torch(query.device):
+            # Nothing is ragged: the very call that an ordinary cache would make, bit for bit.
+            keys, values = prefix.dense()
+            return delegate(
+                module,
+                query,
+                torch.cat([keys, key], dim=2),
+                torch.cat([values, value], dim=2),
+                _with_prefix(tail_mask, query.shape[2], key.shape[2], keys.shape[2], query.device),
+                scaling=scaling,
+                **options,
+            )
+        output = kernels.ragged_decode(
+            query, prefix, key, value, scale, tail_mask, blocks=blocks, workspace=workspace
+        )
+        if store is not None:
+            handle.layer.absorb(query, key, value, scale, tail_mask)
+        return output.transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+def _on_torch(device: torch.device) -> bool:
+    """Whether decode attention runs on the torch path there, and not through a kernel."""
+    return choose("ragged_decode", device) is kernels.ragged_decode_torch
+
+
+def _visible(mask: Tensor) -> Tensor:
+    """A mask as booleans: additive masks hold 0 where a query may look."""
+    return mask if mask.dtype == torch.bool else mask == 0
+
+
+def _last_row(mask: Tensor | None, columns: int) -> Tensor | None:
+    """bool [batch, columns]: what the last query sees, that is, everything but padding."""
+    if mask is None:
+        return None
+    if mask.ndim == 2:
+        return mask[:, -columns:].bool()
+    return _visible(mask[:, 0, -1, -columns:])
+
+
+def _tail_mask(mask: Tensor | None, query_tokens: int, tail: int) -> Tensor | None:
+    """bool [batch, 1, query_tokens, tail] or None (causal), from any mask transformers passes.
+
+    The mask may have been built just before a compression and then describes more than the tail.
+    """
+    if mask is None:
+        return None
+    if mask.ndim == 2:
+        columns = mask[:, None, None, -tail:].bool()
+        return causal_tail_mask(query_tokens, tail, mask.device) & columns
+    return _visible(mask[..., -tail:])
+
+
+def _with_prefix(
+    tail_mask: Tensor | None, query_tokens: int, tail: int, prefix: int, device: torch.device
+) -> Tensor | None:
+    """The tail's mask with all-visible prefix columns before it, or None if nothing is hidden."""
+    if tail_mask is None:
+        if query_tokens == 1:
+            return None
+        tail_mask = causal_tail_mask(query_tokens, tail, device)
+    ones = tail_mask.new_ones(*tail_mask.shape[:-1], prefix)
+    return torch.cat([ones, tail_mask], dim=-1)
+
+
+def _past_is_causal(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+    """Whether :func:`_past_and_self` computes this call: a chunk behind a longer past, or a chunk
+    whose mask only names the padding."""
+    if mask is not None:
+        return mask.ndim == 2
+    if query.shape[2] == key.shape[2] and query.is_cuda:
+        # torch would repeat the KV heads and hold all logits where FlashAttention cannot help
+        return query.shape[1] != key.shape[1] and not _flash_serves(query, key, key)
+    return 1 < query.shape[2] < key.shape[2]
+
+
+def _flash_serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether torch's FlashAttention takes these tensors (half precision on a recent GPU)."""
+    from torch.backends.cuda import SDPAParams, can_use_flash_attention
+
+    grouped = query.shape[1] != key.shape[1]
+    return can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, False, grouped))
+
+
+def _past_and_self(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, valid: Tensor | None = None
+) -> Tensor:
+    """Causal attention of the last ``query_tokens`` positions without a [queries, keys] mask.
+
+    Args:
+        query, key, value: [batch, heads, tokens, head_dim]; KV heads are never repeated.
+        valid: bool [batch, tokens], False on left padding; None without padding.
+
+    Returns:
+        [batch, query_tokens, query_heads, value_dim]; zeros for queries on padding.
+    """
+    batch, query_heads, query_tokens, head_dim = query.shape
+    kv_heads, tokens = key.shape[1:3]
+    if valid is not None:
+        # a sequence without its padding needs no mask; a mask would hold [queries, keys] for each
+        output = query.new_zeros(batch, query_tokens, query_heads, value.shape[-1])
+        for row, padding in enumerate(valid.int().argmax(dim=-1).tolist()):
+            skipped = max(0, padding - (tokens - query_tokens))
+            own = slice(row, row + 1)
+            output[own, skipped:] = _past_and_self(
+                query[own, :, skipped:], key[own, :, padding:], value[own, :, padding:], scaling
+            )
+        return output
+    if query.is_cuda and _flash_serves(query, key, value):
+        from torch.nn.attention.bias import causal_lower_right
+
+        # This bias calls FlashAttention exactly where _flash_serves says so, with the KV heads as
+        # they are (checked in torch 2.11 and 2.13: the same file). Elsewhere it would fall back to
+        # a mask of [queries, keys] and, for grouped heads, to logits of that size for every head.
+        output = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=causal_lower_right(query_tokens, tokens),
+            scale=scaling,
+            enable_gqa=query_heads != kv_heads,
+        )
+        return output.transpose(1, 2).contiguous()
+    group = query_heads // kv_heads
+    output = query.new_empty(batch, query_tokens, query_heads, value.shape[-1])
+    past = tokens - query_tokens
+    block = min(QUERY_BLOCK, MASK_BYTES // (group * tokens * query.element_size()))
+    block = max(1, min(block, query_tokens))
+    for start in range(0, query_tokens, block):
+        stop = min(start + block, query_tokens)
+        seen = past + stop
+        # the query heads of a group become further queries of their KV head: keys stay unrepeated
+        part = query[:, :, start:stop].reshape(batch, kv_heads, -1, head_dim)
+        result = F.scaled_dot_product_attention(
+            part,
+            key[:, :, :seen],
+            value[:, :, :seen],
+            _lower_right(group, stop - start, seen, query),
+            scale=scaling,
+        )
+        output[:, start:stop] = result.view(batch, query_heads, stop - start, -1).transpose(1, 2)
+    return output
+
+
+def _lower_right(group: int, size: int, seen: int, like: Tensor) -> Tensor:
+    """Additive causal mask [group * size, seen] of the last ``size`` queries, once per head of a
+    group; torch would turn a boolean mask into an additive one beside it."""
+    mask = like.new_zeros(group, size, seen)
+    own = causal_tail_mask(size, size, like.device)[0]
+    mask[:, :, seen - size :].masked_fill_(~own, -torch.inf)
+    return mask.view(-1, seen)
+
+
+@dataclass(frozen=True)
+class DeferredMask:
+    """What transformers asked of the mask function, kept so that masks can be made per chunk.
+
+    ``plain`` says that the mask is causal and hides nothing else but padding on the left and what
+    lies outside a local window; ``padded`` that there is padding.
+    """
+
+    base: str
+    arguments: dict[str, Any]
+    plain: bool
+    padded: bool
+
+    def build(
+        self, query_tokens: int, query_offset: int, kv_length: int, kv_offset: int, ragged: bool
+    ) -> Tensor | None:
+        """The mask of one chunk in one layer; None where the attention function needs none."""
+        local = self.arguments.get("local_size")
+        inside = local is None or kv_offset + kv_length <= local
+        if ragged and self.plain and inside:
+            if not self.padded and self.base != "eager":
+                return None
+            if self.padded and self.base == "sdpa":
+                columns: Tensor = self.arguments["attention_mask"]
+                return columns[:, kv_offset : kv_offset + kv_length].bool()
+        arguments = dict(self.arguments)
+        arguments.update(
+            q_length=query_tokens,
+            q_offset=query_offset,
+            kv_length=kv_length,
+            kv_offset=kv_offset,
+        )
+        return base_mask(self.base)(**arguments)
+
+
+_deferring: contextvars.ContextVar[bool] = contextvars.ContextVar("catekv_deferring", default=False)
+
+
+@contextlib.contextmanager
+def deferred_masks() -> Iterator[None]:
+    """Within it the mask functions return :class:`DeferredMask` (used by the chunked prefill)."""
+    token = _deferring.set(True)
+    try:
+        yield
+    finally:
+        _deferring.reset(token)
+
+
+_unmasked: contextvars.ContextVar[bool] = contextvars.ContextVar("catekv_unmasked", default=False)
+
+
+@contextlib.contextmanager
+def no_masks() -> Iterator[None]:
+    """Within it the mask functions return None: a decode step with fixed tails needs no mask."""
+    token = _unmasked.set(True)
+    try:
+        yield
+    finally:
+        _unmasked.reset(token)
+
+
+def _mask(base: str) -> Callable[..., Any]:
+    def mask(*arguments: Any, **options: Any) -> Any:
+        if _unmasked.get():
+            return None
+        if not _deferring.get() or arguments:
+            return base_mask(base)(*arguments, **options)
+        from transformers.masking_utils import causal_mask_function
+
+        local = options.get("local_size") is not None
+        function = options.get("mask_function", causal_mask_function)
+        plain = (local or function is causal_mask_function) and options.get(
+            "allow_is_causal_skip", True
+        )
+        padding = options.get("attention_mask")
+        if padding is None or bool(padding.all()):
+            return DeferredMask(base, options, plain, False)
+        ordered = padding.ndim == 2 and bool((padding[:, 1:] >= padding[:, :-1]).all())
+        return DeferredMask(base, options, plain and ordered, True)
+
+    return mask

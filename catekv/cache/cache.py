@@ -1,0 +1,277 @@
+"""A transformers cache whose full-attention layers store a different length in every row.
+
+A layer is *dense* while the prompt comes in; at the context boundary its method chooses what to
+keep, the rest is freed, and from then on the layer is a ragged prefix plus a dense tail of
+everything fed since. Positions always continue from the true number of tokens seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from catekv.cache import files
+from catekv.cache.layer import CacheSettings, RaggedLayer
+from catekv.cache.sharded import select_here
+from catekv.errors import UserError
+from catekv.kernels.ragged import storage_bytes
+from catekv.methods.base import Method, Needs
+from catekv.models.shape import config_hash
+
+
+class RaggedCache(Cache):
+    """A cache for ``model.generate(past_key_values=...)`` that compresses with a method.
+
+    The model must use catekv attention (:func:`catekv.register_attention`). Sliding-window layers
+    stay what transformers makes them, unless their window spans the whole context window.
+
+    Args:
+        config: configuration of the model.
+        method: what chooses the entries to keep.
+        prefill_tokens: exact context boundary in columns (padding included). The context is
+            compressed as soon as a layer has seen that many; what a forward brings beyond them
+            starts the tail, so any chunking gives the same result. None: compress before the first
+            forward of a single token, which needs no knowledge of the length, but all layers stay
+            dense until then. ``"auto"``: compress at the end of the first forward of several tokens
+            (layer by layer; not for prompts that are fed in several forwards).
+        offloading: refused; here so that the error says so.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        method: Method | None,
+        prefill_tokens: int | str | None = None,
+        *,
+        offloading: bool = False,
+        hold: Needs | None = None,
+    ):
+        if offloading:
+            raise UserError(
+                "a compressed cache cannot be offloaded; make the cache without offloading"
+            )
+        if isinstance(prefill_tokens, str) and prefill_tokens != "auto":
+            raise UserError(f"prefill_tokens {prefill_tokens!r}: use a number, None or 'auto'")
+        if isinstance(prefill_tokens, int) and prefill_tokens < 1:
+            raise UserError(f"prefill_tokens {prefill_tokens} must be at least 1")
+        trigger = "lazy" if prefill_tokens is None else "count"
+        if prefill_tokens == "auto":
+            trigger = "auto"
+        if hold is not None:
+            trigger = "hold"
+        text_config = config.get_text_config(decoder=True)
+        layers = DynamicCache(config=config).layers
+        self.settings = CacheSettings(
+            method=method,
+            num_layers=len(layers),
+            kv_heads=getattr(text_config, "num_key_value_heads", None) or 0,
+            needs=method.needs if method is not None else hold or Needs(),
+            trigger=trigger,
+            prefill_tokens=prefill_tokens if isinstance(prefill_tokens, int) else None,
+            description=method.to_dict() if method is not None else {},
+            config=config,
+        )
+        #: hash of the model's configuration; load() refuses a cache of another model
+        self.config_hash = config_hash(config)
+        span = getattr(text_config, "max_position_embeddings", None)
+        super().__init__(
+            layers=[
+                RaggedLayer(index, self.settings) if _replaceable(layer, span) else layer
+                for index, layer in enumerate(layers)
+            ]
+        )
+
+    @property
+    def ragged_layers(self) -> list[RaggedLayer]:
+        return [layer for layer in self.layers if isinstance(layer, RaggedLayer)]
+
+    @property
+    def compressed(self) -> bool:
+        """Whether every layer that can be compressed is."""
+        return all(layer.compressed for layer in self.ragged_layers)
+
+    def begin_prefill(self, prefill_tokens: int) -> None:
+        """Set the context boundary of a cache that has seen nothing yet."""
+        if any(layer.seen for layer in self.ragged_layers):
+            raise UserError("set the context boundary before anything is fed, or reset() first")
+        self.settings.prefill_tokens = prefill_tokens
+        self.settings.trigger = "count"
+
+    @property
+    def due(self) -> bool:
+        """Whether all layers wait to be compressed together (``Needs.all_layers``)."""
+        return self.settings.needs.all_layers and all(
+            not layer.compressed and layer.due(layer.seen) for layer in self.ragged_layers
+        )
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *arguments: Any,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Store new keys and values of a layer; see :meth:`RaggedLayer.update`."""
+        if self.settings.needs.all_layers and self.layers[layer_idx] is self.ragged_layers[0]:
+            single = self.settings.trigger == "lazy" and key_states.shape[2] == 1
+            if self.due or (single and self.ragged_layers[0].dense_tokens):
+                self.compress()
+        return super().update(key_states, value_states, layer_idx, *arguments, **options)
+
+    def compress(self) -> None:
+        """Compress now what is still dense."""
+        waiting = [layer for layer in self.ragged_layers if not layer.compressed]
+        if not self.settings.needs.all_layers:
+            for layer in waiting:
+                layer.compress()
+        elif waiting:
+            self._compress_together(waiting)
+
+    def _compress_together(self, layers: list[RaggedLayer]) -> None:
+        start = time.perf_counter()
+        method = layers[0].method()
+        seen = [layer.observed() for layer in layers]
+        method, selections = select_here(
+            method, [observed for observed, _ in seen], seen[0][1], self.settings.kv_heads
+        )
+        for layer, (observed, valid), selection in zip(layers, seen, selections, strict=True):
+            layer.adopt(method, observed, valid, selection)
+        self.settings.compress_seconds += time.perf_counter() - start
+
+    def activate_past_recording(self) -> None:
+        raise UserError(
+            "assisted and speculative decoding roll the cache back over tokens that a compressed "
+            "cache no longer has; generate without assistant_model and prompt lookup"
+        )
+
+    def reserve_tails(self, capacity: int) -> None:
+        """Make room for ``capacity`` tokens after the context in every compressed layer, in tensors
+        that then stay where they are.
+
+        Raises:
+            UserError: if a layer is not compressed yet.
+        """
+        for layer in self.ragged_layers:
+            layer.reserve_tail(capacity)
+
+    def lengths(self) -> list[Tensor]:
+        """Stored tokens of every layer, int64 [batch, kv_heads]."""
+        return [
+            layer.lengths() if isinstance(layer, RaggedLayer) else _plain_lengths(layer)
+            for layer in self.layers
+        ]
+
+    def stored_bytes(self) -> int:
+        """Bytes of all storages this cache holds, the scratch memory of its decode steps included;
+        a storage seen through views counts once."""
+        own = [tensor for layer in self.layers for tensor in _tensors(layer)]
+        return storage_bytes(own + self.settings.workspace.tensors())
+
+    def full_bytes(self) -> int:
+        """Bytes that an uncompressed cache of the same model, batch and length would hold."""
+        return sum(
+            layer.full_bytes() if isinstance(layer, RaggedLayer) else _plain_bytes(layer)
+            for layer in self.layers
+        )
+
+    def kept_share(self) -> float:
+        """Stored tokens over true tokens (padding not counted) in the layers that compress."""
+        stored = full = 0
+        for layer in self.ragged_layers:
+            lengths = layer.lengths()
+            stored += int(lengths.sum())
+            padding = sum(layer.padding_per_sequence())
+            full += lengths.shape[-1] * (lengths.shape[0] * layer.seen - padding)
+        return stored / full if full else 1.0
+
+    def fork(self) -> RaggedCache:
+        """An independent cache in the same state; the compressed part is shared, not copied."""
+        return copy.deepcopy(self)
+
+    def save(self, path: str | Path, **extra: Any) -> None:
+        """Write the compressed cache to a folder: tensors and a JSON description.
+
+        Args:
+            path: the folder; made if it is missing.
+            extra: further plain values for the description.
+
+        Raises:
+            UserError: if a layer is not compressed yet or is of a kind that cannot be stored.
+        """
+        files.write(
+            Path(path),
+            self.layers,
+            {
+                "config_hash": self.config_hash,
+                "method": self.settings.description,
+                "prefill_tokens": self.settings.prefill_tokens,
+                **extra,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any) -> RaggedCache:
+        """Read a cache that :meth:`save` wrote, onto the model's device.
+
+        Args:
+            path: the folder.
+            model: a ``CateKVModel``, a transformers model or a configuration.
+
+        Raises:
+            UserError: no such folder, another format version, or a cache of another model.
+        """
+        config = getattr(model, "config", model)
+        description, tensors = files.read(Path(path), getattr(model, "device", "cpu"))
+        cache = cls(config, None, description["prefill_tokens"])
+        cache.settings.description = description["method"]
+        if description["config_hash"] != cache.config_hash:
+            raise UserError(
+                f"{path} was saved from another model (configuration "
+                f"{description['config_hash']}, this one has {cache.config_hash})"
+            )
+        files.restore(cache.layers, description["layers"], tensors)
+        return cache
+
+
+def _replaceable(layer: Any, span: int | None) -> bool:
+    """Whether a layer attends to the whole context, so that its cache may be compressed."""
+    if type(layer) is DynamicLayer:
+        return True
+    window = getattr(layer, "sliding_window", None)
+    # some long-context models carry a sliding window as long as everything they can read
+    return (
+        isinstance(layer, DynamicLayer)
+        and getattr(layer, "is_sliding", False)
+        and span is not None
+        and window is not None
+        and window >= span
+    )
+
+
+def _tensors(layer: Any) -> list[Tensor]:
+    if isinstance(layer, RaggedLayer):
+        return layer.tensors()
+    found = []
+    for value in vars(layer).values():
+        values: Iterable[Any] = value if isinstance(value, list | tuple) else [value]
+        found += [item for item in values if isinstance(item, Tensor) and item.ndim > 0]
+    return found
+
+
+def _plain_bytes(layer: Any) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(layer))
+
+
+def _plain_lengths(layer: Any) -> Tensor:
+    keys = getattr(layer, "keys", None)
+    if keys is None or keys.ndim < 3:
+        return torch.zeros(0, 0, dtype=torch.int64)
+    return torch.full(keys.shape[:2], keys.shape[2], dtype=torch.int64)

@@ -1,0 +1,127 @@
+"""Compressed caches as files: one safetensors file and a JSON description that names its shapes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from catekv.cache.layer import RaggedLayer
+from catekv.errors import UserError
+from catekv.kernels.ragged import from_rows
+from catekv.version import __version__
+
+FORMAT_VERSION = 1
+TENSOR_FILE = "cache.safetensors"
+DESCRIPTION_FILE = "cache.json"
+
+
+def write(folder: Path, layers: Sequence[Any], description: dict[str, Any]) -> None:
+    """Write all layers of a compressed cache; ``description`` holds further plain values."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    records = [_save_layer(layer, f"{index}.", tensors) for index, layer in enumerate(layers)]
+    whole = {"format": FORMAT_VERSION, "version": __version__, "layers": records, **description}
+    partial = folder / (DESCRIPTION_FILE + ".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # the description comes last: a torn write leaves a folder that read() refuses
+        (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
+        save_file(tensors, str(folder / TENSOR_FILE))
+        partial.write_text(json.dumps(whole, indent=1))
+        partial.replace(folder / DESCRIPTION_FILE)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the cache to {folder}: {error}") from error
+
+
+def read(folder: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and tensors of a saved cache; ``UserError`` if there is none of this format."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        description = json.loads((folder / DESCRIPTION_FILE).read_text())
+        tensors = load_file(str(folder / TENSOR_FILE), device=str(device))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no saved cache that can be read: {error}") from error
+    if description.get("format") != FORMAT_VERSION:
+        raise UserError(
+            f"{folder} has cache format {description.get('format')!r}, this version reads "
+            f"{FORMAT_VERSION}; make the context again"
+        )
+    return description, tensors
+
+
+def restore(
+    layers: Sequence[Any], records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]
+) -> None:
+    """Put saved contents into the fresh layers of a cache."""
+    kinds = ["ragged" if isinstance(layer, RaggedLayer) else "plain" for layer in layers]
+    if kinds != [record["kind"] for record in records]:
+        raise UserError("the cache was saved from a model with other layers; load that model")
+    for index, (layer, record) in enumerate(zip(layers, records, strict=True)):
+        _load_layer(layer, f"{index}.", record, tensors)
+
+
+def _save_layer(layer: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    if isinstance(layer, RaggedLayer):
+        if layer.prefix is None:
+            raise UserError("only a compressed cache can be saved; feed the whole context first")
+        if layer.store is not None:
+            raise UserError(
+                "this method reads a part, stores elsewhere or goes on while decoding, which is "
+                "not saved; prefill again where the context is needed"
+            )
+        tensors[prefix + "keys"] = layer.prefix.keys.contiguous()
+        tensors[prefix + "values"] = layer.prefix.values.contiguous()
+        if layer.prefix.bias is not None:
+            tensors[prefix + "bias"] = layer.prefix.bias.contiguous()
+        if layer.tail_length:
+            keys, values = layer.buffer.views()
+            tensors[prefix + "tail_keys"] = keys.contiguous()
+            tensors[prefix + "tail_values"] = values.contiguous()
+        return {
+            "kind": "ragged",
+            "rows": layer.prefix.host_rows,
+            "kv_heads": layer.prefix.kv_heads,
+            "seen": layer.seen,
+            "padding": layer.padding,
+            "scaling": layer.scaling,
+            "query_heads": layer.query_heads,
+        }
+    if not (isinstance(layer, DynamicLayer) and hasattr(layer, "cumulative_length")):
+        raise UserError(f"a layer of type {type(layer).__name__} cannot be saved")
+    if layer.keys is not None and layer.values is not None:
+        tensors[prefix + "keys"] = layer.keys.contiguous()
+        tensors[prefix + "values"] = layer.values.contiguous()
+    return {"kind": "plain", "seen": layer.cumulative_length}
+
+
+def _load_layer(
+    layer: Any, prefix: str, record: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    keys, values = tensors.get(prefix + "keys"), tensors.get(prefix + "values")
+    if keys is None or values is None:
+        if record["seen"]:
+            raise UserError("a saved cache lacks tensors of one layer; make the context again")
+        return
+    layer.lazy_initialization(keys, values)
+    if not isinstance(layer, RaggedLayer):
+        layer.keys, layer.values = keys, values
+        layer.cumulative_length = record["seen"]
+        return
+    rows = [(int(offset), int(length)) for offset, length in record["rows"]]
+    layer.prefix = from_rows(keys, values, tensors.get(prefix + "bias"), rows, record["kv_heads"])
+    if prefix + "tail_keys" in tensors:
+        layer.buffer.append(tensors[prefix + "tail_keys"], tensors[prefix + "tail_values"])
+    layer.seen = record["seen"]
+    layer.padding = record["padding"]
+    layer.scaling = record["scaling"]
+    layer.query_heads = record["query_heads"]

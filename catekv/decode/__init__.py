@@ -1,0 +1,1 @@
+"""After the prompt: contexts, the decode step and its CUDA graph, sampling, text."""

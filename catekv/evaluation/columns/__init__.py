@@ -1,0 +1,1 @@
+"""What a column of a table is: a method with its options, defaults and name."""

@@ -1,0 +1,1 @@
+"""Predictions of other harnesses: reading their files, scoring them."""

@@ -1,0 +1,1 @@
+"""What a run directory holds: records, their locks, the environment."""

@@ -1,0 +1,227 @@
+"""Scores and costs of one length and question mode: tables, intervals, trade-offs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from catekv.evaluation import tables
+from catekv.evaluation.report.document import NOTE, WARNING, Block, Figure, Section, Table, Text
+from catekv.evaluation.report.frontier import pareto_front
+from catekv.evaluation.report.gaps import NOTE as MISSING
+from catekv.evaluation.report.plots import Point, intervals, trade_off
+from catekv.evaluation.report.summary import AVERAGE
+from catekv.evaluation.report.summary_text import difference, interval, score
+from catekv.evaluation.report.svg import Style
+
+Row = Mapping[str, Any]
+
+
+def score_section(
+    title: str,
+    cells: Sequence[Row],
+    averages: Sequence[Row],
+    full: str | None,
+    style: Mapping[str, Style],
+    series: Mapping[str, str],
+    stem: str,
+) -> Section:
+    """One length and question mode.
+
+    Args:
+        cells: numbers per task and method. averages: per method over its tasks.
+        full: label of full attention, None if it was not measured.
+        style: how each method looks in all plots. series: what each is a variant of, or itself.
+        stem: beginning of the figures' names.
+    """
+    section = Section(title)
+    tasks = list(dict.fromkeys(row["task"] for row in cells))
+    section.blocks.append(_score_table(tasks, cells, averages, full))
+    if any(row["missing"] or row["unpaired"] for row in averages):
+        section.blocks.append(
+            Text(f"{MISSING} Methods that lack whole tasks are not drawn.", WARNING)
+        )
+    section.blocks += _as_good(averages, full)
+    section.blocks += _plots(tasks, averages, style, series, stem)
+    section.blocks.append(_cost_table(averages))
+    if len(tasks) > 1:
+        section.blocks.append(_task_table(cells, full))
+    return section
+
+
+def _short(task: str) -> str:
+    return task.rpartition("/")[2]
+
+
+def _score_table(
+    tasks: Sequence[str], cells: Sequence[Row], averages: Sequence[Row], full: str | None
+) -> Table:
+    found = {(row["task"], row["method"]): row for row in cells}
+    many = len(tasks) > 1
+    header = ["method", AVERAGE if many else _short(tasks[0]), "95 % interval"]
+    header += [f"to {full}", "95 % interval"] if full else []
+    header += ["strict", *([_short(task) for task in tasks] if many else [])]
+    rows = []
+    for row in averages:
+        cell = [row["method"], score(row)]
+        cell.append(interval(row["official"]))
+        if full:
+            cell += [difference(row), interval(row["difference"])]
+        cell.append(_mean(row["strict"]))
+        if many:
+            for task in tasks:
+                one = found.get((task, row["method"]))
+                cell.append(score(one) if one else "-")
+        rows.append(cell)
+    counts = {row["count"] for row in averages}
+    samples = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts, default=0)}"
+    caption = f"Scores x 100, {samples} samples per method; intervals: bootstrap over samples" + (
+        f"; to {full}: paired difference on the same samples" if full else ""
+    )
+    return Table(caption, header, rows)
+
+
+def _of_all_tasks(averages: Sequence[Row]) -> list[Row]:
+    """The averages over as many tasks as any method has scores of."""
+    most = max((row["tasks"] for row in averages), default=0)
+    return [row for row in averages if row["tasks"] == most]
+
+
+def _mean(estimate: Mapping[str, float] | None) -> str:
+    return tables.number(estimate["mean"] if estimate else None)
+
+
+def memory_share(row: Row) -> float | None:
+    """Bytes stored over those of the full cache."""
+    stored, whole = row["stored_bytes"], row["full_bytes"]
+    return stored / whole if stored is not None and whole else None
+
+
+def _cost_table(averages: Sequence[Row]) -> Table:
+    rare = [name for name in ("skipped", "cut") if any(row[name] for row in averages)]
+    header = [
+        "method", "asked", "kept", "stored MiB", "of full", "prefill ms", "compress ms",
+        "question ms", "ms/token", "samples", "nulls", "errors", *rare,
+    ]  # fmt: skip
+    rows = [
+        [
+            row["method"],
+            tables.percent(row["asked_share"]),
+            tables.percent(row["kept_share"]),
+            tables.mebibytes(row["stored_bytes"]),
+            tables.percent(memory_share(row)),
+            *(
+                tables.milliseconds(row["time"][name])
+                for name in (
+                    "prefill_seconds", "compress_seconds", "question_seconds",
+                    "decode_seconds_per_token",
+                )
+            ),
+            *(str(row[name]) for name in ("count", "nulls", "errors", *rare)),
+        ]
+        for row in averages
+    ]  # fmt: skip
+    caption = (
+        "Memory and time. asked: share of tokens that was to be kept, or is read per step; kept: "
+        "share stored; times are medians; nulls: empty predictions"
+        + ("; skipped: left out for a recorded reason; cut: shortened to fit" if rare else "")
+    )
+    return Table(caption, header, rows)
+
+
+def _task_table(cells: Sequence[Row], full: str | None) -> Table:
+    header = ["method", "task", "score", "95 % interval"]
+    header += [f"to {full}", "95 % interval"] if full else []
+    header += ["strict", "samples", "errors"]
+    rows = []
+    for row in cells:
+        line = [row["method"], row["task"], score(row), interval(row["official"])]
+        if full:
+            line += [difference(row), interval(row["difference"])]
+        rows.append([*line, _mean(row["strict"]), str(row["count"]), str(row["errors"])])
+    return Table("Every task with its interval", header, rows, folded=True)
+
+
+def _as_good(averages: Sequence[Row], full: str | None) -> list[Block]:
+    """Which methods the samples cannot tell from full attention, those with least memory first."""
+    rows = [row for row in _of_all_tasks(averages) if row["difference"] and not row["unpaired"]]
+    if full is None or not rows:
+        return []
+    same = [row for row in rows if row["difference"]["low"] <= 0 <= row["difference"]["high"]]
+    better = [row for row in rows if row["difference"]["low"] > 0]
+    names = [
+        f"{row['method']} ({tables.percent(memory_share(row))} of the cache)"
+        for row in sorted(same, key=lambda one: memory_share(one) or 0.0)
+    ]
+    words = (
+        f"Not told apart from {full} by these {rows[0]['count']} samples (the interval of the "
+        f"paired difference holds 0), least memory first: {', '.join(names) or 'none'}."
+    )
+    if better:
+        words += f" Above {full}: {', '.join(row['method'] for row in better)}."
+    return [Text(words)]
+
+
+def _plots(
+    tasks: Sequence[str],
+    averages: Sequence[Row],
+    style: Mapping[str, Style],
+    series: Mapping[str, str],
+    stem: str,
+) -> list[Block]:
+    rows = [row for row in _of_all_tasks(averages) if row["official"] is not None]
+    if not rows:
+        return []
+    what = f"average of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0]
+    points = [_point(row, 0.0, series) for row in rows]
+    blocks: list[Block] = [
+        Figure(
+            f"{stem}-scores",
+            intervals(points, style, f"Scores of all methods, {what}"),
+            f"Mean score and its 95 % interval, {what}.",
+        )
+    ]
+    shares = [(row, memory_share(row)) for row in rows]
+    by_memory = [_point(row, 100 * share, series) for row, share in shares if share is not None]
+    if len(by_memory) > 1:
+        blocks.append(
+            Figure(
+                f"{stem}-memory",
+                trade_off(
+                    by_memory, style, f"Score against memory, {what}",
+                    "bytes stored, % of the full cache",
+                ),
+                "Score against memory. Dashed: the Pareto front, methods that no other beats in "
+                f"both: {_front(by_memory)}.",
+            )
+        )  # fmt: skip
+    seconds = [(row, row["time"]["decode_seconds_per_token"]) for row in rows]
+    by_time = [_point(row, 1000 * value, series) for row, value in seconds if value is not None]
+    if len(by_time) > 1:
+        blocks.append(
+            Figure(
+                f"{stem}-latency",
+                trade_off(
+                    by_time, style, f"Score against decode time, {what}", "ms per new token, median"
+                ),
+                "Score against the time of a decode step, as the evaluation ran it: no measurement "
+                f"of efficiency. Pareto front: {_front(by_time)}.",
+            )
+        )
+    elif rows:
+        blocks.append(
+            Text("No decode time per method was measured in these runs (joint decoding).", NOTE)
+        )
+    return blocks
+
+
+def _point(row: Row, cost: float, series: Mapping[str, str]) -> Point:
+    score = row["official"]
+    return Point(
+        row["method"], cost, score["mean"], score["low"], score["high"], series[row["method"]]
+    )
+
+
+def _front(points: Sequence[Point]) -> str:
+    front = pareto_front([(point.cost, point.score) for point in points])
+    return ", ".join(points[position].name for position in front)

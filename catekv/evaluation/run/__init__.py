@@ -1,0 +1,1 @@
+"""A run: from its request over cells and samples to records."""

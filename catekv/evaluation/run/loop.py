@@ -1,0 +1,266 @@
+"""The loop of a run: unit after unit, with what fails tried again in smaller parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from catekv.errors import UserError
+from catekv.evaluation.columns.settings import MethodSpec, RunSettings
+from catekv.evaluation.records.records import SKIPPED, Key, Record, RunDirectory
+from catekv.evaluation.run import sanity
+from catekv.evaluation.run.batches import Unit, alike, units_of
+from catekv.evaluation.run.cells import Cell, sample_hash
+from catekv.evaluation.run.distributed import Process
+from catekv.evaluation.run.measuring import Measurer, Phase
+from catekv.evaluation.run.progress import NONE, Progress
+from catekv.prefill.capacity import TooLittleMemoryError
+
+if TYPE_CHECKING:
+    from catekv.model import CateKVModel
+
+#: Measurements of a process before the share of failed ones means anything.
+_ENOUGH = 20
+
+
+class Loop:
+    """What one process measures; it counts what it did.
+
+    Attributes:
+        failed, measured, skipped: records of this run.
+    """
+
+    def __init__(
+        self,
+        model: CateKVModel,
+        settings: RunSettings,
+        directory: RunDirectory,
+        process: Process,
+        max_errors: float,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.directory = directory
+        self.process = process
+        self.max_errors = max_errors
+        self.measurer = Measurer(model, settings, process)
+        self.failed = self.measured = self.skipped = 0
+        self.done: Mapping[Key, Record] = process.alike(directory.records())
+        self.progress = Progress(0, NONE)
+        self._read: tuple[Any, ...] = ()
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether so much failed that the rest is not worth trying."""
+        return self.measured >= _ENOUGH and self.failed > self.max_errors * self.measured
+
+    def run(self, cells: Sequence[Cell], shown: str) -> None:
+        for cell in cells:
+            self._check_unchanged(cell)
+        plan = [
+            (cell, units_of(cell, question, self.settings.batch_size, self.process), question)
+            for cell in cells
+            for question in self.settings.questions
+        ]
+        total = sum(len(unit.positions) for _, units, _ in plan for unit in units)
+        with Progress(total, shown) as self.progress:
+            for cell, units, question in plan:
+                self._skip(cell, question)
+                most = self.settings.batch_size
+                for unit in units:
+                    most = self._unit(unit, most)
+                    if self.hopeless:
+                        return
+
+    def _check_unchanged(self, cell: Cell) -> None:
+        """Refuse to add to records of other samples, e.g. built by another version.
+
+        Compares all samples that are at hand; of those that are built when they are needed, the
+        first.
+        """
+        known = range(cell.count if cell.sizes is not None else 1)
+        hashes = functools.cache(lambda position: sample_hash(cell.sample(position)))
+        for key, record in self.done.items():
+            if (
+                key[:2] == (cell.task, cell.length)
+                and key[2] in known
+                and record.error is None
+                and record.sample_hash != hashes(key[2])
+            ):
+                raise UserError(
+                    f"{self.directory.path} holds other samples of {cell.task} (built by another "
+                    "version or from another file); use --overwrite or another folder"
+                )
+
+    def _skip(self, cell: Cell, question: str) -> None:
+        """Records of samples that are left out; they say why."""
+        number, shards = self.process.shard
+        reasons = cell.left_out(question)
+        positions = sorted(reasons)[number::shards]
+        unit = Unit(cell, question, tuple(positions))
+        for position in positions:
+            error = {"type": SKIPPED, "message": reasons[position], "phase": "prompt"}
+            for spec in self.settings.methods:
+                blank = self.measurer.blank(unit, position, spec)
+                if blank.key not in self.done:
+                    self._keep(dataclasses.replace(blank, error=error))
+
+    def _unit(self, unit: Unit, most: int) -> int:
+        """Measure what a unit lacks, at most ``most`` samples at once; returns how many of them
+        the next unit may try: fewer where memory was lacking."""
+        before = self.measured
+        missing = [spec for spec in self.settings.methods if self._lacks(unit, spec)]
+        for part in _parts(unit) if missing else ():
+            for piece in part.limited(most):
+                most = min(most, self._measure(piece, list(missing), self.settings.prefill) or most)
+        if self.settings.sanity:
+            self._check_validity(unit)
+        count = len(unit.positions)
+        self.progress.advance(unit.cell.task, count, count if self.measured > before else 0)
+        return most
+
+    def _lacks(self, unit: Unit, spec: MethodSpec) -> bool:
+        """Whether a sample has no good record under a method; failed ones are tried again."""
+        lacks = False
+        for position in unit.positions:
+            record = self.done.get(self.measurer.blank(unit, position, spec).key)
+            if record is None or record.error is not None:
+                lacks = True
+            else:
+                self.progress.score(spec.label, record.official or 0.0)
+        return lacks
+
+    def _measure(self, unit: Unit, missing: list[MethodSpec], mode: str) -> int:
+        """Measure a unit with the methods that lack it.
+
+        A batch is measured as a whole, also where an interruption left only some of its records
+        missing: its rounding must not depend on that. If it fails it is halved, down to single
+        samples; if memory was lacking, for all methods that are still missing. A single sample that
+        lacks memory is tried once more with the prefill that needs least of it, a joint decode
+        that fails method by method. What fails then becomes an error record.
+
+        Returns:
+            How many samples at once there was memory for; 0: it did not lack.
+        """
+        joint = self.settings.joint_decode
+        failed: list[MethodSpec] = []
+        count, fitted = len(unit.positions), 0
+        while missing:
+            phase = Phase(missing[0])
+            # a joint batch always holds all methods, also those measured before an interruption
+            batch = [s for s in self.settings.methods if s not in failed] if joint else []
+            results = self.measurer.records(unit, missing, batch, mode, phase)
+            failure: dict[str, str] | None = None
+            lacked_memory = False
+            while missing and failure is None:
+                try:
+                    records = next(results)
+                except Exception as error:
+                    self.process.must_end(error, phase.name)
+                    failure = _describe(error, phase.name)
+                    lacked_memory = _is_out_of_memory(error)
+                else:
+                    for record in records:
+                        self._keep(record)
+                    missing = missing[1:]
+            results.close()
+            if failure is None:
+                break
+            if lacked_memory:
+                _free()
+            if lacked_memory and mode != "separate" and (count == 1 or unit.one_context):
+                mode, joint = "separate", False
+            elif joint and phase.name == "generate":
+                joint = False
+            elif count > 1:
+                # the others go on as a batch where only one method failed
+                again = missing if lacked_memory else [phase.spec]
+                for half in unit.halves():
+                    fewer = self._measure(half, list(again), mode)
+                    if lacked_memory and not unit.one_context:
+                        fitted = min(fitted or count, fewer or len(half.positions))
+                missing = [spec for spec in missing if all(spec is not one for one in again)]
+            else:
+                failed.append(phase.spec)
+                if phase.spec in missing:
+                    blank = self.measurer.blank(unit, unit.positions[0], phase.spec)
+                    self._keep(dataclasses.replace(blank, error=failure))
+                    missing = [spec for spec in missing if spec is not phase.spec]
+        return fitted
+
+    def _check_validity(self, unit: Unit) -> None:
+        """The columns that test the task."""
+        for position in unit.positions:
+            for blank in sanity.blanks(unit, position, self.settings):
+                record = self.done.get(blank.key)
+                if record is not None and (record.error is None or record.skipped):
+                    self.progress.score(blank.method, record.official or 0.0)
+                    continue
+                try:
+                    record = sanity.measure(blank, unit, self.model, self.settings)
+                except Exception as error:
+                    runs = blank.method == sanity.NO_CONTEXT
+                    self.process.must_end(error, "generate" if runs else "score")
+                    record = dataclasses.replace(blank, error=_describe(error, "sanity"))
+                self._keep(record)
+
+    def _keep(self, record: Record) -> None:
+        """Write a record, unless an earlier run has a good one."""
+        earlier = self.done.get(record.key)
+        if earlier is not None and earlier.error is None:
+            return
+        if self.process.writes:
+            self.directory.append(record)
+        if record.skipped:
+            self.skipped += 1
+            return
+        self.measured += 1
+        if record.error is not None:
+            self.failed += 1
+            return
+        self._count_tokens(record)
+        self.progress.score(record.method, record.official or 0.0)
+
+    def _count_tokens(self, record: Record) -> None:
+        place = (record.task, record.length, record.index, record.question)
+        if record.prefill != "shared" or place != self._read:
+            self.progress.tokens += record.prompt_tokens
+        self._read = place
+        self.progress.tokens += record.new_tokens
+
+
+def _parts(unit: Unit) -> list[Unit]:
+    """What of a unit may be measured at once. Where a sample cannot be built, none of them: it then
+    fails alone and gets its record."""
+    try:
+        return alike(unit)
+    except Exception:
+        return unit.limited(1)
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError | TooLittleMemoryError) or (
+        "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower()
+    )
+
+
+def _describe(error: Exception, phase: str) -> dict[str, str]:
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "phase": phase,
+        "traceback": trace,
+    }

@@ -1,0 +1,344 @@
+"""From what somebody asks for on a command line to a loaded model, settings and a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catekv.errors import UserError
+from catekv.evaluation.columns import defaults
+from catekv.evaluation.columns.settings import (
+    PAPER_BUDGET,
+    PAPER_LENGTH,
+    PAPER_RATIO,
+    PAPER_RETENTION,
+    PAPER_SAMPLES,
+    PAPER_TASKS,
+    MethodSpec,
+    RunSettings,
+    stable_hash,
+)
+from catekv.evaluation.columns.specification import method_specs, parse_masks, parse_methods
+from catekv.evaluation.records import environment
+from catekv.evaluation.records.records import RunDirectory
+from catekv.evaluation.report import report
+from catekv.evaluation.run import suites
+from catekv.evaluation.run.distributed import Process, process_group
+from catekv.evaluation.run.overlap import reference_contexts
+from catekv.methods import available
+from catekv.methods.head_mask import HeadMask
+from catekv.models.compat import context_window
+
+if TYPE_CHECKING:
+    from catekv.evaluation.run.runner import Outcome
+    from catekv.model import CateKVModel
+
+RESULTS = Path("results")
+#: Without a wish: what a model of unknown window surely takes and a small machine can run.
+DEFAULT_LENGTH = 4096
+DEFAULT_SAMPLES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a user asks for; None means: the default of the model at hand.
+
+    Attributes:
+        model: local folder or hub name; None: the embedded model.
+        suite: name of a selection of tasks (:mod:`catekv.evaluation.run.suites`), or "".
+        tasks, lengths, samples, questions, seed, chat_template, max_new_tokens, task_options,
+            prefill, chunk_size, joint_decode, batch_size, sanity: see :class:`RunSettings`.
+        methods: as :func:`catekv.evaluation.columns.specification.parse_method` reads them.
+        masks: as :func:`catekv.evaluation.columns.specification.parse_masks` reads them.
+        ratio, retention, budget: for every method that takes a head mask.
+        options: more options per method name.
+        preset: ``published`` or ``recommended``, for every method that does not say its own.
+        made_with: calibration options (k, alpha) that masks must agree with where they say.
+        dtype, device, attention: as :meth:`CateKVModel.from_pretrained` takes them.
+        parallel: what several processes do: ``data`` (each a part of the samples) or ``tensor``
+            (all share the model).
+        paper: the published settings for all that is not given, the question inside the compressed
+            prompt among them.
+        output: run directory; None: one under ``results/`` named after the settings.
+        max_errors: share of failed measurements above which a run gives up.
+    """
+
+    model: str | None = None
+    suite: str = ""
+    tasks: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+    samples: int | None = None
+    methods: tuple[str, ...] = ("full", "catekv")
+    masks: tuple[str, ...] = ()
+    ratio: float | None = None
+    retention: float | None = None
+    budget: int | None = None
+    options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    preset: str = "published"
+    made_with: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    questions: tuple[str, ...] = ()
+    seed: int = 42
+    chat_template: str = "auto"
+    max_new_tokens: int | None = None
+    task_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prefill: str = "auto"
+    chunk_size: int = 8192
+    joint_decode: bool = False
+    batch_size: int = 1
+    sanity: bool = False
+    max_errors: float = 0.5
+    dtype: str = "auto"
+    device: str = "auto"
+    attention: str = "auto"
+    parallel: str = "data"
+    paper: bool = False
+    output: Path | None = None
+    overwrite: bool = False
+    resume: bool = True
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this is the embedded model, named or not."""
+        from catekv.models import embedded
+
+        if self.model is None:
+            return True
+        try:
+            return Path(self.model).resolve() == embedded.path().resolve()
+        except UserError:
+            return False
+
+
+def open_model(request: Request, process: Process | None = None) -> CateKVModel:
+    """Load the model that a request names (the embedded one without a name)."""
+    from transformers.utils import logging
+
+    from catekv.model import CateKVModel
+
+    # its bar would stand between a user and the one line that says what is wrong
+    logging.disable_progress_bar()
+    process = process or Process()
+    return CateKVModel.from_pretrained(
+        model_path(request),
+        method="full",
+        dtype=request.dtype,
+        device=process.device(request.device),
+        attention=request.attention,
+        tensor_parallel=process.shares_model,
+    )
+
+
+def model_path(request: Request) -> str:
+    """Folder or hub name of the model."""
+    if request.model is not None:
+        return request.model
+    from catekv.models import embedded
+
+    return str(embedded.path())
+
+
+def settings_for(request: Request, model: CateKVModel) -> RunSettings:
+    """Fill in every default and read the masks.
+
+    Raises:
+        UserError: unknown tasks, methods or options, unreadable masks, numbers out of range.
+    """
+    request = suites.applied(request)
+    path = model_path(request)
+    tasks, lengths, samples = request.tasks, request.lengths, request.samples
+    if request.paper:
+        tasks = tasks or PAPER_TASKS
+        lengths = lengths or (PAPER_LENGTH,)
+        samples = PAPER_SAMPLES if samples is None else samples
+    if request.embedded:
+        tasks = tasks or defaults.EMBEDDED_TASKS
+        lengths = lengths or (defaults.EMBEDDED_LENGTH,)
+        samples = defaults.EMBEDDED_SAMPLES if samples is None else samples
+    if tasks and not lengths and all(_is_natural(task) for task in tasks):
+        lengths = (context_window(model.config) or 0,)
+    masks = request.masks or default_masks(request)
+    return RunSettings(
+        model="embedded" if request.embedded else path,
+        model_hash=environment.model_identity(path, revision_of(model)),
+        tasks=tuple(tasks or PAPER_TASKS),
+        lengths=tuple(lengths or (DEFAULT_LENGTH,)),
+        samples=DEFAULT_SAMPLES if samples is None else samples,
+        methods=method_specs_for(request, model),
+        questions=request.questions or (("aware",) if request.paper else ("agnostic",)),
+        seed=request.seed,
+        chat_template="base" if request.chat_template == "none" else request.chat_template,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device).split(":")[0],
+        attention=request.attention,
+        max_new_tokens=request.max_new_tokens,
+        task_options=dict(request.task_options),
+        prefill=request.prefill,
+        chunk_size=request.chunk_size,
+        joint_decode=request.joint_decode,
+        batch_size=request.batch_size,
+        sanity=request.sanity,
+        paper=request.paper,
+        suite=request.suite,
+        reference_contexts=frozenset().union(*map(contexts_behind, masks)),
+    )
+
+
+def _is_natural(task: str) -> bool:
+    from catekv.evaluation.run.cells import is_file
+    from catekv.tasks.registry import find
+
+    return not is_file(task) and find(task).natural
+
+
+def contexts_behind(mask: str) -> frozenset[str]:
+    """Hashes of the contexts that a mask ``[NAME=]SOURCE`` was made from; empty if nobody knows."""
+    source = mask.rpartition("=")[2]
+    if source.partition(":")[0] in ("random", "reversed"):
+        return frozenset()
+    path = Path(source)
+    return frozenset(reference_contexts(path if path.is_dir() else path.parent))
+
+
+def method_specs_for(request: Request, model: CateKVModel) -> tuple[MethodSpec, ...]:
+    """The methods of a request with their masks read and their defaults filled in."""
+    ratio, retention, budget = request.ratio, request.retention, request.budget
+    if request.paper:
+        ratio = PAPER_RATIO if ratio is None else ratio
+        retention = PAPER_RETENTION if retention is None else retention
+        budget = PAPER_BUDGET if budget is None else budget
+    masks = parse_masks(request.masks or default_masks(request), model.shape, ratio)
+    for name, mask in masks.items():
+        _check_made_with(name, mask, request.made_with)
+    options = defaults.method_defaults(request.embedded)
+    chosen = {"retention": retention, "budget": budget}
+    options["catekv"] = {
+        **options.get("catekv", {}),
+        **{name: value for name, value in chosen.items() if value is not None},
+    }
+    for name, extra in request.options.items():
+        options[name] = {**options.get(name, {}), **extra}
+    if request.preset != "published":
+        for name in available():
+            options[name] = {"preset": request.preset, **options.get(name, {})}
+    return method_specs(request.methods, masks, options)
+
+
+def _check_made_with(name: str, mask: HeadMask, wanted: Mapping[str, float]) -> None:
+    recipe = mask.meta.get("recipe")
+    for option, value in wanted.items():
+        known = recipe.get(option) if isinstance(recipe, dict) else None
+        if isinstance(known, int | float) and abs(known - value) > 1e-9:
+            raise UserError(
+                f"head mask {name!r} was made with {option} {known:g}, not {value:g}; leave the "
+                "flag out, or make a mask with ./run_headmask.sh"
+            )
+
+
+def revision_of(model: CateKVModel) -> str | None:
+    """Commit of a hub model, None for a local folder."""
+    commit = getattr(model.config, "_commit_hash", None)
+    return str(commit) if commit else None
+
+
+def model_name(request: Request) -> str:
+    """Short name of the model: that of its folder or repository."""
+    return "embedded" if request.embedded else Path(model_path(request)).name
+
+
+def default_masks(request: Request) -> tuple[str, ...]:
+    """The masks that come with the model or were made for it; empty if there are none."""
+    folder = defaults.shipped_masks(model_name(request))
+    return () if folder is None else (str(folder),)
+
+
+def default_output(settings: RunSettings) -> Path:
+    """``results/<model>-<hash>``: the same command finds its folder again and goes on there.
+
+    The number of samples is not part of the hash: asking for more adds to what is there.
+    """
+    name = re.sub(r"[^\w.-]+", "_", Path(settings.model).name) or "model"
+    parts = [
+        settings.configuration(),
+        list(settings.tasks),
+        list(settings.lengths),
+        list(settings.questions),
+        [[spec.label, spec.to_dict()] for spec in settings.methods],
+    ]
+    return RESULTS / f"{name}-{stable_hash(parts)[:8]}"
+
+
+def run(request: Request, *, command: str = "", quiet: bool = False) -> int:
+    """Evaluate, print the table, and return the exit code.
+
+    1: a sample failed, or what must score 100 or 0 does not. ``quiet``: progress as plain lines.
+    """
+    from catekv.evaluation.run.runner import evaluate
+
+    with process_group(request.parallel) as process:
+        parse_methods(request.methods)  # refuses unknown names before a model is loaded
+        model = open_model(request, process)
+        settings = settings_for(request, model)
+        output = request.output or default_output(settings)
+        outcome = evaluate(
+            model,
+            settings,
+            output,
+            resume=request.resume,
+            overwrite=request.overwrite,
+            process=process,
+            quiet=quiet,
+            max_errors=request.max_errors,
+            command=command,
+        )
+    if outcome.summary is None:
+        # torchrun ends all processes as soon as one fails: the first speaks for the run, after it
+        # has joined the records
+        return 0
+    print(report.render(outcome.summary))
+    _print_where(output, outcome)
+    return 1 if outcome.failed or outcome.invalid or outcome.gave_up else 0
+
+
+def _print_where(output: Path, outcome: Outcome) -> None:
+    print(f"Results: {output} (summary.md, report.html, summary.csv, summary.json, samples.jsonl)")
+    if not outcome.measured:
+        print("All of this had been measured before; --overwrite measures it again.")
+    if outcome.skipped:
+        print(f"{outcome.skipped} records say why their sample was left out.")
+    for sentence in outcome.invalid:
+        print(f"error: validity check: {sentence}", file=sys.stderr)
+    if outcome.failed:
+        more = (
+            "the rest was not tried (--max-errors)"
+            if outcome.gave_up
+            else "the same command tries them again"
+        )
+        print(
+            f"error: {outcome.failed} measurements failed, the first with {_first_error(output)}; "
+            f"see the error records in {output}, {more}",
+            file=sys.stderr,
+        )
+
+
+def _first_error(output: Path) -> str:
+    """Type and message of the first error record of a run directory, on one line."""
+    for record in RunDirectory(output).records().values():
+        if record.error is not None and not record.skipped:
+            return " ".join(f"{record.error['type']}: {record.error['message']}".split())
+    return "an error"
+
+
+def split_list(texts: Sequence[str]) -> tuple[str, ...]:
+    """Values given with spaces, commas or both."""
+    return tuple(part for text in texts for part in text.split(",") if part)
+
+
+def question_modes(chosen: str | None) -> tuple[str, ...]:
+    """Question modes of the option ``--question``; none were chosen: the default decides."""
+    if chosen is None:
+        return ()
+    return ("agnostic", "aware") if chosen == "both" else (chosen,)

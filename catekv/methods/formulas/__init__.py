@@ -1,0 +1,1 @@
+"""Scores, budgets and merges that the methods of several papers share."""

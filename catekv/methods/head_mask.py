@@ -1,0 +1,477 @@
+"""Head masks: which KV heads of a model are adaptive (keep all tokens) and which are consistent.
+
+A mask lives in a plain CSV file, one line per layer, one 0/1 integer per KV head, 1 = adaptive, as
+the published CateKV masks do. A folder holds such files for several ratios and may hold
+``statistics.npz`` (the coefficients of variation of every reference sample), from which a mask of
+any ratio can be made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from catekv.errors import UserError
+from catekv.methods.prompt_layout import ceil_count
+
+MASK_FILE = re.compile(r"head_type_p(\d+)\.csv")
+DUO_FILE = "full_attention_heads.tsv"
+META_FILE = "meta.json"
+STATISTICS_FILE = "statistics.npz"
+#: Ratios of the published mask files.
+STANDARD_RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+#: Entries of a configuration that change without the model changing.
+_VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
+
+
+def check_ratio(ratio: float) -> float:
+    """``ratio`` itself; ``UserError`` if it is not in (0, 1]."""
+    if not 0 < ratio <= 1:
+        raise UserError(f"ratio {ratio} is outside (0, 1]; it is the share of adaptive heads")
+    return float(ratio)
+
+
+def adaptive_count(ratio: float, heads: int) -> int:
+    """Number of adaptive heads at a ratio: ``ceil(ratio * heads)``, safe against rounding."""
+    return ceil_count(check_ratio(ratio) * heads)
+
+
+def mask_file_name(ratio: float) -> str:
+    """``head_type_pNN.csv`` of a ratio, rounded and never truncated (0.29 is p29)."""
+    return f"head_type_p{round(100 * ratio)}.csv"
+
+
+def model_shape_of(config: Any) -> tuple[int, int]:
+    """(layers, KV heads) of a ``ModelShape`` or a transformers configuration."""
+    if hasattr(config, "layers") and hasattr(config, "kv_heads"):
+        return int(config.layers), int(config.kv_heads)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    layers = getattr(config, "num_hidden_layers", None)
+    heads = getattr(config, "num_key_value_heads", None)
+    heads = heads if heads is not None else getattr(config, "num_attention_heads", None)
+    if layers is None or heads is None:
+        raise UserError(
+            f"{type(config).__name__} names no number of layers and heads; pass a ModelShape or a "
+            "transformers configuration"
+        )
+    return int(layers), int(heads)
+
+
+def config_hash(config: Any) -> str:
+    """Short hash of what makes a model's architecture: same weights layout, same hash."""
+    content = config.to_dict() if hasattr(config, "to_dict") else dict(vars(config))
+    content = {key: value for key, value in content.items() if key not in _VOLATILE}
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class HeadMask:
+    """Adaptive heads of a model.
+
+    Args:
+        adaptive: bool [layers, kv_heads], True = adaptive. Layers may be empty or full.
+        meta: where the mask comes from: ``ratio`` that was asked for, ``model``, ``config_hash``,
+            ``recipe``. Plain values only; it is written to ``meta.json``.
+        order: flat head indices, the first to become adaptive first; None where unknown.
+    """
+
+    adaptive: Tensor
+    meta: dict[str, Any] = field(default_factory=dict)
+    order: tuple[int, ...] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        adaptive = torch.as_tensor(self.adaptive)
+        if adaptive.dim() != 2 or adaptive.numel() == 0:
+            raise UserError(
+                f"a head mask has the shape [layers, KV heads], not {list(adaptive.shape)}"
+            )
+        object.__setattr__(self, "adaptive", adaptive.detach().bool().cpu())
+
+    @property
+    def layers(self) -> int:
+        return self.adaptive.shape[0]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.adaptive.shape[1]
+
+    @property
+    def ratio(self) -> float:
+        """Share of adaptive heads really in the mask."""
+        return float(self.adaptive.double().mean())
+
+    @property
+    def nominal_ratio(self) -> float:
+        """The ratio that was asked for where known (it names the file), else the real share."""
+        return float(self.meta.get("ratio", self.ratio))
+
+    def __eq__(self, other: object) -> bool:
+        """Masks are equal if they name the same heads; where they come from does not matter."""
+        return isinstance(other, HeadMask) and torch.equal(self.adaptive, other.adaptive)
+
+    def __hash__(self) -> int:
+        return hash((self.adaptive.shape, self.adaptive.numpy().tobytes()))
+
+    def __str__(self) -> str:
+        return self.show()
+
+    def validate(self, config: Any) -> None:
+        """Raise ``UserError`` unless the mask fits ``config`` (ModelShape or transformers)."""
+        layers, heads = model_shape_of(config)
+        if (layers, heads) != (self.layers, self.kv_heads):
+            raise UserError(
+                f"the head mask has {self.layers} layers x {self.kv_heads} KV heads but the model "
+                f"has {layers} layers x {heads} KV heads; make a mask for this model with "
+                "./run_headmask.sh MODEL"
+            )
+
+    def reversed(self) -> HeadMask:
+        """A mask of equal size whose order of preference is turned round.
+
+        The heads that would become adaptive last come first: the control that shows whether the
+        order carries information.
+
+        Raises:
+            UserError: a mask that was read without its order (a single CSV file).
+        """
+        if self.order is None:
+            raise UserError(
+                "this head mask has no order to reverse; load it from a folder with "
+                f"{STATISTICS_FILE} or with masks of several ratios"
+            )
+        meta = {**self.meta, "recipe": {"reversed": self.meta.get("recipe")}}
+        return HeadMask.from_order(
+            self.order[::-1], int(self.adaptive.sum()), self.layers, self.kv_heads, meta
+        )
+
+    def complement(self) -> HeadMask:
+        """Adaptive and consistent heads exchanged."""
+        meta = {"recipe": {"kind": "complement", "of": self.meta.get("recipe")}}
+        return HeadMask(~self.adaptive, {**self.meta, **meta, "ratio": 1 - self.nominal_ratio})
+
+    def show(self) -> str:
+        """Text picture: one line per layer, ``#`` adaptive, ``.`` consistent."""
+        width = len(str(self.layers - 1))
+        lines = [
+            f"layer {layer:>{width}}  " + "".join("#" if head else "." for head in row)
+            for layer, row in enumerate(self.adaptive.tolist())
+        ]
+        count = int(self.adaptive.sum())
+        title = f"{count} of {self.adaptive.numel()} KV heads adaptive ({100 * self.ratio:.1f} %)"
+        return "\n".join([title, *lines])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for manifests; :meth:`from_dict` reads them back."""
+        return {
+            "layers": self.layers,
+            "kv_heads": self.kv_heads,
+            "ratio": self.ratio,
+            "adaptive": ["".join("1" if head else "0" for head in r) for r in self.adaptive],
+            "meta": self.meta,
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> HeadMask:
+        rows = [[letter == "1" for letter in row] for row in content["adaptive"]]
+        return cls(torch.tensor(rows), dict(content.get("meta", {})))
+
+    @classmethod
+    def random(cls, shape: Any, ratio: float, seed: int = 0) -> HeadMask:
+        """``ceil(ratio * heads)`` adaptive heads drawn uniformly over all layers.
+
+        ``shape`` is a ModelShape, a transformers configuration or (layers, kv_heads).
+        """
+        layers, heads = shape if isinstance(shape, tuple) else model_shape_of(shape)
+        order = torch.randperm(layers * heads, generator=torch.Generator().manual_seed(seed))
+        meta = {"recipe": {"kind": "random", "seed": seed}}
+        return cls.from_ratio(order.tolist(), ratio, layers, heads, meta)
+
+    @classmethod
+    def from_scores(cls, scores: Tensor, ratio: float, **meta: Any) -> HeadMask:
+        """The ``ceil(ratio * heads)`` heads with the highest score; ties: lower flat index.
+
+        ``scores`` [layers, kv_heads].
+        """
+        layers, heads = scores.shape
+        order = scores.flatten().double().sort(descending=True, stable=True).indices
+        return cls.from_ratio(order.tolist(), ratio, layers, heads, meta)
+
+    @classmethod
+    def from_order(
+        cls, order: Sequence[int], count: int, layers: int, heads: int, meta: dict[str, Any]
+    ) -> HeadMask:
+        """The first ``count`` of all flat head indices in ``order`` are adaptive."""
+        adaptive = torch.zeros(layers * heads, dtype=torch.bool)
+        adaptive[list(order[:count])] = True
+        return cls(adaptive.view(layers, heads), meta, tuple(order))
+
+    @classmethod
+    def from_ratio(
+        cls, order: Sequence[int], ratio: float, layers: int, heads: int, meta: dict[str, Any]
+    ) -> HeadMask:
+        """The first ``ceil(ratio * heads)`` of all flat head indices in ``order`` are adaptive."""
+        count = adaptive_count(ratio, layers * heads)
+        return cls.from_order(order, count, layers, heads, {**meta, "ratio": ratio})
+
+    @classmethod
+    def load(
+        cls, path: str | Path, ratio: float | None = None, default_ratio: float | None = None
+    ) -> HeadMask:
+        """Read a mask.
+
+        Args:
+            path: a folder with ``head_type_pNN.csv`` files, a single CSV file, or a DuoAttention
+                ``full_attention_heads.tsv`` (or its folder).
+            ratio: which file of a folder; any other ratio in (0, 1] is made from the folder's
+                ``statistics.npz``. Needed for a DuoAttention pattern, whose heads with the largest
+                gates become adaptive. Optional for a folder with one mask and for a single CSV.
+            default_ratio: taken where a ratio is needed and none is given.
+
+        Raises:
+            UserError: nothing there, no such ratio, or a file that is no mask.
+        """
+        path = Path(path)
+        if ratio is not None:
+            check_ratio(ratio)
+        if not path.exists():
+            raise UserError(f"no head mask at {path}; ./run_headmask.sh makes masks for a model")
+        if path.is_file() and path.suffix != ".tsv":
+            return _load_csv(path, ratio)
+        if path.is_file():
+            return _load_duo(path, default_ratio if ratio is None else ratio)
+        return _load_folder(path, ratio, default_ratio)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``head_type_pNN.csv`` and ``meta.json`` into ``folder``; returns the CSV's path.
+
+        ``meta.json`` describes the mask saved last at its top level and lists every mask of the
+        folder under ``files``, with what differs from the top level.
+
+        Raises:
+            UserError: no write permission, or a folder with masks of another model.
+        """
+        folder = Path(folder)
+        path = folder / mask_file_name(self.nominal_ratio)
+        meta = {
+            "model": None,
+            "config_hash": None,
+            "recipe": None,
+            **{key: value for key, value in self.meta.items() if key != "source"},
+            "ratio": self.nominal_ratio,
+            "adaptive_heads": int(self.adaptive.sum()),
+            "layers": self.layers,
+            "kv_heads": self.kv_heads,
+        }
+        refuse_other_model(folder, self.layers, self.kv_heads, meta["config_hash"])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = (",".join(str(int(head)) for head in row) for row in self.adaptive)
+            path.write_text("".join(f"{row}\n" for row in rows))
+            described = {**_describe_files(_read_meta(folder)), path.name: meta}
+            # what all masks of a folder share stands once, at the top level
+            files = {
+                name: {key: value for key, value in one.items() if meta.get(key) != value}
+                for name, one in sorted(described.items())
+            }
+            content = {**meta, "files": files}
+            (folder / META_FILE).write_text(json.dumps(content, indent=2, default=str) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write head masks to {folder}: {error.strerror or error}; choose another "
+                "folder"
+            ) from error
+        return path
+
+
+def refuse_other_model(folder: str | Path, layers: int, kv_heads: int, digest: str | None) -> None:
+    """Raise ``UserError`` if ``folder`` holds masks of another model.
+
+    ``digest`` is the model's :func:`config_hash`; None where it is unknown.
+    """
+    there = _read_meta(Path(folder))
+    wanted = {"layers": layers, "kv_heads": kv_heads, "config_hash": digest}
+    for name, now in wanted.items():
+        before = there.get(name)
+        if before is not None and now is not None and before != now:
+            raise UserError(
+                f"{folder} holds masks of another model ({name} {before}, not {now}); choose "
+                "another folder or delete it"
+            )
+
+
+def save_statistics(folder: str | Path, cvs: Tensor, **recipe: Any) -> Path:
+    """Store the CV of every reference sample, float [samples, layers, kv_heads], beside masks.
+
+    :meth:`HeadMask.load` makes masks of any ratio from it. Votes at the standard ratios and the
+    mean CV are stored too, for people who look into the file.
+    """
+    from catekv.methods.head_votes import count_votes
+
+    path = Path(folder) / STATISTICS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cvs = cvs.double().cpu()
+    votes = torch.stack([count_votes(cvs, ratio) for ratio in STANDARD_RATIOS])
+    np.savez_compressed(
+        path,
+        cvs=cvs.numpy(),
+        mean_cv=cvs.mean(dim=0).numpy(),
+        ratios=np.array(STANDARD_RATIOS),
+        votes=votes.numpy(),
+        recipe=np.array(json.dumps(recipe, default=str)),
+    )
+    return path
+
+
+def load_statistics(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
+    """CVs float64 [samples, layers, kv_heads] and the recipe written by :func:`save_statistics`."""
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            cvs = torch.from_numpy(content["cvs"]).double()
+            recipe = json.loads(str(content["recipe"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is not a readable statistics file; make it again with ./run_headmask.sh"
+        ) from error
+    return cvs, recipe
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / META_FILE
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{path} is not readable JSON; delete it or make the masks again"
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+def _describe_files(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Full description of every mask that a folder's ``meta.json`` lists, by file name."""
+    shared = {key: value for key, value in meta.items() if key != "files"}
+    return {name: {**shared, **own} for name, own in meta.get("files", {}).items()}
+
+
+def _read_table(path: Path, separator: str) -> list[list[str]]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text; pass a head mask file") from error
+    rows = [[cell.strip() for cell in line.split(separator)] for line in lines if line.strip()]
+    if not rows:
+        raise UserError(f"{path} is empty; make the mask again with ./run_headmask.sh")
+    for number, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise UserError(
+                f"{path} line {number + 1} has {len(row)} values, line 1 has {len(rows[0])}; the "
+                "file is torn or no head mask"
+            )
+    return rows
+
+
+def _load_csv(path: Path, ratio: float | None) -> HeadMask:
+    rows = _read_table(path, ",")
+    wrong = next((cell for row in rows for cell in row if cell not in ("0", "1")), None)
+    if wrong is not None:
+        raise UserError(
+            f"{path} holds {wrong[:20]!r}; a head mask is 0/1 integers (1 = adaptive), comma "
+            "separated, without header"
+        )
+    meta = _describe_files(_read_meta(path.parent)).get(path.name, {})
+    named = MASK_FILE.fullmatch(path.name)
+    if named:
+        percent = int(named.group(1))
+        if ratio is not None and round(100 * ratio) != percent:
+            raise UserError(
+                f"{path} is the mask for ratio {percent / 100:g}, not {ratio:g}; leave the ratio "
+                "out, or pass the folder"
+            )
+        meta.setdefault("ratio", percent / 100)
+    meta["source"] = path.name
+    return HeadMask(torch.tensor([[cell == "1" for cell in row] for row in rows]), meta)
+
+
+def _read_gates(path: Path) -> Tensor:
+    rows = _read_table(path, "\t")
+    try:
+        return torch.tensor([[float(cell) for cell in row] for row in rows], dtype=torch.float64)
+    except ValueError as error:
+        raise UserError(
+            f"{path} holds something that is no number; a DuoAttention pattern is gate values, "
+            "tab separated, one line per layer"
+        ) from error
+
+
+def _load_duo(path: Path, ratio: float | None) -> HeadMask:
+    if ratio is None:
+        raise UserError(f"{path} holds gate values, not a mask; say which share with ratio=0.4")
+    meta = {"recipe": {"kind": "duo_attention"}, "source": path.name}
+    return HeadMask.from_scores(_read_gates(path), ratio, **meta)
+
+
+def _nested_order(files: Iterable[Path]) -> tuple[int, ...] | None:
+    """Order of the heads by how many of a folder's masks hold them; ties: lower flat index."""
+    masks = [_load_csv(path, None).adaptive for path in files]
+    if len(masks) < 2 or len({mask.shape for mask in masks}) > 1:
+        return None
+    return HeadMask.from_scores(torch.stack(masks).sum(dim=0), 1.0).order
+
+
+def _load_folder(folder: Path, ratio: float | None, default_ratio: float | None) -> HeadMask:
+    files = {
+        int(match.group(1)): path
+        for path in folder.iterdir()
+        if (match := MASK_FILE.fullmatch(path.name))
+    }
+    statistics = folder / STATISTICS_FILE
+    if ratio is None:
+        if len(files) == 1 and not statistics.is_file():
+            return _load_csv(next(iter(files.values())), None)
+        if not files and not statistics.is_file() and not (folder / DUO_FILE).is_file():
+            raise UserError(
+                f"{folder} holds no head_type_pNN.csv; ./run_headmask.sh makes masks for a model"
+            )
+        if default_ratio is None:
+            raise UserError(f"{folder} holds masks of several ratios; say which with ratio=0.4")
+        ratio = default_ratio
+    voted: HeadMask | None = None
+    if statistics.is_file():
+        from catekv.calibration import vote
+
+        cvs, recipe = load_statistics(statistics)
+        voted = vote(cvs, ratio)
+        voted = replace(voted, meta={**recipe, "ratio": ratio, "source": statistics.name})
+    percent = round(100 * ratio)
+    if percent in files:
+        mask = _load_csv(files[percent], None)
+        if abs(mask.nominal_ratio - ratio) < 1e-6:
+            return replace(mask, order=voted.order if voted else _nested_order(files.values()))
+    if voted is not None:
+        return voted
+    if (folder / DUO_FILE).is_file():
+        return _load_duo(folder / DUO_FILE, ratio)
+    if not files:
+        raise UserError(
+            f"{folder} holds no head_type_pNN.csv; ./run_headmask.sh makes masks for a model"
+        )
+    there = ", ".join(f"{percent / 100:g}" for percent in sorted(files))
+    raise UserError(
+        f"{folder} has no mask for ratio {ratio:g} and no {STATISTICS_FILE} to make one from; "
+        f"available ratios: {there}"
+    )

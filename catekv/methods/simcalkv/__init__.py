@@ -1,0 +1,1 @@
+"""SimCalKV: similar tokens merged, with calibrated weights; its baselines."""

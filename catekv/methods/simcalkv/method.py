@@ -1,0 +1,216 @@
+"""SimCalKV (Cheng et al., 2025): removed tokens are merged into their most similar kept ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from catekv.errors import NeedsAllHeadsError, UserError
+from catekv.kernels.ragged import Merged
+from catekv.methods.allocators import Demand, budgets_from
+from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.formulas.merging import removed_count
+from catekv.methods.h2o import observed_shape, received_attention
+from catekv.methods.options import check_number, check_whole
+from catekv.methods.registry import register
+from catekv.methods.simcalkv.merge import (
+    CALIBRATIONS,
+    KEY_MEANS,
+    ORDERS,
+    MergedRow,
+    MergeRule,
+    merge_row,
+    normalised_by_queries,
+    removal_order,
+)
+from catekv.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    from catekv.kernels.ragged import RaggedPrefix
+
+    pass
+
+
+@register
+@dataclass(frozen=True)
+class SimCalKV(Method):
+    """Remove a share ``ratio`` of the tokens of every head; merge each into its nearest kept one.
+
+    The tokens with the lowest column sums of the prompt's attention go (mean over the query group).
+    Each is merged into the kept token with the largest cosine of their keys, if that exceeds
+    ``threshold``, and dropped otherwise. Values are weighted by the attention of the last prompt
+    query (mean over the group), keys averaged. An averaged key has too little attention for the
+    tokens it stands for, which ``calibration`` repairs.
+
+    Published defaults; ``recommended`` has ``calibration="logit"`` and ``key_mean="uniform"``,
+    which is exact for equal tokens. The published score favours early tokens.
+
+    Args:
+        ratio: share removed, from 0 to below 1: ``max(1, floor(tokens * ratio))`` tokens, none
+            for 0.
+        threshold: cosine that a merge must exceed; 0 as published, 0.8 in its threshold study.
+        calibration: ``key_const`` (published): ln 2 on every key coordinate; ``logit``: the log of
+            the number of tokens on the attention logit; ``none``.
+        key_mean: ``half`` (published): the kept key has weight 1/2, the removed ones share the
+            rest; ``uniform``: all weigh the same.
+        merge_order: ``batched``, or ``sequential``: one removed token after the other updates the
+            target (the published Qwen variant, with ``threshold=-1``).
+        protect_initial, protect_recent: first and last tokens that are never removed.
+        causal_normalise: divide a token's column sum by the number of queries that see it.
+        remerge_every: merge again once so many tokens were decoded, down to the share that
+            ``ratio`` leaves of all tokens seen, by the attention of the newest query; 0: never.
+        budgets: how the kept tokens are split over layers and heads
+            (:mod:`catekv.methods.allocators`); default: evenly.
+        total: entries of all layers and heads together, exact, instead of ``ratio``.
+    """
+
+    name: ClassVar[str] = "simcalkv"
+    paper: ClassVar[str] = "Similarity-Aware KV Cache Merging with Bias Calibration, MSN 2025"
+    recommended: ClassVar[dict[str, Any]] = {"calibration": "logit", "key_mean": "uniform"}
+
+    ratio: float = 0.4
+    threshold: float = 0.0
+    calibration: str = "key_const"
+    key_mean: str = "half"
+    merge_order: str = "batched"
+    protect_initial: int = 0
+    protect_recent: int = 0
+    causal_normalise: bool = False
+    remerge_every: int = 0
+    budgets: Any = None
+    total: int | None = None
+
+    def __post_init__(self) -> None:
+        check_ratio(self.name, self.ratio, self.total)
+        choices = {"calibration": CALIBRATIONS, "key_mean": KEY_MEANS, "merge_order": ORDERS}
+        for option, allowed in choices.items():
+            if getattr(self, option) not in allowed:
+                raise UserError(
+                    f"{self.name}: unknown {option} {getattr(self, option)!r}; use "
+                    f"{' or '.join(allowed)}"
+                )
+        check_number(self.name, "threshold", self.threshold)
+        if not -1 <= self.threshold <= 1:
+            raise UserError(f"{self.name}: threshold {self.threshold} is outside [-1, 1]")
+        if self.merge_order == "sequential" and self.key_mean != "half":
+            raise UserError(
+                f"{self.name}: a sequential merge halves the key at every step; use "
+                "key_mean='half' or merge_order='batched'"
+            )
+        for option in ("protect_initial", "protect_recent", "remerge_every"):
+            check_whole(self.name, option, getattr(self, option))
+        if not isinstance(self.causal_normalise, bool):
+            raise UserError(
+                f"{self.name}: causal_normalise {self.causal_normalise!r} must be true or false"
+            )
+        object.__setattr__(self, "budgets", budgets_from(self.budgets))
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(window=1, column_sums=True)
+
+    @property
+    def rule(self) -> MergeRule:
+        return MergeRule(self.threshold, self.calibration, self.key_mean, self.merge_order)
+
+    def validate(self, shape: ModelShape) -> None:
+        self.budgets.validate(shape)
+
+    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        heads = shape.layers * shape.kv_heads
+        edges = min(tokens, self.protect_initial + self.protect_recent)
+        kept = tokens - removed_count(tokens, self.ratio)
+        demand = Demand(kept - edges, tokens, edges, shape)
+        if self.total is None and kept < edges:
+            raise UserError(
+                f"{self.name}: ratio {self.ratio} leaves {kept} of {tokens} tokens but {edges} are "
+                "protected; lower the ratio, protect_initial or protect_recent"
+            )
+        if self.total is None:
+            return self.budgets.table(demand) + edges
+        if self.total < edges * heads:
+            raise UserError(
+                f"{self.name}: a total of {self.total} does not hold the {edges} protected tokens "
+                f"of {heads} heads ({edges * heads}); raise it or protect fewer"
+            )
+        if self.total >= tokens * heads:
+            return torch.full((shape.layers, shape.kv_heads), tokens)
+        return self.budgets.exact_table(demand, self.total - edges * heads) + edges
+
+    def with_total(self, total: int, tokens: int, shape: ModelShape) -> SimCalKV:
+        """The method keeping exactly ``total`` entries of a prompt of ``tokens`` tokens.
+
+        Raises:
+            UserError: the total does not hold what is protected.
+        """
+        kept = min(1.0, total / (shape.layers * shape.kv_heads * tokens))
+        method = replace(self, total=total, ratio=1 - kept)
+        method.budget_table(tokens, shape)  # refuses what cannot be
+        return method
+
+    def for_heads(self, heads: slice) -> SimCalKV:
+        if self.total is not None:
+            raise NeedsAllHeadsError(
+                f"{self.name}: a total is split over all heads, which no process of a "
+                "tensor-parallel group has; use ratio"
+            )
+        return replace(self, budgets=self.budgets.for_heads(heads))
+
+    def select_observed(self, observed: Observed) -> Selection:
+        assert observed.column_sums is not None
+        keys, values = observed.keys, observed.values
+        batch, heads, tokens, _ = keys.shape
+        scores = received_attention(observed.column_sums, heads)
+        if self.causal_normalise:
+            scores = normalised_by_queries(scores)
+        kept = self.budget_table(tokens, observed_shape(observed))[observed.layer].tolist()
+        edges = (self.protect_initial, self.protect_recent)
+
+        def row(b: int, head: int) -> Merged:
+            removed = removal_order(scores[b, head], tokens - kept[head], *edges)
+            logits = last_query_logits(observed, b, head)
+            return self.entries(
+                merge_row(keys[b, head], values[b, head], logits, removed, self.rule)
+            )
+
+        return Selection(
+            None, merged=[[row(b, head) for head in range(heads)] for b in range(batch)]
+        )
+
+    def entries(self, row: MergedRow) -> Merged:
+        """A merged row as the cache stores it."""
+        bias = row.log_counts if self.calibration == "logit" else None
+        return Merged(row.keys, row.values, bias)
+
+    def decode_store(
+        self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
+    ) -> RemergeStore | None:
+        pass
+
+        if not self.remerge_every:
+            return None
+        batch, tokens = observed.keys.shape[0], observed.tokens
+        seen = [tokens] * batch if valid is None else valid.sum(dim=-1).tolist()
+        return RemergeStore(prefix, self, seen, observed.layer, observed_shape(observed))
+
+
+def check_ratio(name: str, ratio: float, total: int | None) -> None:
+    """Raise ``UserError`` unless ``ratio`` is a share that leaves something, and ``total``, which
+    stands for it where it is given, not negative."""
+    check_number(name, "ratio", ratio)
+    if total is not None:
+        check_whole(name, "total", total)
+    if not 0 <= ratio <= 1:
+        raise UserError(f"{name}: ratio {ratio} is outside [0, 1); it is the share removed")
+    if ratio == 1 and total is None:
+        raise UserError(f"{name}: ratio 1 removes every token; use a ratio below 1")
+
+
+def last_query_logits(observed: Observed, b: int, head: int) -> Tensor:
+    """Logits of the last prompt query (mean over the query group): float32 [tokens]."""
+    group = observed.group
+    queries = observed.queries[b, head * group : (head + 1) * group, -1].float()
+    return observed.keys[b, head].float() @ queries.mean(dim=0) * observed.scaling

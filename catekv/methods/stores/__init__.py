@@ -1,0 +1,38 @@
+"""What becomes of a prefix after compression: reads of a part, other places, other formats.
+
+The stores here that take any method's prefix are known by name (the option ``store`` of every
+method); the others belong to one method.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from catekv.errors import UserError
+
+if TYPE_CHECKING:
+    from catekv.kernels.ragged import RaggedPrefix
+    from catekv.methods.stores.base import DecodeStore
+
+#: Names of the places and formats that any method's prefix can be kept in.
+STORES = ("device", "offload", "int8", "fp8")
+
+
+def check_store(name: str) -> None:
+    """Raise ``UserError`` unless ``name`` is in :data:`STORES`."""
+    if name not in STORES:
+        raise UserError(f"unknown store {name!r}; use {', '.join(STORES)}")
+
+
+def stored(name: str, prefix: RaggedPrefix) -> DecodeStore | None:
+    """The prefix kept as ``name`` says; None for ``device``, which is what it is already."""
+    check_store(name)
+    if name == "device":
+        return None
+    if name == "offload":
+        from catekv.methods.stores.offload import OffloadedPrefix
+
+        return OffloadedPrefix.build(prefix)
+    from catekv.methods.stores.quantise import QuantisedPrefix
+
+    return QuantisedPrefix.build(prefix, name)

@@ -1,0 +1,1 @@
+"""What a decoder is here: shape, presets, rotation, sharding, transformers releases."""

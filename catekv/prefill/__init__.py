@@ -1,0 +1,1 @@
+"""Reading a prompt with little memory, and the arithmetic of that memory."""

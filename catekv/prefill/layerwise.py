@@ -1,0 +1,279 @@
+"""Running a model over a prompt with little memory.
+
+Prefill goes layer by layer: a decoder layer reads the whole prompt in chunks before the next one
+starts, so that only one layer is uncompressed at a time and temporaries are as large as a chunk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from catekv.cache.attention import DeferredMask, deferred_masks
+from catekv.cache.cache import RaggedCache
+from catekv.cache.layer import RaggedLayer
+from catekv.methods.base import Needs
+from catekv.models.compat import decoder_layers
+
+#: Models whose layers cannot be driven in chunks, with the reason (found by trying once).
+_layerwise: WeakKeyDictionary[torch.nn.Module, str | None] = WeakKeyDictionary()
+_locks: WeakKeyDictionary[torch.nn.Module, threading.RLock] = WeakKeyDictionary()
+
+
+def positions_of(attention_mask: Tensor) -> Tensor:
+    """Position ids [batch, columns] of a left-padded batch: padding does not count."""
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp_(min=0)
+
+
+@torch.no_grad()
+def prefill(
+    model: torch.nn.Module,
+    input_ids: Tensor,
+    cache: RaggedCache,
+    attention_mask: Tensor | None = None,
+    chunk_size: int | None = 8192,
+) -> Tensor:
+    """Feed a prompt and return the logits of its last column, [batch, vocabulary].
+
+    Args:
+        input_ids: [batch, tokens], left-padded where lengths differ.
+        cache: receives the prompt; made with ``prefill_tokens`` it is compressed layer by layer.
+        attention_mask: [batch, tokens], 0 on padding. None: no padding.
+        chunk_size: tokens a layer processes at a time; None: the whole prompt.
+    """
+    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    if attention_mask is not None and bool(attention_mask.all()):
+        attention_mask = None
+    if attention_mask is not None:
+        options.update(attention_mask=attention_mask, position_ids=positions_of(attention_mask))
+    # before anything is recorded: it may run the model on tokens of its own
+    chunk = usable_chunk(model, input_ids.shape[1], chunk_size)
+    with contextlib.ExitStack() as stack:
+        if cache.settings.needs.hidden_states:
+            stack.enter_context(_recording_hidden_states(model, cache))
+        if chunk is not None:
+            stack.enter_context(layerwise(model, cache, chunk))
+        logits: Tensor = model(input_ids, **options).logits[:, -1]
+    if cache.due:
+        cache.compress()
+    return logits
+
+
+def usable_chunk(model: torch.nn.Module, tokens: int, chunk_size: int | None) -> int | None:
+    """Tokens that a layer processes at a time in a prefill of ``tokens`` tokens; None: all of them,
+    because they are no more than that or the model's layers cannot be driven in chunks."""
+    if chunk_size is None:
+        return None
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size {chunk_size} must be at least 1")
+    in_chunks = tokens > chunk_size and _why_not_layerwise(model) is None
+    return chunk_size if in_chunks else None
+
+
+@contextlib.contextmanager
+def _recording_hidden_states(model: torch.nn.Module, cache: RaggedCache) -> Iterator[None]:
+    """Within it every layer of the cache is given what its decoder layer reads."""
+
+    def recorder(own: RaggedLayer) -> Callable[..., None]:
+        def record(module: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+            own.record_hidden(arguments[0] if arguments else options["hidden_states"])
+
+        return record
+
+    hooks = [
+        layer.register_forward_pre_hook(recorder(own), with_kwargs=True)
+        for layer, own in zip(decoder_layers(model), cache.layers, strict=True)
+        if isinstance(own, RaggedLayer)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _why_not_layerwise(model: torch.nn.Module) -> str | None:
+    """None if the model's layers can be driven in chunks, else the reason (warned about once)."""
+    if model not in _layerwise:
+        reason = _try_layerwise(model)
+        _layerwise[model] = reason
+        if reason is not None:
+            warnings.warn(
+                f"{type(model).__name__} cannot be prefilled layer by layer in chunks ({reason}); "
+                "its prompts run in one forward and need more memory",
+                stacklevel=3,
+            )
+    return _layerwise[model]
+
+
+@torch.no_grad()
+def _try_layerwise(model: torch.nn.Module) -> str | None:
+    """Compare a chunked with an ordinary forward over a few tokens."""
+    parameter = next(model.parameters())
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    ids = (torch.arange(7, device=parameter.device) * 31 % vocabulary)[None]
+    logits = []
+    for chunk in (None, 3):
+        cache = RaggedCache(model.config, None, hold=Needs(window=1))
+        context = contextlib.nullcontext() if chunk is None else layerwise(model, cache, chunk)
+        try:
+            with context:
+                output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        except Exception as error:
+            if chunk is None:
+                raise
+            return f"{type(error).__name__}: {error}"
+        logits.append(output.logits[:, -1].float())
+    plain, chunked = logits
+    scale = float(plain.abs().max().clamp(min=1.0))
+    difference = float((plain - chunked).abs().max()) / scale
+    # a wrong mask or position changes logits by far more than rounding does
+    allowed = 1e-3 if parameter.dtype == torch.float32 else 0.1
+    return None if difference <= allowed else f"logits differ by {difference:.1e}"
+
+
+@contextlib.contextmanager
+def layerwise(model: torch.nn.Module, cache: RaggedCache, chunk_size: int) -> Iterator[None]:
+    """Within it a forward runs every decoder layer over chunks of the prompt.
+
+    The last layer returns the last position only: neither the final norm nor the head sees the
+    whole prompt. Rotary tables are made per chunk. One such forward at a time per model; other
+    threads' forwards are not touched.
+    """
+    layers = decoder_layers(model)
+    lock = _locks.setdefault(model, threading.RLock())
+    with lock, deferred_masks(), contextlib.ExitStack() as restored:
+        for rotary in _rotary_modules(model, layers):
+            restored.enter_context(_replaced_forward(rotary, _deferred_rotary(rotary.forward)))
+        for index, layer in enumerate(layers):
+            last = index == len(layers) - 1
+            chunked = _in_chunks(layer.forward, cache, index, chunk_size, last)
+            restored.enter_context(_replaced_forward(layer, chunked))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within it ``module`` runs ``forward``; other threads go on with what it ran before."""
+    own, original = module.__dict__.get("forward"), module.forward
+    owner = threading.get_ident()
+
+    def dispatch(*arguments: Any, **options: Any) -> Any:
+        chosen = forward if threading.get_ident() == owner else original
+        return chosen(*arguments, **options)
+
+    module.forward = dispatch
+    try:
+        yield
+    finally:
+        if own is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = own
+
+
+def _rotary_modules(
+    model: torch.nn.Module, layers: Sequence[torch.nn.Module]
+) -> list[torch.nn.Module]:
+    """Modules that make rotary tables for all layers at once (and not inside one of them)."""
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    return [
+        module
+        for module in model.modules()
+        if id(module) not in inside and type(module).__name__.endswith("RotaryEmbedding")
+    ]
+
+
+@dataclass(frozen=True)
+class DeferredRotary:
+    """A call of a rotary module that is made for one chunk at a time.
+
+    Tables over the whole prompt would stay alive through all layers. A model that looks into them
+    before its layers do gets whole ones.
+    """
+
+    forward: Callable[..., Any]
+    states: Tensor
+    positions: Tensor
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def build(self, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Tables [batch or 1, stop - start, dim] of some columns."""
+        # the largest position goes along: some scalings depend on the length of the whole prompt
+        farthest = self.positions.amax(dim=-1, keepdim=True)
+        positions = torch.cat([self.positions[:, start:stop], farthest], dim=-1)
+        tables = self.forward(self.states, positions, *self.arguments, **self.options)
+        return tuple(table[:, :-1] for table in tables)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.build(0, self.positions.shape[-1]))
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.build(0, self.positions.shape[-1])[index]
+
+
+def _deferred_rotary(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(states: Tensor, position_ids: Tensor, *arguments: Any, **options: Any) -> Any:
+        deferred = DeferredRotary(forward, states, position_ids, arguments, options)
+        if position_ids.ndim == 2:
+            tables = forward(states, position_ids[:, -1:], *arguments, **options)
+            per_token = isinstance(tables, tuple) and all(
+                isinstance(table, Tensor) and table.ndim == 3 and table.shape[1] == 1
+                for table in tables
+            )
+            if per_token:
+                return deferred
+        return forward(states, position_ids, *arguments, **options)
+
+    return run
+
+
+def _in_chunks(
+    forward: Callable[..., Any], cache: RaggedCache, index: int, chunk_size: int, last: bool
+) -> Callable[..., Any]:
+    def run(hidden_states: Tensor, *arguments: Any, **options: Any) -> Any:
+        tokens = hidden_states.shape[1]
+        layer: Any = cache.layers[index]
+
+        def piece(value: Any, start: int, stop: int) -> Any:
+            if isinstance(value, DeferredRotary):
+                return value.build(start, stop)
+            if isinstance(value, DeferredMask):
+                length, offset = layer.get_mask_sizes(stop - start)
+                ragged = isinstance(layer, RaggedLayer)
+                return value.build(stop - start, layer.get_seq_length(), length, offset, ragged)
+            if isinstance(value, tuple | list) and all(isinstance(v, Tensor) for v in value):
+                return type(value)(piece(v, start, stop) for v in value)
+            # everything given per token has the tokens in its second dimension
+            if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == tokens:
+                return value[:, start:stop]
+            return value
+
+        def chunk(start: int) -> tuple[Tensor, tuple[Any, ...] | None]:
+            """Run one chunk in place; its last position, and what the layer returns besides."""
+            stop = min(start + chunk_size, tokens)
+            result = forward(
+                hidden_states[:, start:stop],
+                *(piece(value, start, stop) for value in arguments),
+                **{name: piece(value, start, stop) for name, value in options.items()},
+            )
+            part, rest = (result[0], result[1:]) if isinstance(result, tuple) else (result, None)
+            # in place: the layer's input is not needed again and the prompt is held once
+            hidden_states[:, start:stop] = part
+            return part[:, -1:].clone(), rest
+
+        for start in range(0, tokens, chunk_size):
+            newest, rest = chunk(start)
+        output = newest if last else hidden_states
+        return output if rest is None else (output, *rest)
+
+    return run

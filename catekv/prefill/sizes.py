@@ -1,0 +1,183 @@
+"""Sizes of a model that decide what its weights, caches and prefill take, from its configuration
+alone or from a loaded model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catekv.cache.cache import RaggedCache
+from catekv.errors import UserError
+
+pass
+from catekv.cache.layer import RaggedLayer
+from catekv.methods.base import Method
+from catekv.methods.budgeted import Budgeted
+from catekv.models.compat import text_config
+from catekv.models.shape import ModelShape
+
+#: Tensors of [tokens, intermediate] alive at once in a feed-forward part: activation, up and
+#: product; with one projection for gate and up its double-width result, activation and product;
+#: without a gate input and result of the activation.
+GATED, FUSED_GATE, UNGATED = 3, 4, 2
+
+
+@dataclass(frozen=True)
+class ModelSizes(MemoryModel):
+    """A :class:`MemoryModel` with what a prefill works with besides.
+
+    Attributes:
+        query_heads, hidden_size, intermediate_size: of the decoder.
+        feed_forward: tensors of [tokens, intermediate] alive at once in a feed-forward part.
+        fused_attention: whether one projection makes queries, keys and values.
+        windows: per layer, how many tokens its cache can hold at most: None where it attends to
+            everything (these layers are compressed), 0 where it has no keys and values.
+        bytes_of_weights: of a loaded model, whose parts may differ in type; None: all of
+            ``element_bytes``.
+    """
+
+    query_heads: int = 0
+    hidden_size: int = 0
+    intermediate_size: int = 0
+    feed_forward: int = GATED
+    fused_attention: bool = False
+    windows: tuple[int | None, ...] = ()
+    bytes_of_weights: int | None = None
+
+    @property
+    def shape(self) -> ModelShape:
+        return ModelShape(self.layers, self.query_heads, self.kv_heads, self.head_dim)
+
+    @property
+    def weight_bytes(self) -> int:
+        if self.bytes_of_weights is not None:
+            return self.bytes_of_weights
+        return self.parameters * self.element_bytes
+
+    @property
+    def row_token_bytes(self) -> int:
+        """Key and value of one token of one KV head in one layer."""
+        return 2 * self.head_dim * self.element_bytes
+
+    def layer_tokens(self, layer: int, tokens: int) -> int:
+        """Tokens per KV head that a layer's uncompressed cache holds of a prompt."""
+        window = self.windows[layer]
+        return tokens if window is None else min(tokens, window)
+
+    def full_layer_bytes(self, tokens: int) -> list[float]:
+        """Bytes of every layer's uncompressed keys and values of one sequence."""
+        row = self.kv_heads * self.row_token_bytes
+        return [float(self.layer_tokens(layer, tokens) * row) for layer in range(self.layers)]
+
+    def kept_layer_bytes(self, method: Method | None, tokens: int) -> list[float]:
+        """Bytes of every layer's keys and values of one sequence after compression.
+
+        A method that decides its budgets for every prompt counts as one that keeps everything, so
+        that nothing is promised. None keeps everything.
+        """
+        full = self.full_layer_bytes(tokens)
+        table = None if method is None else kept_table(method, tokens, self.shape)
+        if table is None:
+            return full
+        kept = table.double().sum(dim=-1) * self.row_token_bytes
+        return [
+            float(kept[layer]) if self.windows[layer] is None else full[layer]
+            for layer in range(self.layers)
+        ]
+
+
+def kept_table(method: Method, tokens: int, shape: ModelShape) -> Tensor | None:
+    """Entries kept of a prompt, [layers, kv_heads]; None where only the prompt's content decides.
+
+    Of methods that move tokens between heads, what they are given to move.
+
+    Raises:
+        UserError: the method does not fit a model of this shape.
+    """
+    method.validate(shape)
+    try:
+        if isinstance(method, Budgeted):
+            return Budgeted.budget_table(method, tokens, shape)
+        return method.budget_table(tokens, shape)
+    except UserError:
+        return None
+
+
+def sizes_of_config(config: Any, element_bytes: int = 2) -> ModelSizes:
+    """Sizes of a model from its configuration; its weights are counted without allocating them.
+
+    Args:
+        config: a transformers configuration of a decoder.
+        element_bytes: bytes of a number in weights and cache.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return _sizes(model, element_bytes, None)
+
+
+def sizes_of_model(model: torch.nn.Module) -> ModelSizes:
+    """Sizes of a loaded model, as its attention layers and weights really are."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    return _sizes(model, embedding.weight.element_size(), weights)
+
+
+def _sizes(model: Any, element_bytes: int, weights: int | None) -> ModelSizes:
+    config = text_config(model.config)
+    heads = config.num_attention_heads
+    table, output = model.get_input_embeddings().weight, model.get_output_embeddings()
+    tied = output is not None and output.weight is table
+    return ModelSizes(
+        layers=config.num_hidden_layers,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        # a tied table is the output head too, and that is read whole at every step
+        embedding_parameters=0 if tied else table.numel(),
+        element_bytes=element_bytes,
+        query_heads=heads,
+        hidden_size=config.hidden_size,
+        intermediate_size=_intermediate(config),
+        feed_forward=_feed_forward(_names(model)),
+        fused_attention=bool(_names(model) & {"qkv_proj", "query_key_value", "Wqkv", "c_attn"}),
+        windows=_windows(model.config),
+        bytes_of_weights=weights,
+    )
+
+
+def _intermediate(config: Any) -> int:
+    """Width of the feed-forward part; of experts, of all that one token passes through."""
+    for name in ("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner"):
+        width = getattr(config, name, None)
+        if isinstance(width, int) and width:
+            return width * (getattr(config, "num_experts_per_tok", None) or 1)
+    return 4 * int(config.hidden_size)
+
+
+def _names(model: torch.nn.Module) -> set[str]:
+    """Last parts of the names of all modules and parameters."""
+    named = [*model.named_modules(), *model.named_parameters()]
+    return {name.rpartition(".")[2] for name, _ in named}
+
+
+def _feed_forward(names: set[str]) -> int:
+    if "gate_up_proj" in names:
+        return FUSED_GATE
+    return GATED if names & {"gate_proj", "w3"} else UNGATED
+
+
+def _windows(config: Any) -> tuple[int | None, ...]:
+    """What every layer's cache holds at most, as the cache that prefill uses is made."""
+    found: list[int | None] = []
+    for layer in RaggedCache(config, None).layers:
+        if isinstance(layer, RaggedLayer):
+            found.append(None)
+        else:
+            # layers without keys and values (linear attention) have neither attribute
+            found.append(int(getattr(layer, "sliding_window", None) or 0))
+    return tuple(found)

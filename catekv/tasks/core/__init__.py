@@ -1,0 +1,1 @@
+"""What every benchmark shares: samples, prompts, tasks, tokenizers, random streams."""

@@ -1,0 +1,1 @@
+"""Short texts for small vocabularies: stories and the parts of their prompts."""

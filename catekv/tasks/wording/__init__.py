@@ -1,0 +1,1 @@
+"""Words: English, hay, spelling, and the vocabulary of the embedded model."""

@@ -1,0 +1,1 @@
+"""What reproduces the tables of single papers, one folder a paper; needs a clone."""

@@ -1,0 +1,1 @@
+"""CoKV's experiments: heads masked, importance, benchmarks, latency."""

@@ -1,0 +1,1 @@
+"""How the embedded model was made: its language, its training, its card."""

@@ -1,0 +1,96 @@
+"""Accuracy of the embedded model with plain full attention, and its model card.
+
+``python -m experiments.embedded.evaluate`` builds RULER samples, lets transformers' own greedy
+generation answer them (no code of this package in between), and writes ``evaluation.json`` and
+``MODEL_CARD.md`` beside the model. Samples that are in ``evaluation.json`` are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from catekv import tasks
+from catekv.errors import UserError
+from catekv.models import embedded
+from catekv.tasks.core.prompt import encode
+from catekv.tasks.wording.small import SmallWording
+from experiments.embedded.card import write_card
+
+SEED = 42
+
+
+def answer(model: Any, tokenizer: Any, sample: tasks.Sample) -> str:
+    """Greedy answer to the full prompt, stopped at ``</s>``."""
+    prompt = torch.tensor([encode(sample, tokenizer).ids])
+    with torch.inference_mode():
+        output = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=sample.max_new_tokens,
+            do_sample=False,
+        )
+    text: str = tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
+    return text
+
+
+def evaluate(folder: Path, lengths: Sequence[int], count: int, names: Sequence[str]) -> None:
+    """Score ``count`` samples per task and length; results grow in ``evaluation.json``."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    file = folder / "evaluation.json"
+    found: dict[str, dict[str, list[float]]] = {}
+    if file.exists():
+        found = json.loads(file.read_text())["scores"]
+    for length in lengths:
+        for name in names:
+            cell = found.setdefault(f"{name} {length}", {"official": [], "strict": []})
+            first = len(cell["strict"])
+            if first >= count:
+                continue
+            samples = tasks.build(
+                f"ruler/{name}", tokenizer, length, count - first, seed=SEED, first=first
+            )
+            for sample in samples:
+                scores = tasks.score(answer(model, tokenizer, sample), sample)
+                for kind, values in cell.items():
+                    values.append(round(scores[kind], 4))
+            strict = cell["strict"]
+            print(f"{name} {length}: {100 * sum(strict) / len(strict):.1f}", flush=True)
+            content = {"seed": SEED, "stream": "test", "scores": found}
+            file.write_text(json.dumps(content) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.embedded.evaluate", description=__doc__
+    )
+    parser.add_argument("--model", type=Path, default=None, help="default: the shipped one")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--tasks", nargs="+", default=sorted(SmallWording.tasks))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--card-only", action="store_true", help="write the card from the files")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        folder = options.model or embedded.path()
+        if not options.card_only:
+            evaluate(folder, options.lengths, options.samples, options.tasks)
+        write_card(folder)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
