@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from catekv.models.shape import ModelShape
 from torch import Tensor
 
 from catekv import HeadMask, kernels
@@ -39,6 +38,7 @@ from catekv.evaluation.records import environment
 from catekv.evaluation.records.records import write_text
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.methods import create
+from catekv.models.shape import ModelShape
 from catekv.prefill.sizes import GB
 
 #: Attention layers of Llama-3-8B's extents that are timed behind each other.

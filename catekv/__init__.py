@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from catekv import calibration, methods, tasks
     from catekv.cache.attention import register_attention
     from catekv.cache.cache import RaggedCache
-    from catekv.methods.head_mask import HeadMask
     from catekv.decode.context import Context
+    from catekv.methods.head_mask import HeadMask
     from catekv.model import CateKVModel
 
 _HOME_OF = {

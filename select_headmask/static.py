@@ -15,12 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from catekv.methods.head_votes import STANDARD_RATIOS, STATIC_VOTES, VOTE_COUNTS, check_ratio
-
 from catekv.calibration import vote
 from catekv.calibration.head_masks.cv_files import read_folder
 from catekv.commands.cli import Parser, run_safely
 from catekv.methods.head_mask import save_statistics
+from catekv.methods.head_votes import STANDARD_RATIOS, STATIC_VOTES, VOTE_COUNTS, check_ratio
 
 _PAIR = re.compile(r"(?P<task>.+)_fraction(?P<k>[\d.]+)_top(?P<alpha>[\d.]+)_lastq(?P<window>\d+)")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 
 import torch
-from catekv.kernels.packing import pack
 from torch import Tensor
 
 from bench.cases import Case, Result, Stage
 from bench.checks.compare import checked, relative_error, short_name
 from bench.checks.decode import make_prefix
 from catekv import kernels
+from catekv.kernels.packing import pack
 from catekv.kernels.page_bounds import REDUCTIONS
 
 #: Scores are computed in float32 from the stored numbers; the order of the sums is free.

@@ -7,13 +7,13 @@ import statistics
 import time
 
 import torch
-from catekv.kernels.packing import pack
 
 from bench.cases import Case, Result, Stage
 from bench.records import Goal
 from bench.workload import catekv, load_model, tokens
 from catekv.decode.generation import synchronize
 from catekv.evaluation.efficiency import memory
+from catekv.kernels.packing import pack
 from catekv.methods.base import Method
 from catekv.prefill.peak import peak_prefill_bytes
 from catekv.prefill.sizes import GIB, sizes_of_model

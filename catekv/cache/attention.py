@@ -1,9 +1,9 @@
 """The attention function that lets a cache see queries, and the mask function that goes with it.
 
 transformers calls ``cache.update(keys, values)`` and then the attention function with what update
-returned. :class:`catekv.cache.cache.RaggedLayer` returns its keys with a :class:`Handle` attached; the
-function below finds it there. Tensors without a handle (other caches, no cache) are passed on to
-the base implementation untouched.
+returned. :class:`catekv.cache.layer.RaggedLayer` returns its keys with a :class:`Handle` attached;
+the function below finds it there. Tensors without a handle (other caches, no cache) are passed on
+to the base implementation untouched.
 """
 
 from __future__ import annotations

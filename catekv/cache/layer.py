@@ -16,8 +16,8 @@ from catekv.cache.buffer import FixedTail, TokenBuffer
 from catekv.cache.sharded import select_here
 from catekv.errors import UserError
 from catekv.kernels import Workspace
-from catekv.kernels.packing import pack
-from catekv.kernels.ragged import RaggedPrefix, from_rows, pack_merged
+from catekv.kernels.packing import pack, pack_merged
+from catekv.kernels.ragged import RaggedPrefix, from_rows
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.stores.base import DecodeStore
 from catekv.models.rotation import Rotation, rotation_of

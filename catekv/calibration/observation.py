@@ -20,8 +20,6 @@ from torch import Tensor
 from catekv import kernels
 from catekv.errors import UserError
 from catekv.kernels.window_statistics import count_hits, order_statistics
-from catekv.methods.head_mask import HeadMask
-from catekv.methods.head_votes import STANDARD_RATIOS, adaptive_count, check_ratio
 from catekv.methods.prompt_layout import (
     ROUNDING_GUARD,
     VARIANTS,
@@ -34,14 +32,9 @@ HIT_UNITS = ("chunk", "token")
 THRESHOLDS = ("span", "quantile")
 COMPARISONS = ("ge", "gt")
 DEVIATIONS = ("sample", "population")
-STATIC_VOTES = ("per_ratio", "cumulative")
-VOTE_COUNTS = ("exact", "keep_ties")
-GAMMA_RULES = ("le", "lt")
 
 #: Smallest threshold of the ``span`` rule.
 LOWEST_THRESHOLD = 1e-9
-#: Mean CVs that agree to this many decimals are ties.
-MEAN_CV_DECIMALS = 9
 
 
 @dataclass(frozen=True)
@@ -413,94 +406,3 @@ def _observe_unpadded(
         queries, keys, scaling, start, stop, rule.positions, rule.limits, rule.units
     )
     return rule.observations(statistics, hits)
-
-
-def gamma(cvs: Tensor, ratio: float) -> Tensor:
-    """Γ(r): the r-quantile over all layers and heads of each sample.
-
-    ``cvs`` [..., layers, kv_heads] -> [...], fp64.
-    """
-    flat = cvs.double().flatten(-2)
-    return torch.quantile(flat, check_ratio(ratio), dim=-1)
-
-
-def sample_mask(cvs: Tensor, ratio: float, gamma_rule: str = "le") -> Tensor:
-    """Adaptive heads of each sample by itself: bool, shape of ``cvs`` [..., layers, kv_heads].
-
-    A head is adaptive if its CV is at most Γ(r) (``le``) or below it (``lt``), compared with a
-    tolerance of ``1e-9 * max(1, abs(Γ))``.
-    """
-    if gamma_rule not in GAMMA_RULES:
-        raise UserError(f"unknown gamma_rule {gamma_rule!r}; use {' or '.join(GAMMA_RULES)}")
-    limit = gamma(cvs, ratio)
-    tolerance = ROUNDING_GUARD * limit.abs().clamp_min(1.0)
-    if gamma_rule == "le":
-        return cvs.double() <= (limit + tolerance)[..., None, None]
-    return cvs.double() < (limit - tolerance)[..., None, None]
-
-
-def count_votes(cvs: Tensor, ratio: float, gamma_rule: str = "le") -> Tensor:
-    """Samples that call a head adaptive at ``ratio``: int64 [layers, kv_heads]."""
-    return sample_mask(cvs, ratio, gamma_rule).sum(dim=0)
-
-
-def vote(
-    cvs: Tensor,
-    ratio: float,
-    static_vote: str = "per_ratio",
-    vote_count: str = "exact",
-    *,
-    ratios: Sequence[float] = STANDARD_RATIOS,
-    gamma_rule: str = "le",
-    **meta: Any,
-) -> HeadMask:
-    """Fix a model's head mask from the CVs of several reference samples.
-
-    Args:
-        cvs: [samples, layers, kv_heads].
-        ratio: r in (0, 1], share of adaptive heads.
-        static_vote: ``per_ratio``: votes at this ratio; ``cumulative``: votes of every ratio of
-            ``ratios`` up to this one are added, as the released script does.
-        vote_count: ``exact``: the ``ceil(r * heads)`` heads with the most votes, ties by lower mean
-            CV (9 decimals), then lower flat index; ``keep_ties``: every head with at least as many
-            votes as the last of those.
-        ratios: ascending ratios of the cumulative vote; ``ratio`` itself is always counted.
-        gamma_rule: how a sample votes, see :func:`sample_mask`.
-        meta: further entries of the mask's ``meta``.
-
-    Raises:
-        UserError: no samples, CVs that are not finite, or an unknown option.
-    """
-    if cvs.dim() != 3 or not cvs.numel():
-        raise UserError(f"CVs have the shape [samples, layers, KV heads], not {list(cvs.shape)}")
-    if not bool(torch.isfinite(cvs).all()):
-        raise UserError("CVs hold values that are not finite; make the reference pass again")
-    if static_vote not in STATIC_VOTES:
-        raise UserError(f"unknown static_vote {static_vote!r}; use {' or '.join(STATIC_VOTES)}")
-    if vote_count not in VOTE_COUNTS:
-        raise UserError(f"unknown vote_count {vote_count!r}; use {' or '.join(VOTE_COUNTS)}")
-    check_ratio(ratio)
-    cvs = cvs.double().cpu()
-    counted = [ratio]
-    if static_vote == "cumulative":
-        counted += [other for other in ratios if other < ratio - ROUNDING_GUARD]
-    votes = torch.stack([count_votes(cvs, other, gamma_rule) for other in counted]).sum(dim=0)
-    flat = votes.flatten()
-    count = adaptive_count(ratio, len(flat))
-    scale = 10.0**MEAN_CV_DECIMALS
-    mean_cv = ((cvs.mean(dim=0).flatten() * scale).round() / scale).tolist()
-    order = sorted(range(len(flat)), key=lambda head: (-int(flat[head]), mean_cv[head], head))
-    if vote_count == "keep_ties":
-        count = int((flat >= flat[order[count - 1]]).sum())
-    recipe = {
-        "kind": "vote",
-        "samples": cvs.shape[0],
-        "static_vote": static_vote,
-        "vote_count": vote_count,
-        "gamma_rule": gamma_rule,
-        **meta.pop("recipe", {}),
-    }
-    layers, heads = cvs.shape[1:]
-    return HeadMask.from_order(
-        order, count, layers, heads, {"ratio": ratio, "recipe": recipe, **meta}
-    )

@@ -36,7 +36,7 @@ COMMANDS = (
     (
         "calibrate",
         "Make head masks for a model from a reference set.",
-        "catekv.calibration.head_masks.sweep",
+        "catekv.commands.calibrate",
     ),
     (
         "cokv",
@@ -48,7 +48,7 @@ COMMANDS = (
     ("tasks", "List tasks, or build their samples as JSONL.", "catekv.commands.tasks"),
     ("methods", "List methods and their options.", "catekv.commands.methods"),
     ("generate", "Ask questions about a text file.", "catekv.commands.generate"),
-    ("plan", "Memory and speed to expect, without running anything.", "catekv.evaluation.plan"),
+    ("plan", "Memory and speed to expect, without running anything.", "catekv.commands.plan"),
     (
         "sweep",
         "Many runs over models, methods, ratios, tasks and lengths, on one machine or many.",

@@ -9,9 +9,10 @@ import os
 import platform
 import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
+from catekv.commands.doctor_findings import Check, Findings
 from catekv.errors import UserError
 from catekv.evaluation.records import environment
 from catekv.kernels import dispatch
@@ -22,27 +23,6 @@ VARIABLES = (
     dispatch.VARIABLE, "CATEKV_DATA", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES",
     "OMP_NUM_THREADS", "HF_HUB_OFFLINE",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Check:
-    """Something that was looked at: what, whether it is well, and why (not)."""
-
-    name: str
-    fits: bool
-    reason: str
-
-
-@dataclass
-class Findings:
-    """Facts per heading, and what was checked."""
-
-    facts: dict[str, dict[str, str]] = field(default_factory=dict)
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def fits(self) -> bool:
-        return all(check.fits for check in self.checks)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,38 +7,24 @@ prompts without padding; batches, left padding and the packing of what is kept a
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
-from catekv.methods.stores import check_store, stored
+from catekv.kernels.ragged import Merged
+from catekv.methods.stores import stored
+from catekv.models.shape import ModelShape
 
 if TYPE_CHECKING:
     from catekv.kernels.ragged import RaggedPrefix
     from catekv.methods.stores.base import DecodeStore
     from catekv.models.rotation import Rotation
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The numbers of a model that a method may depend on.
-
-    ``config_hash`` (:func:`catekv.models.shape.config_hash`) says which model it is, where that is
-    known; shapes are equal without it.
-    """
-
-    layers: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    config_hash: str | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -122,16 +108,6 @@ class Observed:
                 "angles; pass Observed(rotation=rotation_of(model, tokens, layer))"
             )
         return self.rotation
-
-
-@dataclass(frozen=True)
-class Merged:
-    """Entries of one row that replace original tokens: keys, values [entries, head_dim] and an
-    optional additive logit ``bias`` [entries]."""
-
-    keys: Tensor
-    values: Tensor
-    bias: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +194,7 @@ class Method:
 
     def validate_model(self, model_hash: str) -> None:
         """Raise ``UserError`` if what the method has learnt belongs to another model than the one
-        whose weights have this identity (:func:`catekv.evaluation.records.environment.model_identity`)."""
+        whose weights have this identity (a hash of the configuration and of some weights)."""
 
     def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
         """Entries kept of a prompt of ``tokens`` tokens, int64 [layers, kv_heads].
@@ -401,82 +377,3 @@ def _join(parts: Sequence[Selection], valid: Tensor, layer: Observed) -> Selecti
         stays=None if parts[0].stays is None else joined([part.stays for part in parts]),
         memo=memo,
     )
-
-
-_REGISTRY: dict[str, type[Method]] = {}
-MethodType = TypeVar("MethodType", bound=type[Method])
-
-
-def register(cls: MethodType) -> MethodType:
-    """Class decorator: make a method known under its ``name``."""
-    if not cls.name or cls.name in _REGISTRY:
-        raise ValueError(f"method name {cls.name!r} is empty or taken")
-    _REGISTRY[cls.name] = cls
-    return cls
-
-
-def available() -> list[str]:
-    """Names of all methods, sorted."""
-    return sorted(_REGISTRY)
-
-
-def method_class(name: str) -> type[Method]:
-    """The class registered under ``name`` (any case); ``UserError`` lists what exists."""
-    key = name.lower()
-    if key not in _REGISTRY:
-        raise UserError(
-            f"unknown method {name!r}{nearest(key, available())}; available: "
-            f"{', '.join(available())}"
-        )
-    return _REGISTRY[key]
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`` (did you mean ...?)`` if a known word is close, else nothing."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def create(name: str, *, preset: str = "published", **options: Any) -> Method:
-    """Make a method by name.
-
-    Args:
-        name: one of :func:`available`.
-        preset: ``published`` (the system as it was published) or ``recommended``.
-        options: fields of the method; they override the preset.
-
-    Raises:
-        UserError: unknown name, preset or option (the valid ones are listed), or a bad value.
-    """
-    cls = method_class(name)
-    if preset not in ("published", "recommended"):
-        raise UserError(f"unknown preset {preset!r}; use 'published' or 'recommended'")
-    # what all methods share comes last
-    valid = [item.name for item in sorted(fields(cls), key=lambda item: bool(item.kw_only))]
-    unknown = sorted(set(options) - set(valid))
-    if unknown:
-        raise UserError(
-            f"method {cls.name!r} has no option {', '.join(map(repr, unknown))}"
-            f"{nearest(unknown[0], valid)}; "
-            f"valid options: {', '.join(valid) or 'none'}"
-        )
-    base = dict(cls.recommended) if preset == "recommended" else {}
-    check_store(options.get("store", "device"))
-    try:
-        return cls(**{**base, **options})
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        if not options:
-            raise
-        # a text where a number belongs: comparing or converting it failed
-        given = ", ".join(f"{option}={value!r:.60}" for option, value in options.items())
-        raise UserError(
-            f"method {cls.name!r}: one of {given} has a value of the wrong kind ({error})"
-        ) from error
-
-
-def from_dict(content: dict[str, Any]) -> Method:
-    """The method that :meth:`Method.to_dict` described; ``UserError`` on unknown names."""
-    options = {key: value for key, value in content.items() if key != "name"}
-    return create(content["name"], **options)

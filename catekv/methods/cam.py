@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from catekv.errors import NeedsAllHeadsError, UserError
-from catekv.kernels.ragged import Merged
+from catekv.kernels.ragged import Merged, RaggedPrefix
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
 from catekv.methods.formulas.draws import uniform_numbers
@@ -21,13 +21,9 @@ from catekv.methods.h2o import (
     with_halved_window,
 )
 from catekv.methods.registry import register
+from catekv.methods.stores.slots import Entries, Eviction, Newcomer, SlotStore
 from catekv.methods.streaming_llm import StreamingLLM
 from catekv.models.shape import ModelShape
-
-if TYPE_CHECKING:
-    from catekv.kernels.ragged import RaggedPrefix
-
-    pass
 
 KEEPS = ("streaming_llm", "h2o")
 DENOMINATORS = ("max", "average")
@@ -196,8 +192,6 @@ class CaM(Budgeted):
     ) -> CamStore | None:
         from catekv.methods.stores.slots import Eviction
 
-        pass
-
         if not self.decode:
             return None
         entries = selected_entries(selection, observed, valid)
@@ -207,3 +201,59 @@ class CaM(Budgeted):
         else:
             rule = Eviction(capacities, 1, self.sinks, oldest=True)
         return CamStore(prefix, entries, rule, self, observed.layer)
+
+
+_FAR = torch.iinfo(torch.int64).max
+
+
+class CamStore(SlotStore):
+    """Adds values that leave to the next ``method.following`` entries by position.
+
+    Args:
+        prefix, entries, rule: as for every :class:`SlotStore`.
+        method: denominator, draws.
+        layer: index of the layer, for the draws.
+    """
+
+    def __init__(
+        self, prefix: RaggedPrefix, entries: Entries, rule: Eviction, method: CaM, layer: int
+    ):
+        self.method = method
+        self.layer = layer
+        super().__init__(prefix, entries, rule)
+
+    def leave(self, slot: Tensor, newcomer: Newcomer, leaving: Tensor) -> Newcomer:
+        entries = self.entries
+        rows, width = entries.positions.shape
+        heads = self.prefix.kv_heads
+        here = slot.clamp(max=width - 1)[:, None]
+        left_position, left_score = (
+            entries.positions.gather(1, here),
+            entries.scores.gather(1, here),
+        )
+        # the newcomer is one of those that stay
+        position = torch.cat([entries.positions.scatter(1, here, -1), entries.seen[:, None]], dim=1)
+        score = torch.cat([entries.scores, newcomer.known["scores"][:, None]], dim=1)
+        following = min(self.method.following, width + 1)
+        later = position.masked_fill(position <= left_position, _FAR)
+        nearest, order = (part[:, :following] for part in later.sort(dim=1))
+        takes = nearest < _FAR
+        if self.method.denominator == "max":
+            below = score.masked_fill(position < 0, 0.0).amax(dim=1, keepdim=True)
+        else:
+            among = score.gather(1, order).masked_fill(~takes, 0.0).sum(dim=1, keepdim=True)
+            below = among / takes.sum(dim=1, keepdim=True).clamp(min=1)
+        chance = (left_score / below.clamp(min=torch.finfo(torch.float32).tiny)).clamp(0.0, 1.0)
+        head = torch.arange(rows, device=slot.device)[:, None] % heads
+        share = self.method.merges(chance, self.layer, head, left_position)
+        share = share.masked_fill(~leaving[:, None], 0.0) / self.method.following
+        storage = self.prefix.values
+        part = storage[self.slots(width).gather(1, here).squeeze(1)].float() * share
+        given = part[:, None] * takes[..., None]
+        to_newcomer = (order == width)[..., None]
+        value = newcomer.value.float() + (given * to_newcomer).sum(dim=1)
+        # places outside a row's room name a slot in it, and are given nothing
+        place = self.slots(width).gather(1, order.clamp(max=width - 1))
+        stored = given.masked_fill(to_newcomer, 0.0).to(storage.dtype)
+        storage.index_put_((place,), stored, accumulate=True)
+        return replace(newcomer, value=value.to(newcomer.value.dtype))

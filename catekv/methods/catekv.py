@@ -18,7 +18,13 @@ from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.formulas.scoring import CHUNK_RULES, top_mask
 from catekv.methods.head_mask import HeadMask
 from catekv.methods.head_votes import check_ratio
-from catekv.methods.prompt_layout import PromptLayout, floor_count, prompt_layout
+from catekv.methods.prompt_layout import (
+    VARIANTS,
+    PromptLayout,
+    floor_count,
+    prompt_layout,
+    recent_tokens_of,
+)
 from catekv.methods.registry import register
 from catekv.methods.stores.base import DecodeStore
 from catekv.methods.stores.block_reader import Reading
@@ -27,29 +33,10 @@ from catekv.methods.stores.shadow import ShadowSettings
 from catekv.methods.stores.shadow_reader import ShadowReader
 from catekv.models.shape import ModelShape
 
-VARIANTS = ("official", "paper")
 RETENTION_RANGES = ("middle", "all_but_window")
 READS = ("all", "quest", "shadowkv")
 PREFILLS = ("dense", "minference")
 DEFAULT_RATIO = 0.4
-#: Recent tokens of the published run, and the paper's rule in tokens of budget per recent token.
-OFFICIAL_RECENT = 256
-PAPER_RECENT_RULE = "b/128"
-_RULE_DIVISOR = 128
-
-
-def recent_tokens_of(value: int | str | None, variant: str, budget: int) -> int:
-    """Resolve the option ``recent_tokens``: a number, ``"b/128"``, or the variant's default."""
-    if value is None:
-        value = OFFICIAL_RECENT if variant == "official" else PAPER_RECENT_RULE
-    if value == PAPER_RECENT_RULE:
-        return budget // _RULE_DIVISOR
-    if not isinstance(value, int) or value < 0:
-        raise UserError(
-            f"recent_tokens {value!r} must be a number of tokens, at least 0, or "
-            f"{PAPER_RECENT_RULE!r}"
-        )
-    return value
 
 
 @register

@@ -8,7 +8,6 @@ any ratio can be made.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import zipfile
@@ -22,59 +21,24 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.methods.prompt_layout import ceil_count
+from catekv.methods.head_votes import (
+    STANDARD_RATIOS,
+    adaptive_count,
+    adaptive_order,
+    check_ratio,
+    count_votes,
+)
+from catekv.models.shape import model_shape_of
 
 MASK_FILE = re.compile(r"head_type_p(\d+)\.csv")
 DUO_FILE = "full_attention_heads.tsv"
 META_FILE = "meta.json"
 STATISTICS_FILE = "statistics.npz"
-#: Ratios of the published mask files.
-STANDARD_RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-
-#: Entries of a configuration that change without the model changing.
-_VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
-
-
-def check_ratio(ratio: float) -> float:
-    """``ratio`` itself; ``UserError`` if it is not in (0, 1]."""
-    if not 0 < ratio <= 1:
-        raise UserError(f"ratio {ratio} is outside (0, 1]; it is the share of adaptive heads")
-    return float(ratio)
-
-
-def adaptive_count(ratio: float, heads: int) -> int:
-    """Number of adaptive heads at a ratio: ``ceil(ratio * heads)``, safe against rounding."""
-    return ceil_count(check_ratio(ratio) * heads)
 
 
 def mask_file_name(ratio: float) -> str:
     """``head_type_pNN.csv`` of a ratio, rounded and never truncated (0.29 is p29)."""
     return f"head_type_p{round(100 * ratio)}.csv"
-
-
-def model_shape_of(config: Any) -> tuple[int, int]:
-    """(layers, KV heads) of a ``ModelShape`` or a transformers configuration."""
-    if hasattr(config, "layers") and hasattr(config, "kv_heads"):
-        return int(config.layers), int(config.kv_heads)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    layers = getattr(config, "num_hidden_layers", None)
-    heads = getattr(config, "num_key_value_heads", None)
-    heads = heads if heads is not None else getattr(config, "num_attention_heads", None)
-    if layers is None or heads is None:
-        raise UserError(
-            f"{type(config).__name__} names no number of layers and heads; pass a ModelShape or a "
-            "transformers configuration"
-        )
-    return int(layers), int(heads)
-
-
-def config_hash(config: Any) -> str:
-    """Short hash of what makes a model's architecture: same weights layout, same hash."""
-    content = config.to_dict() if hasattr(config, "to_dict") else dict(vars(config))
-    content = {key: value for key, value in content.items() if key not in _VOLATILE}
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,6 +260,45 @@ class HeadMask:
         return path
 
 
+def vote(
+    cvs: Tensor,
+    ratio: float,
+    static_vote: str = "per_ratio",
+    vote_count: str = "exact",
+    *,
+    ratios: Sequence[float] = STANDARD_RATIOS,
+    gamma_rule: str = "le",
+    **meta: Any,
+) -> HeadMask:
+    """Fix a model's head mask from the CVs of several reference samples.
+
+    Args:
+        cvs: [samples, layers, kv_heads].
+        ratio: r in (0, 1], share of adaptive heads.
+        static_vote, vote_count, ratios, gamma_rule: see
+            :func:`~catekv.methods.head_votes.adaptive_order`.
+        meta: further entries of the mask's ``meta``.
+
+    Raises:
+        UserError: no samples, CVs that are not finite, or an unknown option.
+    """
+    order, count = adaptive_order(
+        cvs, ratio, static_vote, vote_count, ratios=ratios, gamma_rule=gamma_rule
+    )
+    recipe = {
+        "kind": "vote",
+        "samples": cvs.shape[0],
+        "static_vote": static_vote,
+        "vote_count": vote_count,
+        "gamma_rule": gamma_rule,
+        **meta.pop("recipe", {}),
+    }
+    layers, heads = cvs.shape[1:]
+    return HeadMask.from_order(
+        order, count, layers, heads, {"ratio": ratio, "recipe": recipe, **meta}
+    )
+
+
 def refuse_other_model(folder: str | Path, layers: int, kv_heads: int, digest: str | None) -> None:
     """Raise ``UserError`` if ``folder`` holds masks of another model.
 
@@ -318,8 +321,6 @@ def save_statistics(folder: str | Path, cvs: Tensor, **recipe: Any) -> Path:
     :meth:`HeadMask.load` makes masks of any ratio from it. Votes at the standard ratios and the
     mean CV are stored too, for people who look into the file.
     """
-    from catekv.methods.head_votes import count_votes
-
     path = Path(folder) / STATISTICS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     cvs = cvs.double().cpu()
@@ -452,8 +453,6 @@ def _load_folder(folder: Path, ratio: float | None, default_ratio: float | None)
         ratio = default_ratio
     voted: HeadMask | None = None
     if statistics.is_file():
-        from catekv.calibration import vote
-
         cvs, recipe = load_statistics(statistics)
         voted = vote(cvs, ratio)
         voted = replace(voted, meta={**recipe, "ratio": ratio, "source": statistics.name})

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.kernels.ragged import Merged
+from catekv.kernels.ragged import Merged, RaggedPrefix
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
 from catekv.methods.formulas.merging import nearest_kept
-from catekv.methods.formulas.vote_merge import corrected_average, window_average, zip_merge
+from catekv.methods.formulas.vote_merge import (
+    corrected_average,
+    updated_average,
+    window_average,
+    zip_factor,
+    zip_merge,
+)
 from catekv.methods.h2o import H2O, row_capacities, selected_entries, with_halved_window
 from catekv.methods.options import check_number
 from catekv.methods.registry import register
+from catekv.methods.stores.slots import Entries, Eviction, Newcomer, SlotStore
 from catekv.models.shape import ModelShape
-
-if TYPE_CHECKING:
-    from catekv.kernels.ragged import RaggedPrefix
-
-    pass
 
 
 @register
@@ -125,11 +129,164 @@ class KeepKV(Budgeted):
     ) -> KeepKVStore | None:
         from catekv.methods.stores.slots import Eviction
 
-        pass
-
         if not self.decode:
             return None
         entries = selected_entries(selection, observed, valid)
         rule = Eviction(row_capacities(self, observed), self.edges())
         queries = observed.queries.unflatten(1, (observed.keys.shape[1], -1)) * observed.scaling
         return KeepKVStore(prefix, entries, rule, self.threshold, self.alpha, queries.flatten(0, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredEntries(Entries):
+    """Entries with what KeepKV knows of them besides.
+
+    Attributes:
+        averages: float32 [rows, width], log of the moving average of ``exp(logit)``, not corrected.
+        steps: int64 [rows, width], scores in it.
+        norms: float32 [rows, width], length of the keys.
+    """
+
+    averages: Tensor
+    steps: Tensor
+    norms: Tensor
+
+
+class KeepKVStore(SlotStore):
+    """Merges what leaves into its most similar entry, or drops it.
+
+    Args:
+        prefix, entries, rule: as for every :class:`SlotStore`.
+        threshold, alpha: options of the method.
+        queries: [rows, group, window, head_dim], scaled: the last prompt queries.
+    """
+
+    entries: ScoredEntries
+
+    def __init__(
+        self,
+        prefix: RaggedPrefix,
+        entries: Entries,
+        rule: Eviction,
+        threshold: float,
+        alpha: float,
+        queries: Tensor,
+    ):
+        self.threshold = threshold
+        self.alpha = alpha
+        averages = torch.zeros_like(entries.scores)
+        steps = torch.zeros_like(entries.positions)
+        norms = torch.zeros_like(entries.scores)
+        lengths = [length for _, length in prefix.host_rows]
+        for row, (length, seen) in enumerate(zip(lengths, entries.seen.tolist(), strict=True)):
+            keys, _, _ = prefix.row(row // prefix.kv_heads, row % prefix.kv_heads)
+            norms[row, :length] = torch.linalg.vector_norm(keys.float(), dim=-1)
+            asked = queries[row, :, max(0, queries.shape[2] - seen) :]
+            averages[row, :length], steps[row, :length] = window_average(
+                asked, keys, entries.positions[row, :length], seen, alpha
+            )
+        super().__init__(
+            prefix,
+            ScoredEntries(**entries.tensors(), averages=averages, steps=steps, norms=norms),
+            rule,
+        )
+
+    def observe(
+        self, logits: Tensor, own_logits: Tensor, key: Tensor, active: Tensor
+    ) -> dict[str, Tensor]:
+        known = super().observe(logits, own_logits, key, active)
+        entries = self.entries
+        group = math.log(logits.shape[1])
+        scores = logits.logsumexp(dim=1) - group
+        counts = active[:, None] & entries.used
+        averages = updated_average(entries.averages, scores, self.alpha)
+        self.entries = replace(
+            entries,
+            averages=torch.where(counts, averages, entries.averages),
+            steps=entries.steps + counts,
+        )
+        return known | self._fresh(key, own_logits.logsumexp(dim=1) - group)
+
+    def unobserved(self, key: Tensor) -> dict[str, Tensor]:
+        known = super().unobserved(key)
+        return known | self._fresh(key, torch.zeros_like(known["scores"]))
+
+    def _fresh(self, key: Tensor, log_score: Tensor) -> dict[str, Tensor]:
+        nothing = torch.full_like(log_score, -torch.inf)
+        return {
+            "averages": updated_average(nothing, log_score, self.alpha),
+            "steps": torch.ones_like(self.entries.seen),
+            "norms": torch.linalg.vector_norm(key.float(), dim=-1),
+        }
+
+    def leave(self, slot: Tensor, newcomer: Newcomer, leaving: Tensor) -> Newcomer:
+        entries = self.entries
+        width = entries.positions.shape[1]
+        here = slot.clamp(max=width - 1)[:, None]
+        place = self.slots(width).gather(1, here).squeeze(1)
+        left_key, left_value = self.prefix.keys[place].float(), self.prefix.values[place].float()
+        left_norm = entries.norms.gather(1, here)
+        # cosines with all that stay, the newcomer last
+        products = torch.cat(
+            [
+                self.logits(left_key[:, None])[:, 0],
+                (left_key * newcomer.key.float()).sum(dim=-1, keepdim=True),
+            ],
+            dim=1,
+        )
+        lengths = torch.cat([entries.norms, newcomer.known["norms"][:, None]], dim=1)
+        cosine = products / (left_norm * lengths).clamp(min=torch.finfo(torch.float32).tiny)
+        stays = F.pad(entries.used.scatter(1, here, False), (0, 1), value=True)
+        similarity, target = cosine.masked_fill(~stays, -torch.inf).max(dim=1)
+        merges = leaving & (similarity > self.threshold)
+        into_newcomer = target == width
+        other = target.clamp(max=width - 1)
+        other_place = self.slots(width).gather(1, other[:, None]).squeeze(1)
+
+        def of_target(stored: Tensor, own: Tensor) -> Tensor:
+            chosen = into_newcomer.view(-1, *[1] * (stored.ndim - 1))
+            return torch.where(chosen, own, stored)
+
+        def field(name: str) -> Tensor:
+            stored: Tensor = getattr(entries, name).gather(1, other[:, None]).squeeze(1)
+            return of_target(stored, newcomer.known[name])
+
+        assert self.prefix.bias is not None
+        votes = of_target(self.prefix.bias[other_place], newcomer.bias)
+        left_votes = self.prefix.bias[place]
+        steps = field("steps")
+        score = corrected_average(field("averages"), steps, self.alpha)
+        left_score = corrected_average(
+            entries.averages.gather(1, here).squeeze(1),
+            entries.steps.gather(1, here).squeeze(1),
+            self.alpha,
+        )
+        weight, left_weight = votes + score, left_votes + left_score
+        share = (left_weight - weight).sigmoid()[:, None]
+        log_weight, log_votes = (
+            torch.logaddexp(weight, left_weight),
+            torch.logaddexp(votes, left_votes),
+        )
+        mean_score = share[:, 0] * left_score + (1 - share[:, 0]) * score
+        key = of_target(self.prefix.keys[other_place].float(), newcomer.key.float())
+        value = of_target(self.prefix.values[other_place].float(), newcomer.value.float())
+        key = share * left_key + (1 - share) * key
+        key = key * zip_factor(log_weight, log_votes, mean_score)[:, None]
+        value = share * left_value + (1 - share) * value
+        # the score of the moment is that of both together
+        correction = torch.log1p(-torch.pow(self.alpha, steps.float()))
+        known = {
+            "averages": log_weight - log_votes + correction,
+            "norms": torch.linalg.vector_norm(key, dim=-1),
+        }
+        stored = merges & ~into_newcomer
+        self.set_entry(other, key, value, log_votes, stored)
+        self.entries = entries.put(other, stored, **known)
+        changed = merges & into_newcomer
+        own = {name: torch.where(changed, new, newcomer.known[name]) for name, new in known.items()}
+        return Newcomer(
+            torch.where(changed[:, None], key.to(newcomer.key.dtype), newcomer.key),
+            torch.where(changed[:, None], value.to(newcomer.value.dtype), newcomer.value),
+            torch.where(changed, log_votes, newcomer.bias),
+            newcomer.known | own,
+        )

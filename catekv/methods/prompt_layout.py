@@ -5,8 +5,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from catekv.errors import UserError
+
 #: Binary fractions must not change a count: 0.07 * 100 is 7.000000000000001 in floating point.
 ROUNDING_GUARD = 1e-9
+VARIANTS = ("official", "paper")
+#: Recent tokens of the published run, and the paper's rule in tokens of budget per recent token.
+OFFICIAL_RECENT = 256
+PAPER_RECENT_RULE = "b/128"
+_RULE_DIVISOR = 128
 
 
 def floor_count(value: float) -> int:
@@ -58,3 +65,17 @@ def prompt_layout(
     chunks = max(0, chunk_end - recent_tokens - init_tokens) // chunk_size
     start = min(init_tokens, tokens)
     return PromptLayout(tokens, chunk_size, chunk_end, start, start + chunks * chunk_size, chunks)
+
+
+def recent_tokens_of(value: int | str | None, variant: str, budget: int) -> int:
+    """Resolve the option ``recent_tokens``: a number, ``"b/128"``, or the variant's default."""
+    if value is None:
+        value = OFFICIAL_RECENT if variant == "official" else PAPER_RECENT_RULE
+    if value == PAPER_RECENT_RULE:
+        return budget // _RULE_DIVISOR
+    if not isinstance(value, int) or value < 0:
+        raise UserError(
+            f"recent_tokens {value!r} must be a number of tokens, at least 0, or "
+            f"{PAPER_RECENT_RULE!r}"
+        )
+    return value

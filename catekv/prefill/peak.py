@@ -73,8 +73,8 @@ def peak_prefill_bytes(
     """Largest number of bytes that a prefill holds, weights included.
 
     Args:
-        sizes: of the model (:func:`catekv.prefill.sizes.sizes_of_config`); its ``element_bytes`` are
-            those of weights and cache.
+        sizes: of the model (:func:`catekv.prefill.sizes.sizes_of_config`); its ``element_bytes``
+            are those of weights and cache.
         method: what compresses; None: all layers stay dense.
         tokens: columns of the prompt. batch: sequences.
         chunk_size: tokens that a layer processes at a time; None: all at once.

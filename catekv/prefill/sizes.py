@@ -1,5 +1,9 @@
 """Sizes of a model that decide what its weights, caches and prefill take, from its configuration
-alone or from a loaded model."""
+alone or from a loaded model.
+
+A decode step of a memory-bound model reads its weights (without the embedding table) and its cache
+once; the ratio of those bytes bounds the speed-up that compression can give.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,56 @@ import torch
 from torch import Tensor
 
 from catekv.cache.cache import RaggedCache
-from catekv.errors import UserError
-
-pass
 from catekv.cache.layer import RaggedLayer
+from catekv.errors import UserError
 from catekv.methods.base import Method
 from catekv.methods.budgeted import Budgeted
 from catekv.models.compat import text_config
 from catekv.models.shape import ModelShape
+
+GIB = 2**30
+
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """A model's sizes; weights and cache both use ``element_bytes`` per number.
+
+    ``parameters`` counts all weights, ``embedding_parameters`` the table that a step does not
+    stream.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    parameters: int
+    embedding_parameters: int = 0
+    element_bytes: int = 2
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one token in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.element_bytes
+
+    def cache_bytes(self, tokens: float) -> float:
+        """Cache of ``tokens`` tokens per head (the mean, if heads differ)."""
+        return tokens * self.kv_bytes_per_token
+
+    def resident_bytes(self, tokens: float, batch: int = 1) -> float:
+        """Weights and cache."""
+        return self.parameters * self.element_bytes + batch * self.cache_bytes(tokens)
+
+    def step_bytes(self, tokens: float, batch: int = 1) -> float:
+        """Bytes a decode step reads."""
+        streamed = (self.parameters - self.embedding_parameters) * self.element_bytes
+        return streamed + batch * self.cache_bytes(tokens)
+
+    def decode_bound(self, tokens: int, kept: float, batch: int = 1) -> float:
+        """Largest possible speed-up of a decode step, full cache over ``kept`` tokens per head."""
+        return self.step_bytes(tokens, batch) / self.step_bytes(kept, batch)
+
 
 #: Tensors of [tokens, intermediate] alive at once in a feed-forward part: activation, up and
 #: product; with one projection for gate and up its double-width result, activation and product;

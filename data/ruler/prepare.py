@@ -1,4 +1,4 @@
-"""Build RULER JSONL files; see ``--help``. The work is done by :mod:`catekv.commands.ruler_files`."""
+"""Build RULER JSONL files; see ``--help``. :mod:`catekv.commands.ruler_files` does the work."""
 
 from __future__ import annotations
 

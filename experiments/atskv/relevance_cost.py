@@ -149,7 +149,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(parsed: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
     from catekv.evaluation.run.request import Request
-
     from catekv.evaluation.run.session import open_model
     from experiments.atskv.choices import shipped_predictor
 

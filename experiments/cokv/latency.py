@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from catekv.models.shape import config_hash
 from shared import main, open_model, parser
 
 from catekv.calibration.cokv.comparison import COMPARED, compared_method
@@ -23,6 +22,7 @@ from catekv.decode.generation import synchronize
 from catekv.errors import UserError
 from catekv.evaluation.efficiency.memory import Peak, free
 from catekv.evaluation.records import environment
+from catekv.models.shape import config_hash
 
 MEGABYTE = 1 << 20
 

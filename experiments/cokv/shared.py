@@ -8,14 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catekv.models.shape import config_hash
-
 from catekv.calibration.cokv.coalitions import QUESTIONS
 from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.headkv_probe import probe, write_probe
 from catekv.calibration.cokv.scoring import SCORE_FILE
 from catekv.commands.cli import Parser, add_model_arguments, run_safely
 from catekv.errors import UserError
+from catekv.models.shape import config_hash
 from experiments.cokv.predictions import short_name
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ def main(made: Parser, action: Callable[[argparse.Namespace], int]) -> None:
 
 def open_model(arguments: argparse.Namespace) -> CateKVModel:
     from catekv.evaluation.run.request import Request
-
     from catekv.evaluation.run.session import open_model as open_requested
 
     return open_requested(
@@ -61,9 +59,8 @@ def model_name(arguments: argparse.Namespace) -> str:
 
 def model_identity(arguments: argparse.Namespace, model: CateKVModel) -> str:
     """Which checkpoint it is: two of one name and configuration do not share draws."""
-    from catekv.evaluation.run.request import Request
-
     from catekv.evaluation.records import environment
+    from catekv.evaluation.run.request import Request
     from catekv.evaluation.run.session import model_path, revision_of
 
     return environment.model_identity(

@@ -29,9 +29,8 @@ def _plain(samples: SampleSet) -> Any:
 
 
 def split(arguments: argparse.Namespace) -> int:
-    from catekv.evaluation.run.request import Request
-
     from catekv.commands.ruler_files import load_tokenizer
+    from catekv.evaluation.run.request import Request
     from catekv.evaluation.run.session import model_path
 
     tokenizer = load_tokenizer(model_path(Request(model=arguments.model)))

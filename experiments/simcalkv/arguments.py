@@ -135,7 +135,7 @@ def with_window(reading: Reading, model: CateKVModel) -> Reading:
 
 
 def examples_of(dataset: str, split: Split, model: CateKVModel, reading: Reading) -> list[Example]:
-    """The wanted rows for a model, see :func:`experiments.simcalkv.benchmarks.load`; errors name flags."""
+    """The wanted rows for a model, see :func:`.benchmarks.load`; errors name flags."""
     try:
         return load(dataset, split, model.tokenizer, with_window(reading, model))
     except UserError as error:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from catekv.kernels.packing import pack
 from torch import Tensor
 
 from catekv import kernels, methods
-from catekv.kernels.ragged import pack_merged
+from catekv.kernels.packing import pack, pack_merged
 from catekv.methods import Method
 from catekv.methods.simcalkv.merge import LOG_2
 from experiments.simcalkv.tensors import LayerTensors, Recorded

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from catekv.kernels.packing import pack
 from torch import Tensor
 from transformers import DynamicCache
 
-from catekv.kernels.ragged import BlockList, RaggedPrefix, pack_merged
+from catekv.kernels.packing import pack, pack_merged
+from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.methods import Method, Observed
 from catekv.models.rotation import rotation_of
 

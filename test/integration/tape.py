@@ -49,7 +49,7 @@ class Tape:
 def record(
     run: Callable[[], Tensor], rewind: Callable[[], None], device: torch.device
 ) -> graph.Recording:
-    """In place of :func:`catekv.decode.graph.record`: warm up without the host, record, run nothing."""
+    """In place of :func:`.graph.record`: warm up without the host, record, run nothing."""
     with graph.WithoutHost(device):
         run()
     rewind()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from catekv.models.shape import ModelShape
 from torch import Tensor
 
 from catekv import methods
@@ -21,6 +20,7 @@ from catekv.errors import UserError
 from catekv.methods.base import Method, Needs
 from catekv.methods.head_mask import HeadMask
 from catekv.model import CateKVModel
+from catekv.models.shape import ModelShape
 
 #: Llama's grouped KV heads are shared out; Phi-3's are held by every process.
 FAMILIES = ("llama", "phi3")

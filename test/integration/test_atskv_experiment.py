@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from experiments.atskv.cells import METRICS, MORE, Cell, reduction
 
 from catekv import tasks
 from catekv.commands import cli
@@ -23,6 +22,7 @@ from catekv.model import CateKVModel
 from catekv.models import embedded
 from catekv.tasks.core.prompt import encode
 from experiments.atskv import selftest
+from experiments.atskv.cells import METRICS, MORE, Cell, reduction
 from experiments.atskv.choices import (
     METHODS,
     Predictor,

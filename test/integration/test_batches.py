@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from catekv.evaluation.run.request import Request
 from tiny_checkpoint import save_tiny_checkpoint
 from toy_tasks import register, toy_sample
 
@@ -17,6 +16,7 @@ from catekv.evaluation.records.records import Record, RunDirectory
 from catekv.evaluation.run.batches import units_of
 from catekv.evaluation.run.cells import build_cells
 from catekv.evaluation.run.distributed import Process
+from catekv.evaluation.run.request import Request
 from catekv.evaluation.run.runner import Outcome, evaluate
 from catekv.evaluation.run.session import open_model, settings_for
 from catekv.model import CateKVModel, DensePrompt

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from catekv.evaluation.run.overlap import context_hash, reference_contexts, refuse_overlap
-from catekv.methods.head_votes import STANDARD_RATIOS
 from tiny_checkpoint import save_tiny_checkpoint
 
 from catekv import calibration, tasks
@@ -25,10 +23,14 @@ from catekv.calibration.head_masks.reference import (
     build_samples,
     observe_prompt,
 )
+from catekv.calibration.head_masks.result import Candidate, SweepSettings
+from catekv.commands import calibrate
 from catekv.commands.cli import Parser, main
 from catekv.errors import UserError
+from catekv.evaluation.run.overlap import context_hash, reference_contexts, refuse_overlap
 from catekv.methods import create
 from catekv.methods.head_mask import HeadMask, load_statistics
+from catekv.methods.head_votes import STANDARD_RATIOS
 from catekv.model import CateKVModel
 from catekv.tasks.core.prompt import encode
 
@@ -53,7 +55,7 @@ def model(checkpoint: Path) -> CateKVModel:
     return CateKVModel.from_pretrained(checkpoint, method="full")
 
 
-def settings(**changes: Any) -> sweep.SweepSettings:
+def settings(**changes: Any) -> SweepSettings:
     base: dict[str, Any] = {
         "references": ("ruler/vt", "ruler/niah_multikey_2"),
         "length": LENGTH,
@@ -67,7 +69,7 @@ def settings(**changes: Any) -> sweep.SweepSettings:
         "held_out_samples": 1,
         "max_new_tokens": 2,
     }
-    return sweep.SweepSettings(**{**base, **changes})
+    return SweepSettings(**{**base, **changes})
 
 
 def test_sweep_writes_masks_statistics_and_report(model: CateKVModel, tmp_path: Path) -> None:
@@ -200,10 +202,10 @@ def test_checked_answers_equal_generated_ones(model: CateKVModel) -> None:
 
 
 def test_best_candidate_breaks_ties_as_stated() -> None:
-    def candidate(accuracy: float, log_probability: float) -> sweep.Candidate:
+    def candidate(accuracy: float, log_probability: float) -> Candidate:
         mask = HeadMask.random((2, 2), 0.5)
         cvs = torch.ones(1, 2, 2)
-        return sweep.Candidate("vt", CVConfig(), cvs, mask, "", accuracy, log_probability)
+        return Candidate("vt", CVConfig(), cvs, mask, "", accuracy, log_probability)
 
     found = [candidate(0.5, -9.0), candidate(0.7, -3.0), candidate(0.7, -2.0), candidate(0.7, -2.0)]
     assert sweep.best(found) is found[2]
@@ -231,13 +233,13 @@ def test_ablation_finds_the_heads_that_matter(model: CateKVModel) -> None:
 
 def command(checkpoint: Path, output: Path, *more: str) -> int:
     parser = Parser()
-    sweep.add_arguments(parser)
+    calibrate.add_arguments(parser)
     words = ["--model", str(checkpoint), "--output", str(output), "--length", str(LENGTH)]
     words += ["--samples", "2", "--k", "0.9", "--alpha", "1.0", "--held-out-samples", "1"]
     words += ["--held-out-tasks", "ruler/vt", "--references", "ruler/vt", "--budget", "24"]
     words += ["--window", "8", "--init-tokens", "4", "--recent-tokens", "8", "--no-picture"]
     words += ["--max-new-tokens", "2", *more]
-    return sweep.run(parser.parse_args(words))
+    return calibrate.run(parser.parse_args(words))
 
 
 def test_command_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from catekv.evaluation.run.request import Request
 from tiny_checkpoint import save_tiny_checkpoint
 
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import RunSettings
 from catekv.evaluation.records.records import Record, RunDirectory
 from catekv.evaluation.report import report
+from catekv.evaluation.run.request import Request
 from catekv.evaluation.run.runner import Outcome, evaluate
 from catekv.evaluation.run.session import open_model, settings_for
 from catekv.model import CateKVModel, DensePrompt

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from catekv.models.shape import ModelShape
 from live_bytes import LiveBytes
 from scenarios import left_padding
 from tiny_checkpoint import save_tiny_checkpoint
@@ -22,6 +21,7 @@ from catekv.cache.cache import RaggedCache
 from catekv.errors import UserError
 from catekv.methods.base import Method, Observed, Selection
 from catekv.model import CateKVModel
+from catekv.models.shape import ModelShape
 from catekv.prefill import capacity, layerwise
 from catekv.prefill.peak import peak_prefill_bytes, prefill_peak
 from catekv.prefill.sizes import ModelSizes, sizes_of_config, sizes_of_model

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from catekv.kernels.packing import pack
 from torch import Tensor
 
-from catekv.kernels.ragged import MAX_BUCKETS, Merged, from_rows, pack_merged, storage_bytes
+from catekv.kernels.packing import pack, pack_merged
+from catekv.kernels.ragged import MAX_BUCKETS, Merged, from_rows, storage_bytes
 
 BATCH, HEADS, TOKENS, DIM = 2, 3, 11, 4
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from catekv.kernels.packing import pack
 from torch import Tensor
 
 from catekv import kernels
+from catekv.kernels.packing import pack
 
 BATCH, HEADS, TOKENS, DIM, VALUE_DIM = 2, 3, 75, 24, 16
 BACKENDS = ["torch", "triton"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from catekv import calibration, kernels
-from catekv.calibration import CVConfig
+from catekv import kernels
+from catekv.calibration import CVConfig, observation
 from catekv.kernels.window_scores import window_attention
 
 
@@ -99,9 +99,9 @@ def test_calibration_finds_the_same_on_the_kernels(variant: str, monkeypatch: py
         base.with_values(k=k, alpha=alpha, comparison=comparison)
         for k, alpha, comparison in [(0.9, 1.0, "ge"), (0.9, 1.0, "gt"), (0.97, 0.7, "ge")]
     ]
-    expected = calibration.observe_many(queries, keys, configs)
+    expected = observation.observe_many(queries, keys, configs)
     monkeypatch.setenv("CATEKV_KERNELS", "triton")
-    found = calibration.observe_many(queries, keys, configs)
+    found = observation.observe_many(queries, keys, configs)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.threshold, theirs.threshold, rtol=2e-6, atol=0)
         assert ours.hits.dtype == theirs.hits.dtype == torch.int64

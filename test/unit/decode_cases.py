@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from catekv.kernels.packing import pack
 from torch import Tensor
 
 from catekv import kernels
+from catekv.kernels.packing import pack
 from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.methods import Method, Observed
 from catekv.methods.stores.base import DecodeStore

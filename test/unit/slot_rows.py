@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from catekv.kernels.packing import pack
 from torch import Tensor
 
 from catekv import kernels
-from catekv.kernels.ragged import RaggedPrefix, pack_merged
+from catekv.kernels.packing import pack, pack_merged
+from catekv.kernels.ragged import RaggedPrefix
 from catekv.methods.base import Method, Observed
 
 HEADS, GROUP, DIM = 2, 2, 8

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from catekv import calibration
-from catekv.calibration import CVConfig
+from catekv.calibration import CVConfig, observation
 from catekv.errors import UserError
+from catekv.methods import head_votes
 from catekv.methods.formulas.scoring import chunk_scores, window_attention
 from catekv.methods.head_mask import HeadMask
 from catekv.methods.prompt_layout import ceil_count, floor_count, prompt_layout
@@ -62,7 +63,7 @@ def test_cv_closed_form_golden(golden) -> None:
         hits = torch.zeros(case["inputs"]["chunks"])
         hits[: case["inputs"]["hot_chunks"]] = 64
         for std in ("population", "sample"):
-            value = calibration.coefficient_of_variation(hits, std).item()
+            value = observation.coefficient_of_variation(hits, std).item()
             assert value == pytest.approx(case["expected"][std], rel=1e-5)
 
 
@@ -79,15 +80,15 @@ def test_chunk_score_golden(golden) -> None:
 def test_per_sample_mask_golden(golden) -> None:
     for case in golden("catekv", "per_sample_mask"):
         cvs, ratio = torch.tensor(case["inputs"]["cv"]), case["inputs"]["r"]
-        assert calibration.gamma(cvs, ratio).item() == pytest.approx(case["expected"]["gamma"])
-        assert calibration.sample_mask(cvs, ratio).int().tolist() == case["expected"]["mask"]
+        assert head_votes.gamma(cvs, ratio).item() == pytest.approx(case["expected"]["gamma"])
+        assert head_votes.sample_mask(cvs, ratio).int().tolist() == case["expected"]["mask"]
 
 
 def test_static_vote_golden(golden) -> None:
     for case in golden("catekv", "static_vote"):
         cvs, ratio = torch.tensor(case["inputs"]["samples"]), case["inputs"]["r"]
         expected = case["expected"]
-        assert calibration.count_votes(cvs, ratio).tolist() == expected["votes"]
+        assert head_votes.count_votes(cvs, ratio).tolist() == expected["votes"]
         exact = calibration.vote(cvs, ratio)
         assert exact.adaptive.int().tolist() == expected["mask_exact"]
         assert int(exact.adaptive.sum()) == expected["adaptive_heads"]
@@ -129,7 +130,7 @@ def test_pipeline_golden_observation(golden) -> None:
             expected = torch.tensor(case["expected"]["cv"][layer]).double()
             torch.testing.assert_close(found.cv[0], expected, rtol=1e-5, atol=1e-5)
             cvs.append(found.cv[0])
-        mask = calibration.sample_mask(torch.stack(cvs), params["r"])
+        mask = head_votes.sample_mask(torch.stack(cvs), params["r"])
         assert mask.int().tolist() == case["expected"]["mask"]
 
 
@@ -155,14 +156,14 @@ def test_many_low_values_meet_the_floor_of_the_span_threshold() -> None:
 @pytest.mark.parametrize("points", [[0.0, 0.25, 0.5, 1.0], [0.002, 0.998], [0.016, 0.984, 0.99]])
 def test_quantiles_equal_the_library(points: list[float]) -> None:
     values = torch.rand(3, 1001, generator=torch.Generator().manual_seed(1))
-    for point, found in zip(points, calibration.quantiles(values, points), strict=True):
+    for point, found in zip(points, observation.quantiles(values, points), strict=True):
         torch.testing.assert_close(found, values.double().quantile(point, dim=-1))
 
 
 def test_quantiles_of_tied_values_are_exact() -> None:
     values = torch.full((1, 1000), 0.1)
     values[0, :300] = 0.7
-    low, high = calibration.quantiles(values, [0.1, 0.9])
+    low, high = observation.quantiles(values, [0.1, 0.9])
     assert low.float().item() == values[0, -1].item()
     assert high.float().item() == values[0, 0].item()
 
@@ -171,7 +172,7 @@ def test_quantile_beyond_the_library_limit() -> None:
     count = 2**24 + 5
     values = torch.zeros(1, count)
     values[0, :1000] = torch.arange(1000, 0, -1)
-    (found,) = calibration.quantiles(values, [1 - 10 / (count - 1)])
+    (found,) = observation.quantiles(values, [1 - 10 / (count - 1)])
     assert found.item() == pytest.approx(990.0, abs=1e-6)
 
 
@@ -186,7 +187,7 @@ def test_many_configurations_equal_single_ones() -> None:
         for alpha in (1.0, 0.8)
         for unit, rule in (("chunk", "span"), ("token", "quantile"))
     ]
-    many = calibration.observe_many(queries, keys, configs)
+    many = observation.observe_many(queries, keys, configs)
     for config, found in zip(configs, many, strict=True):
         single = calibration.observe(queries, keys, config)
         assert torch.equal(found.hits, single.hits)
@@ -286,8 +287,8 @@ def test_equal_cvs_fall_to_the_lower_flat_index() -> None:
 
 def test_gamma_rules_differ_only_at_gamma() -> None:
     cvs = torch.tensor([[1.0, 2.0, 3.0]])
-    assert calibration.sample_mask(cvs, 0.5, "le").tolist() == [[True, True, False]]
-    assert calibration.sample_mask(cvs, 0.5, "lt").tolist() == [[True, False, False]]
+    assert head_votes.sample_mask(cvs, 0.5, "le").tolist() == [[True, True, False]]
+    assert head_votes.sample_mask(cvs, 0.5, "lt").tolist() == [[True, False, False]]
 
 
 @pytest.mark.parametrize(

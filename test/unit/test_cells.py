@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from catekv.evaluation.run.overlap import context_hash
-from catekv.evaluation.run.request import Request
 from tiny_checkpoint import save_tiny_checkpoint
 from toy_tasks import register, text, toy_sample
 
@@ -18,6 +16,8 @@ from catekv.errors import UserError
 from catekv.evaluation.columns.settings import RunSettings
 from catekv.evaluation.records.records import RunDirectory
 from catekv.evaluation.run.cells import build_cells
+from catekv.evaluation.run.overlap import context_hash
+from catekv.evaluation.run.request import Request
 from catekv.evaluation.run.runner import evaluate
 from catekv.evaluation.run.session import contexts_behind, open_model, settings_for
 from catekv.model import CateKVModel

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from catekv.models.shape import ModelShape
 
 from catekv import methods
 from catekv.calibration.cokv.drawing import Draw
@@ -16,6 +15,7 @@ from catekv.calibration.cokv.files import ScoreFile, merged
 from catekv.calibration.cokv.game import Sums
 from catekv.calibration.cokv.published import read_published, true_slice
 from catekv.errors import UserError
+from catekv.models.shape import ModelShape
 
 LAYERS, HEADS = 3, 2
 PLAYERS = LAYERS * HEADS

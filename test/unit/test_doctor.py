@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from catekv.models.shape import config_hash
 
 from catekv import HeadMask
-from catekv.commands import cli, doctor_report
+from catekv.commands import cli, doctor_findings, doctor_report
 from catekv.kernels import dispatch
 from catekv.models.embedded import path as embedded_path
+from catekv.models.shape import config_hash
 
 MASKS = Path(__file__).resolve().parents[2] / "select_headmask" / "embedded" / "chosen"
 
@@ -23,7 +23,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def refused(findings: doctor_report.Findings) -> dict[str, str]:
+def refused(findings: doctor_findings.Findings) -> dict[str, str]:
     return {check.name: check.reason for check in findings.checks if not check.fits}
 
 

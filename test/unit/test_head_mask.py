@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from catekv.methods.head_votes import STANDARD_RATIOS
 
 import catekv
 from catekv import calibration
 from catekv.errors import UserError
 from catekv.methods import ModelShape
 from catekv.methods.head_mask import HeadMask, mask_file_name, save_statistics
+from catekv.methods.head_votes import STANDARD_RATIOS
 
 PUBLISHED_SHAPES = {"llama3": (32, 8), "llama3.1": (32, 8), "phi": (32, 32), "yi": (48, 4)}
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from catekv.models.shape import ModelShape
 
 from catekv.evaluation.plan import SpreadCateKV
+from catekv.models.shape import ModelShape
 from catekv.prefill.sizes import GB, GIB, MemoryModel
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from catekv.kernels.packing import pack
 from torch import Tensor
 
 from catekv import kernels, methods
 from catekv.errors import UserError
+from catekv.kernels.packing import pack
 from catekv.kernels.ragged import storage_bytes
 from catekv.methods import ModelShape, Observed
 from catekv.methods.atskv.files import PredictorSet, save_predictors

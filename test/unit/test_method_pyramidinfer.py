@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from catekv.kernels.packing import pack
 from slot_rows import DIM, GROUP, HEADS, random_tensors
 
 from catekv import methods
 from catekv.errors import UserError
+from catekv.kernels.packing import pack
 from catekv.methods import ModelShape, Observed, pyramidinfer
 from catekv.methods.pyramidinfer import (
     context_scores,

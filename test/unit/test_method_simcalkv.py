@@ -11,7 +11,7 @@ from slot_rows import DIM, GROUP, HEADS, SCALING, after_prefill, random_tensors
 
 from catekv import kernels, methods
 from catekv.errors import UserError
-from catekv.kernels.ragged import pack_merged
+from catekv.kernels.packing import pack_merged
 from catekv.methods import Merged, ModelShape
 from catekv.methods.formulas import merging
 from catekv.methods.formulas.merging import nearest_kept, removed_count

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from catekv.kernels.packing import pack
 
 from catekv import kernels, methods
-from catekv.kernels.ragged import RaggedPrefix, pack_merged, storage_bytes
+from catekv.kernels.packing import pack, pack_merged
+from catekv.kernels.ragged import RaggedPrefix, storage_bytes
 from catekv.methods import Method, ModelShape, Observed, Selection
 from catekv.methods.head_mask import HeadMask
 from catekv.methods.stores.base import DecodeStore

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from catekv.evaluation.run.request import Request
 from tiny_checkpoint import save_tiny_checkpoint
 from toy_tasks import register, toy_sample
 
@@ -20,6 +19,7 @@ from catekv.evaluation.records import locks
 from catekv.evaluation.records.records import RunDirectory
 from catekv.evaluation.report import report
 from catekv.evaluation.run.distributed import process_group
+from catekv.evaluation.run.request import Request
 from catekv.evaluation.run.runner import evaluate
 from catekv.evaluation.run.session import open_model, settings_for
 from catekv.evaluation.sweep.grid import Grid, GridModel

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from catekv.kernels.packing import pack
 from torch import Tensor
 
 from catekv import methods
 from catekv.errors import UserError
+from catekv.kernels.packing import pack
 from catekv.methods import Method, Observed
 from catekv.methods.stores import rolling
 from catekv.methods.stores.base import DecodeStore

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from catekv.evaluation.run.request import Request
 from tiny_checkpoint import save_tiny_checkpoint
 from toy_tasks import register, toy_sample
 
@@ -16,6 +15,7 @@ from catekv.evaluation.records.records import Record, RunDirectory
 from catekv.evaluation.run import sanity
 from catekv.evaluation.run.batches import Unit
 from catekv.evaluation.run.cells import build_cells
+from catekv.evaluation.run.request import Request
 from catekv.evaluation.run.runner import evaluate
 from catekv.evaluation.run.session import open_model, settings_for
 from catekv.evaluation.run.suites import suites

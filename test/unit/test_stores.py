@@ -21,7 +21,7 @@ from decode_cases import (
 from catekv import methods
 from catekv.errors import UserError
 from catekv.kernels import Workspace
-from catekv.kernels.ragged import pack_merged
+from catekv.kernels.packing import pack_merged
 from catekv.methods import Merged
 from catekv.methods.stores import STORES, stored
 from catekv.methods.stores.quantise import FORMATS, dequantise, quantise

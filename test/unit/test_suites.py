@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from catekv.evaluation.run.request import Request
 
 from catekv.errors import UserError
+from catekv.evaluation.run.request import Request
 from catekv.evaluation.run.suites import applied, suites
 from catekv.tasks.registry import FAMILIES, available, family_of, find
 

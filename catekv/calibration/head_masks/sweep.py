@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from catekv.calibration import CVConfig, vote
-from catekv.calibration.head_masks import answers, report
+from catekv.calibration.head_masks import answers
 from catekv.calibration.head_masks.ablation import ablation_mask
 from catekv.calibration.head_masks.cv_files import short_task
 from catekv.calibration.head_masks.reference import (
@@ -23,133 +21,25 @@ from catekv.calibration.head_masks.reference import (
     ReferencePass,
     build_samples,
 )
+from catekv.calibration.head_masks.result import (
+    Candidate,
+    SweepResult,
+    SweepSettings,
+)
 from catekv.errors import UserError
-from catekv.evaluation import figures
-from catekv.evaluation.columns import defaults
-from catekv.evaluation.records import environment
 from catekv.evaluation.run.overlap import context_hash, refuse_overlap
 from catekv.methods import create
-from catekv.methods.catekv import DEFAULT_RATIO
-from catekv.methods.head_mask import HeadMask, refuse_other_model, save_statistics
-from catekv.methods.head_votes import STANDARD_RATIOS, check_ratio
+from catekv.methods.head_mask import HeadMask, refuse_other_model, save_statistics, vote
+from catekv.methods.head_votes import STANDARD_RATIOS
 from catekv.models.shape import config_hash
 from catekv.tasks.core.sample import Sample
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
 
-#: The grid of the published sweep.
-K_GRID = (0.984, 0.986, 0.988, 0.99, 0.992, 0.994, 0.996, 0.998)
-ALPHA_GRID = (1.0, 0.8)
-#: Published variable tracking, and its dense form, in which every sentence is a fact.
-REFERENCES = ("ruler/vt", "ruler/vt_dense")
-HELD_OUT_TASKS = (
-    "ruler/niah_multikey_1",
-    "ruler/niah_multikey_2",
-    "ruler/niah_multiquery",
-    "ruler/vt",
-    "ruler/vt_dense",
-)
-DEFAULT_LENGTH = 4096
-DEFAULT_SAMPLES = 50
-DEFAULT_HELD_OUT_SAMPLES = 8
 RANDOM_MASKS = 2
 #: A task that the full cache solves less often decides nothing: compression may even raise it.
 SOLVED = 0.9
-
-
-@dataclass(frozen=True)
-class SweepSettings:
-    """What a sweep tries and how it decides.
-
-    Args:
-        references: tasks or JSONL files whose prompts are observed, one mask family each.
-        length: tokens of reference and held-out prompts.
-        samples: reference samples per reference text.
-        ks, alphas: the grid.
-        ratio: r at which candidates are compared.
-        cv: observation options; its ``k`` and ``alpha`` are replaced by the grid's.
-        method_options: of the method ``catekv`` that candidates are scored with.
-        held_out_tasks, held_out_samples: what decides; samples per task.
-        questions: ``agnostic`` and/or ``aware``.
-        seed: of reference and held-out samples, each in a stream of its own.
-        static_vote, vote_count: see :func:`catekv.calibration.vote`.
-        max_new_tokens: overrides the tasks' own allowance for held-out answers.
-        oracle: also make the mask of a per-head ablation.
-        chat_template, chunk_size: as everywhere.
-    """
-
-    references: tuple[str, ...] = REFERENCES
-    length: int = DEFAULT_LENGTH
-    samples: int = DEFAULT_SAMPLES
-    ks: tuple[float, ...] = K_GRID
-    alphas: tuple[float, ...] = ALPHA_GRID
-    ratio: float = DEFAULT_RATIO
-    cv: CVConfig = field(default_factory=CVConfig)
-    method_options: Mapping[str, Any] = field(default_factory=dict)
-    held_out_tasks: tuple[str, ...] = HELD_OUT_TASKS
-    held_out_samples: int = DEFAULT_HELD_OUT_SAMPLES
-    questions: tuple[str, ...] = ("agnostic", "aware")
-    seed: int = 42
-    static_vote: str = "per_ratio"
-    vote_count: str = "exact"
-    max_new_tokens: int | None = None
-    oracle: bool = False
-    chat_template: str = "auto"
-    chunk_size: int = 8192
-
-    def __post_init__(self) -> None:
-        check_ratio(self.ratio)
-        for name in ("references", "ks", "alphas", "held_out_tasks", "questions"):
-            if not getattr(self, name):
-                raise UserError(f"{name} is empty; give at least one value")
-        for name in ("samples", "held_out_samples", "length", "max_new_tokens"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
-        self.configs()
-
-    def configs(self) -> tuple[CVConfig, ...]:
-        """One observation configuration per (k, alpha) pair, in the order of the grid."""
-        return tuple(self.cv.with_values(k=k, alpha=a) for k in self.ks for a in self.alphas)
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One mask of the sweep: ``cvs`` fp64 [samples, layers, kv_heads] and what came of it.
-
-    ``label`` is shared by candidates with the same mask: it was scored once. ``accuracy`` is the
-    mean over the deciding tasks, ``by_task`` over all.
-    """
-
-    reference: str
-    config: CVConfig
-    cvs: Tensor
-    mask: HeadMask
-    label: str = ""
-    accuracy: float = float("nan")
-    log_probability: float = float("nan")
-    by_task: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class SweepResult:
-    """Everything a report says.
-
-    ``candidates`` in the order of the grid; ``chosen`` is one of them, ``best_of`` the best of each
-    reference. ``controls`` are scores by task of the full cache, random masks and the chosen mask
-    reversed. ``deciding_tasks`` are the tasks that the full cache solves.
-    """
-
-    settings: SweepSettings
-    model: str
-    candidates: tuple[Candidate, ...]
-    chosen: Candidate
-    best_of: Mapping[str, Candidate]
-    controls: Mapping[str, Mapping[str, float]]
-    deciding_tasks: tuple[str, ...]
-    reference_hashes: Mapping[str, tuple[str, ...]]
-    oracle: HeadMask | None = None
-    config_hash: str = ""
 
 
 def sweep(
@@ -294,7 +184,7 @@ def _observe(
 ) -> list[Candidate]:
     """Reference pass of one text, and the masks of every (k, alpha) pair."""
     configs = settings.configs()
-    folder = output / f"headmask_new{_file_name(model_name)}"
+    folder = output / f"headmask_new{file_name(model_name)}"
     description = {
         "model": model_name,
         "model_hash": model_hash,
@@ -431,143 +321,8 @@ def _bar(what: str, total: int, shown: bool) -> Iterator[Callable[[], None]]:
         yield lambda: progress.update() and None
 
 
-def _file_name(model: str) -> str:
+def file_name(model: str) -> str:
     return re.sub(r"[^\w.-]+", "_", Path(model).name) or "model"
 
 
 # --- command line ---------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``catekv calibrate``."""
-    add = parser.add_argument
-    add("--model", metavar="MODEL", help="local folder or hub name (default: the embedded model)")
-    add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--attention", default="auto", help="attention of the prefill: auto, sdpa, eager, ...")
-    add(
-        "--references",
-        nargs="+",
-        metavar="TASK",
-        default=list(REFERENCES),
-        help=f"reference texts: task names or JSONL files (default: {' '.join(REFERENCES)})",
-    )
-    add("--length", type=int, help="tokens of reference and held-out prompts")
-    add(
-        "--samples",
-        type=int,
-        default=DEFAULT_SAMPLES,
-        help=f"reference samples per text (default: {DEFAULT_SAMPLES})",
-    )
-    add("--k", nargs="+", type=float, default=list(K_GRID), help="percentiles k of the sweep")
-    add("--alpha", nargs="+", type=float, default=list(ALPHA_GRID), help="scales alpha")
-    add("--ratio", type=float, help="r, share of adaptive heads to compare at (default: 0.4)")
-    add("--retention", type=float, help="eta, share of chunks adaptive heads keep (default: 1)")
-    add("--budget", type=int, help="b, tokens a consistent head keeps (default: 2048)")
-    add("--window", type=int, help="L, last prompt queries observed (default: 64)")
-    add("--chunk-size", type=int, help="tokens per chunk (default: 8)")
-    add("--init-tokens", type=int, help="first tokens always kept (default: 64)")
-    add("--recent-tokens", help="last tokens always kept, or b/128 (default: 256)")
-    add("--variant", default="official", help="official (as released) or paper (as printed)")
-    add("--held-out-tasks", nargs="+", metavar="TASK", help="tasks that decide")
-    add(
-        "--held-out-samples",
-        type=int,
-        default=DEFAULT_HELD_OUT_SAMPLES,
-        help=f"samples per deciding task (default: {DEFAULT_HELD_OUT_SAMPLES})",
-    )
-    add(
-        "--question",
-        choices=("agnostic", "aware", "both"),
-        default="both",
-        help="question after compression, inside the context, or both (default)",
-    )
-    add(
-        "--test", nargs="+", default=[], metavar="FILE", help="test sets (JSONL) to keep apart from"
-    )
-    add("--max-new-tokens", type=int, help="overrides the tasks' own allowance for answers")
-    add("--seed", type=int, default=42, help="of the samples (default: 42)")
-    add("--static-vote", default="per_ratio", help="per_ratio or cumulative")
-    add("--vote-count", default="exact", help="exact or keep_ties")
-    add("--oracle", action="store_true", help="also the mask of a per-head ablation")
-    add("--chat-template", default="auto", help="auto, base, a name, or text with {prompt}")
-    add("--prefill-chunk", type=int, default=8192, help="tokens per prefill step (default: 8192)")
-    add("--no-picture", action="store_true", help="do not draw the heads")
-    add("--output", type=Path, metavar="DIR", help="default: results/headmask-MODEL")
-
-
-def settings_from(arguments: argparse.Namespace, embedded: bool) -> SweepSettings:
-    """Settings of a command line; ``embedded`` says whose defaults hold."""
-    given = {
-        name: getattr(arguments, name)
-        for name in ("retention", "budget", "window", "chunk_size", "init_tokens")
-    }
-    recent = arguments.recent_tokens
-    given["recent_tokens"] = int(recent) if recent is not None and recent.isdigit() else recent
-    options = {
-        **defaults.method_defaults(embedded).get("catekv", {}),
-        **{name: value for name, value in given.items() if value is not None},
-        "variant": arguments.variant,
-    }
-    of_cv = ("window", "chunk_size", "init_tokens", "recent_tokens", "budget", "variant")
-    held_out = arguments.held_out_tasks
-    if held_out is None:
-        held_out = defaults.EMBEDDED_TASKS if embedded else HELD_OUT_TASKS
-    length, ratio = arguments.length, arguments.ratio
-    if length is None:
-        length = defaults.EMBEDDED_LENGTH if embedded else DEFAULT_LENGTH
-    return SweepSettings(
-        references=tuple(arguments.references),
-        length=length,
-        samples=arguments.samples,
-        ks=tuple(arguments.k),
-        alphas=tuple(arguments.alpha),
-        ratio=DEFAULT_RATIO if ratio is None else ratio,
-        cv=CVConfig(**{name: options[name] for name in of_cv if name in options}),
-        method_options=options,
-        held_out_tasks=tuple(held_out),
-        held_out_samples=arguments.held_out_samples,
-        questions=("agnostic", "aware") if arguments.question == "both" else (arguments.question,),
-        seed=arguments.seed,
-        static_vote=arguments.static_vote,
-        vote_count=arguments.vote_count,
-        max_new_tokens=arguments.max_new_tokens,
-        oracle=arguments.oracle,
-        chat_template=arguments.chat_template,
-        chunk_size=arguments.prefill_chunk,
-    )
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """The command ``catekv calibrate``: sweep, masks, report. Returns the exit code."""
-    from catekv import tasks
-    from catekv.evaluation.run import session
-
-    if not arguments.no_picture:
-        figures.require_matplotlib()
-    request = session.Request(
-        model=arguments.model,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        attention=arguments.attention,
-    )
-    settings = settings_from(arguments, request.embedded)
-    test_samples = [sample for path in arguments.test for sample in tasks.read(path)]
-    model = session.open_model(request)
-    name = arguments.model or "embedded"
-    output = arguments.output or session.RESULTS / f"headmask-{_file_name(name)}"
-    path = session.model_path(request)
-    result = sweep(
-        model,
-        settings,
-        output,
-        model_name=name,
-        model_hash=environment.model_identity(path, session.revision_of(model)),
-        test_samples=test_samples,
-    )
-    folders = write_masks(result, output)
-    report.write(result, output, picture=not arguments.no_picture)
-    print(report.summary(result))
-    print(f"Masks: {', '.join(str(folder) for folder in folders)}")
-    print(f"Report: {output / 'report.md'} (report.json, candidates.csv, heads.png)")
-    return 0

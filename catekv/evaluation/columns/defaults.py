@@ -61,7 +61,7 @@ def shipped_masks(name: str) -> Path | None:
     Looked for, in this order: ``select_headmask/NAME`` of the repository (``chosen`` in it if there
     is such a folder), then ``results/headmask-NAME/chosen``, where `catekv calibrate` writes.
     """
-    repository = Path(__file__).resolve().parents[2]
+    repository = Path(__file__).resolve().parents[3]
     shipped = repository / "select_headmask" / name
     for folder in (shipped / "chosen", shipped, Path("results") / f"headmask-{name}" / "chosen"):
         if folder.is_dir():

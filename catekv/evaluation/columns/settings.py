@@ -94,7 +94,8 @@ class RunSettings:
 
     Attributes:
         model: folder or hub name, as the user gave it.
-        model_hash: identity of the weights (:func:`catekv.evaluation.records.environment.model_identity`).
+        model_hash: identity of the weights
+            (:func:`catekv.evaluation.records.environment.model_identity`).
         tasks: registered task names, or paths of JSONL files.
         lengths: prompt lengths in tokens, answer allowance included; unused for files. For tasks
             whose rows have lengths of their own a limit, 0 for none.

@@ -1,8 +1,8 @@
 """Trained relevance predictors on disk: a folder with one safetensors file and one JSON file.
 
 ``predictor.json``: ``format``, ``layers``, ``predictor`` (the fields of
-:class:`catekv.methods.atskv.relevance.PredictorConfig`), ``layer_quantiles`` and ``layer_betas`` (one
-number per layer, or null) and ``meta`` (anything: model, training data, losses).
+:class:`catekv.methods.atskv.relevance.PredictorConfig`), ``layer_quantiles`` and ``layer_betas``
+(one number per layer, or null) and ``meta`` (anything: model, training data, losses).
 ``predictor.safetensors``: for every layer i ``{i}.inner.weight`` [width, inputs],
 ``{i}.inner.bias`` [width] and, in the two-layer form, ``{i}.outer.weight`` [1, width] and
 ``{i}.outer.bias`` [1]; float32, inputs in the order hidden state, attention, handcrafted.

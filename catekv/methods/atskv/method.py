@@ -71,8 +71,9 @@ class ATSKV(Method):
             fit is an error that loses nothing. None: no limit.
         seed: of the projections and of untrained predictors.
         predictor_kind, predictor_width, feature_dim, attention_feature, causal_normalised: what an
-            untrained predictor is like (:class:`~catekv.methods.atskv.relevance.PredictorConfig`); None:
-            what the file says, or ``mlp``, 32, 64, ``vector`` and True.
+            untrained predictor is like
+            (:class:`~catekv.methods.atskv.relevance.PredictorConfig`); None: what the
+            file says, or ``mlp``, 32, 64, ``vector`` and True.
     """
 
     name: ClassVar[str] = "atskv"

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from catekv.kernels.ragged import Merged, RaggedPrefix, pack_merged
+from catekv.kernels.packing import pack_merged
+from catekv.kernels.ragged import Merged, RaggedPrefix
 from catekv.methods.stores.base import WholePrefix
 
 #: Bias of a slot without an entry: attention gives it no weight and no row becomes NaN. Not the

@@ -7,10 +7,9 @@ path then confirms the result, so that a long prompt is tokenised about twice in
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import ceil
-from typing import Any, Protocol
+from typing import Protocol
 
 from catekv.errors import UserError
 
@@ -22,10 +21,6 @@ _TOP_UP_BELOW = 0.99
 _SLACK = 0.002
 #: corrections of the estimate before the search falls back on exact counts
 _CORRECTIONS = 6
-#: words remembered before the memory is emptied
-_REMEMBERED = 1_000_000
-#: line breaks belong to the word before: tokenizers join them to its full stop
-_WORD = re.compile(r"[^\S\n]*\S+\n*|\s+")
 #: looks after which interpolation gives way to halving, which cannot stall
 _INTERPOLATIONS = 12
 
@@ -106,38 +101,6 @@ def largest_fit(
         else:
             guess = low + (int((budget - tokens) / rate) if rate > 0 else 2 * (guess - low) + step)
     return low, tokens
-
-
-class WordCounter:
-    """Estimates tokens as the sum over words, each with its space before and line breaks behind.
-
-    One counter serves one tokenizer; it does not keep it alive.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[str, int] = {}
-
-    def __call__(self, tokenizer: Any, text: str) -> int:
-        words = _WORD.findall(text)
-        known = self._known
-        unknown = [word for word in dict.fromkeys(words) if word not in known]
-        if unknown:
-            if len(known) > _REMEMBERED:
-                known.clear()
-                unknown = list(dict.fromkeys(words))
-            known.update(zip(unknown, _sizes(tokenizer, unknown), strict=True))
-        return sum(map(known.__getitem__, words))
-
-
-def _sizes(tokenizer: Any, words: list[str]) -> Iterable[int]:
-    """Tokens of every word. The library below the tokenizer says so without making lists of them.
-
-    It reads no settings that the tokenizer would pass on, which an estimate can afford.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return map(len, tokenizer(words, add_special_tokens=False)["input_ids"])
-    return map(len, backend.encode_batch_fast(words, add_special_tokens=False))
 
 
 def confirmed_fit(

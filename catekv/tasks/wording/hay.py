@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+")
 #: sentences on one line of filler
@@ -65,3 +65,24 @@ def cut_sentence(sentence: str, words: int) -> str:
     """The first words of a sentence with its own kind of full stop."""
     stop = " ." if sentence.endswith(" .") else "."
     return " ".join(sentence.split(" ")[:words]).rstrip(" .,;:!?") + stop
+
+
+def insert(hay: Sequence[str], items: Sequence[tuple[float, str]]) -> list[str]:
+    """Put every item (relative position, text) between the units of the hay.
+
+    Position 0 is before the first unit and 1 after the last; items at one place keep their order.
+    """
+    result: list[str] = []
+    start = 0
+    for position, text in sorted(items, key=lambda item: item[0]):
+        place = min(int(position * (len(hay) + 1)), len(hay))
+        result.extend(hay[start:place])
+        result.append(text)
+        start = place
+    result.extend(hay[start:])
+    return result
+
+
+def paragraph(*parts: str) -> str:
+    """Non-empty parts as lines of their own, with a final newline."""
+    return "".join(part + "\n" for part in parts if part)

@@ -28,7 +28,9 @@ _MINIMUM = 8
 
 
 def generate(request: BuildRequest) -> Iterator[Sample]:
-    """Samples of a grid; sample ``index`` is a cell of it, see :func:`catekv.tasks.drawing.depths.cell`.
+    """Samples of a grid; sample ``index`` is a cell of it.
+
+    See :func:`catekv.tasks.drawing.depths.cell`.
 
     Raises:
         UserError: the length is too short for needle, question and answer; the text holds the

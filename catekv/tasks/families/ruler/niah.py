@@ -31,8 +31,8 @@ class NeedleOptions(RulerOptions):
     ``haystack`` is ``noise`` (one filler line repeated), ``essay`` or ``needle`` (facts about other
     keys). ``num_keys`` keys with ``num_values`` values each are hidden, ``num_queries`` keys are
     asked for; keys are raised to the queries. ``depth`` places the asked facts (see
-    :func:`catekv.tasks.families.ruler.plan.check_depth`). ``essay_path`` names prose to use instead of the
-    generated one. ``begin_answer=False`` ends the prompt with the question.
+    :func:`catekv.tasks.families.ruler.plan.check_depth`). ``essay_path`` names prose to use instead
+    of the generated one. ``begin_answer=False`` ends the prompt with the question.
     """
 
     haystack: str = "noise"

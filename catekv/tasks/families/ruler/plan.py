@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypeAlias
@@ -119,24 +119,3 @@ def fixed_depths(depth: Depth, count: int, index: int) -> list[float] | None:
         return None
     first = DEPTH_GRID[index % len(DEPTH_GRID)] if depth == "grid" else float(depth)
     return [first + (1 - first) * number / count for number in range(count)]
-
-
-def insert(hay: Sequence[str], items: Sequence[tuple[float, str]]) -> list[str]:
-    """Put every item (relative position, text) between the units of the hay.
-
-    Position 0 is before the first unit and 1 after the last; items at one place keep their order.
-    """
-    result: list[str] = []
-    start = 0
-    for position, text in sorted(items, key=lambda item: item[0]):
-        place = min(int(position * (len(hay) + 1)), len(hay))
-        result.extend(hay[start:place])
-        result.append(text)
-        start = place
-    result.extend(hay[start:])
-    return result
-
-
-def paragraph(*parts: str) -> str:
-    """Non-empty parts as lines of their own, with a final newline."""
-    return "".join(part + "\n" for part in parts if part)

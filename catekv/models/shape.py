@@ -1,0 +1,54 @@
+"""The shape of a model as far as methods and masks ask for it, and what identifies it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from catekv.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a model that a method may depend on.
+
+    ``config_hash`` (:func:`catekv.models.shape.config_hash`) says which model it is, where that is
+    known; shapes are equal without it.
+    """
+
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    config_hash: str | None = field(default=None, compare=False, repr=False)
+
+
+#: Entries of a configuration that change without the model changing.
+_VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
+
+
+def model_shape_of(config: Any) -> tuple[int, int]:
+    """(layers, KV heads) of a ``ModelShape`` or a transformers configuration."""
+    if hasattr(config, "layers") and hasattr(config, "kv_heads"):
+        return int(config.layers), int(config.kv_heads)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    layers = getattr(config, "num_hidden_layers", None)
+    heads = getattr(config, "num_key_value_heads", None)
+    heads = heads if heads is not None else getattr(config, "num_attention_heads", None)
+    if layers is None or heads is None:
+        raise UserError(
+            f"{type(config).__name__} names no number of layers and heads; pass a ModelShape or a "
+            "transformers configuration"
+        )
+    return int(layers), int(heads)
+
+
+def config_hash(config: Any) -> str:
+    """Short hash of what makes a model's architecture: same weights layout, same hash."""
+    content = config.to_dict() if hasattr(config, "to_dict") else dict(vars(config))
+    content = {key: value for key, value in content.items() if key not in _VOLATILE}
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
