@@ -25,7 +25,9 @@ from experiments.atskv.choices import (
     samples_of,
     shipped_predictor,
 )
+from experiments.atskv.figures import draw
 from experiments.atskv.outputs import Output
+from experiments.atskv.report import all_tables, results_text
 from experiments.atskv.request import Request, refused
 
 if TYPE_CHECKING:
@@ -150,8 +152,24 @@ def run(request: Request, say: Say = lambda text: None) -> Output:
     for one, size, samples in work:
         output.cells += _measure_size(model, request, one, size, samples, compared, output, say)
         output.write_results()
-    output.finish(started, time.perf_counter() - clock, request.plots)
+    _finish(output, started, time.perf_counter() - clock, request.plots)
     return output
+
+
+def _finish(output: Output, started: datetime, duration: float, plots: bool) -> None:
+    """Figures, tables, ``results.md`` and ``experiment_summary.json``."""
+    output.duration, output.timestamp = duration, started.isoformat(timespec="seconds")
+    output.write_results()
+    drawn = draw(output) if plots else []
+    output.write_text("results.md", results_text(output, drawn))
+    output.write_json(
+        "experiment_summary.json",
+        {
+            "configuration": output.configuration,
+            "duration": duration,
+            "timestamp": output.timestamp,
+        },
+    )
 
 
 def _needs_predictor(request: Request) -> bool:
@@ -345,7 +363,7 @@ def command(parsed: argparse.Namespace) -> int:
         # nothing is said before the folder is known to be writable
         if log:
             Output(request.output, []).write_text("log.txt", "\n".join(log) + "\n")
-    print(output.table())
+    print(all_tables(output))
     print(f"\nResults: {request.output / 'results.md'}")
     failed = [cell for cell in output.cells if cell.failed]
     if failed:

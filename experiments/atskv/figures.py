@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation.plots import lines, require_matplotlib
 from experiments.atskv.cells import METRICS
-
-if TYPE_CHECKING:
-    from experiments.atskv.outputs import Output
+from experiments.atskv.outputs import Output
 
 TITLES = {
     "memory_usage": "Memory on the device",

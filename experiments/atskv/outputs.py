@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -97,32 +96,6 @@ class Output:
                 "layer_betas": list(found.layer_betas or [1.0] * layers),
                 "predictor": str(folder),
             },
-        )
-
-    def finish(self, started: datetime, duration: float, plots: bool) -> None:
-        """Figures, tables, ``results.md`` and ``experiment_summary.json``."""
-        from experiments.atskv.figures import draw
-        from experiments.atskv.report import results_text
-
-        self.duration, self.timestamp = duration, started.isoformat(timespec="seconds")
-        self.write_results()
-        drawn = draw(self) if plots else []
-        self.write_text("results.md", results_text(self, drawn))
-        self.write_json(
-            "experiment_summary.json",
-            {
-                "configuration": self.configuration,
-                "duration": duration,
-                "timestamp": self.timestamp,
-            },
-        )
-
-    def table(self) -> str:
-        """All benchmarks as text."""
-        from experiments.atskv.report import method_table
-
-        return "\n\n".join(
-            f"{name}\n{method_table(self, slug)}" for slug, name in self.benchmarks().items()
         )
 
 

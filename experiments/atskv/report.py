@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from experiments.atskv.cells import Cell
-    from experiments.atskv.outputs import Output
+from experiments.atskv.cells import Cell
+from experiments.atskv.outputs import Output
 
 #: figures per benchmark in the text, as published
 SHOWN = ("memory_usage", "time_to_first_token", "tokens_per_second", "accuracy")
@@ -39,6 +37,13 @@ def method_table(output: Output, slug: str) -> str:
             f"{_text(mean(cells, 'perplexity'), 3)} |"
         )
     return "\n".join(lines)
+
+
+def all_tables(output: Output) -> str:
+    """All benchmarks as text."""
+    return "\n\n".join(
+        f"{name}\n{method_table(output, slug)}" for slug, name in output.benchmarks().items()
+    )
 
 
 def size_table(output: Output, slug: str) -> str:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from shared import main, open_model, parser
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv import tasks
 from catekv.calibration.cokv.coalitions import CoalitionScorer, Trial, masked_context
@@ -22,6 +25,7 @@ from catekv.calibration.cokv.game import Members
 from catekv.evaluation.records import environment
 from catekv.kernels.ragged import storage_bytes
 from catekv.methods import Needs
+from experiments.cokv.shared import main, open_model, parser
 
 
 def benchmark(arguments: argparse.Namespace) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
-from shared import load_scores, main, model_name, open_model, parser
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv.calibration.cokv.display import correlation, draw_scores, rank_correlation
 from experiments.cokv.predictions import short_name
+from experiments.cokv.shared import load_scores, main, model_name, open_model, parser
 
 
 def importance(arguments: argparse.Namespace) -> int:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from shared import main, open_model, parser
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv.calibration.cokv.comparison import COMPARED, compared_method
 from catekv.calibration.cokv.files import ScoreFile
@@ -23,6 +25,7 @@ from catekv.errors import UserError
 from catekv.evaluation.efficiency.memory import Peak, free
 from catekv.evaluation.records import environment
 from catekv.models.shape import config_hash
+from experiments.cokv.shared import main, open_model, parser
 
 MEGABYTE = 1 << 20
 

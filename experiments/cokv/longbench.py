@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shared import add_probe_options, head_scores, load_scores, main, open_model, parser
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from tqdm import tqdm
 
 from catekv.calibration.cokv.comparison import COMPARED, compare_methods, compared_method
@@ -36,6 +38,14 @@ from experiments.cokv.predictions import (
     short_name,
     write_predictions,
     write_results,
+)
+from experiments.cokv.shared import (
+    add_probe_options,
+    head_scores,
+    load_scores,
+    main,
+    open_model,
+    parser,
 )
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from shared import load_scores, main, open_model, parser
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from tqdm import tqdm
 
 from catekv.calibration.cokv.coalitions import CoalitionScorer, Trial
@@ -19,6 +21,7 @@ from catekv.commands.cli import integers
 from catekv.evaluation.report.statistics import bootstrap_average
 from experiments.cokv.masked_heads import ORDERS, default_counts, masking_curve, masks_of
 from experiments.cokv.predictions import short_name
+from experiments.cokv.shared import load_scores, main, open_model, parser
 
 
 def mask(arguments: argparse.Namespace) -> int:

@@ -7,19 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared import (
-    add_probe_options,
-    head_scores,
-    main,
-    model_identity,
-    model_name,
-    open_model,
-    parser,
-)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from tqdm import tqdm
 
 from catekv import tasks
@@ -32,6 +26,15 @@ from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
 from catekv.commands.cli import integers
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.families.niah.grid import Grid, grid_of
+from experiments.cokv.shared import (
+    add_probe_options,
+    head_scores,
+    main,
+    model_identity,
+    model_name,
+    open_model,
+    parser,
+)
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 
-from shared import main, model_identity, model_name, open_model, parser
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.scoring import Settings, score
 from catekv.calibration.cokv.split import find_split
 from experiments.cokv.predictions import short_name
+from experiments.cokv.shared import main, model_identity, model_name, open_model, parser
 
 
 def score_tasks(arguments: argparse.Namespace) -> int:

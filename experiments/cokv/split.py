@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
-from shared import main, model_name, parser
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv.calibration.cokv.split import (
     VALIDATION_SHARE,
@@ -21,6 +23,7 @@ from catekv.calibration.cokv.split import (
 )
 from catekv.commands.cli import options_from
 from catekv.errors import UserError
+from experiments.cokv.shared import main, model_name, parser
 
 
 def _plain(samples: SampleSet) -> Any:

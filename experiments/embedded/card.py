@@ -27,9 +27,9 @@ positions up to {positions}; weights stored in bfloat16 and loaded as float32 by
 
 ## Language
 Words separated by white space (`catekv/tasks/wording/vocabulary.py`): needles
-`note KEY 47 03 88 .`, chains `pass SOURCE NAME .`, coded words for the frequency task, filler and a small prose grammar.
-There are 1400 names, so a text of nothing but facts stays free of repetition up to about 6000
-tokens (variable tracking) or 8000 (needles). Values have three tokens.
+`note KEY 47 03 88 .`, chains `pass SOURCE NAME .`, coded words for the frequency task, filler and a
+small prose grammar. There are 1400 names, so a text of nothing but facts stays free of repetition
+up to about 6000 tokens (variable tracking) or 8000 (needles). Values have three tokens.
 
 ## Initialisation
 Training did not start from random weights alone, because induction emerges too late on two CPU
@@ -44,8 +44,9 @@ compression method's sense, none is frozen, and nothing was chosen by looking at
 ## Training
 `python -m experiments.embedded.train --seed {seed} --steps {steps} --cooldown {cooldown}
 --long-steps {long_steps}`: {steps} steps of about {tokens} tokens (documents of 64 to
-4096 tokens, several questions in each; random jumps of the positions train distances that short documents do not have)
-and {long_steps} on longer documents (512 to 4096), Muon on matrices, AdamW on the rest, loss on the
+4096 tokens, several questions in each; random jumps of the positions train distances that
+short documents do not have) and {long_steps}
+on longer documents (512 to 4096), Muon on matrices, AdamW on the rest, loss on the
 answers plus {language_weight} times the language loss on the other words, products in
 {training_dtype}. {minutes:.0f} minutes on two shared CPU cores (torch {torch}).
 Losses and quick probes at 512 tokens: `curve.csv`; the whole recipe: `training.json`.
