@@ -1,1 +1,1 @@
-"""The commands of ``catekv`` that live in no package of their own, one file each."""
+"""The command line: one file a command, and beside it what the command prints."""

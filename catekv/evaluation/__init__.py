@@ -1,1 +1,1 @@
-"""Runs, their records, statistics and reports; calibration of head masks; efficiency."""
+"""Runs, their records, statistics and reports; efficiency; sweeps over many runs."""

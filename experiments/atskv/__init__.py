@@ -1,4 +1,5 @@
-"""ATSKV beyond the method: training of relevance predictors, experiments, checks.
+"""ATSKV's experiment: methods at several context sizes, hosted models beside them, checks.
 
-The method itself is :mod:`catekv.methods.atskv`.
+The method itself is :mod:`catekv.methods.atskv`, the training of its predictors
+:mod:`catekv.calibration.relevance`.
 """

@@ -109,8 +109,8 @@ def test_a_sweep_has_one_command_at_a_time(checkpoint: Path, tmp_path: Path) -> 
 
 
 _APART = """
-from catekv.evaluation.distributed import process_group
-from catekv.sharding import group_position, is_sharded
+from catekv.evaluation.run.distributed import process_group
+from catekv.models.sharding import group_position, is_sharded
 with process_group() as process:
     # a configuration may name more KV heads than its model has: no sign of a shared model
     print(process.world, group_position(), is_sharded(1, 71))
@@ -127,7 +127,7 @@ def test_processes_that_share_samples_share_no_heads() -> None:
 _PROCESS = """
 import os, sys
 from catekv.errors import UserError
-from catekv.evaluation.distributed import process_group
+from catekv.evaluation.run.distributed import process_group
 try:
     with process_group() as process:
         process.barrier()

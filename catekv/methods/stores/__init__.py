@@ -1,7 +1,7 @@
 """What becomes of a prefix after compression: reads of a part, other places, other formats.
 
-The stores here that take any method's prefix are known by name (the option ``store`` of every
-method); the others belong to one method.
+Stores that take any method's prefix are known by name (the option ``store`` of every method). A
+store that one method alone uses stands in that method's file.
 """
 
 from __future__ import annotations
