@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from catekv.atskv.outputs import METRICS
 from catekv.errors import UserError
-from catekv.simcalkv.plots import lines, require_matplotlib
+from catekv.simcalkv.plots import lines
 
 if TYPE_CHECKING:
     from catekv.atskv.outputs import Output
@@ -30,7 +30,6 @@ COMPARISONS = {
 
 def draw(output: Output) -> list[str]:
     """All figures that have numbers; returns their paths relative to the folder."""
-    require_matplotlib()
     drawn = []
     for slug, name in output.benchmarks().items():
         for metric, unit in METRICS.items():
@@ -88,11 +87,9 @@ def _means(output: Output, metric: str) -> dict[str, dict[str, float]]:
 
 
 def _figure(width: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure
 
 

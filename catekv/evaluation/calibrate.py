@@ -15,7 +15,7 @@ from torch import Tensor
 
 from catekv.calibration import CVConfig, vote
 from catekv.errors import UserError
-from catekv.evaluation import answers, calibration_report, defaults, environment, figures
+from catekv.evaluation import answers, calibration_report, defaults, environment
 from catekv.evaluation.ablation import ablation_mask
 from catekv.evaluation.cv_files import short_task
 from catekv.evaluation.reference import (
@@ -546,8 +546,6 @@ def run(arguments: argparse.Namespace) -> int:
     from catekv import tasks
     from catekv.evaluation import session
 
-    if not arguments.no_picture:
-        figures.require_matplotlib()
     request = session.Request(
         model=arguments.model,
         dtype=arguments.dtype,

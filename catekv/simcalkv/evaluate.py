@@ -18,6 +18,7 @@ from catekv.simcalkv.arguments import (
     open_model,
     reading_of,
 )
+from catekv.simcalkv.bleu import require_sacrebleu
 from catekv.simcalkv.datasets import Example, Reading, find, fingerprint
 from catekv.simcalkv.journal import Journal
 from catekv.simcalkv.kv_methods import Choice
@@ -62,7 +63,8 @@ def request_of(parsed: argparse.Namespace) -> Request:
     Raises:
         UserError: whatever can be seen to be wrong before a model is loaded.
     """
-    find(parsed.dataset)
+    if find(parsed.dataset).metric == "bleu":
+        require_sacrebleu()
     return Request(
         parsed.model_name,
         parsed.dataset,
