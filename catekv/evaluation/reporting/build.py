@@ -29,9 +29,9 @@ from catekv.evaluation.reporting.needle_files import read_needle_file
 from catekv.evaluation.reporting.needle_section import needle_section
 from catekv.evaluation.reporting.published_section import published_section
 from catekv.evaluation.reporting.score_section import score_section
+from catekv.evaluation.reporting.styles import styles
 from catekv.evaluation.reporting.summary import family_of
 from catekv.evaluation.reporting.summary_text import difference, interval, notes_of, runs_of, score
-from catekv.evaluation.reporting.svg import styles
 from catekv.evaluation.reporting.validity_section import validity_section, without_checks
 
 

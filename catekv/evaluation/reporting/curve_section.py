@@ -8,7 +8,7 @@ from typing import Any
 from catekv.evaluation import tables
 from catekv.evaluation.reporting.document import NOTE, Figure, Section, Table, Text
 from catekv.evaluation.reporting.plots import curves, short_length
-from catekv.evaluation.reporting.svg import Style
+from catekv.evaluation.reporting.styles import Style
 
 
 def curve_section(

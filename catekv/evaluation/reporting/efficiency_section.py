@@ -15,7 +15,7 @@ from catekv.evaluation.reporting.document import NOTE, Block, Figure, Listing, S
 from catekv.evaluation.reporting.inputs import Efficiency
 from catekv.evaluation.reporting.names import file_stem
 from catekv.evaluation.reporting.plots import curves, stacked_bars
-from catekv.evaluation.reporting.svg import styles
+from catekv.evaluation.reporting.styles import styles
 from catekv.memory_model import GIB
 
 _PARTS = ("attention alone", "step without attention", "between")

@@ -10,9 +10,9 @@ from catekv.evaluation.reporting.document import NOTE, WARNING, Block, Figure, S
 from catekv.evaluation.reporting.frontier import pareto_front
 from catekv.evaluation.reporting.gaps import NOTE as MISSING
 from catekv.evaluation.reporting.plots import Point, intervals, trade_off
+from catekv.evaluation.reporting.styles import Style
 from catekv.evaluation.reporting.summary import AVERAGE
 from catekv.evaluation.reporting.summary_text import difference, interval, score
-from catekv.evaluation.reporting.svg import Style
 
 Row = Mapping[str, Any]
 
