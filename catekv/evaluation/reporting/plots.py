@@ -44,7 +44,11 @@ class Point:
         return f"{self.name}: {self.score:.1f} ({self.low:.1f} .. {self.high:.1f})"
 
 
-def _number(axis: Axis, label: Callable[[float], str]) -> None:
+def _number(axis: Axis, label: Callable[[float], str] = "{:g}".format) -> None:
+    """A few round numbers along an axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(lambda value, _: label(value))
 
 
@@ -96,6 +100,7 @@ def intervals(points: Sequence[Point], style: Mapping[str, Style], title: str) -
     """One line per method: mean and interval of a score from 0 to 100; the cost is not shown."""
     picture, axes = _rows([point.name for point in points], title, right=52)
     axes.set_xlim(0, 100)
+    _number(axes.xaxis)
     axes.set_xlabel("score x 100, mean and 95 % interval")
     for row, point in enumerate(points):
         look = style[point.name]
@@ -132,6 +137,7 @@ def trade_off(
     axes.set_ylim(_floor(point.low for point in points), 100)
     axes.set(xlabel=cost_title, ylabel="score x 100")
     _number(axes.xaxis, cost_label)
+    _number(axes.yaxis)
     front = pareto_front([(point.cost, point.score) for point in points])
     best = [points[position] for position in front]
     axes.plot([p.cost for p in best], [p.score for p in best], color=INK, linewidth=1,
@@ -231,6 +237,7 @@ def stacked_bars(
     entries = [(part, Style(COLOURS[number], "square")) for number, part in enumerate(parts)]
     picture, axes = _rows(list(rows), title, 20, entries)
     axes.set_xlim(0, 1.12 * max(sum(values) for values in rows.values()) or 1.0)
+    _number(axes.xaxis)
     axes.set_xlabel(x_title)
     for row, values in enumerate(rows.values()):
         start = 0.0
