@@ -10,7 +10,7 @@
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$REPOSITORY/scripts/environment.sh"
-prepare_environment report
+prepare_environment
 MODEL=${MODEL:-}
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
   MODEL=$1

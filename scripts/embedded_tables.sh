@@ -6,7 +6,7 @@
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$REPOSITORY/scripts/environment.sh"
-prepare_environment report
+prepare_environment
 cd "$REPOSITORY"
 export OMP_NUM_THREADS=1
 

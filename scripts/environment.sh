@@ -1,10 +1,10 @@
 # Sourced by the run_*.sh scripts: makes or reuses a Python environment with this package in it.
-# After `prepare_environment EXTRAS`, $PYTHON is the interpreter to use.
+# After `prepare_environment [EXTRAS]`, $PYTHON is the interpreter to use.
 #
 # An activated virtual or conda environment is used as it is; otherwise .venv in the repository is
 # made once. A stamp inside the environment, named after the pins, makes later calls instant.
 
-ALL_EXTRAS=dev,report # what the tests need
+ALL_EXTRAS=dev # what the tests need
 
 fail() {
   printf 'error: %s\n' "$1" >&2
@@ -23,7 +23,7 @@ find_python() {
 }
 
 prepare_environment() {
-  local extras=$1 base stamp pins log
+  local extras=${1:-} base stamp pins log
   if [ -n "${VIRTUAL_ENV:-}" ] || [ -n "${CONDA_PREFIX:-}" ]; then
     PYTHON=$(find_python)
     [ -n "$PYTHON" ] || fail "the activated environment has no Python 3.10 or newer; activate another one"
@@ -47,7 +47,7 @@ prepare_environment() {
     printf 'Installing catekv and its pinned dependencies (once; minutes, most of it is torch)\n'
     log=$(mktemp)
     "$PYTHON" -m pip install --disable-pip-version-check --no-warn-script-location \
-      --constraint "$REPOSITORY/constraints.txt" --editable "$REPOSITORY[$extras]" 2>&1 |
+      --constraint "$REPOSITORY/constraints.txt" --editable "$REPOSITORY${extras:+[$extras]}" 2>&1 |
       tee "$log" | { grep --line-buffered -E '^ *(Collecting|Downloading|Installing|ERROR)' || true; } |
       cut -c 1-100 ||
       fail "installation failed: $(grep -m 1 '^ERROR' "$log" || tail -n 1 "$log"); whole log: $log"

@@ -11,7 +11,7 @@ evaluate() {
     sed -n '2,/^set -e/p' "$0" | grep '^#' | cut -c 3-
     return
   fi
-  prepare_environment report
+  prepare_environment
   # word splitting is meant below: these variables hold lists
   # shellcheck disable=SC2206
   {

@@ -125,7 +125,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from catekv.calibration.relevance.curve import draw_curve, require_matplotlib
+    from catekv.calibration.relevance.curve import draw_curve
     from catekv.calibration.relevance.reading import texts_of
     from catekv.calibration.relevance.training import train
     from catekv.commands.cli import integers
@@ -138,8 +138,6 @@ def _train(arguments: argparse.Namespace) -> int:
     lengths = integers("--lengths", split_list(arguments.lengths))
     if arguments.samples < 1 or arguments.held_out < 0:
         raise UserError("--samples must be at least 1 and --held-out at least 0")
-    if not arguments.no_plot:
-        require_matplotlib()
     _check_output(arguments.output, arguments.overwrite)
     request = Request(
         model=arguments.model, dtype=arguments.dtype, device=arguments.device,

@@ -18,7 +18,6 @@ from catekv.calibration.head_masks.result import (
     SweepSettings,
 )
 from catekv.calibration.head_masks.sweep import file_name, sweep, write_masks
-from catekv.evaluation import figures
 from catekv.evaluation.columns import defaults
 from catekv.evaluation.records import environment
 from catekv.methods.catekv import DEFAULT_RATIO
@@ -130,8 +129,6 @@ def run(arguments: argparse.Namespace) -> int:
     from catekv.evaluation.run import session
     from catekv.evaluation.run.request import Request
 
-    if not arguments.no_picture:
-        figures.require_matplotlib()
     request = Request(
         model=arguments.model,
         dtype=arguments.dtype,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -233,11 +232,8 @@ def _write(
             folder / names[1],
             writer(results, bandwidth, f"# {title}", notes=notes, markdown=True),
         )
-        if importlib.util.find_spec("matplotlib") is None:
-            print("No picture: matplotlib is not installed (pip install 'catekv[report]').")
-        else:
-            plots.draw(folder / "efficiency.png", results, title)
-            names.append("efficiency.png")
+        plots.draw(folder / "efficiency.png", results, title)
+        names.append("efficiency.png")
     except OSError as error:
         raise UserError(
             f"cannot write results to {folder}: {error.strerror}; choose another folder with "

@@ -1,12 +1,23 @@
-"""Choosing the next token: greedily, or drawn with temperature, top-k and top-p."""
+"""Choosing the next token: greedily, or drawn with temperature, top-k and top-p.
+
+The filters are transformers' own. The draw is not: its random numbers follow from a seed per
+sequence, so that a batch draws what its sequences draw alone.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from catekv.errors import UserError
 
@@ -17,7 +28,7 @@ _SEEDS = 1 << 63
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; the same filters in the same order as transformers' ``generate``.
+    """How tokens are drawn; with the filters of transformers' ``generate`` in its order.
 
     Args:
         temperature: divides the logits; above 0. Default 1.
@@ -54,17 +65,18 @@ class Sampling:
     def filter(self, logits: Tensor) -> Tensor:
         """Logits [batch, vocabulary] of the distribution to draw from, float32; minus infinity on
         tokens that are never drawn."""
-        scores = logits.float() / self.temperature
-        if self.top_k is not None:
-            least = scores.topk(min(self.top_k, scores.shape[-1])).values[:, -1:]
-            scores = scores.masked_fill(scores < least, -torch.inf)
-        if self.top_p is not None:
-            # from the least likely token on: those within the mass that may be missing go
-            ordered, order = scores.sort(dim=-1)
-            missing = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - self.top_p
-            missing[:, -1] = False
-            scores = scores.masked_fill(missing.scatter(1, order, missing), -torch.inf)
+        # the warpers look at the scores only, never at the tokens before them
+        scores: Tensor = self._warpers(None, logits.float())  # type: ignore[arg-type]
         return scores
+
+    @cached_property
+    def _warpers(self) -> LogitsProcessorList:
+        warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
+        if self.top_k is not None:
+            warpers.append(TopKLogitsWarper(self.top_k))
+        if self.top_p is not None:
+            warpers.append(TopPLogitsWarper(self.top_p))
+        return warpers
 
 
 class Greedy:

@@ -1,4 +1,8 @@
-"""Text of an answer while its tokens come in: what can be shown already, and where it stops."""
+"""Text of an answer while its tokens come in: what can be shown already, and where it stops.
+
+transformers' streamers take one sequence and know no stop strings; these take batches and hold back
+what may be the beginning of one.
+"""
 
 from __future__ import annotations
 

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from catekv.errors import UserError
 from catekv.methods.head_mask import HeadMask
-
-
-def require_matplotlib() -> None:
-    """Raise ``UserError`` if pictures cannot be drawn, before anything expensive runs."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            "drawing pictures needs matplotlib; install it with pip install 'catekv[report]', or "
-            "leave the picture out with --no-picture"
-        )
 
 
 def draw_heads(path: Path, panels: Mapping[str, Tensor], mask: HeadMask, title: str = "") -> None:
@@ -28,8 +17,6 @@ def draw_heads(path: Path, panels: Mapping[str, Tensor], mask: HeadMask, title: 
         path: PNG file to write.
         panels: title -> values [layers, kv_heads], for example mean CV and vote frequency.
     """
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -37,7 +24,6 @@ def draw_heads(path: Path, panels: Mapping[str, Tensor], mask: HeadMask, title: 
     height = min(14.0, 1.8 + 0.28 * layers)
     width = max(3.2, 1.6 + 0.28 * heads)
     figure = Figure(figsize=(width * len(panels), height), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, values) in zip(axes, panels.items(), strict=True):
         image = axis.imshow(values.numpy(), aspect="auto", cmap="viridis")

@@ -1,33 +1,18 @@
-"""Pictures of the analyses and sweeps; matplotlib is the extra ``report``."""
+"""Pictures of the analyses and sweeps."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from catekv.errors import UserError
-
-
-def require_matplotlib() -> None:
-    """Raise ``UserError`` if nothing can be drawn, before anything expensive runs."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            "drawing needs matplotlib; install it with pip install 'catekv[report]', or use "
-            "--no_plots"
-        )
-
 
 def _figure(width: float = 6.4, height: float = 4.8) -> Any:
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure
 
 

@@ -317,7 +317,7 @@ def command(parsed: argparse.Namespace, request: Request) -> int:
     client = make_client(parsed.api_model, provider, limits)
     started = datetime.now(timezone.utc)
     output = Output(request.output, [], request.configuration)
-    output.prepare(plots=False)
+    output.prepare()
     tokenizer = load_tokenizer(request.model_path)
     chosen = [benchmark(name, request.rows) for name in request.benchmarks]
 

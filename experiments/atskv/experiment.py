@@ -130,7 +130,7 @@ def run(request: Request, say: Say = lambda text: None) -> Output:
     """
     started, clock = datetime.now(timezone.utc), time.perf_counter()
     output = Output(request.output, [], request.configuration)
-    output.prepare(request.plots)
+    output.prepare()
     (request.output / RELEVANCE).unlink(missing_ok=True)
     named = (benchmark(name, request.rows) for name in request.benchmarks)
     chosen = {one.name: one for one in named}.values()

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.evaluation.plots import lines, require_matplotlib
+from catekv.evaluation.plots import lines
 from experiments.atskv.cells import METRICS
 from experiments.atskv.outputs import Output
 
@@ -28,7 +28,6 @@ COMPARISONS = {
 
 def draw(output: Output) -> list[str]:
     """All figures that have numbers; returns their paths relative to the folder."""
-    require_matplotlib()
     drawn = []
     for slug, name in output.benchmarks().items():
         for metric, unit in METRICS.items():
@@ -86,11 +85,9 @@ def _means(output: Output, metric: str) -> dict[str, dict[str, float]]:
 
 
 def _figure(width: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure
 
 

@@ -22,12 +22,8 @@ class Output:
     duration: float = 0.0
     timestamp: str = ""
 
-    def prepare(self, plots: bool) -> None:
-        """Make the folder; ``UserError`` if it cannot be written, or nothing can be drawn."""
-        from catekv.evaluation.plots import require_matplotlib
-
-        if plots:
-            require_matplotlib()
+    def prepare(self) -> None:
+        """Make the folder; ``UserError`` if it cannot be written."""
         probe = self.folder / ".writable"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -58,11 +58,9 @@ def importance(arguments: argparse.Namespace) -> int:
 
 def _course(scores: Path, tasks: list[str], path: Path) -> Path:
     """The difference of the two runs against the draws."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axis = figure.subplots()
     for task in tasks:
         rows = np.genfromtxt(

@@ -86,13 +86,11 @@ def _markdown(table: dict[str, dict[str, list[Any]]], counts: tuple[int, ...]) -
 def _draw(
     table: dict[str, dict[str, list[Any]]], counts: tuple[int, ...], players: int, path: Path
 ) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(4, len(table))
     rows = -(-len(table) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.8 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (name, points) in zip(axes, table.items(), strict=False):
         for order, colour in zip(ORDERS, ("tab:red", "tab:green", "tab:gray"), strict=True):

@@ -132,13 +132,11 @@ def _write(output: Path, test: Sequence[Sample], answers: Mapping[str, Sequence[
 
 
 def _draw(grids: dict[str, Grid], path: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(len(grids), 1 + len(COMPARED))
     rows = -(-len(grids) // columns)
     figure = Figure(figsize=(2.6 * columns, 2.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (name, grid) in zip(axes, grids.items(), strict=False):
         means = [[float("nan") if one is None else one for one in row] for row in grid.means]

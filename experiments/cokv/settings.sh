@@ -6,7 +6,7 @@ cd "$REPOSITORY"
 model="${1:-}"
 if [ -z "${PYTHON:-}" ]; then
     . scripts/environment.sh
-    prepare_environment report
+    prepare_environment
 fi
 python=$PYTHON
 all_tasks="narrativeqa qasper multifieldqa_en hotpotqa 2wikimqa musique gov_report qmsum multi_news"

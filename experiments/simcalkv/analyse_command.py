@@ -60,8 +60,6 @@ def command(parsed: argparse.Namespace) -> int:
         raise UserError(f"unknown analysis {unknown[0]!r}; available: {', '.join(ANALYSES)}")
     if parsed.decode_tokens is not None and parsed.decode_tokens < 1:
         raise UserError(f"--decode_tokens {parsed.decode_tokens} must be at least 1")
-    if not parsed.no_plots:
-        plots.require_matplotlib()
     model = open_model(parsed.model_name, parsed.dtype, parsed.device)
     split = Split.parse(parsed.split)
     example = examples_of(parsed.dataset, split, model, reading_of(parsed))[0]

@@ -19,6 +19,7 @@ from experiments.simcalkv.arguments import (
     reading_of,
 )
 from experiments.simcalkv.benchmarks import Example, Reading, find, fingerprint
+from experiments.simcalkv.bleu import require_sacrebleu
 from experiments.simcalkv.journal import Journal
 from experiments.simcalkv.kv_methods import Choice
 from experiments.simcalkv.pairs import compare
@@ -69,7 +70,8 @@ def request_of(parsed: argparse.Namespace) -> Request:
     Raises:
         UserError: whatever can be seen to be wrong before a model is loaded.
     """
-    find(parsed.dataset)
+    if find(parsed.dataset).metric == "bleu":
+        require_sacrebleu()
     return Request(
         parsed.model_name,
         parsed.dataset,

@@ -120,8 +120,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(parsed: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    if not parsed.no_plots:
-        plots.require_matplotlib()
     request = request_of(parsed)
     model = open_model(parsed.model_name, parsed.dtype, parsed.device)
     examples = examples_of(parsed.dataset, request.split, model, request.reading)

@@ -80,7 +80,6 @@ def test_splits_are_added_to_and_never_drawn_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_experiment_runs(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="pictures need matplotlib (extra report)")
     results = run("run_importance.sh", tmp_path)
     assert (results / "scores" / "niah_multikey_1" / "scores.npz").exists()
     assert (results / "importance" / "importance.md").exists()

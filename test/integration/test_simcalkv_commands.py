@@ -223,7 +223,6 @@ def test_any_causal_model(kind: str, name: str, tmp_path: Path) -> None:
 
 
 def test_the_sweep_draws_scores_against_the_ratio(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     code = run(
         "sweep", "--dataset", "xsum", "--source", "built-in", "--split", "test[:2]",
         "--compress_ratio", 0.2, 0.8, "--kv_method", "SimCalKV", "KeepKV", "PyramidInfer",
@@ -321,7 +320,6 @@ def test_evidence_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch, capsys
 
 
 def test_the_analyses_write_numbers_and_pictures(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     code = run(
         "analyse", "--dataset", "openbookqa", "--source", "built-in", "--layer", 1, "--head", 3,
         "--decode_tokens", 5, "--output_dir", tmp_path,

@@ -128,7 +128,6 @@ def test_correlations() -> None:
 
 
 def test_a_heat_map_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="pictures need matplotlib (extra report)")
     path = draw_scores(tmp_path / "heads.svg", {"toy": SCORES, "other": -SCORES}, "both")
     assert path.read_text().count("<svg") == 1
     for wrong in (tmp_path / "heads.foo", tmp_path / "missing" / "heads.png"):

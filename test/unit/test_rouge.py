@@ -14,7 +14,7 @@ import pytest
 
 from catekv.errors import UserError
 from catekv.tasks import metrics
-from catekv.tasks.metrics.porter import stem
+from catekv.tasks.metrics.rouge import stem
 from catekv.tasks.metrics.subsequence import common_length, common_pairs
 
 # prediction, reference, F of rouge_score 0.1.2 with stemmer (1, 2, L, Lsum), and precision, recall

@@ -5,12 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from catekv.decode.sampling import Greedy, Sampler, Sampling
 from catekv.errors import UserError
@@ -23,19 +17,24 @@ def random_logits(batch: int = 4, vocabulary: int = 50, seed: int = 0) -> Tensor
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize("top_k", [None, 1, 7, 50, 500])
 @pytest.mark.parametrize("top_p", [None, 0.05, 0.6, 0.95, 1.0])
-def test_the_distribution_is_that_of_transformers(
+def test_only_likely_tokens_are_left_and_all_that_are_equally_likely(
     temperature: float, top_k: int | None, top_p: float | None
 ):
     logits = random_logits()
     # equal logits at the border of top-k
     logits[:, 10:14] = logits[:, 10:11]
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    found = Sampling(temperature, top_k, top_p).filter(logits)
+    scores = logits / temperature
     if top_k is not None:
-        warpers.append(TopKLogitsWarper(top_k))
+        least = scores.sort(descending=True).values[:, min(top_k, 50) - 1, None]
+        scores = scores.where(scores >= least, -torch.inf)
     if top_p is not None:
-        warpers.append(TopPLogitsWarper(top_p))
-    expected = warpers(None, logits)
-    assert torch.equal(Sampling(temperature, top_k, top_p).filter(logits), expected)
+        # from the least likely token on: those within the mass that may be missing go
+        ordered, order = scores.sort(dim=-1)
+        missing = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        missing[:, -1] = False
+        scores = scores.masked_fill(missing.scatter(1, order, missing), -torch.inf)
+    assert torch.equal(found, scores)
 
 
 def test_frequencies_are_the_probabilities():

@@ -15,7 +15,7 @@ from catekv.errors import UserError
 from catekv.methods import ModelShape
 from catekv.methods.equal_memory import total_kept
 from experiments.simcalkv.benchmarks import Example
-from experiments.simcalkv.bleu import corpus_bleu, words_13a
+from experiments.simcalkv.bleu import corpus_bleu, require_sacrebleu
 from experiments.simcalkv.comparison import Side
 from experiments.simcalkv.kv_methods import Choice, calibrations
 from experiments.simcalkv.results import (
@@ -32,10 +32,23 @@ from experiments.simcalkv.scores import dataset_metrics
 SHAPE = ModelShape(layers=4, query_heads=8, kv_heads=4, head_dim=16)
 
 
-def test_words_of_mteval() -> None:
-    assert words_13a("Is 3.5, not 4!") == ["Is", "3.5", ",", "not", "4", "!"]
-    assert words_13a("a-b 2-3 &quot;x&quot;") == ["a-b", "2", "-", "3", '"', "x", '"']
-    assert words_13a("f(x)=y;") == ["f", "(", "x", ")", "=", "y", ";"]
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("Is 3.5, not 4!", "Is 3.5 , not 4 !"),
+        ("a-b 2-3 &quot;x&quot;", 'a-b 2 - 3 " x "'),
+        ("f(x)=y;", "f ( x ) = y ;"),
+    ],
+)
+def test_bleu_counts_words_of_mteval(answer: str, words: str) -> None:
+    assert corpus_bleu([answer], [words]) == pytest.approx(1.0)
+    assert corpus_bleu([answer.upper()], [words]) < 1.0
+
+
+def test_bleu_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'catekv\[simcalkv\]'"):
+        require_sacrebleu()
 
 
 def test_bleu_by_hand() -> None:
@@ -51,6 +64,7 @@ def test_bleu_by_hand() -> None:
     assert both == pytest.approx(math.prod(counts) ** 0.25 * math.exp(1 - 12 / 10))
     assert corpus_bleu(["dog"], [reference]) == 0.0
     assert corpus_bleu([""], [reference]) == 0.0
+    assert corpus_bleu([], []) == 0.0
 
 
 def example(*references: str, choices: tuple[str, ...] = ()) -> Example:

@@ -90,10 +90,6 @@ def draw_scores(path: str | Path, tables: Mapping[str, Floats], title: str = "")
 
     Shown is the difference to a table's mean: what all heads share moves no budget.
     """
-    from catekv.evaluation.figures import require_matplotlib
-
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     centred = {name: table - table.mean() for name, table in tables.items()}
@@ -101,7 +97,6 @@ def draw_scores(path: str | Path, tables: Mapping[str, Floats], title: str = "")
     layers, heads = next(iter(tables.values())).shape
     size = (max(2.2, 1.2 + 0.3 * heads) * len(tables) + 0.8, min(14.0, 1.8 + 0.28 * layers))
     figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(tables), squeeze=False)[0]
     for axis, (name, table) in zip(axes, centred.items(), strict=True):
         image = axis.imshow(table, aspect="auto", cmap="RdBu_r", vmin=-largest, vmax=largest)

@@ -323,6 +323,3 @@ def _bar(what: str, total: int, shown: bool) -> Iterator[Callable[[], None]]:
 
 def file_name(model: str) -> str:
     return re.sub(r"[^\w.-]+", "_", Path(model).name) or "model"
-
-
-# --- command line ---------------------------------------------------------------------------------

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from catekv.evaluation.plots import lines, require_matplotlib
-
-__all__ = ["draw_curve", "require_matplotlib"]
+from catekv.evaluation.plots import lines
 
 
 def draw_curve(path: Path, curve: Sequence[dict[str, float | None]]) -> None:
-    """Mean squared error per epoch on training and held-out texts.
-
-    Raises:
-        UserError: matplotlib is missing.
-    """
-    require_matplotlib()
+    """Mean squared error per epoch on training and held-out texts."""
     curves = {}
     for name, label in (("train", "training texts"), ("held_out", "held-out texts")):
         points = [

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from catekv.evaluation import figures
 from catekv.evaluation.efficiency.measurement import MEASURED, Measurement
 from catekv.prefill.sizes import GIB
 
@@ -17,19 +16,13 @@ def draw(path: Path, results: Sequence[Measurement], title: str) -> None:
     Args:
         path: file to write.
         results: measured rows; others are left out.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
-    figures.require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [row for row in results if row.status == MEASURED and row.median_step is not None]
     batch = min((row.batch for row in rows), default=1)
     rows = [row for row in rows if row.batch == batch]
     figure = Figure(figsize=(15, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     latency, memory, parts = figure.subplots(1, 3)
     for variant in dict.fromkeys(row.variant for row in rows):
         own = sorted((row for row in rows if row.variant == variant), key=lambda row: row.length)

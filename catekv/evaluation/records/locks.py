@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 from catekv.errors import UserError
 
 
@@ -42,17 +44,12 @@ def lock(descriptor: int, folder: Path) -> None:
         UserError: somebody else has the lock.
     """
     try:
-        import fcntl
-    except ImportError:
-        # Windows has no fcntl; two writers are then the user's care
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"another run is writing to {folder}; wait for it or choose another folder with "
-            "--output"
-        ) from error
+        held = lock_descriptor(descriptor, blocking=False)
     except OSError:
         # some network file systems know no locks; the records stay valid, only unguarded
         return
+    if not held:
+        raise UserError(
+            f"another run is writing to {folder}; wait for it or choose another folder with "
+            "--output"
+        )

@@ -23,9 +23,9 @@ from catekv.evaluation.report.needle_files import read_needle_file
 from catekv.evaluation.report.needle_section import needle_section
 from catekv.evaluation.report.published_section import published_section
 from catekv.evaluation.report.score_section import score_section
+from catekv.evaluation.report.styles import styles
 from catekv.evaluation.report.summary import family_of
 from catekv.evaluation.report.summary_text import difference, interval, notes_of, runs_of, score
-from catekv.evaluation.report.svg import styles
 from catekv.evaluation.report.validity_section import validity_section, without_checks
 
 

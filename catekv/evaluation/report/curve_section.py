@@ -8,7 +8,7 @@ from typing import Any
 from catekv.evaluation import tables
 from catekv.evaluation.report.document import NOTE, Figure, Section, Table, Text
 from catekv.evaluation.report.plots import curves, short_length
-from catekv.evaluation.report.svg import Style
+from catekv.evaluation.report.styles import Style
 
 
 def curve_section(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+
+from catekv.evaluation.report.pictures import Picture
 
 #: Kinds of paragraphs: plain text, a small note below something, or a warning that must be seen.
 PLAIN, NOTE, WARNING = "plain", "note", "warning"
@@ -41,16 +44,21 @@ class Figure:
 
     Args:
         name: stem of its file among the Markdown's figures; unique in the page.
-        svg: a whole ``svg`` element.
+        picture: what is drawn.
         caption: what is to be seen, read aloud too where the picture cannot be seen.
         table: the numbers in it as CSV beside the picture's file; None where a table of the page
             holds them already.
     """
 
     name: str
-    svg: str
+    picture: Picture
     caption: str
     table: Table | None = None
+
+    @cached_property
+    def svg(self) -> str:
+        """A whole ``svg`` element."""
+        return self.picture.svg(self.name)
 
 
 @dataclass(frozen=True)

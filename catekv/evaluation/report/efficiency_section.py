@@ -15,7 +15,7 @@ from catekv.evaluation.report.document import NOTE, Block, Figure, Listing, Sect
 from catekv.evaluation.report.inputs import Efficiency
 from catekv.evaluation.report.names import file_stem
 from catekv.evaluation.report.plots import curves, stacked_bars
-from catekv.evaluation.report.svg import styles
+from catekv.evaluation.report.styles import styles
 from catekv.prefill.sizes import GIB
 
 _PARTS = ("attention alone", "step without attention", "between")

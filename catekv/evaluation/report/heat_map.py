@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from catekv.evaluation.report.colours import DEFAULT_SCALE, colour_of, hexadecimal, ink_on
-from catekv.evaluation.report.svg import drawing, element, text, text_width
+import numpy as np
+
+from catekv.evaluation.report.colours import DEFAULT_SCALE, ink_on, scale_of
+from catekv.evaluation.report.pictures import INK, Picture, drawing, text_width
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Cells of at most this many columns are wide enough for a number.
 NUMBERED_COLUMNS = 20
+_FRAME = "#D55E00"
+_SMALL = 11
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,13 @@ class Grid:
     row_title: str
     column_title: str
 
+    @property
+    def is_numbered(self) -> bool:
+        """Whether its cells have room for their numbers."""
+        return len(self.columns) <= NUMBERED_COLUMNS
 
+
+@drawing
 def heat_map(
     grid: Grid,
     title: str,
@@ -33,8 +47,8 @@ def heat_map(
     line_after: int | None = None,
     line_label: str = "",
     framed: Sequence[tuple[int, int]] = (),
-) -> str:
-    """One picture with a colour bar.
+) -> Picture:
+    """One picture with a colour bar; the cells are one embedded image, a pixel a cell.
 
     Args:
         grid: what to show.
@@ -43,95 +57,69 @@ def heat_map(
         line_after: a vertical line behind so many columns, e.g. at the trained length.
         framed: cells (row, column) with a frame, e.g. adaptive heads.
     """
-    count = len(grid.columns)
-    numbered = count <= NUMBERED_COLUMNS
-    cell = max(36, 7 * digits + 18) if numbered else 14
-    high = 22 if numbered else 12
-    left = 30 + max((text_width(name, 11) for name in grid.rows), default=0)
-    top = 44.0 if line_after is not None else 30.0
-    width = max(300.0, left + cell * count + 12)
-    floor = top + high * len(grid.rows)
-    parts = [text(0, 14, title, font_size=13, font_weight="bold")]
-    width = max(width, text_width(title, 13) + 4)
-    low, top_value = span
-    for row, values in enumerate(grid.values):
-        for column, value in enumerate(values):
-            x, y = left + cell * column, top + high * row
-            parts.append(_cell(x, y, cell, high, value, low, top_value, scale))
-            if numbered and value is not None:
-                ink = ink_on(colour_of(_share(value, low, top_value), scale))
-                number = element(
-                    "text", f"{value:.{digits}f}", x=x + cell / 2, y=y + high / 2 + 4,
-                    text_anchor="middle", fill=ink, font_size=11,
-                )  # fmt: skip
-                parts.append(number)
-    parts += [
-        element(
-            "rect", x=left + cell * column + 1.5, y=top + high * row + 1.5, width=cell - 3,
-            height=high - 3, fill="none", stroke="#D55E00", stroke_width=2.5,
-        )
-        for row, column in framed
-    ]  # fmt: skip
-    step = 1 if numbered or len(grid.rows) <= 20 else 5
-    for row, name in enumerate(grid.rows):
-        if row % step == 0:
-            y = top + high * (row + 0.5) + 4
-            parts.append(text(left - 6, y, name, text_anchor="end", font_size=11))
-    widest = max((text_width(name, 11) for name in grid.columns), default=1)
-    stride = max(1, -(-int(widest + 6) // cell))
-    for column, name in enumerate(grid.columns):
-        if column % stride == 0:
-            x = left + cell * (column + 0.5)
-            parts.append(text(x, floor + 15, name, text_anchor="middle", font_size=11))
+    cell, high = (max(36, 7 * digits + 18), 22) if grid.is_numbered else (14, 12)
+    left = 30 + max((text_width(name, _SMALL) for name in grid.rows), default=0)
+    top, below = (30.0 if line_after is None else 44.0), 76.0
+    inner = cell * len(grid.columns)
+    width = max(300.0, left + inner + 12, text_width(title, 13) + 4)
+    height = top + high * len(grid.rows) + below
+    picture = Picture.of(width, height, title)
+    picture.figure.text(0, 1 - 14 / height, title, fontsize=13, fontweight="bold")
+    axes = picture.axes(left, below, width - left - inner, top)
+    values = np.array([[np.nan if v is None else v for v in row] for row in grid.values])
+    # where all values are equal they stand in the middle of the scale
+    low, greatest = span if span[1] > span[0] else (span[0] - 0.5, span[0] + 0.5)
+    look: dict[str, Any] = {
+        "cmap": scale_of(scale), "vmin": low, "vmax": greatest,
+        "aspect": "auto", "interpolation": "none",
+    }  # fmt: skip
+    image = axes.imshow(values, **look)
+    axes.grid(False)
+    for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):
+            _box(axes, row, column, 0.0, edgecolor=INK, alpha=0.3, linewidth=1, linestyle="--")
+        elif grid.is_numbered:
+            ink = ink_on(tuple(image.to_rgba(value)))
+            words = f"{value:.{digits}f}"
+            axes.text(column, row, words, color=ink, fontsize=_SMALL, ha="center",
+                      va="center_baseline")  # fmt: skip
+    for row, column in framed:
+        _box(axes, row, column, 1.5 / cell, 1.5 / high, edgecolor=_FRAME, linewidth=2.5)
+    _names(axes, grid, cell)
     if line_after is not None:
-        parts += _line(left + cell * line_after, top, floor, line_label)
-    parts.append(text(left + cell * count / 2, floor + 32, grid.column_title, text_anchor="middle"))
-    turned = f"translate(12 {(top + floor) / 2:.1f}) rotate(-90)"
-    parts.append(element("g", text(0, 0, grid.row_title, text_anchor="middle"), transform=turned))
-    parts += _bar(left, floor + 44, span, scale, digits)
-    return drawing(width, floor + 76, title, parts)
+        _line(axes, line_after - 0.5, line_label)
+    bar = picture.axes(left, 22, width - left - 144, height - 32)
+    bar.imshow([np.linspace(low, greatest, 64)], extent=(low, greatest, 0, 1), **look)
+    bar.grid(False)
+    ends = [f"{v:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{v:.0f}" for v in span]
+    bar.set_xticks(span, ends, fontsize=_SMALL)
+    bar.set_yticks([])
+    return picture
 
 
-def _share(value: float, low: float, high: float) -> float:
-    return (value - low) / (high - low) if high > low else 0.5
+def _box(
+    axes: Axes, row: int, column: int, inset: float, inset_high: float = 0.0, **look: Any
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    corner = (column - 0.5 + inset, row - 0.5 + inset_high)
+    axes.add_patch(Rectangle(corner, 1 - 2 * inset, 1 - 2 * inset_high, fill=False, **look))
 
 
-def _cell(
-    x: float, y: float, width: float, height: float, value: float | None, low: float, high: float,
-    scale: str,
-) -> str:  # fmt: skip
-    if value is None:
-        return element(
-            "rect", x=x, y=y, width=width, height=height, fill="none", stroke="currentColor",
-            stroke_opacity="0.3", stroke_dasharray="2 2",
-        )  # fmt: skip
-    fill = hexadecimal(colour_of(_share(value, low, high), scale))
-    return element("rect", x=x, y=y, width=width, height=height, fill=fill)
+def _names(axes: Axes, grid: Grid, cell: float) -> None:
+    """Names and titles of rows and columns, as many as there is room for."""
+    step = 1 if grid.is_numbered or len(grid.rows) <= 20 else 5
+    rows = range(0, len(grid.rows), step)
+    axes.set_yticks(rows, [grid.rows[row] for row in rows], fontsize=_SMALL)
+    widest = max((text_width(name, _SMALL) for name in grid.columns), default=1)
+    columns = range(0, len(grid.columns), max(1, -(-int(widest + 6) // int(cell))))
+    axes.set_xticks(columns, [grid.columns[column] for column in columns], fontsize=_SMALL)
+    axes.set_xlabel(grid.column_title)
+    axes.set_ylabel(grid.row_title)
 
 
-def _line(x: float, top: float, floor: float, label: str) -> list[str]:
-    lines = [
-        element(
-            "line", x1=x, x2=x, y1=top - 8, y2=floor + 4, stroke=colour, stroke_width=width
-        )
-        for colour, width in (("#ffffff", 4), ("#000000", 2))
-    ]  # fmt: skip
-    return [*lines, text(x, top - 12, label, text_anchor="middle", font_size=11)]
-
-
-def _bar(left: float, top: float, span: tuple[float, float], scale: str, digits: int) -> list[str]:
-    """What the colours mean."""
-    steps, width = 24, 144
-    parts = [
-        element(
-            "rect", x=left + number * width / steps, y=top, width=width / steps + 0.5, height=10,
-            fill=hexadecimal(colour_of((number + 0.5) / steps, scale)),
-        )
-        for number in range(steps)
-    ]  # fmt: skip
-    for share, value in ((0.0, span[0]), (1.0, span[1])):
-        label = f"{value:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{value:.0f}"
-        parts.append(
-            text(left + share * width, top + 24, label, text_anchor="middle", font_size=11)
-        )
-    return parts
+def _line(axes: Axes, at: float, label: str) -> None:
+    for colour, width in (("#ffffff", 4), ("#000000", 2)):
+        axes.axvline(at, color=colour, linewidth=width, clip_on=False)
+    axes.annotate(label, (at, 1), (0, 6), xycoords=("data", "axes fraction"), ha="center",
+                  textcoords="offset points", fontsize=_SMALL)  # fmt: skip

@@ -5,24 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import TYPE_CHECKING
 
 from catekv.evaluation.report.frontier import pareto_front
-from catekv.evaluation.report.svg import (
-    COLOURS,
-    Axes,
-    Style,
-    drawing,
-    element,
-    legend,
-    marker,
-    text,
-    text_width,
-    ticks,
-)
+from catekv.evaluation.report.labels import Labels
+from catekv.evaluation.report.pictures import FONT_SIZE, INK, Picture, drawing, text_width
+from catekv.evaluation.report.styles import COLOURS, Style
 
-WIDTH = 440
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+WIDTH, HEIGHT = 440, 300
 _ROW = 22
+_BELOW_ROWS = 42
 #: Up to so many methods get their names beside their marks.
 CROWD = 10
 
@@ -42,104 +38,130 @@ class Point:
     high: float
     series: str
 
+    @property
+    def tip(self) -> str:
+        """Name, score and interval in words."""
+        return f"{self.name}: {self.score:.1f} ({self.low:.1f} .. {self.high:.1f})"
 
-def intervals(points: Sequence[Point], style: Mapping[str, Style], title: str) -> str:
+
+def _number(axis: Axis, label: Callable[[float], str] = "{:g}".format) -> None:
+    """A few round numbers along an axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(lambda value, _: label(value))
+
+
+def _with_legend(
+    entries: Sequence[tuple[str, Style]], title: str, height: float = HEIGHT
+) -> tuple[Picture, float]:
+    """An empty picture with marks and their names in columns at its foot, and their height."""
+    from matplotlib.lines import Line2D
+
+    column = max(text_width(name) for name, _ in entries) + 30
+    columns = max(1, int(WIDTH // column))
+    foot = 18.0 * math.ceil(len(entries) / columns) + 10
+    picture = Picture.of(WIDTH, height + foot, title)
+    picture.figure.legend(
+        [Line2D([], [], **style.marker) for _, style in entries],
+        [name for name, _ in entries],
+        loc="lower left", ncols=columns, borderpad=0.3, labelspacing=0.4, handletextpad=0.2,
+        handlelength=1.5, columnspacing=1.0,
+    )  # fmt: skip
+    return picture, foot
+
+
+def _rows(
+    names: Sequence[str], title: str, right: float, entries: Sequence[tuple[str, Style]] = ()
+) -> tuple[Picture, Axes]:
+    """A line per name, from the top; names that are too long show whole under the pointer."""
+    left = min(210.0, 14 + max(map(text_width, names), default=0.0))
+    height = _ROW * len(names) + _BELOW_ROWS + 8
+    if entries:
+        picture, foot = _with_legend(entries, title, height)
+    else:
+        picture, foot = Picture.of(WIDTH, height, title), 0.0
+    axes = picture.axes(left, _BELOW_ROWS + foot, right, 8)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks([])
+    letters = int(left / text_width("m")) + 1
+    for row, name in enumerate(names):
+        shown = name if len(name) <= letters else f"{name[: letters - 1]}…"
+        label = axes.annotate(
+            shown, (0, row), xycoords=("figure fraction", "data"), va="center_baseline"
+        )
+        if shown != name:
+            picture.tip(label, name)
+    return picture, axes
+
+
+@drawing
+def intervals(points: Sequence[Point], style: Mapping[str, Style], title: str) -> Picture:
     """One line per method: mean and interval of a score from 0 to 100; the cost is not shown."""
-    left = min(210.0, 14 + max((text_width(p.name) for p in points), default=0))
-    height = _ROW * len(points) + 50
-    axes = Axes((0, 100), (0, 1), height=height, left=left, right=52, top=8)
-    axes.frame("score x 100, mean and 95 % interval", "", ticks(0, 100), [])
-    parts = []
+    picture, axes = _rows([point.name for point in points], title, right=52)
+    axes.set_xlim(0, 100)
+    _number(axes.xaxis)
+    axes.set_xlabel("score x 100, mean and 95 % interval")
     for row, point in enumerate(points):
-        y = axes.top + _ROW * (row + 0.5)
-        name = element("text", _clip(point.name, left), x=0, y=y + 4, fill="currentColor")
-        parts += [
-            name,
-            _bar(axes.x(point.low), axes.x(point.high), y, style[point.name].colour),
-            marker(axes.x(point.score), y, style[point.name], _tip(point)),
-            text(axes.width - 2, y + 4, f"{point.score:.1f}", text_anchor="end"),
-        ]
-    return drawing(WIDTH, height, title, [*axes.parts, *parts])
+        look = style[point.name]
+        axes.plot([point.low, point.high], [row, row], color=look.colour, linewidth=2, marker="|",
+                  markersize=8, markeredgewidth=2, clip_on=False)  # fmt: skip
+        (mark,) = axes.plot(point.score, row, clip_on=False, **look.marker)
+        picture.tip(mark, point.tip)
+        axes.annotate(f"{point.score:.1f}", (1, row), (-2, 0), textcoords="offset points",
+                      xycoords=("figure fraction", "data"), ha="right",
+                      va="center_baseline")  # fmt: skip
+    return picture
 
 
-def _clip(name: str, width: float) -> str:
-    letters = int(width / text_width("m")) + 1
-    if len(name) <= letters:
-        return escape(name)
-    return f"{escape(name[: letters - 1])}…{element('title', escape(name))}"
-
-
-def _bar(low: float, high: float, y: float, colour: str) -> str:
-    corners = [(low, y - 4, low, y + 4), (high, y - 4, high, y + 4), (low, y, high, y)]
-    return "".join(
-        element("line", x1=a, y1=b, x2=c, y2=d, stroke=colour, stroke_width=2)
-        for a, b, c, d in corners
-    )
-
-
-def _tip(point: Point) -> str:
-    return f"{point.name}: {point.score:.1f} ({point.low:.1f} .. {point.high:.1f})"
-
-
+@drawing
 def trade_off(
     points: Sequence[Point],
     style: Mapping[str, Style],
     title: str,
     cost_title: str,
     cost_label: Callable[[float], str] = "{:g}".format,
-    *,
-    greatest: float | None = None,
-) -> str:
+) -> Picture:
     """Score against cost; what nothing beats is joined by a dashed line and named in the picture.
 
     Args:
         points: at least one.
-        greatest: right end of the cost axis; None: as the points need.
     """
-    top = greatest or 1.08 * max(point.cost for point in points) or 1.0
-    floor = _floor(point.low for point in points)
-    axes = Axes((0, top), (floor, 100))
-    axes.frame(cost_title, "score x 100", ticks(0, top), ticks(floor, 100), cost_label)
-    front = pareto_front([(point.cost, point.score) for point in points])
-    corners = " ".join(f"{axes.x(points[p].cost):.1f},{axes.y(points[p].score):.1f}" for p in front)
-    axes.parts.append(
-        element(
-            "polyline", points=corners, fill="none", stroke="currentColor", stroke_dasharray="5 4"
-        )
-    )
     series: dict[str, list[Point]] = {}
     for point in points:
         series.setdefault(point.series, []).append(point)
-    for own in (sorted(line, key=lambda one: one.cost) for line in series.values()):
-        corners = " ".join(f"{axes.x(p.cost):.1f},{axes.y(p.score):.1f}" for p in own)
-        if len(own) > 1:
-            axes.parts.append(
-                element(
-                    "polyline", points=corners, fill="none", stroke=style[own[0].name].colour,
-                    stroke_opacity="0.6",
-                )
-            )  # fmt: skip
+    looks = [(name, style[line[0].name]) for name, line in series.items()]
+    picture, foot = _with_legend(looks, title)
+    axes = picture.axes(46, 44 + foot, 14, 14)
+    axes.set_xlim(0, 1.08 * max(point.cost for point in points) or 1.0)
+    axes.set_ylim(_floor(point.low for point in points), 100)
+    axes.set(xlabel=cost_title, ylabel="score x 100")
+    _number(axes.xaxis, cost_label)
+    _number(axes.yaxis)
+    front = pareto_front([(point.cost, point.score) for point in points])
+    best = [points[position] for position in front]
+    axes.plot([p.cost for p in best], [p.score for p in best], color=INK, linewidth=1,
+              dashes=(5, 4))  # fmt: skip
+    for line in (sorted(line, key=lambda point: point.cost) for line in series.values()):
+        if len(line) > 1:
+            axes.plot([p.cost for p in line], [p.score for p in line], linewidth=1, alpha=0.6,
+                      color=style[line[0].name].colour)  # fmt: skip
+    labels = Labels(picture, axes)
     for point in points:
-        x, y = axes.x(point.cost), axes.y(point.score)
-        low, high = axes.y(point.low), axes.y(point.high)
-        axes.parts += [
-            element(
-                "line", x1=x, x2=x, y1=low, y2=high, stroke=style[point.name].colour,
-                stroke_opacity="0.5",
-            ),
-            marker(x, y, style[point.name], f"{_tip(point)}, {cost_label(point.cost)}"),
-        ]  # fmt: skip
-        axes.keep_free(x, y)
-    for position in front:
-        point = points[position]
+        look = style[point.name]
+        axes.plot([point.cost] * 2, [point.low, point.high], color=look.colour, linewidth=1,
+                  alpha=0.5)  # fmt: skip
+        (mark,) = axes.plot(point.cost, point.score, clip_on=False, **look.marker)
+        picture.tip(mark, f"{point.tip}, {cost_label(point.cost)}")
+        labels.keep_free(point.cost, point.score)
+    few = len(points) <= CROWD
+    for point in best:
         # among many methods a name that would cover others is left to the caption
-        axes.label(axes.x(point.cost), axes.y(point.score), point.name, needed=len(points) <= CROWD)
+        labels.write(point.cost, point.score, point.name, needed=few)
     for position, point in enumerate(points):
-        if position not in front and len(points) <= CROWD:
-            axes.label(axes.x(point.cost), axes.y(point.score), point.name, needed=False)
-    names = [(name, style[own[0].name]) for name, own in series.items()]
-    shown, height = legend(names, WIDTH, axes.height + 6)
-    return drawing(WIDTH, axes.height + 8 + height, title, [*axes.parts, shown])
+        if position not in front and few:
+            labels.write(point.cost, point.score, point.name, needed=False)
+    return picture
 
 
 def _floor(lows: Iterable[float]) -> float:
@@ -148,6 +170,7 @@ def _floor(lows: Iterable[float]) -> float:
     return 0.0 if least < 40 else min(80.0, 20.0 * math.floor(least / 20))
 
 
+@drawing
 def curves(
     series: Mapping[str, Sequence[tuple[float, float]]],
     style: Mapping[str, Style],
@@ -156,7 +179,7 @@ def curves(
     *,
     y_range: tuple[float, float] | None = None,
     y_label: Callable[[float], str] = "{:g}".format,
-) -> str:
+) -> Picture:
     """Values over lengths in tokens, the lengths on a logarithmic scale.
 
     Args:
@@ -165,30 +188,36 @@ def curves(
     """
     lengths = sorted({x for line in series.values() for x, _ in line})
     greatest = max(y for line in series.values() for _, y in line)
-    span = y_range or (0.0, 1.08 * greatest or 1.0)
-    axes = Axes((lengths[0], lengths[-1]), span, logarithmic=True, right=24, left=52)
-    axes.frame("prompt tokens", y_title, _apart(axes, lengths), ticks(*span), short_length, y_label)
+    picture, foot = _with_legend([(name, style[name]) for name in series], title)
+    axes = picture.axes(52, 44 + foot, 24, 14)
+    axes.set_xscale("log")
+    # a single length stands in the middle
+    pad = 1.0 if len(lengths) > 1 else 2.0
+    axes.set_xlim(lengths[0] / pad, lengths[-1] * pad)
+    axes.set_ylim(y_range or (0.0, 1.08 * greatest or 1.0))
+    axes.set(xlabel="prompt tokens", ylabel=y_title)
+    shown = _apart(axes, lengths)
+    axes.set_xticks(shown, [short_length(length) for length in shown])
+    axes.set_xticks([], minor=True)
+    _number(axes.yaxis, y_label)
     for name, line in series.items():
         ordered = sorted(line)
-        corners = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in ordered)
-        axes.parts.append(
-            element(
-                "polyline", points=corners, fill="none", stroke=style[name].colour, stroke_width=2
-            )
-        )
+        axes.plot(*zip(*ordered, strict=True), color=style[name].colour, linewidth=2)
         for x, y in ordered:
-            tip = f"{name}: {y_label(round(y, 3))} at {short_length(x)} tokens"
-            axes.parts.append(marker(axes.x(x), axes.y(y), style[name], tip))
-    shown, height = legend([(name, style[name]) for name in series], WIDTH, axes.height + 6)
-    return drawing(WIDTH, axes.height + 8 + height, title, [*axes.parts, shown])
+            (mark,) = axes.plot(x, y, clip_on=False, **style[name].marker)
+            picture.tip(mark, f"{name}: {y_label(round(y, 3))} at {short_length(x)} tokens")
+    return picture
 
 
 def _apart(axes: Axes, values: Sequence[float]) -> list[float]:
     """Those of the values whose numbers do not touch below the axis."""
     kept: list[float] = []
+    last = -math.inf
     for value in values:
-        if not kept or axes.x(value) - axes.x(kept[-1]) >= 40:
+        place, _ = axes.transData.transform((value, 0.0))
+        if place - last >= 40:
             kept.append(value)
+            last = place
     return kept
 
 
@@ -200,31 +229,22 @@ def short_length(tokens: float) -> str:
     return f"{tokens:g}"
 
 
+@drawing
 def stacked_bars(
     rows: Mapping[str, Sequence[float]], parts: Sequence[str], title: str, x_title: str
-) -> str:
+) -> Picture:
     """A bar per row made of parts behind each other; parts have colours and names below."""
-    left = min(200.0, 14 + max(text_width(name) for name in rows))
-    height = _ROW * len(rows) + 50
-    greatest = max(sum(values) for values in rows.values()) or 1.0
-    axes = Axes((0, 1.12 * greatest), (0, 1), height=height, left=left, right=20, top=8)
-    axes.frame(x_title, "", ticks(0, 1.12 * greatest), [])
-    shapes = []
-    for row, (name, values) in enumerate(rows.items()):
-        y = axes.top + _ROW * (row + 0.5)
-        shapes.append(element("text", _clip(name, left), x=0, y=y + 4, fill="currentColor"))
+    entries = [(part, Style(COLOURS[number], "square")) for number, part in enumerate(parts)]
+    picture, axes = _rows(list(rows), title, 20, entries)
+    axes.set_xlim(0, 1.12 * max(sum(values) for values in rows.values()) or 1.0)
+    _number(axes.xaxis)
+    axes.set_xlabel(x_title)
+    for row, values in enumerate(rows.values()):
         start = 0.0
         for number, value in enumerate(values):
-            x = axes.x(start)
-            tip = element("title", f"{parts[number]}: {value:.3g}")
-            shapes.append(
-                element(
-                    "rect", tip, x=x, y=y - 7, width=axes.x(start + value) - x, height=14,
-                    fill=COLOURS[number],
-                )
-            )  # fmt: skip
+            (bar,) = axes.barh(row, value, 14 / _ROW, left=start, color=COLOURS[number])
+            picture.tip(bar, f"{parts[number]}: {value:.3g}")
             start += value
-        shapes.append(text(axes.x(start) + 4, y + 4, f"{start:.3g}"))
-    names = [(part, Style(COLOURS[number], "square")) for number, part in enumerate(parts)]
-    shown, below = legend(names, WIDTH, height + 4)
-    return drawing(WIDTH, height + 6 + below, title, [*axes.parts, *shapes, shown])
+        axes.annotate(f"{start:.3g}", (start, row), (4, 0), textcoords="offset points",
+                      va="center_baseline", fontsize=FONT_SIZE)  # fmt: skip
+    return picture

@@ -10,9 +10,9 @@ from catekv.evaluation.report.document import NOTE, WARNING, Block, Figure, Sect
 from catekv.evaluation.report.frontier import pareto_front
 from catekv.evaluation.report.gaps import NOTE as MISSING
 from catekv.evaluation.report.plots import Point, intervals, trade_off
+from catekv.evaluation.report.styles import Style
 from catekv.evaluation.report.summary import AVERAGE
 from catekv.evaluation.report.summary_text import difference, interval, score
-from catekv.evaluation.report.svg import Style
 
 Row = Mapping[str, Any]
 

@@ -1,4 +1,8 @@
-"""Means with bootstrap intervals, single and paired, over one task or averaged over several."""
+"""Means with bootstrap intervals, single and paired, over one task or averaged over several.
+
+scipy's bootstrap resamples one array; an average over tasks needs its samples drawn within every
+task (stratified), with the same draws for both sides of a paired difference.
+"""
 
 from __future__ import annotations
 

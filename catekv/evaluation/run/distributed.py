@@ -4,6 +4,8 @@
 of its own; they exchange no tensors, so that the ``gloo`` backend serves CPU and GPU alike.
 *Tensor parallel*: the processes share one model and measure the same samples at the same time; the
 first writes.
+
+Written on ``torch.distributed`` alone: what accelerate would add is not worth a core dependency.
 """
 
 from __future__ import annotations

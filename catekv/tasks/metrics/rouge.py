@@ -6,17 +6,18 @@
   sentences end at full stops, every word counts once. LongBench uses it.
 
 Both give 1 for equal texts (the second up to 1e-8) and 0 where there is nothing to count; with
-several references the best one counts.
+several references the best one counts. They are counted here because both packages fail on
+long texts (a table of all word pairs, a recursion over it), and neither counts both ways.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
 
 from catekv.errors import UserError
-from catekv.tasks.metrics.porter import stem
 from catekv.tasks.metrics.subsequence import common_length, common_pairs
 from catekv.tasks.metrics.words import as_list
 
@@ -66,6 +67,22 @@ def _shares(hits: int, found: int, wanted: int, epsilon: float = 0.0) -> RougeSc
 
 def _grams(words: Sequence[str], size: int) -> Iterable[tuple[str, ...]]:
     return zip(*(words[start:] for start in range(size)), strict=False)
+
+
+@cache
+def _stemmer() -> Callable[[str], str]:
+    """Porter's suffix stripping with NLTK's additions, the variant that rouge_score counts with."""
+    # nltk loads slowly, and only summaries need it
+    from nltk.stem.porter import PorterStemmer
+
+    stemmer: Callable[[str], str] = PorterStemmer(PorterStemmer.NLTK_EXTENSIONS).stem
+    return stemmer
+
+
+@lru_cache(maxsize=100_000)
+def stem(word: str) -> str:
+    """The stem of a lower-case word; words of one or two letters stay as they are."""
+    return _stemmer()(word)
 
 
 def _tokens(text: str, stemmer: bool) -> list[str]:
