@@ -23,12 +23,12 @@ from catekv.methods import (  # noqa: F401 - they register
     snapkv,
     streaming_llm,
 )
-from catekv.methods.atskv import baselines as atskv_baselines  # noqa: F401
-from catekv.methods.atskv import method as atskv  # noqa: F401
+from catekv.methods.atskv import baselines as _atskv_baselines  # noqa: F401
+from catekv.methods.atskv import method as _atskv  # noqa: F401
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.registry import available, create, from_dict, method_class, register
-from catekv.methods.simcalkv import baselines as simcalkv_baselines  # noqa: F401
-from catekv.methods.simcalkv import method as simcalkv  # noqa: F401
+from catekv.methods.simcalkv import baselines as _simcalkv_baselines  # noqa: F401
+from catekv.methods.simcalkv import method as _simcalkv  # noqa: F401
 from catekv.models.shape import ModelShape
 
 __all__ = [
