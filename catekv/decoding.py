@@ -21,6 +21,7 @@ from catekv import capture, rotary
 from catekv.attention import no_masks
 from catekv.cache import RaggedCache
 from catekv.capture import Recording
+from catekv.continuation import feed
 from catekv.errors import UserError
 from catekv.ragged_layer import RaggedLayer
 from catekv.sharding import is_sharded, is_tensor_parallel
@@ -46,15 +47,9 @@ class EagerStep:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Feed tokens [batch, 1]; return logits [batch, vocabulary]."""
-        options: dict[str, Any] = {}
         if self._mask is not None:
-            options["position_ids"] = self._mask.sum(dim=-1, keepdim=True)
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=-1)
-            options["attention_mask"] = self._mask
-        with torch.no_grad():
-            return self.model(
-                tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **options
-            ).logits[:, -1]
+        return feed(self.model, tokens, self.cache, self._mask)[:, -1]
 
 
 class DecodeStep:

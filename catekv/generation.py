@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from catekv.cache import RaggedCache
+from catekv.continuation import feed
 from catekv.decoding import DecodeStep, EagerStep
-from catekv.prefill import positions_of
 from catekv.sampling import Greedy, Sampler, Sampling
 from catekv.text_stream import TextStream
+from catekv.transformers_compat import input_device
 
 #: Steps that run before a step is recorded, and that must be left then. Recording costs about as
 #: much as this many eager steps, and many answers are shorter than what was allowed.
@@ -102,7 +103,7 @@ class Session:
         if self.step is not None:
             self.step.graph = mode
             self.step.restart(mask, room)
-        elif graph == "auto" and model.get_input_embeddings().weight.device.type != "cuda":
+        elif graph == "auto" and input_device(model).type != "cuda":
             return EagerStep(model, self.cache, mask)
         else:
             self.step = DecodeStep(model, self.cache, room, graph=mode, attention_mask=mask)
@@ -296,17 +297,10 @@ def _mask(
     return torch.cat([past.long(), question_mask.long()], dim=-1)
 
 
-@torch.no_grad()
 def _ask(
     model: Any, cache: RaggedCache, question: Tensor, mask: Tensor | None, last_logits: Tensor
 ) -> Tensor:
     """Logits [batch, vocabulary] after the question."""
     if not question.shape[1]:
         return last_logits
-    options: dict[str, Any] = {}
-    if mask is not None:
-        options["position_ids"] = positions_of(mask)[:, -question.shape[1] :]
-        options["attention_mask"] = mask
-    return model(
-        question, past_key_values=cache, use_cache=True, logits_to_keep=1, **options
-    ).logits[:, -1]
+    return feed(model, question, cache, mask)[:, -1]

@@ -1,19 +1,17 @@
-"""What loading a model needs: devices, number formats, methods by name, and the support probe."""
+"""What loading a model needs: devices, number formats, methods by name, checks before weights."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
-from transformers.cache_utils import CacheLayerMixin
 
 from catekv import methods
 from catekv.attention import NAMES, register_attention
-from catekv.cache import RaggedCache
 from catekv.errors import UserError
-from catekv.methods.base import Method, ModelShape, Needs
-from catekv.sharding import group_position, is_sharded
+from catekv.methods.base import Method, ModelShape
+from catekv.probe import probe
+from catekv.sharding import group_position
 from catekv.transformers_compat import (
     set_attention,
     shares_kv_heads,
@@ -83,7 +81,7 @@ def refuse_early(method: Method | None, config: Any) -> None:
 
 
 def _shape_without_weights(config: Any) -> ModelShape | None:
-    """The shape that :func:`probe` would find; None if that needs the real model.
+    """The shape that ``probe`` would find; None if that needs the real model.
 
     Some configurations give numbers that their model does not use.
     """
@@ -98,59 +96,6 @@ def _shape_without_weights(config: Any) -> ModelShape | None:
     except Exception:
         # whatever it is, loading the model says it with more context
         return None
-
-
-def probe(model: Any) -> ModelShape:
-    """Check with a one-token forward that every layer's keys reach our attention function.
-
-    Returns:
-        The shape of the model, as its attention layers really are.
-
-    Raises:
-        UserError: if the architecture cannot be compressed, with the reason.
-    """
-    name = type(model).__name__
-    cache = RaggedCache(model.config, None, hold=Needs(window=1))
-    layers = cache.ragged_layers
-    if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
-        raise UserError(f"{name} is not supported: it has no attention layers with a cache")
-    ids = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
-    with torch.no_grad():
-        try:
-            model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{name} does not run with a compressed cache: {error}") from error
-    fed = [layer for layer in layers if layer.seen]
-    deaf = [layer.index for layer in fed if layer.pending]
-    if deaf or (layers and not fed):
-        which = f"layers {deaf}" if deaf else "its layers"
-        raise UserError(
-            f"{name} is not supported: {which} do not hand the cache's keys to the attention "
-            "function unchanged, so queries and keys cannot be observed together"
-        )
-    config = text_config(model.config)
-    if not fed:
-        warnings.warn(
-            f"{name} has no layer with full attention, so nothing will be compressed", stacklevel=3
-        )
-        heads = config.num_attention_heads
-        return ModelShape(
-            layers=config.num_hidden_layers,
-            query_heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            config_hash=cache.config_hash,
-        )
-    keys, _ = fed[0].buffer.views()
-    kv_heads, query_heads = keys.shape[1], fed[0].query_heads
-    if is_sharded(kv_heads, cache.settings.kv_heads):
-        # this process holds some of the heads; the shape is that of the whole model
-        kv_heads, query_heads = cache.settings.kv_heads, config.num_attention_heads
-    return ModelShape(
-        config.num_hidden_layers, query_heads, kv_heads, keys.shape[-1], cache.config_hash
-    )
 
 
 def sharing_options(config: Any, device: torch.device) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from catekv import attention, capacity, generation, prefill, presets
 from catekv.cache import RaggedCache
 from catekv.context import Context, DensePrompt
+from catekv.continuation import SINGLE_TOKENS, feed
 from catekv.decoding import GRAPH_MODES
 from catekv.errors import UserError
 from catekv.generation import Generation, Limits, Piece, Session
@@ -21,7 +22,6 @@ from catekv.loading import (
     attention_base,
     load_tokenizer,
     make_method,
-    probe,
     refuse_early,
     resolve_device,
     resolve_dtype,
@@ -29,9 +29,10 @@ from catekv.loading import (
     used_base,
 )
 from catekv.methods.base import Method, Needs
+from catekv.probe import examine
 from catekv.sampling import Sampling
 from catekv.text_stream import stop_strings
-from catekv.transformers_compat import context_window, set_attention, text_config
+from catekv.transformers_compat import context_window, input_device, set_attention, text_config
 
 __all__ = ["CateKVModel", "Context", "DensePrompt", "Generation", "Prompt"]
 
@@ -47,6 +48,7 @@ class CateKVModel:
     Attributes:
         model: the transformers model, with catekv attention. tokenizer: its tokenizer or None.
         method: the default method. shape: layers, heads and head_dim. device, config.
+        traits: what was found out on loading, see :class:`catekv.probe.Traits`.
     """
 
     def __init__(
@@ -65,14 +67,15 @@ class CateKVModel:
         self.method = method
         self.model_id = model_id
         self.config = model.config
-        self.shape = probe(self.model)
+        self.traits = examine(self.model)
+        self.shape = self.traits.shape
         if method is not None:
             method.validate(self.shape)
 
     @property
     def device(self) -> torch.device:
         """Where prompts go: the device of the embeddings."""
-        return self.model.get_input_embeddings().weight.device
+        return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -620,6 +623,10 @@ class CateKVModel:
             dim=1,
         )
         self._check_length(whole.shape[1] + max_new_tokens)
+        if ids.shape[1] > 1 and self.traits.continues_by == SINGLE_TOKENS:
+            # transformers would feed the question at once
+            past_columns = full_mask[:, :-1] if mask is not None or past_mask is not None else None
+            feed(self.model, ids[:, :-1], cache, past_columns)
         # transformers repeats the ids for beams and returned sequences, but not a given cache
         beams = options.get("num_beams") or self.model.generation_config.num_beams or 1
         copies = max(beams, options.get("num_return_sequences") or 1)

@@ -38,6 +38,21 @@ def context_window(config: Any) -> int | None:
     return int(value) if value else None
 
 
+def input_device(model: Any) -> torch.device:
+    """Where token ids go: the device of the embeddings, or the one that accelerate brings them to
+    if their weights are offloaded. ``meta`` if the model has no weights at all."""
+    embeddings = model.get_input_embeddings()
+    device: torch.device = embeddings.weight.device
+    if device.type != "meta":
+        return device
+    hook = getattr(embeddings, "_hf_hook", None)
+    for part in [hook, *getattr(hook, "hooks", ())]:
+        target = getattr(part, "execution_device", None)
+        if target is not None:
+            return torch.device("cuda", target) if isinstance(target, int) else torch.device(target)
+    return device
+
+
 def set_attention(model: torch.nn.Module, name: str) -> None:
     """Switch a loaded model to a registered attention implementation."""
     if "flash" in name:

@@ -81,7 +81,7 @@ def _probe(findings: Findings, config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     from catekv.attention import NAMES, register_attention
-    from catekv.loading import probe
+    from catekv.probe import probe
     from catekv.transformers_compat import set_attention
 
     register_attention()

@@ -1,0 +1,95 @@
+"""Whether a model's attention can be compressed, found out by running it on a few tokens."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from catekv.cache import RaggedCache
+from catekv.continuation import continues_by
+from catekv.errors import UserError
+from catekv.methods.base import ModelShape, Needs
+from catekv.sharding import is_sharded
+from catekv.transformers_compat import input_device, text_config
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What was found out about a model when it was loaded.
+
+    Attributes:
+        shape: its layers and heads as they really are.
+        continues_by: how it may be fed behind a cache: :data:`catekv.continuation.CHUNKS`
+            (``"chunks"``: any number of tokens in one forward) or
+            :data:`catekv.continuation.SINGLE_TOKENS` (``"single tokens"``: recurrent layers that
+            lose their state otherwise). :func:`catekv.continuation.feed` honours it.
+    """
+
+    shape: ModelShape
+    continues_by: str
+
+
+def examine(model: Any) -> Traits:
+    """Try a model with catekv attention: what it hands to attention, and how it goes on.
+
+    Raises:
+        UserError: if the model cannot be compressed, with the reason.
+    """
+    return Traits(probe(model), continues_by(model))
+
+
+def probe(model: Any) -> ModelShape:
+    """Check with a one-token forward that every layer's keys reach our attention function.
+
+    Returns:
+        The shape of the model, as its attention layers really are.
+
+    Raises:
+        UserError: if the architecture cannot be compressed, with the reason.
+    """
+    name = type(model).__name__
+    cache = RaggedCache(model.config, None, hold=Needs(window=1))
+    layers = cache.ragged_layers
+    if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        raise UserError(f"{name} is not supported: it has no attention layers with a cache")
+    ids = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
+    with torch.no_grad():
+        try:
+            model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{name} does not run with a compressed cache: {error}") from error
+    fed = [layer for layer in layers if layer.seen]
+    deaf = [layer.index for layer in fed if layer.pending]
+    if deaf or (layers and not fed):
+        which = f"layers {deaf}" if deaf else "its layers"
+        raise UserError(
+            f"{name} is not supported: {which} do not hand the cache's keys to the attention "
+            "function unchanged, so queries and keys cannot be observed together"
+        )
+    config = text_config(model.config)
+    if not fed:
+        warnings.warn(
+            f"{name} has no layer with full attention, so nothing will be compressed", stacklevel=3
+        )
+        heads = config.num_attention_heads
+        return ModelShape(
+            layers=config.num_hidden_layers,
+            query_heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            config_hash=cache.config_hash,
+        )
+    keys, _ = fed[0].buffer.views()
+    kv_heads, query_heads = keys.shape[1], fed[0].query_heads
+    if is_sharded(kv_heads, cache.settings.kv_heads):
+        # this process holds some of the heads; the shape is that of the whole model
+        kv_heads, query_heads = cache.settings.kv_heads, config.num_attention_heads
+    return ModelShape(
+        config.num_hidden_layers, query_heads, kv_heads, keys.shape[-1], cache.config_hash
+    )
