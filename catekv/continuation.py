@@ -17,7 +17,6 @@ from transformers.cache_utils import DynamicCache
 from catekv.cache import RaggedCache
 from catekv.errors import UserError
 from catekv.methods.full import Full
-from catekv.ragged_layer import RaggedLayer
 from catekv.transformers_compat import input_device, text_config
 
 #: How a model may be continued behind a cache: any number of tokens in one forward, or one.
@@ -135,7 +134,6 @@ def tolerance(model: Any, logits: Tensor) -> float:
     return 1e-4 if exact and not getattr(model, "is_quantized", False) else 0.03
 
 
-@torch.no_grad()
 def _try(model: Any) -> str:
     """See :func:`continues_by`."""
     if input_device(model).type == "meta":
@@ -144,38 +142,79 @@ def _try(model: Any) -> str:
     count = min(CONTINUED, ids.shape[1] - 1)
     if not count:
         return CHUNKS
-    context, rest = ids[:, :-count], ids[:, -count:]
-    right = model(ids, use_cache=False, logits_to_keep=count).logits[:, -count:]
-    allowed = tolerance(model, right)
-    cache = RaggedCache(model.config, Full(), context.shape[1])
-    _forward(model, context, cache)
+    return _Trial(model, ids, count).verdict()
 
-    def singly(used: Any) -> Tensor:
-        return torch.cat([_forward(model, part, used) for part in rest.split(1, dim=1)], dim=1)
 
-    try:
-        at_once = difference(_forward(model, rest, cache.fork(), last=count), right)
-    except UserError:
-        raise
-    except Exception:
-        # some recurrent layers have no way to read several tokens behind a state
-        at_once = float("inf")
-    if at_once <= allowed:
-        return CHUNKS
-    own = singly(cache.fork())
-    one_by_one = difference(own, right)
-    if one_by_one <= max(allowed, at_once / 3):
-        if one_by_one <= 10 * allowed:
-            return SINGLE_TOKENS
-    elif at_once <= 4 * allowed:
-        return CHUNKS  # no worse than token by token: rounding
-    stock = DynamicCache(config=model.config)
-    _forward(model, context, stock)
-    if difference(own, singly(stock)) <= allowed:
-        return SINGLE_TOKENS  # the model itself, as transformers decodes with it
-    layers = [layer.index for layer in cache.layers if isinstance(layer, RaggedLayer)]
-    raise UserError(
-        f"{type(model).__name__} is not supported: behind a compressed cache (layers {layers}) it "
-        f"computes other logits than in one forward (off by {one_by_one:.1%}), although nothing "
-        "was left out; run this model with its ordinary cache"
-    )
+class _Trial:
+    """A prompt read into a compressed cache that keeps everything, continued in both ways and
+    compared with one forward over all of it."""
+
+    def __init__(self, model: Any, ids: Tensor, count: int):
+        self.model = model
+        self.name = type(model).__name__
+        self.context, rest = ids[:, :-count], ids[:, -count:]
+        self.pieces = {CHUNKS: (rest,), SINGLE_TOKENS: rest.split(1, dim=1)}
+        with torch.no_grad():
+            self.right = model(ids, use_cache=False, logits_to_keep=count).logits[:, -count:]
+        self.allowed = tolerance(model, self.right)
+
+    def read(self, cache: Any) -> Any:
+        """The cache after the prompt."""
+        _forward(self.model, self.context, cache)
+        return cache
+
+    def new_cache(self) -> RaggedCache:
+        return RaggedCache(self.model.config, Full(), self.context.shape[1])
+
+    def logits(self, way: str, cache: Any) -> Tensor:
+        """Logits of the continuation, fed in one way behind what the cache has read."""
+        last = self.pieces[CHUNKS][0].shape[1]
+        parts = [_forward(self.model, part, cache, last=last) for part in self.pieces[way]]
+        return torch.cat(parts, dim=1)
+
+    def verdict(self) -> str:
+        try:
+            cache = self.read(self.new_cache())
+            way, off = self._better(cache)
+            if way is not None:
+                # the second question to a context: nothing of the first may have stayed
+                again = difference(self.logits(way, cache.fork()), self.right)
+                if again <= max(off, self.allowed):
+                    return way
+            cache = self.read(self.new_cache())
+            first = self.logits(SINGLE_TOKENS, cache.fork())
+            second = self.logits(SINGLE_TOKENS, cache.fork())
+            stock = self.logits(SINGLE_TOKENS, self.read(DynamicCache(config=self.model.config)))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{self.name} does not run with a compressed cache: {error}") from error
+        off = difference(first, stock)
+        if off > self.allowed:
+            raise UserError(
+                f"{self.name} is not supported: behind a compressed cache that has everything it "
+                f"computes other logits than behind an ordinary one (off by {off:.1%}); run this "
+                "model with its ordinary cache"
+            )
+        if difference(second, first) > self.allowed:
+            raise UserError(
+                f"{self.name} is not supported: it keeps a state of its own outside of the cache, "
+                "so a context cannot be asked twice; run this model with its ordinary cache"
+            )
+        return SINGLE_TOKENS  # what transformers generates with it, if not what one forward gives
+
+    def _better(self, cache: RaggedCache) -> tuple[str | None, float]:
+        """The way to continue, and by how much its logits are off; None: neither is right."""
+        try:
+            at_once = difference(self.logits(CHUNKS, cache.fork()), self.right)
+        except UserError:
+            raise
+        except Exception:
+            # some recurrent layers have no way to read several tokens behind a state
+            at_once = float("inf")
+        if at_once <= self.allowed:
+            return CHUNKS, at_once
+        singly = difference(self.logits(SINGLE_TOKENS, cache.fork()), self.right)
+        if at_once <= 4 * self.allowed and at_once <= 2 * singly:
+            return CHUNKS, at_once  # hardly worse than token by token: rounding
+        return (SINGLE_TOKENS if singly <= 4 * self.allowed else None), singly

@@ -19,6 +19,9 @@ from catekv.transformers_compat import (
     text_config,
 )
 
+#: The attribute of transformers' models that says which base they run with.
+_SUPPORT = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn"}
+
 
 def make_method(method: str | Method, **options: Any) -> Method:
     """A method from its name and the options that are not None.
@@ -87,11 +90,10 @@ def _shape_without_weights(config: Any) -> ModelShape | None:
     """
     from transformers import AutoModelForCausalLM
 
-    register_attention()
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        set_attention(model, NAMES["sdpa"])
+        attach_attention(model)
         return probe(model)
     except Exception:
         # whatever it is, loading the model says it with more context
@@ -135,10 +137,32 @@ def attention_base(name: str) -> str | None:
     return name
 
 
-def used_base(model: Any) -> str:
-    """The base implementation transformers chose for a loaded model."""
-    name = text_config(model.config)._attn_implementation
-    return name if name in NAMES else "sdpa"
+def attach_attention(model: Any, base: str = "auto") -> str:
+    """Give a model catekv attention; returns the base that computes its dense attention.
+
+    Args:
+        base: one of ``NAMES``, or ``auto``: what the model runs with now.
+
+    Raises:
+        UserError: a base that this model, or catekv, does not have.
+    """
+    now = text_config(model.config)._attn_implementation or "eager"
+    now = {ours: name for name, ours in NAMES.items()}.get(now, now)
+    chosen = attention_base(base) or now
+    if chosen not in NAMES:
+        raise UserError(
+            f"the model runs with attention {chosen!r}, which compressed layers cannot build on; "
+            f"load it with attn_implementation= one of {', '.join(NAMES)}"
+        )
+    supports = getattr(model, f"_supports_{_SUPPORT.get(chosen, chosen)}", True)
+    if chosen != now and chosen != "eager" and not supports:
+        raise UserError(
+            f"{type(model).__name__} does not run with attention {chosen!r}; leave it out, or use "
+            "'eager'"
+        )
+    register_attention()
+    set_attention(model, NAMES[chosen])
+    return chosen
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catekv import attention, capacity, generation, prefill, presets
+from catekv import capacity, generation, prefill, presets
 from catekv.cache import RaggedCache
 from catekv.context import Context, DensePrompt
 from catekv.continuation import SINGLE_TOKENS, feed
@@ -19,6 +19,7 @@ from catekv.decoding import GRAPH_MODES
 from catekv.errors import UserError
 from catekv.generation import Generation, Limits, Piece, Session
 from catekv.loading import (
+    attach_attention,
     attention_base,
     load_tokenizer,
     make_method,
@@ -26,13 +27,12 @@ from catekv.loading import (
     resolve_device,
     resolve_dtype,
     sharing_options,
-    used_base,
 )
 from catekv.methods.base import Method, Needs
 from catekv.probe import examine
 from catekv.sampling import Sampling
 from catekv.text_stream import stop_strings
-from catekv.transformers_compat import context_window, input_device, set_attention, text_config
+from catekv.transformers_compat import context_window, input_device, text_config
 
 __all__ = ["CateKVModel", "Context", "DensePrompt", "Generation", "Prompt"]
 
@@ -57,11 +57,10 @@ class CateKVModel:
         method: Method | None = None,
         tokenizer: Any = None,
         *,
-        attention_base: str = "sdpa",
+        attention_base: str = "auto",
         model_id: str = "",
     ):
-        attention.register_attention()
-        set_attention(model, attention.NAMES[attention_base])
+        attach_attention(model, attention_base)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.method = method
@@ -156,9 +155,7 @@ class CateKVModel:
                 f"cannot load {name}{hint}: {reason}; pass the folder of a complete decoder "
                 "checkpoint"
             ) from error
-        return cls(
-            model, chosen, load_tokenizer(name), attention_base=used_base(model), model_id=str(path)
-        )
+        return cls(model, chosen, load_tokenizer(name), model_id=str(path))
 
     @classmethod
     def from_config(
@@ -210,7 +207,7 @@ class CateKVModel:
         ):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=kind, attn_implementation=base)
-        return cls(model, chosen, tokenizer, attention_base=used_base(model), model_id=model_id)
+        return cls(model, chosen, tokenizer, model_id=model_id)
 
     def encode(self, prompt: Prompt, *, begin: bool = True) -> tuple[Tensor, Tensor | None]:
         """Token ids [batch, columns], left-padded, and their mask (None: no padding).

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from catekv.attention import Handle, watched
 from catekv.cache import RaggedCache
 from catekv.continuation import continues_by
 from catekv.errors import UserError
@@ -42,6 +44,31 @@ def examine(model: Any) -> Traits:
     return Traits(probe(model), continues_by(model))
 
 
+class _Calls:
+    """The attention calls of one forward, checked against what the cache layers stored."""
+
+    def __init__(self) -> None:
+        self.fault: str | None = None
+        # attention modules, and whether a call of theirs met a layer's keys
+        self._modules: dict[int, bool] = {}
+
+    def see(self, module: torch.nn.Module, handle: Handle | None, values: Tensor) -> None:
+        known = id(module) in self._modules
+        met = self._modules.get(id(module), False) or handle is not None
+        self._modules[id(module)] = met
+        name = type(module).__name__
+        if known and met:
+            self.fault = f"{name} calls attention more than once per cache update"
+        elif handle is not None and not _same(handle.values, values):
+            self.fault = f"{name} attends with other values than it gave to the cache"
+
+
+def _same(stored: Tensor, used: Tensor) -> bool:
+    if stored.shape != used.shape or stored.device.type == "meta":
+        return stored.shape == used.shape
+    return stored is used or torch.equal(stored, used)
+
+
 def probe(model: Any) -> ModelShape:
     """Check with a one-token forward that every layer's keys reach our attention function.
 
@@ -56,10 +83,12 @@ def probe(model: Any) -> ModelShape:
     layers = cache.ragged_layers
     if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
         raise UserError(f"{name} is not supported: it has no attention layers with a cache")
+    calls = _Calls()
     ids = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
     with torch.no_grad():
         try:
-            model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            with watched(calls.see):
+                model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         except UserError:
             raise
         except Exception as error:
@@ -72,6 +101,8 @@ def probe(model: Any) -> ModelShape:
             f"{name} is not supported: {which} do not hand the cache's keys to the attention "
             "function unchanged, so queries and keys cannot be observed together"
         )
+    if calls.fault is not None:
+        raise UserError(f"{name} is not supported: {calls.fault}; run it with its ordinary cache")
     config = text_config(model.config)
     if not fed:
         warnings.warn(

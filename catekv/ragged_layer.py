@@ -167,7 +167,7 @@ class RaggedLayer(CacheLayerMixin):
         self.seen += key_states.shape[2]
         self.pending = True
         keys, values = self.buffer.views()
-        handle = Handle(self, dense=not self.compressed, workspace=self.settings.workspace)
+        handle = Handle(self, not self.compressed, values, workspace=self.settings.workspace)
         setattr(keys, HANDLE, handle)
         return keys, values
 
@@ -184,7 +184,7 @@ class RaggedLayer(CacheLayerMixin):
         kernels.append(keys, values, key_states, value_states, fixed.length)
         self.pending = True
         keys = keys.view(keys.shape)
-        handle = Handle(self, dense=False, fixed=fixed, workspace=self.settings.workspace)
+        handle = Handle(self, False, values, fixed=fixed, workspace=self.settings.workspace)
         setattr(keys, HANDLE, handle)
         return keys, values
 

@@ -80,16 +80,14 @@ def _probe(findings: Findings, config: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from catekv.attention import NAMES, register_attention
+    from catekv.loading import attach_attention
     from catekv.probe import probe
-    from catekv.transformers_compat import set_attention
 
-    register_attention()
     try:
         with warnings.catch_warnings(record=True) as said, torch.device("meta"):
             warnings.simplefilter("always", UserWarning)
             model = AutoModelForCausalLM.from_config(config)
-            set_attention(model, NAMES["sdpa"])
+            attach_attention(model)
             shape = probe(model)
     except UserError as error:
         findings.checks.append(Check("attention", False, str(error)))
