@@ -24,6 +24,7 @@ from catekv.layout import storage_bytes
 from catekv.methods.base import Method, Needs
 from catekv.ragged_layer import CacheSettings, RaggedLayer
 from catekv.sharded_selection import select_here
+from catekv.transformers_compat import attention_sizes
 
 
 class RaggedCache(Cache):
@@ -71,7 +72,7 @@ class RaggedCache(Cache):
         self.settings = CacheSettings(
             method=method,
             num_layers=len(layers),
-            kv_heads=getattr(text_config, "num_key_value_heads", None) or 0,
+            kv_heads=attention_sizes(config).kv_heads,
             needs=method.needs if method is not None else hold or Needs(),
             trigger=trigger,
             prefill_tokens=prefill_tokens if isinstance(prefill_tokens, int) else None,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.prompt_layout import ceil_count
+from catekv.transformers_compat import attention_sizes
 
 MASK_FILE = re.compile(r"head_type_p(\d+)\.csv")
 DUO_FILE = "full_attention_heads.tsv"
@@ -59,6 +60,8 @@ def model_shape_of(config: Any) -> tuple[int, int]:
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
     layers = getattr(config, "num_hidden_layers", None)
+    if getattr(config, "is_heterogeneous", False):
+        return int(config.num_hidden_layers), attention_sizes(config).kv_heads
     heads = getattr(config, "num_key_value_heads", None)
     heads = heads if heads is not None else getattr(config, "num_attention_heads", None)
     if layers is None or heads is None:

@@ -13,6 +13,7 @@ from catekv.methods.base import Method, ModelShape
 from catekv.probe import probe
 from catekv.sharding import group_position
 from catekv.transformers_compat import (
+    attention_sizes,
     set_attention,
     shares_kv_heads,
     tensor_parallel_options,
@@ -66,14 +67,7 @@ def refuse_early(method: Method | None, config: Any) -> None:
     """
     if method is None:
         return
-    text = text_config(config)
-    heads = text.num_attention_heads
-    named = ModelShape(
-        text.num_hidden_layers,
-        heads,
-        getattr(text, "num_key_value_heads", None) or heads,
-        getattr(text, "head_dim", None) or text.hidden_size // heads,
-    )
+    named = ModelShape(text_config(config).num_hidden_layers, *attention_sizes(config))
     try:
         method.validate(named)
         return
@@ -118,8 +112,7 @@ def sharing_options(config: Any, device: torch.device) -> dict[str, Any]:
             "CUDA_VISIBLE_DEVICES='' to run it on the CPU"
         )
     options = tensor_parallel_options(config, processes)
-    text = text_config(config)
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    heads = attention_sizes(config).kv_heads
     if shares_kv_heads(config) and heads % processes:
         raise UserError(
             f"{heads} KV heads cannot be shared evenly by {processes} processes; use a number of "

@@ -16,7 +16,7 @@ from catekv.continuation import continues_by
 from catekv.errors import UserError
 from catekv.methods.base import ModelShape, Needs
 from catekv.sharding import is_sharded
-from catekv.transformers_compat import input_device, text_config
+from catekv.transformers_compat import attention_sizes, input_device, text_config
 
 
 @dataclass(frozen=True)
@@ -108,19 +108,20 @@ def probe(model: Any) -> ModelShape:
         warnings.warn(
             f"{name} has no layer with full attention, so nothing will be compressed", stacklevel=3
         )
-        heads = config.num_attention_heads
-        return ModelShape(
-            layers=config.num_hidden_layers,
-            query_heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            config_hash=cache.config_hash,
+        named = attention_sizes(config)
+        return ModelShape(config.num_hidden_layers, *named, config_hash=cache.config_hash)
+    found = {(layer.query_heads, *layer.buffer.views()[0].shape[1::2]) for layer in fed}
+    if len(found) > 1:
+        sizes = "; ".join("{} query heads, {} KV heads of {}".format(*one) for one in sorted(found))
+        raise UserError(
+            f"{name} is not supported: its full-attention layers differ in size ({sizes}), and "
+            "budgets and masks are made for one size; it needs the ordinary cache"
         )
     keys, _ = fed[0].buffer.views()
     kv_heads, query_heads = keys.shape[1], fed[0].query_heads
     if is_sharded(kv_heads, cache.settings.kv_heads):
         # this process holds some of the heads; the shape is that of the whole model
-        kv_heads, query_heads = cache.settings.kv_heads, config.num_attention_heads
+        query_heads, kv_heads, _ = attention_sizes(config, fed[0].index)
     return ModelShape(
         config.num_hidden_layers, query_heads, kv_heads, keys.shape[-1], cache.config_hash
     )

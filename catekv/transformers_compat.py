@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +12,31 @@ from catekv.errors import UserError
 def text_config(config: Any) -> Any:
     """The decoder's part of a (possibly composite) configuration."""
     return config.get_text_config(decoder=True)
+
+
+class AttentionSizes(NamedTuple):
+    """What one attention layer has, as a configuration says."""
+
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+
+
+def attention_sizes(config: Any, layer: int | None = None) -> AttentionSizes:
+    """Sizes of one layer; None: of the first one with full attention, whose cache is compressed
+    (in some models the others have other sizes). Zeros for models without attention."""
+    own = text_config(config)
+    if getattr(own, "is_heterogeneous", False):
+        if layer is None:
+            kinds = list(getattr(own, "layer_types", None) or ())
+            layer = kinds.index("full_attention") if "full_attention" in kinds else 0
+        own = own.per_layer_config[layer]
+    heads = int(getattr(own, "num_attention_heads", None) or 0)
+    if not heads:
+        return AttentionSizes(0, 0, 0)
+    kv_heads = getattr(own, "num_key_value_heads", None) or heads
+    head_dim = getattr(own, "head_dim", None) or own.hidden_size // heads
+    return AttentionSizes(heads, int(kv_heads), int(head_dim))
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:

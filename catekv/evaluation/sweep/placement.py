@@ -18,7 +18,7 @@ from catekv.evaluation.sweep.grid import Placement
 from catekv.evaluation.sweep.jobs import Job
 from catekv.methods import Method
 from catekv.model_sizes import ModelSizes
-from catekv.transformers_compat import shares_kv_heads, text_config
+from catekv.transformers_compat import attention_sizes, shares_kv_heads, text_config
 
 #: More jobs than this on one GPU wait for each other.
 MOST_PER_GPU = 8
@@ -228,7 +228,7 @@ def _process_counts(job: Job, largest: int) -> list[int]:
     config = text_config(job.config)
     if not getattr(config, "base_model_tp_plan", None):
         return [1]
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads = attention_sizes(config).kv_heads
     shared = shares_kv_heads(job.config)
     counts = [1]
     while counts[-1] * 2 <= largest and (not shared or heads % (counts[-1] * 2) == 0):
