@@ -82,9 +82,13 @@ class RaggedCache(Cache):
         #: hash of the model's configuration; load() refuses a cache of another model
         self.config_hash = config_hash(config)
         span = getattr(text_config, "max_position_embeddings", None)
+        # these hold projected images, which are no tokens of the context
+        crossing = set(getattr(text_config, "cross_attention_layers", None) or ())
         super().__init__(
             layers=[
-                RaggedLayer(index, self.settings) if _replaceable(layer, span) else layer
+                RaggedLayer(index, self.settings)
+                if _replaceable(layer, span) and index not in crossing
+                else layer
                 for index, layer in enumerate(layers)
             ]
         )

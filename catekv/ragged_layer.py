@@ -139,6 +139,8 @@ class RaggedLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
+        # models that ask an initialised layer how many keys it holds (Mllama) find tensors here
+        self.keys, self.values = key_states.new_empty(0), value_states.new_empty(0)
         self.is_initialized = True
 
     def update(
