@@ -106,7 +106,7 @@ def probe(model: Any) -> ModelShape:
     config = text_config(model.config)
     if not fed:
         warnings.warn(
-            f"{name} has no layer with full attention, so nothing will be compressed", stacklevel=3
+            f"{name} has no layer with full attention, so nothing will be compressed", stacklevel=4
         )
         named = attention_sizes(config)
         return ModelShape(config.num_hidden_layers, *named, config_hash=cache.config_hash)
