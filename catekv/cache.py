@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from catekv import cache_files
+from catekv import cache_files, plain_layers
 from catekv.errors import UserError
 from catekv.head_mask import config_hash
 from catekv.layout import storage_bytes
@@ -102,6 +101,39 @@ class RaggedCache(Cache):
         """Whether every layer that can be compressed is."""
         return all(layer.compressed for layer in self.ragged_layers)
 
+    @property
+    def batch(self) -> int:
+        """Sequences that were fed; 0 before anything was."""
+        for layer in self.layers:
+            if isinstance(layer, RaggedLayer):
+                if layer.seen:
+                    return layer.lengths().shape[0]
+            elif (found := plain_layers.batch_of(layer)) is not None:
+                return found
+        return 0
+
+    @property
+    def depends_on_order(self) -> bool:
+        """Whether some layer counts the columns between two tokens (windows, recurrent states), so
+        that no padding may lie between them."""
+        return any(
+            not isinstance(layer, RaggedLayer) and plain_layers.depends_on_order(layer)
+            for layer in self.layers
+        )
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the sequences ``indices`` of the batch (positions or bool), in this order."""
+        rows = torch.arange(self.batch)[indices.cpu()]
+        for layer in self.layers:
+            if isinstance(layer, RaggedLayer):
+                layer.batch_select_indices(rows)
+            else:
+                plain_layers.select_rows(layer, rows)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every sequence of the batch ``repeats`` times, one after another."""
+        self.batch_select_indices(torch.arange(self.batch).repeat_interleave(repeats))
+
     def begin_prefill(self, prefill_tokens: int) -> None:
         """Set the context boundary of a cache that has seen nothing yet."""
         if any(layer.seen for layer in self.ragged_layers):
@@ -168,9 +200,13 @@ class RaggedCache(Cache):
             layer.reserve_tail(capacity)
 
     def lengths(self) -> list[Tensor]:
-        """Stored tokens of every layer, int64 [batch, kv_heads]."""
+        """Stored tokens of every layer, int64 [batch, kv_heads]; [batch, 0] of a layer without a KV
+        cache (linear attention)."""
+        batch = self.batch
         return [
-            layer.lengths() if isinstance(layer, RaggedLayer) else _plain_lengths(layer)
+            layer.lengths()
+            if isinstance(layer, RaggedLayer)
+            else plain_layers.entry_lengths(layer, batch)
             for layer in self.layers
         ]
 
@@ -262,21 +298,8 @@ def _replaceable(layer: Any, span: int | None) -> bool:
 
 
 def _tensors(layer: Any) -> list[Tensor]:
-    if isinstance(layer, RaggedLayer):
-        return layer.tensors()
-    found = []
-    for value in vars(layer).values():
-        values: Iterable[Any] = value if isinstance(value, list | tuple) else [value]
-        found += [item for item in values if isinstance(item, Tensor) and item.ndim > 0]
-    return found
+    return layer.tensors() if isinstance(layer, RaggedLayer) else plain_layers.tensors_of(layer)
 
 
 def _plain_bytes(layer: Any) -> int:
     return sum(tensor.nbytes for tensor in _tensors(layer))
-
-
-def _plain_lengths(layer: Any) -> Tensor:
-    keys = getattr(layer, "keys", None)
-    if keys is None or keys.ndim < 3:
-        return torch.zeros(0, 0, dtype=torch.int64)
-    return torch.full(keys.shape[:2], keys.shape[2], dtype=torch.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from catekv import plain_layers
 from catekv.cache import RaggedCache
 from catekv.cache_files import DESCRIPTION_FILE
 from catekv.errors import UserError
@@ -132,6 +132,17 @@ class Context:
             self.model_id,
         )
 
+    def rows(self, indices: Sequence[int]) -> Context:
+        """An independent context of some sequences of the batch, which shares the storage."""
+        part = self.fork()
+        where = torch.tensor(list(indices), dtype=torch.int64)
+        part.cache.batch_select_indices(where)
+        where = where.to(self.input_ids.device)
+        part.input_ids, part.last_logits = self.input_ids[where], self.last_logits[where]
+        if self.attention_mask is not None:
+            part.attention_mask = self.attention_mask[where]
+        return part
+
     def release(self) -> None:
         """Free what is kept for the next question. The context can still be asked."""
         self.sessions.clear()
@@ -204,7 +215,7 @@ def stack(contexts: Sequence[Context]) -> Context:
     for index, layer in enumerate(cache.layers):
         if not isinstance(layer, RaggedLayer):
             # the same prompt leaves the same state in layers that no method compresses
-            layer.batch_repeat_interleave(len(contexts))
+            plain_layers.select_rows(layer, torch.zeros(len(contexts), dtype=torch.int64))
             continue
         layers: list[Any] = [context.cache.layers[index] for context in contexts]
         layer.prefix = concatenate([source.prefix for source in layers])
@@ -248,7 +259,8 @@ class DensePrompt:
         """
         found = self.cache.layers[layer]
         if not isinstance(found, RaggedLayer):
-            raise UserError(f"layer {layer} is a sliding-window layer and is not compressed")
+            what = plain_layers.described(self.cache.layers, [layer])
+            raise UserError(f"{what} is not compressed")
         return found.observed()[0]
 
     def compress(self, method: Method) -> Context:
@@ -268,8 +280,7 @@ class DensePrompt:
         seen: list[tuple[Any, Observed, Tensor | None]] = []
         for index, source in enumerate(self.cache.layers):
             if not isinstance(source, RaggedLayer):
-                # transformers replaces the tensors of such layers and never writes into them
-                cache.layers[index] = copy.copy(source)
+                cache.layers[index] = plain_layers.copied(source)
                 continue
             observed, valid = source.observed(method.needs)
             target: Any = cache.layers[index]

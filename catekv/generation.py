@@ -113,7 +113,9 @@ class Session:
 class _Answers:
     """What every sequence of a batch has answered so far."""
 
-    def __init__(self, batch: int, limits: Limits, tokenizer: Any):
+    def __init__(self, numbers: Sequence[int], limits: Limits, tokenizer: Any):
+        batch = len(numbers)
+        self.numbers = numbers
         self.limits = limits
         self.stops = frozenset(limits.stop_token_ids)
         self.rows: list[list[int]] = [[] for _ in range(batch)]
@@ -140,7 +142,7 @@ class _Answers:
                     continue
             if len(self.rows[row]) == self.limits.max_new_tokens:
                 pieces += self._end(row)
-        return [piece for piece in pieces if piece[1]]
+        return [(self.numbers[row], text) for row, text in pieces if text]
 
     def _end(self, row: int) -> list[Piece]:
         self.open.discard(row)
@@ -186,6 +188,7 @@ def answer(
     sampling: Sampling | None = None,
     tokenizer: Any = None,
     graph: str = "auto",
+    sequences: Sequence[int] | None = None,
 ) -> Generator[Piece, None, Generation]:
     """Feed a question after the context in ``session`` and decode; a generator of text pieces.
 
@@ -197,6 +200,7 @@ def answer(
         limits: when answers end. sampling: how tokens are drawn; None: greedily.
         tokenizer: decodes while tokens come in; None: nothing is yielded, no stop strings.
         graph: ``auto``, ``on`` or ``off``, see :meth:`Session.open`.
+        sequences: their numbers where they are a part of a larger batch; default: 0, 1, ...
 
     Yields:
         (sequence, new text).
@@ -213,9 +217,10 @@ def answer(
     question_seconds = time.perf_counter() - clock
 
     batch = question.shape[0]
-    answers = _Answers(batch, limits, tokenizer)
+    numbers = range(batch) if sequences is None else sequences
+    answers = _Answers(numbers, limits, tokenizer)
     mail = _Mail(batch, device)
-    choose = Greedy() if sampling is None else Sampler(sampling, batch, most, device)
+    choose = Greedy() if sampling is None else Sampler(sampling, numbers, most, device)
     clock = time.perf_counter()
     recorded = 0.0 if session.step is None else session.step.capture_seconds
     endings = _endings(limits, tokenizer, device)

@@ -30,6 +30,7 @@ from catekv.loading import (
 )
 from catekv.methods.base import Method, Needs
 from catekv.probe import examine
+from catekv.question_parts import Part, answers_of, in_order, parts_of
 from catekv.sampling import Sampling
 from catekv.text_stream import stop_strings
 from catekv.transformers_compat import context_window, input_device, text_config
@@ -394,7 +395,8 @@ class CateKVModel:
 
         Args:
             question_ids: ids after the context; empty to continue the context itself. For a batch
-                one list per sequence; they may differ in length (left-padded).
+                one list per sequence; they may differ in length (models with windows or recurrent
+                layers answer those of equal length together, one length after another).
             context: not consumed.
             max_new_tokens: tokens to generate at most.
             stop_token_ids: default :meth:`stop_token_ids`; pass ``[]`` to ignore the end.
@@ -462,33 +464,57 @@ class CateKVModel:
         self._check_length(context.tokens + ids.shape[1] + limits.max_new_tokens)
         tokenizer = self.tokenizer if text else None
 
-        def run() -> Generator[Piece, None, Generation]:
-            # a kept step would be a recorded one
-            if graph == "off":
-                session = Session(context.cache)
-            else:
-                session = context.sessions.take(self.model, context.cache)
-            try:
-                result = yield from generation.answer(
-                    self.model,
-                    session,
-                    ids,
-                    mask,
-                    context.attention_mask,
-                    context.last_logits,
-                    limits,
-                    sampling,
-                    tokenizer,
-                    graph,
-                )
-            except GeneratorExit:
-                # the reader of a stream has read enough
-                context.sessions.put(session, context.cache)
-                raise
-            context.sessions.put(session, context.cache)
-            return result
+        parts = parts_of(context.cache, ids, mask)
 
-        return run()
+        def one(part: Part) -> Generator[Piece, None, Generation]:
+            whole = len(parts) == 1
+            return self._answer_part(
+                part,
+                context if whole else context.rows(part.rows),
+                limits,
+                sampling,
+                tokenizer,
+                # a recorded step would serve this part and never again
+                graph if whole or graph != "auto" else "off",
+            )
+
+        return answers_of(parts, one)
+
+    def _answer_part(
+        self,
+        part: Part,
+        context: Context,
+        limits: Limits,
+        sampling: Sampling | None,
+        tokenizer: Any,
+        graph: str,
+    ) -> Generator[Piece, None, Generation]:
+        """Answer questions that can be asked at once; ``context`` has their sequences."""
+        # a kept step would be a recorded one
+        if graph == "off":
+            session = Session(context.cache)
+        else:
+            session = context.sessions.take(self.model, context.cache)
+        try:
+            result = yield from generation.answer(
+                self.model,
+                session,
+                part.ids,
+                part.mask,
+                context.attention_mask,
+                context.last_logits,
+                limits,
+                sampling,
+                tokenizer,
+                graph,
+                part.rows,
+            )
+        except GeneratorExit:
+            # the reader of a stream has read enough
+            context.sessions.put(session, context.cache)
+            raise
+        context.sessions.put(session, context.cache)
+        return result
 
     def generate(
         self,
@@ -599,8 +625,7 @@ class CateKVModel:
         self, question: Prompt, context: Context, max_new_tokens: int, options: dict[str, Any]
     ) -> list[list[int]]:
         ids, mask = self.encode(question, begin=False)
-        cache, past = context.cache.fork(), context.input_ids
-        past_mask = context.attention_mask
+        past = context.input_ids
         if ids.shape[1] == 0:
             raise UserError(
                 "sampling and beams need at least one question token after the context; prefill "
@@ -611,19 +636,39 @@ class CateKVModel:
                 f"{ids.shape[0]} questions for a context of {past.shape[0]} sequences; "
                 "pass one each"
             )
-        whole = torch.cat([past, ids], dim=1)
+        self._check_length(past.shape[1] + ids.shape[1] + max_new_tokens)
+        parts = parts_of(context.cache, ids, mask)
+        if any(part.ids.shape[1] == 0 for part in parts):
+            raise UserError(
+                "sampling and beams need at least one question token after every context; ask the "
+                "sequences without a question by themselves"
+            )
+        if len(parts) == 1:
+            return self._generate_part(parts[0], context, max_new_tokens, options)
+        found = [
+            self._generate_part(part, context.rows(part.rows), max_new_tokens, options)
+            for part in parts
+        ]
+        return in_order(parts, found)
+
+    def _generate_part(
+        self, part: Part, context: Context, max_new_tokens: int, options: dict[str, Any]
+    ) -> list[list[int]]:
+        """transformers' answers to questions that can be asked at once."""
+        cache, past = context.cache.fork(), context.input_ids
+        masks = (context.attention_mask, part.mask)
+        whole = torch.cat([past, part.ids], dim=1)
         full_mask = torch.cat(
             [
-                torch.ones_like(past) if past_mask is None else past_mask.to(ids.dtype),
-                torch.ones_like(ids) if mask is None else mask,
+                torch.ones_like(own) if own_mask is None else own_mask.to(own.dtype)
+                for own, own_mask in zip((past, part.ids), masks, strict=True)
             ],
             dim=1,
         )
-        self._check_length(whole.shape[1] + max_new_tokens)
-        if ids.shape[1] > 1 and self.traits.continues_by == SINGLE_TOKENS:
+        if part.ids.shape[1] > 1 and self.traits.continues_by == SINGLE_TOKENS:
             # transformers would feed the question at once
-            past_columns = full_mask[:, :-1] if mask is not None or past_mask is not None else None
-            feed(self.model, ids[:, :-1], cache, past_columns)
+            padded = any(own_mask is not None for own_mask in masks)
+            feed(self.model, part.ids[:, :-1], cache, full_mask[:, :-1] if padded else None)
         # transformers repeats the ids for beams and returned sequences, but not a given cache
         beams = options.get("num_beams") or self.model.generation_config.num_beams or 1
         copies = max(beams, options.get("num_return_sequences") or 1)
