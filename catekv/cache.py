@@ -282,6 +282,12 @@ class RaggedCache(Cache):
         return cache
 
 
+def compressing_layers(config: Any) -> list[int]:
+    """Indices of the layers of a model that methods compress."""
+    layers = RaggedCache(config, None).layers
+    return [index for index, layer in enumerate(layers) if isinstance(layer, RaggedLayer)]
+
+
 def _replaceable(layer: Any, span: int | None) -> bool:
     """Whether a layer attends to the whole context, so that its cache may be compressed."""
     if type(layer) is DynamicLayer:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catekv import capture, rotary
+from catekv import capture, plain_layers, rotary
 from catekv.attention import no_masks
 from catekv.cache import RaggedCache
 from catekv.capture import Recording
@@ -364,7 +364,8 @@ def why_not_fixed_tails(model: Any, cache: RaggedCache) -> str | None:
     """Why tails of fixed size are impossible; None if they are possible."""
     plain = [i for i, layer in enumerate(cache.layers) if not isinstance(layer, RaggedLayer)]
     if plain:
-        return f"layers {plain} are not compressed, transformers keeps them in its own way"
+        what = plain_layers.described(cache.layers, plain)
+        return f"{what} are not compressed, transformers keeps them in its own way"
     parameters = list(model.parameters())
     devices = {parameter.device for parameter in parameters}
     shared = is_tensor_parallel(model)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from catekv import plain_layers
 from catekv.atskv.fitting import FEATURES, LayerFit
 from catekv.atskv.labels import (
     LABELS,
@@ -27,6 +28,7 @@ from catekv.atskv.labels import (
     weights_of,
 )
 from catekv.atskv.reading import Text, visit_layers
+from catekv.cache import RaggedCache
 from catekv.errors import UserError
 from catekv.methods.base import Observed
 from catekv.methods.relevance import (
@@ -167,7 +169,8 @@ def train(
         progress: called with a word after every text that was read.
 
     Raises:
-        UserError: no texts, or layers that methods do not see (sliding windows).
+        UserError: no texts, or layers that methods do not see (sliding windows, linear
+            attention).
     """
     settings = settings or TrainingSettings()
     if not texts:
@@ -197,11 +200,13 @@ def train(
 
     for text in texts:
         read(text, measure, "inputs")
-    unseen = [str(fit.layer) for fit in fits if not fit.standard.prompts]
+    unseen = [fit.layer for fit in fits if not fit.standard.prompts]
     if unseen:
+        layers = RaggedCache(model.config, None).layers
         raise UserError(
-            f"layers {', '.join(unseen)} have sliding windows and are not compressed; predictors "
-            "need a model whose layers all attend to the whole context"
+            f"{plain_layers.described(layers, unseen)} of this model "
+            "are not compressed; predictors need a model whose layers all attend to the whole "
+            "context"
         )
     curve: list[dict[str, float | None]] = []
     quality: tuple[Quality, ...] = ()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from catekv import tasks
+from catekv import plain_layers, tasks
 from catekv.cache import RaggedCache
 from catekv.cokv.game import Members
 from catekv.context import Context, DensePrompt
@@ -50,14 +50,14 @@ def players(model: CateKVModel) -> tuple[int, int]:
     """(layers, KV heads) of the game.
 
     Raises:
-        UserError: a model with layers that no method compresses, such as sliding-window layers.
+        UserError: a model with layers that no method compresses (windows, linear attention).
     """
     cache = RaggedCache(model.config, None, 1)
     plain = [i for i, layer in enumerate(cache.layers) if not isinstance(layer, RaggedLayer)]
     if plain:
         raise UserError(
-            f"layers {plain} of this model keep a sliding window of their own; every (layer, KV "
-            "head) is a player, so use a model with full attention in all layers"
+            f"{plain_layers.described(cache.layers, plain)} of this model are not compressed; "
+            "every (layer, KV head) is a player, so use a model with full attention in all layers"
         )
     return model.shape.layers, model.shape.kv_heads
 

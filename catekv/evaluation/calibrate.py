@@ -29,6 +29,7 @@ from catekv.evaluation.reference import (
 from catekv.head_mask import (
     STANDARD_RATIOS,
     HeadMask,
+    adaptive_count,
     check_ratio,
     config_hash,
     refuse_other_model,
@@ -415,9 +416,12 @@ def write_masks(result: SweepResult, output: Path) -> list[Path]:
     if result.oracle is not None:
         oracle = result.oracle
         assert oracle.order is not None
+        heads = int(result.chosen.cvs[0].isfinite().sum())
         for ratio in ratios:
             meta = {**oracle.meta, "model": result.model, "config_hash": result.config_hash}
-            HeadMask.from_ratio(oracle.order, ratio, oracle.layers, oracle.kv_heads, meta).save(
+            own = {**meta, "ratio": ratio}
+            count = adaptive_count(ratio, heads)
+            HeadMask.from_order(oracle.order, count, oracle.layers, oracle.kv_heads, own).save(
                 output / "oracle"
             )
         folders.append(output / "oracle")

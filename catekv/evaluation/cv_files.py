@@ -50,7 +50,9 @@ def read_cv(path: Path) -> Tensor:
     if not rows or len({len(row) for row in rows}) > 1:
         raise UserError(f"{path} is torn: its lines differ in length; delete it and run again")
     found = torch.tensor(rows, dtype=torch.float64)
-    if not bool(torch.isfinite(found).all()):
+    # layers that are not compressed have no statistics
+    absent = torch.isnan(found).all(dim=-1)
+    if bool(absent.all()) or not bool(torch.isfinite(found[~absent]).all()):
         raise UserError(f"{path} holds values that are not finite; delete it and run again")
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from typing import Any
 
 from catekv.errors import UserError
@@ -40,12 +41,13 @@ def _examine_model(findings: Findings, config: Any) -> None:
 
     text = text_config(config)
     layer_types = getattr(text, "layer_types", None) or []
-    sliding = sum(kind != "full_attention" for kind in layer_types)
+    other = Counter(kind.replace("_", " ") for kind in layer_types if kind != "full_attention")
     facts = {
         "architecture": ", ".join(getattr(config, "architectures", None) or [config.model_type]),
         "window": f"{context_window(config) or 'unknown'} tokens",
         "sliding window": f"{getattr(text, 'sliding_window', None) or 'none'} tokens, "
-        f"{sliding} of {len(layer_types) or text.num_hidden_layers} layers are not full attention",
+        f"{other.total()} of {len(layer_types) or text.num_hidden_layers} layers are not full "
+        f"attention{''.join(f', {count} {kind}' for kind, count in other.items())}",
         "configuration": config_hash(config),
     }
     findings.facts["model"] = facts

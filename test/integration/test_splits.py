@@ -1,4 +1,4 @@
-"""Any split of a text into context, question, chunks and batch rows gives what each row gives alone.
+"""Any split of a text into context, question, chunks and batch rows gives what a row gives alone.
 
 The truth is the stock model: one forward without a cache over the tokens of one row.
 """
