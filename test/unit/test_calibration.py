@@ -302,7 +302,7 @@ def test_gamma_rules_differ_only_at_gamma() -> None:
 )
 def test_bad_votes_are_refused(cvs: torch.Tensor, options: dict) -> None:
     with pytest.raises(UserError):
-        calibration.calibration.vote(cvs, **{"ratio": 0.5, **options})
+        calibration.vote(cvs, **{"ratio": 0.5, **options})
 
 
 def test_layers_without_statistics_take_no_share_of_the_adaptive_heads() -> None:
