@@ -29,7 +29,8 @@ from catekv.loading import (
     used_base,
 )
 from catekv.methods.base import Method, Needs
-from catekv.prompts import Prompt, PromptReader, read_mask, refuse_unless_left_padding
+from catekv.padding import refuse_unless_left_padding
+from catekv.prompts import Prompt, PromptReader, read_mask
 from catekv.sampling import Sampling
 from catekv.stock_generation import DEFAULT_NEW_TOKENS, StockOptions, refuse_both
 from catekv.text_stream import stop_strings

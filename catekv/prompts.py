@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
+from catekv.padding import refuse_unless_left_padding
 from catekv.token_ids import beginning_ids, continuing_ids, leading_ids, text_ids
 
 #: One prompt or several: text; chat messages; token ids; or a mapping with ``input_ids`` and
@@ -178,28 +179,6 @@ def read_mask(mask: Any, ids: Tensor) -> Tensor | None:
         )
     refuse_unless_left_padding(values)
     return None if bool(values.all()) else values.long()
-
-
-def refuse_unless_left_padding(mask: Tensor) -> None:
-    """``UserError`` if a mask [batch, columns] hides anything else than columns on the left.
-
-    Padding elsewhere would be observed as the end of the context, or counted as its positions.
-    """
-    seen = mask.bool()
-    empty = ~seen.any(dim=-1)
-    broken = (seen[:, :-1] & ~seen[:, 1:]).any(dim=-1)
-    if not bool((empty | broken).any()):
-        return
-    row = int((empty | broken).int().argmax())
-    if bool(empty[row]):
-        raise UserError(
-            f"row {row} of the attention_mask hides every token; pass at least one token a row"
-        )
-    place = "on the right" if not bool(seen[row, -1]) else "between tokens"
-    raise UserError(
-        f"row {row} of the attention_mask hides columns {place}; only padding on the left can be "
-        "told from the context: tokenise with padding_side='left'"
-    )
 
 
 def _read_mapping(prompt: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
