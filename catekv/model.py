@@ -29,6 +29,7 @@ from catekv.loading import (
     used_base,
 )
 from catekv.methods.base import Method, Needs
+from catekv.model_kinds import refuse_adapters, refuse_other_kinds, refuse_unless_causal
 from catekv.padding import refuse_unless_left_padding
 from catekv.prompts import Prompt, PromptReader, read_mask
 from catekv.sampling import Sampling
@@ -57,6 +58,7 @@ class CateKVModel:
         attention_base: str = "sdpa",
         model_id: str = "",
     ):
+        refuse_other_kinds(model)
         attention.register_attention()
         set_attention(model, attention.NAMES[attention_base])
         self.model = model.eval()
@@ -64,6 +66,7 @@ class CateKVModel:
         self.method = method
         self.model_id = model_id
         self.config = model.config
+        refuse_unless_causal(model)
         self.shape = probe(self.model)
         if method is not None:
             method.validate(self.shape)
@@ -239,6 +242,7 @@ class CateKVModel:
 
     def _prompt(self, prompt: Prompt, attention_mask: Any) -> tuple[Tensor, Tensor | None]:
         ids, mask = self.encode(prompt)
+        refuse_adapters(self.model)
         if ids.numel() == 0:
             raise UserError("the prompt is empty; pass text or at least one token")
         if attention_mask is not None:
@@ -254,6 +258,8 @@ class CateKVModel:
     def _question_ids(self, question: Prompt, context: Context) -> tuple[Tensor, Tensor | None]:
         """Ids [batch, tokens] (perhaps no tokens) of a question for each sequence of a context."""
         ids, mask = self.encode(question, begin=False, after=context)
+        # adapters may have been switched since
+        refuse_adapters(self.model)
         batch = context.input_ids.shape[0]
         if ids.numel() == 0:
             return ids.new_zeros(batch, 0), None

@@ -38,9 +38,7 @@ def refuse_other_kinds(model: Any) -> None:
             "CateKVModel.from_pretrained(path)"
         )
     refuse_adapters(model)
-    if config.get_text_config(decoder=True) is not config.get_text_config() or getattr(
-        config, "is_encoder_decoder", False
-    ):
+    if getattr(config, "is_encoder_decoder", False):
         raise UserError(
             f"{name} has an encoder and a decoder; only decoder-only models read their prompt "
             "into the cache that is compressed"
@@ -110,7 +108,11 @@ def refuse_unless_causal(model: Any) -> None:
         return
     ids = torch.arange(2 * _TOKENS, device=weight.device).view(2, _TOKENS) % weight.shape[0]
     ids[:, 0] = ids[0, 0]
-    logits = model(ids, use_cache=False).logits[:, 0].float()
+    name = type(model).__name__
+    try:
+        logits = model(ids, use_cache=False).logits[:, 0].float()
+    except Exception as error:
+        raise UserError(f"{name} does not run on a few tokens: {error}") from error
     scale = float(logits.abs().max())
     difference = float((logits[0] - logits[1]).abs().max())
     if difference > _ROUNDING.get(weight.dtype, 2e-2) * max(scale, 1e-3):
@@ -118,6 +120,6 @@ def refuse_unless_causal(model: Any) -> None:
         if getattr(model.config, "is_decoder", True) is False:
             remedy = ", or set is_decoder=True in its configuration if it was trained so"
         raise UserError(
-            f"{type(model).__name__} lets tokens see those after them, as an encoder; pass a "
+            f"{name} lets tokens see those after them, as an encoder; pass a "
             f"causal language model{remedy}"
         )

@@ -296,7 +296,7 @@ def _pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         if row:
             try:
                 ids[index, width - len(row) :] = torch.tensor(row)
-            except (OverflowError, RuntimeError) as error:
+            except (OverflowError, ValueError, RuntimeError) as error:
                 raise UserError("a token id is larger than any vocabulary") from error
             mask[index, width - len(row) :] = 1
     return ids, None if bool(mask.all()) else mask
