@@ -180,8 +180,9 @@ def generate(
     copies = options.copies()
     if copies > 1:
         cache.batch_repeat_interleave(copies)
-    arguments = options.arguments(options.new_tokens(ids.shape[1]), tokenizer)
+    new_tokens = options.new_tokens(ids.shape[1])
     try:
+        arguments = options.arguments(new_tokens, tokenizer)
         output = options.model.generate(
             ids, attention_mask=mask, past_key_values=cache, **arguments
         )

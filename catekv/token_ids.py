@@ -54,14 +54,14 @@ def continuing_ids(tokenizer: Any, text: str, before: str = "") -> list[int]:
     alone = text_ids(tokenizer, text) if text else []
     if not alone:
         return []
-    spelled = _spelled(tokenizer, alone).lstrip()
+    letters = _letters(tokenizer, alone)
     for anchor in (before, *_NEUTRAL_ANCHORS):
         head = text_ids(tokenizer, anchor) if anchor else []
         joined = text_ids(tokenizer, anchor + text) if head else []
         rest = joined[len(head) :]
         # an unknown word that swallows the text looks like the unknown word before it
-        same = joined[: len(head)] == head and _spelled(tokenizer, rest).lstrip() == spelled
-        if head and same:
+        whole = joined[: len(head)] == head and _letters(tokenizer, rest) == letters
+        if head and whole:
             return rest
     return alone
 
@@ -81,3 +81,8 @@ def _spelled(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(
         tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     )
+
+
+def _letters(tokenizer: Any, ids: Sequence[int]) -> str:
+    """What ids spell but for the spaces, which are what tokenizers differ in."""
+    return "".join(_spelled(tokenizer, ids).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").split())

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ruler_tokenizers
 import torch
 from scenarios import PROMPT, random_ids, with_attention
 from tiny_models import KeepEverything, RandomKeep, tiny_model
 from transformers import BatchEncoding, GenerationConfig
 
 from catekv import RaggedCache
+from catekv.embedded.tokenizer import build_tokenizer
 from catekv.errors import UserError
 from catekv.methods.base import Needs
 from catekv.model import CateKVModel
@@ -22,7 +22,11 @@ from catekv.transformers_compat import context_window
 @pytest.fixture(scope="module")
 def speaking() -> CateKVModel:
     """A model with a tokenizer of its size, which keeps everything."""
-    tokenizer = ruler_tokenizers.chat()
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for message in messages %}{{ message['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}the{% endif %}"
+    )
     model = tiny_model("llama", vocab_size=len(tokenizer), eos_token_id=None)
     return CateKVModel(model, KeepEverything(), tokenizer)
 
@@ -50,7 +54,8 @@ def test_mappings_reach_every_entry():
 
 def test_messages_and_texts_reach_every_entry(speaking: CateKVModel):
     tokenizer = speaking.tokenizer
-    messages = [{"role": "user", "content": "The harbour is quiet."}]
+    words = " ".join(tokenizer.convert_ids_to_tokens(range(20, 60)))
+    messages = [{"role": "user", "content": words}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert speaking.prefill(messages).input_ids[0].tolist() == ids
     assert speaking.generate(messages, max_new_tokens=4) == speaking.generate(ids, max_new_tokens=4)
@@ -175,7 +180,6 @@ def test_drawing_with_an_argument_beside_options(speaking: CateKVModel):
         ({"token_healing": True}, "token_healing would"),
         ({"max_length": 5}, "max_length 5 leaves no room after 18 tokens"),
         ({"max_new_tokens": 500}, "context window"),
-        ({"num_return_sequences": 2}, "transformers refuses these options"),
     ],
 )
 def test_what_a_configuration_cannot_have_is_refused(
@@ -190,6 +194,11 @@ def test_what_is_no_configuration_is_refused(speaking: CateKVModel):
     context = speaking.prefill(list(range(20, 35)))
     with pytest.raises(UserError, match="generation_config is a dict"):
         speaking.generate([40], context, generation_config={"max_new_tokens": 3})
+    config = GenerationConfig(max_new_tokens=3)
+    for options in ({}, {"generation_config": config}):
+        with pytest.raises(UserError, match="refuses these options: Greedy methods") as refused:
+            speaking.generate([40, 41], context, num_return_sequences=2, **options)
+        assert "\n" not in str(refused.value)
     with pytest.raises(UserError, match="at least two tokens"):
         speaking.generate([40], num_beams=2)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ruler_tokenizers
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from catekv.errors import UserError
@@ -172,6 +172,7 @@ def metaspace(scheme: str, single: str = "<s> $A </s>") -> Any:
         )
     else:
         core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    core.decoder = decoders.Metaspace()
     core.post_processor = processors.TemplateProcessing(
         single=single, special_tokens=[("<s>", 1), ("</s>", 2)]
     )
