@@ -267,8 +267,6 @@ class CateKVModel:
             raise UserError(
                 f"{ids.shape[0]} questions for a context of {batch} sequences; pass one each"
             )
-        if mask is not None:
-            refuse_unless_left_padding(mask)
         return ids, mask
 
     def _check_length(self, tokens: int) -> None:
@@ -626,6 +624,8 @@ class CateKVModel:
                 "sampling and beams need at least one question token after the context; prefill "
                 "the prompt without its last part and pass that as the question"
             )
+        if mask is not None:
+            refuse_unless_left_padding(mask)
         past, past_mask = context.input_ids, context.attention_mask
         whole = torch.cat([past, ids], dim=1)
         masks = [

@@ -89,11 +89,10 @@ def test_masks_that_are_no_left_padding_are_refused_everywhere(reason: str):
             plain.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=3)
 
 
-def test_questions_of_which_one_is_empty_are_refused():
-    model = CateKVModel(with_attention("llama", "catekv"), RandomKeep(0.5))
-    context = model.prefill(random_ids(2, 30, seed=1))
+def test_options_of_transformers_need_a_token_of_every_question(speaking: CateKVModel):
+    context = speaking.prefill([[20, 21, 22], [23, 24, 25]])
     with pytest.raises(UserError, match="row 1 has no token"):
-        model.generate_ids([[5], []], context, 3, [])
+        speaking.generate([[5], []], context, 3, num_beams=2)
 
 
 def stock_text(model: CateKVModel, ids: list[int], **options: Any) -> list[str]:
