@@ -23,7 +23,7 @@ from catekv.layout import storage_bytes
 from catekv.methods.base import Method, Needs
 from catekv.ragged_layer import CacheSettings, RaggedLayer
 from catekv.sharded_selection import select_here
-from catekv.transformers_compat import attention_sizes
+from catekv.transformers_compat import attention_sizes, context_window
 
 
 class RaggedCache(Cache):
@@ -80,7 +80,7 @@ class RaggedCache(Cache):
         )
         #: hash of the model's configuration; load() refuses a cache of another model
         self.config_hash = config_hash(config)
-        span = getattr(text_config, "max_position_embeddings", None)
+        span = context_window(config)
         # these hold projected images, which are no tokens of the context
         crossing = set(getattr(text_config, "cross_attention_layers", None) or ())
         super().__init__(

@@ -17,6 +17,7 @@ from catekv.errors import UserError
 from catekv.kernels import Workspace
 from catekv.layout import RaggedPrefix, from_rows, pack, pack_merged
 from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.padding import refuse_unless_left_padding
 from catekv.rotation import Rotation, rotation_of
 from catekv.sharded_selection import select_here
 from catekv.token_buffer import FixedTail, TokenBuffer
@@ -283,6 +284,7 @@ class RaggedLayer(CacheLayerMixin):
         valid = None
         if self.valid is not None and not bool(self.valid[:, :tokens].all()):
             valid = self.valid[:, :tokens]
+            refuse_unless_left_padding(valid)
         hidden = self.hidden_states if needs.hidden_states else None
         if needs.hidden_states and hidden is None:
             raise UserError(
