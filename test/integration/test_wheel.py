@@ -109,8 +109,12 @@ def test_the_default_evaluation_runs_in_an_empty_folder(command: str, tmp_path: 
     summary = json.loads((folder / "summary.json").read_text())
     assert {row["method"] for row in summary["averages"]} >= {"full", "catekv"}
     assert all(row["errors"] == 0 for row in summary["averages"])
-    (start,) = json.loads((folder / "manifest.json").read_text())["starts"]
-    assert start["processes"]["count"] == 1
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["model"] == "embedded"
+    assert manifest["git_commit"] is None
+    chosen = manifest["methods"]["catekv"]["options"]["head_mask"]["adaptive"]
+    shipped = (REPOSITORY / "select_headmask/embedded/chosen/head_type_p40.csv").read_text()
+    assert chosen == shipped.replace(",", "").split()
 
 
 def test_generate_answers_in_an_empty_folder(command: str, tmp_path: Path) -> None:
