@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from catekv.embedded import clone
 from catekv.errors import UserError
 from catekv.tasks.building import generate
 from catekv.tasks.files import sample_path, write
@@ -182,7 +183,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--output",
         type=Path,
-        default=Path(__file__).resolve().parents[2] / "data" / "ruler" / "data",
+        default=(clone() or Path()) / "data" / "ruler" / "data",
         help="root of <family>/<length>/<task>/validation.jsonl (default data/ruler/data)",
     )
     made.add_argument(
