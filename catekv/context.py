@@ -206,6 +206,14 @@ def stack(contexts: Sequence[Context]) -> Context:
     for context in contexts:
         if not context.cache.compressed or not torch.equal(context.input_ids, first.input_ids):
             raise UserError("only compressed contexts of one and the same prompt can be stacked")
+        if (context.cache.config_hash, context.cache.weights) != (
+            first.cache.config_hash,
+            first.cache.weights,
+        ):
+            raise UserError(
+                "only contexts of the same weights and adapters can be stacked; prefill them all "
+                "with one model"
+            )
         if any(layer.tail_length for layer in context.cache.ragged_layers):
             raise UserError("contexts that have gone on past their prompt cannot be stacked")
         if any(layer.store is not None for layer in context.cache.ragged_layers):
@@ -277,6 +285,7 @@ class DensePrompt:
             )
         clock = time.perf_counter()
         cache = RaggedCache(self.config, method, self.tokens)
+        cache.weights = self.cache.weights
         seen: list[tuple[Any, Observed, Tensor | None]] = []
         for index, source in enumerate(self.cache.layers):
             if not isinstance(source, RaggedLayer):

@@ -361,7 +361,9 @@ class CateKVModel:
         """Read a context that ``Context.save`` wrote with this model.
 
         Raises:
-            UserError: missing or torn files, or a context of another model.
+            UserError: missing or torn files, or a context of another model, of other weights, of
+                another adapter or of another number format. One that an earlier version saved does
+                not say which weights it was read with and is loaded with a warning.
         """
         return Context.load(Path(path), self)
 
@@ -443,6 +445,7 @@ class CateKVModel:
         graph: str = "auto",
     ) -> Generator[Piece, None, Generation]:
         """Check a request; return the generator that answers it."""
+        context.cache.refuse_other_model(self.model)
         ids, mask = self.encode(question, begin=False)
         batch = context.input_ids.shape[0]
         if ids.numel() == 0:
@@ -624,6 +627,7 @@ class CateKVModel:
     def _generate(
         self, question: Prompt, context: Context, max_new_tokens: int, options: dict[str, Any]
     ) -> list[list[int]]:
+        context.cache.refuse_other_model(self.model)
         ids, mask = self.encode(question, begin=False)
         past = context.input_ids
         if ids.shape[1] == 0:
