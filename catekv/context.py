@@ -22,6 +22,7 @@ from catekv.layout import concatenate
 from catekv.methods.base import Method, Needs, Observed
 from catekv.ragged_layer import RaggedLayer
 from catekv.sharded_selection import select_here
+from catekv.text_files import read_text
 
 CONTEXT_FILE = "context.safetensors"
 
@@ -179,7 +180,7 @@ class Context:
         cache = RaggedCache.load(folder, model)
         try:
             tensors = load_file(str(folder / CONTEXT_FILE), device=str(model.device))
-            description = json.loads((folder / DESCRIPTION_FILE).read_text())
+            description = json.loads(read_text(folder / DESCRIPTION_FILE))
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{folder} holds no saved context: {error}") from error
         return cls(

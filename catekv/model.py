@@ -24,6 +24,7 @@ from catekv.loading import (
     load_tokenizer,
     make_method,
     refuse_early,
+    refuse_incomplete,
     resolve_device,
     resolve_dtype,
     sharing_options,
@@ -142,9 +143,16 @@ class CateKVModel:
             refuse_early(chosen, config)
             kind = resolve_dtype(dtype, target)
             shared = sharing_options(config, target) if tensor_parallel else {}
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                name, config=config, dtype=kind, attn_implementation=base, **shared
+            model: Any
+            model, found = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=kind,
+                attn_implementation=base,
+                output_loading_info=True,
+                **shared,
             )
+            refuse_incomplete(model, name, found)
             if not shared:
                 model.to(target)
         except UserError:

@@ -221,6 +221,11 @@ def _masked(
     options = {**defaults, **item.options}
     chosen = options.pop("mask", None)
     label = item.label or item.name
+    if "head_mask" in options:
+        raise UserError(
+            f"method {label!r}: head_mask {options['head_mask']!r} would not be read; give the "
+            "mask with --mask NAME=PATH and choose it with the option mask=NAME"
+        )
     if chosen is not None:
         if chosen not in masks:
             raise UserError(

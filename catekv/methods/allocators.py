@@ -38,6 +38,7 @@ from catekv.methods.budgets import (
     proportional,
     pyramid_budgets,
 )
+from catekv.methods.option_checks import check_kinds
 
 SLICE_SCALINGS = ("none", "zscore")
 
@@ -402,6 +403,7 @@ def _from_dict(content: dict[str, Any]) -> Budgets:
             f"budgets of kind {kind!r} have no option {unknown[0]!r}{nearest(unknown[0], valid)}; "
             f"valid options: {', '.join(valid) or 'none'}"
         )
+    check_kinds(f"budgets of kind {kind!r}", KINDS[kind], options)
     return KINDS[kind](**options)
 
 

@@ -61,7 +61,15 @@ def attend(query: list, keys: torch.Tensor, values: torch.Tensor, bias=None) -> 
 
 @pytest.mark.parametrize(
     ("tokens", "ratio", "removed"),
-    [(10, 0.4, 4), (10, 0.04, 1), (100, 0.29, 29), (10, 0.0, 0), (10, 1.0, 10), (1, 0.5, 1)],
+    [
+        (10, 0.4, 4),
+        (10, 0.04, 1),
+        (100, 0.29, 29),
+        (10, 0.0, 0),
+        (10, 0.99, 9),
+        (1, 0.5, 0),
+        (2, 0.9, 1),
+    ],
 )
 def test_removed_counts(tokens: int, ratio: float, removed: int) -> None:
     assert removed_count(tokens, ratio) == removed
