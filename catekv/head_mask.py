@@ -381,7 +381,7 @@ def _describe_files(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _read_table(path: Path, separator: str) -> list[list[str]]:
     try:
         lines = read_text(path).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read as text; pass a head mask file") from error
     rows = [[cell.strip() for cell in line.split(separator)] for line in lines if line.strip()]
     if not rows:
@@ -426,7 +426,7 @@ def _read_gates(path: Path) -> Tensor:
         return gates
     except ValueError as error:
         raise UserError(
-            f"{path} holds something that is no finite number; a DuoAttention pattern is gate values, "
+            f"{path} holds something that is no finite number; a DuoAttention pattern is gates, "
             "tab separated, one line per layer"
         ) from error
 

@@ -143,15 +143,16 @@ class CateKVModel:
             refuse_early(chosen, config)
             kind = resolve_dtype(dtype, target)
             shared = sharing_options(config, target) if tensor_parallel else {}
-            model: Any
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name,
                 config=config,
                 dtype=kind,
                 attn_implementation=base,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refuse_incomplete() names them
                 **shared,
             )
+            model, found = loaded
             refuse_incomplete(model, name, found)
             if not shared:
                 model.to(target)

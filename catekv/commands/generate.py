@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     stop_strings(arguments.stop)
     try:
         text = read_text(arguments.context)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"cannot read {arguments.context} as text; give a text file") from error
     request = Request(
         model=arguments.model,

@@ -138,7 +138,7 @@ def load_plain(path: Path) -> Any:
         import yaml  # type: ignore[import-untyped]
 
         return yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"cannot read {path}; give the path of a JSON or YAML file") from error
     except Exception as error:  # yaml's own errors share no base with json's
         raise UserError(f"{path} is not readable {path.suffix[1:].upper()}: {error}") from error

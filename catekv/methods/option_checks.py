@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from numbers import Integral, Real
@@ -50,10 +51,10 @@ _KINDS = {
 
 
 def _is_of(kind: str, value: Any) -> bool:
-    if kind in ("bool", "str"):
-        return isinstance(value, bool if kind == "bool" else str)
-    if isinstance(value, bool):
-        return False
+    if kind == "str":
+        return isinstance(value, str | os.PathLike)
+    if isinstance(value, bool) or kind == "bool":
+        return kind == "bool" and isinstance(value, bool)
     if kind == "int":
         return isinstance(value, Integral)
     return isinstance(value, Real) and math.isfinite(value)

@@ -39,7 +39,7 @@ class Journal:
         self.rows: dict[int, Any] = {}
         try:
             text = read_text(self.path) if self.path.exists() else ""
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise UserError(f"cannot read {self.path}: {error}; remove it to begin anew") from None
         for line in text.splitlines():
             try:

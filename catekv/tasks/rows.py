@@ -31,7 +31,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[tuple[str, dict[str, Any]]]:
     file = Path(path)
     try:
         text = read_text(file)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"cannot read {file}: {error}") from error
     rows = _numbered(file, text)
     if not rows:

@@ -105,7 +105,7 @@ def _content(path: Path) -> dict[str, Any]:
 
     try:
         content = yaml.load(read_text(path), Loader)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise UserError(f"cannot read {path}: {reason}; give a YAML file with a grid") from error
     except yaml.YAMLError as error:

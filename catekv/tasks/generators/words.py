@@ -104,7 +104,7 @@ def read_words(path: str) -> tuple[str, ...]:
     for file in files:
         try:
             text = read_text(file)
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise UserError(f"cannot read the word list {file}: {error}") from error
         found.update(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not found:

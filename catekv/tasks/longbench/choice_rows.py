@@ -90,7 +90,7 @@ def read_pairs(folder: Path) -> list[dict[str, Any]]:
                 continue  # a read-me beside the samples
             # as it is: reading would turn carriage returns into newlines
             context = read_text(partner, newline="")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise UserError(f"cannot read {partner} of {file.name}: {error}") from error
         with naming(file, "headings"):
             rows.append({**_markdown(text), "context": context})

@@ -26,7 +26,7 @@ _MARKER = re.compile(r"\$(?:DOC|Q|C_[A-D]|COT)\$")
 def _read(path: str) -> str:
     try:
         return read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
