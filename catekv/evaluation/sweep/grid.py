@@ -106,8 +106,9 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(read_text(path), Loader)
     except OSError as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise UserError(f"cannot read {path}: {reason}; give a YAML file with a grid") from error
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; give a YAML file with a grid"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
