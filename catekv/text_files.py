@@ -33,8 +33,8 @@ def read_text(path: str | os.PathLike[str], *, newline: str | None = None) -> st
         wide = begins.startswith(_WIDE) or b"\0" in begins
         found = "UTF-16 or UTF-32" if wide else "Latin-1 or no text at all"
         raise UserError(
-            f"cannot read {file}: it is not UTF-8 but maybe {found} (byte {error.object[error.start]:#04x}); "
-            "save it as UTF-8"
+            f"cannot read {file}: it is not UTF-8 but maybe {found} (byte "
+            f"{error.object[error.start]:#04x}); save it as UTF-8"
         ) from error
     if "\0" in text[:4]:
         raise UserError(
