@@ -24,6 +24,7 @@ from catekv.methods.base import Method, Needs
 from catekv.ragged_layer import CacheSettings, RaggedLayer
 from catekv.sharded_selection import select_here
 from catekv.transformers_compat import attention_sizes, context_window
+from catekv.weights_identity import WeightsIdentity, refuse_other_weights, warn_unknown_weights
 
 
 class RaggedCache(Cache):
@@ -80,6 +81,8 @@ class RaggedCache(Cache):
         )
         #: hash of the model's configuration; load() refuses a cache of another model
         self.config_hash = config_hash(config)
+        #: the weights that filled it; None where a caller ran the model by itself
+        self.weights: WeightsIdentity | None = None
         span = context_window(config)
         # these hold projected images, which are no tokens of the context
         crossing = set(getattr(text_config, "cross_attention_layers", None) or ())
@@ -237,21 +240,36 @@ class RaggedCache(Cache):
         """An independent cache in the same state; the compressed part is shared, not copied."""
         return copy.deepcopy(self)
 
-    def save(self, path: str | Path, **extra: Any) -> None:
+    def refuse_other_model(self, model: Any) -> None:
+        """``UserError`` unless this cache was filled by ``model`` (of transformers) as it is now:
+        its configuration, weights and active adapters."""
+        if self.config_hash != config_hash(model.config):
+            raise UserError(
+                f"the context was read by another model (configuration {self.config_hash}, this "
+                f"one has {config_hash(model.config)}); use the model that read it, or prefill "
+                "again"
+            )
+        refuse_other_weights(self.weights, model)
+
+    def save(self, path: str | Path, *, model: torch.nn.Module | None = None, **extra: Any) -> None:
         """Write the compressed cache to a folder: tensors and a JSON description.
 
         Args:
             path: the folder; made if it is missing.
+            model: the transformers model that filled it, where that was not done with
+                ``CateKVModel``: its weights are recorded, so that :meth:`load` refuses others.
             extra: further plain values for the description.
 
         Raises:
             UserError: if a layer is not compressed yet or is of a kind that cannot be stored.
         """
+        weights = self.weights if model is None else WeightsIdentity.of(model)
         cache_files.write(
             Path(path),
             self.layers,
             {
                 "config_hash": self.config_hash,
+                "weights": None if weights is None else weights.to_dict(),
                 "method": self.settings.description,
                 "prefill_tokens": self.settings.prefill_tokens,
                 **extra,
@@ -267,7 +285,9 @@ class RaggedCache(Cache):
             model: a ``CateKVModel``, a transformers model or a configuration.
 
         Raises:
-            UserError: no such folder, another format version, or a cache of another model.
+            UserError: no such folder, another format version, or a cache of another model, other
+                weights or another number format. A cache that does not say which weights filled it
+                is read with a warning.
         """
         config = getattr(model, "config", model)
         description, tensors = cache_files.read(Path(path), getattr(model, "device", "cpu"))
@@ -278,6 +298,12 @@ class RaggedCache(Cache):
                 f"{path} was saved from another model (configuration "
                 f"{description['config_hash']}, this one has {cache.config_hash})"
             )
+        cache.weights = WeightsIdentity.from_dict(description.get("weights"))
+        own = getattr(model, "model", model) if hasattr(model, "method") else model
+        if cache.weights is None:
+            warn_unknown_weights(f"{path}")
+        elif isinstance(own, torch.nn.Module):
+            refuse_other_weights(cache.weights, own, f"{path}")
         cache_files.restore(cache.layers, description["layers"], tensors)
         return cache
 

@@ -22,6 +22,7 @@ from catekv.layout import concatenate
 from catekv.methods.base import Method, Needs, Observed
 from catekv.ragged_layer import RaggedLayer
 from catekv.sharded_selection import select_here
+from catekv.text_files import read_text
 
 CONTEXT_FILE = "context.safetensors"
 
@@ -179,7 +180,7 @@ class Context:
         cache = RaggedCache.load(folder, model)
         try:
             tensors = load_file(str(folder / CONTEXT_FILE), device=str(model.device))
-            description = json.loads((folder / DESCRIPTION_FILE).read_text())
+            description = json.loads(read_text(folder / DESCRIPTION_FILE))
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{folder} holds no saved context: {error}") from error
         return cls(
@@ -206,6 +207,14 @@ def stack(contexts: Sequence[Context]) -> Context:
     for context in contexts:
         if not context.cache.compressed or not torch.equal(context.input_ids, first.input_ids):
             raise UserError("only compressed contexts of one and the same prompt can be stacked")
+        if (context.cache.config_hash, context.cache.weights) != (
+            first.cache.config_hash,
+            first.cache.weights,
+        ):
+            raise UserError(
+                "only contexts of the same weights and adapters can be stacked; prefill them all "
+                "with one model"
+            )
         if any(layer.tail_length for layer in context.cache.ragged_layers):
             raise UserError("contexts that have gone on past their prompt cannot be stacked")
         if any(layer.store is not None for layer in context.cache.ragged_layers):
@@ -277,6 +286,7 @@ class DensePrompt:
             )
         clock = time.perf_counter()
         cache = RaggedCache(self.config, method, self.tokens)
+        cache.weights = self.cache.weights
         seen: list[tuple[Any, Observed, Tensor | None]] = []
         for index, source in enumerate(self.cache.layers):
             if not isinstance(source, RaggedLayer):

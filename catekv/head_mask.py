@@ -23,6 +23,7 @@ from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.prompt_layout import ceil_count
+from catekv.text_files import read_text
 from catekv.transformers_compat import attention_sizes
 
 MASK_FILE = re.compile(r"head_type_p(\d+)\.csv")
@@ -188,6 +189,8 @@ class HeadMask:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> HeadMask:
+        if not isinstance(content.get("adaptive"), list | tuple):
+            raise UserError("a head mask as plain values needs 'adaptive', one text of 0/1 a layer")
         rows = [[letter == "1" for letter in row] for row in content["adaptive"]]
         return cls(torch.tensor(rows), dict(content.get("meta", {})))
 
@@ -349,6 +352,10 @@ def load_statistics(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
         raise UserError(
             f"{path} is not a readable statistics file; make it again with ./run_headmask.sh"
         ) from error
+    if not bool(cvs.isfinite().all()):
+        raise UserError(
+            f"{path} holds statistics that are not finite; make it again with ./run_headmask.sh"
+        )
     return cvs, recipe
 
 
@@ -357,7 +364,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
     except (ValueError, OSError) as error:
         raise UserError(
             f"{path} is not readable JSON; delete it or make the masks again"
@@ -373,8 +380,8 @@ def _describe_files(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _read_table(path: Path, separator: str) -> list[list[str]]:
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except OSError as error:
         raise UserError(f"{path} cannot be read as text; pass a head mask file") from error
     rows = [[cell.strip() for cell in line.split(separator)] for line in lines if line.strip()]
     if not rows:
@@ -413,10 +420,13 @@ def _load_csv(path: Path, ratio: float | None) -> HeadMask:
 def _read_gates(path: Path) -> Tensor:
     rows = _read_table(path, "\t")
     try:
-        return torch.tensor([[float(cell) for cell in row] for row in rows], dtype=torch.float64)
+        gates = torch.tensor([[float(cell) for cell in row] for row in rows], dtype=torch.float64)
+        if not bool(gates.isfinite().all()):
+            raise ValueError("a gate is not finite")
+        return gates
     except ValueError as error:
         raise UserError(
-            f"{path} holds something that is no number; a DuoAttention pattern is gate values, "
+            f"{path} holds something that is no finite number; a DuoAttention pattern is gates, "
             "tab separated, one line per layer"
         ) from error
 

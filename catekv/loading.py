@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from catekv.transformers_compat import (
 
 #: The attribute of transformers' models that says which base they run with.
 _SUPPORT = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn"}
+#: what old checkpoints hold that their model computes by itself
+_DERIVED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 
 
 def make_method(method: str | Method, **options: Any) -> Method:
@@ -92,6 +95,40 @@ def _shape_without_weights(config: Any) -> ModelShape | None:
     except Exception:
         # whatever it is, loading the model says it with more context
         return None
+
+
+def refuse_incomplete(model: Any, name: str, loading: dict[str, Any]) -> None:
+    """Refuse weights that are not those of the configuration: transformers draws what is missing
+    at random and leaves out what has no place, with no more than a warning.
+
+    Args:
+        model: the loaded model. name: of its checkpoint, for the message.
+        loading: what ``from_pretrained(output_loading_info=True)`` says.
+
+    Raises:
+        UserError: weights are missing (tied ones are not), of another shape, or there are decoder
+            layers or parts of them that the model does not have.
+    """
+    prefixes = {
+        match[1] for key in model.state_dict() if (match := re.match(r"(.*?\blayers\.)\d+\.", key))
+    }
+    surplus = [
+        key
+        for key in loading.get("unexpected_keys", ())
+        if key.startswith(tuple(prefixes)) and not key.endswith(_DERIVED)
+    ]
+    for what, keys in (
+        ("lacks", loading.get("missing_keys", ())),
+        ("has another shape for", [key[0] for key in loading.get("mismatched_keys", ())]),
+        ("has more than its configuration says:", surplus),
+    ):
+        if keys:
+            first = min(keys)
+            more = f" and {len(keys) - 1} more weights" if len(keys) > 1 else ""
+            raise UserError(
+                f"{name} is no checkpoint of its configuration: it {what} {first}{more}; load a "
+                "complete one, or correct its config.json"
+            )
 
 
 def sharing_options(config: Any, device: torch.device) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from catekv.loading import (
     load_tokenizer,
     make_method,
     refuse_early,
+    refuse_incomplete,
     resolve_device,
     resolve_dtype,
     sharing_options,
@@ -144,9 +145,17 @@ class CateKVModel:
             refuse_early(chosen, config)
             kind = resolve_dtype(dtype, target)
             shared = sharing_options(config, target) if tensor_parallel else {}
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                name, config=config, dtype=kind, attn_implementation=base, **shared
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=kind,
+                attn_implementation=base,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refuse_incomplete() names them
+                **shared,
             )
+            model, found = loaded
+            refuse_incomplete(model, name, found)
             if not shared:
                 model.to(target)
         except UserError:
@@ -258,6 +267,7 @@ class CateKVModel:
 
     def _question_ids(self, question: Prompt, context: Context) -> tuple[Tensor, Tensor | None]:
         """Ids [batch, tokens] (perhaps no tokens) of a question for each sequence of a context."""
+        context.cache.refuse_other_model(self.model)
         ids, mask = self.encode(question, begin=False, after=context)
         # adapters may have been switched since
         refuse_adapters(self.model)
@@ -379,7 +389,9 @@ class CateKVModel:
         """Read a context that ``Context.save`` wrote with this model.
 
         Raises:
-            UserError: missing or torn files, or a context of another model.
+            UserError: missing or torn files, or a context of another model, of other weights, of
+                another adapter or of another number format. One that an earlier version saved does
+                not say which weights it was read with and is loaded with a warning.
         """
         return Context.load(Path(path), self)
 

@@ -30,6 +30,7 @@ from catekv.continuation import (
 from catekv.methods.base import Needs
 from catekv.ragged_layer import RaggedLayer
 from catekv.transformers_compat import decoder_layers
+from catekv.weights_identity import WeightsIdentity
 
 #: Models whose layers cannot be driven in chunks, with the reason (found by trying once).
 _layerwise: WeakKeyDictionary[torch.nn.Module, str | None] = WeakKeyDictionary()
@@ -67,6 +68,7 @@ def prefill(
         logits: Tensor = model(input_ids, **options).logits[:, -1]
     if cache.due:
         cache.compress()
+    cache.weights = WeightsIdentity.of(model)
     return logits
 
 

@@ -69,6 +69,15 @@ def _same(stored: Tensor, used: Tensor) -> bool:
     return stored is used or torch.equal(stored, used)
 
 
+def _refuse_not_finite(name: str, logits: Tensor) -> None:
+    # minus infinity is how some models exclude tokens
+    if not logits.is_meta and bool((logits.isnan() | logits.isposinf()).any()):
+        raise UserError(
+            f"{name} answers one token with logits that are not finite: its weights are damaged or "
+            f"exceed {str(logits.dtype).removeprefix('torch.')}; load another checkpoint or dtype"
+        )
+
+
 def probe(model: Any) -> ModelShape:
     """Check with a one-token forward that every layer's keys reach our attention function.
 
@@ -88,11 +97,12 @@ def probe(model: Any) -> ModelShape:
     with torch.no_grad():
         try:
             with watched(calls.see):
-                model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"{name} does not run with a compressed cache: {error}") from error
+    _refuse_not_finite(name, output.logits)
     fed = [layer for layer in layers if layer.seen]
     deaf = [layer.index for layer in fed if layer.pending]
     if deaf or (layers and not fed):

@@ -6,6 +6,7 @@ context's tokens receive from the tokens after it; see :mod:`catekv.atskv.labels
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -81,8 +82,8 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise UserError(f"epochs {self.epochs} must be at least 1")
-        if not self.learning_rate > 0:
-            raise UserError(f"learning rate {self.learning_rate} must be above 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"learning rate {self.learning_rate} must be above 0 and finite")
         if self.batch_tokens < 0:
             raise UserError(f"batch tokens {self.batch_tokens} must be at least 0 (0: all)")
         for what, value, known in (

@@ -87,6 +87,7 @@ def masked_context(dense: DensePrompt, coalitions: Members, window: int = WINDOW
             f"{len(layers)} x {kv_heads}"
         )
     cache = RaggedCache(dense.config, None, dense.tokens)
+    cache.weights = dense.cache.weights
     local = min(window, dense.tokens)
     target: Any
     for target, source, chosen in zip(cache.layers, layers, coalitions.swapaxes(0, 1), strict=True):

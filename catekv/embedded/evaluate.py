@@ -21,6 +21,7 @@ from catekv.embedded.card import write_card
 from catekv.errors import UserError
 from catekv.tasks.prompt import encode
 from catekv.tasks.ruler.small_wording import SmallWording
+from catekv.text_files import read_text
 
 SEED = 42
 
@@ -48,7 +49,7 @@ def evaluate(folder: Path, lengths: Sequence[int], count: int, names: Sequence[s
     file = folder / "evaluation.json"
     found: dict[str, dict[str, list[float]]] = {}
     if file.exists():
-        found = json.loads(file.read_text())["scores"]
+        found = json.loads(read_text(file))["scores"]
     for length in lengths:
         for name in names:
             cell = found.setdefault(f"{name} {length}", {"official": [], "strict": []})

@@ -24,6 +24,7 @@ from catekv.head_mask import STATISTICS_FILE, load_statistics
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.tasks.prompt import encode
 from catekv.tasks.sample import Sample
+from catekv.text_files import read_text
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -173,7 +174,7 @@ class ReferencePass:
         wanted = json.loads(json.dumps(self.description, sort_keys=True, default=str))
         try:
             if path.is_file():
-                there = json.loads(path.read_text())
+                there = json.loads(read_text(path))
                 changed = sorted(k for k in {*there, *wanted} if there.get(k) != wanted.get(k))
                 if changed:
                     raise UserError(

@@ -14,6 +14,7 @@ from catekv.errors import UserError
 from catekv.simcalkv.comparison import Side
 from catekv.simcalkv.datasets import Example
 from catekv.simcalkv.scores import dataset_metrics
+from catekv.text_files import read_text
 from catekv.version import __version__
 
 #: published columns in their order, and two that the published code computed and did not write
@@ -182,7 +183,7 @@ def refuse_other_model(path: Path, model_name: str) -> None:
     if not path.exists():
         return
     try:
-        known = json.loads(path.read_text(encoding="utf-8")).get("model_name")
+        known = json.loads(read_text(path)).get("model_name")
     except (OSError, ValueError, AttributeError):
         known = None
     if known != model_name:

@@ -19,6 +19,7 @@ from catekv.tasks.registry import find
 from catekv.tasks.ruler.tasks import PUBLISHED
 from catekv.tasks.sample import Sample
 from catekv.tasks.tokenizers import tokenizer_hash
+from catekv.text_files import read_text
 
 LENGTHS = (8192, 16384, 32768, 65536, 131072, 262144)
 NUM_SAMPLES = 96
@@ -49,7 +50,7 @@ def existing(path: Path, count: int, recipe: dict[str, Any]) -> bool:
     if not path.exists():
         return False
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in read_text(path).splitlines()]
         made_by = [{key: row["metadata"].get(key) for key in recipe} for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         made_by = []
