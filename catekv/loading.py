@@ -1,26 +1,31 @@
-"""What loading a model needs: devices, number formats, methods by name, and the support probe."""
+"""What loading a model needs: devices, number formats, methods by name, checks before weights."""
 
 from __future__ import annotations
 
-import warnings
+import re
 from typing import Any
 
 import torch
-from transformers.cache_utils import CacheLayerMixin
 
 from catekv import methods
 from catekv.cache.attention import NAMES, register_attention
-from catekv.cache.cache import RaggedCache
+from catekv.cache.probe import probe
 from catekv.errors import UserError
-from catekv.methods.base import Method, Needs
+from catekv.methods.base import Method
 from catekv.models.compat import (
+    attention_sizes,
     set_attention,
     shares_kv_heads,
     tensor_parallel_options,
     text_config,
 )
 from catekv.models.shape import ModelShape
-from catekv.models.sharding import group_position, is_sharded
+from catekv.models.sharding import group_position
+
+#: The attribute of transformers' models that says which base they run with.
+_SUPPORT = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn"}
+#: what old checkpoints hold that their model computes by itself
+_DERIVED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 
 
 def make_method(method: str | Method, **options: Any) -> Method:
@@ -66,14 +71,7 @@ def refuse_early(method: Method | None, config: Any) -> None:
     """
     if method is None:
         return
-    text = text_config(config)
-    heads = text.num_attention_heads
-    named = ModelShape(
-        text.num_hidden_layers,
-        heads,
-        getattr(text, "num_key_value_heads", None) or heads,
-        getattr(text, "head_dim", None) or text.hidden_size // heads,
-    )
+    named = ModelShape(text_config(config).num_hidden_layers, *attention_sizes(config))
     try:
         method.validate(named)
         return
@@ -84,74 +82,54 @@ def refuse_early(method: Method | None, config: Any) -> None:
 
 
 def _shape_without_weights(config: Any) -> ModelShape | None:
-    """The shape that :func:`probe` would find; None if that needs the real model.
+    """The shape that ``probe`` would find; None if that needs the real model.
 
     Some configurations give numbers that their model does not use.
     """
     from transformers import AutoModelForCausalLM
 
-    register_attention()
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        set_attention(model, NAMES["sdpa"])
+        attach_attention(model)
         return probe(model)
     except Exception:
         # whatever it is, loading the model says it with more context
         return None
 
 
-def probe(model: Any) -> ModelShape:
-    """Check with a one-token forward that every layer's keys reach our attention function.
+def refuse_incomplete(model: Any, name: str, loading: dict[str, Any]) -> None:
+    """Refuse weights that are not those of the configuration: transformers draws what is missing
+    at random and leaves out what has no place, with no more than a warning.
 
-    Returns:
-        The shape of the model, as its attention layers really are.
+    Args:
+        model: the loaded model. name: of its checkpoint, for the message.
+        loading: what ``from_pretrained(output_loading_info=True)`` says.
 
     Raises:
-        UserError: if the architecture cannot be compressed, with the reason.
+        UserError: weights are missing (tied ones are not), of another shape, or there are decoder
+            layers or parts of them that the model does not have.
     """
-    name = type(model).__name__
-    cache = RaggedCache(model.config, None, hold=Needs(window=1))
-    layers = cache.ragged_layers
-    if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
-        raise UserError(f"{name} is not supported: it has no attention layers with a cache")
-    ids = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
-    with torch.no_grad():
-        try:
-            model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{name} does not run with a compressed cache: {error}") from error
-    fed = [layer for layer in layers if layer.seen]
-    deaf = [layer.index for layer in fed if layer.pending]
-    if deaf or (layers and not fed):
-        which = f"layers {deaf}" if deaf else "its layers"
-        raise UserError(
-            f"{name} is not supported: {which} do not hand the cache's keys to the attention "
-            "function unchanged, so queries and keys cannot be observed together"
-        )
-    config = text_config(model.config)
-    if not fed:
-        warnings.warn(
-            f"{name} has no layer with full attention, so nothing will be compressed", stacklevel=3
-        )
-        heads = config.num_attention_heads
-        return ModelShape(
-            layers=config.num_hidden_layers,
-            query_heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            config_hash=cache.config_hash,
-        )
-    keys, _ = fed[0].buffer.views()
-    kv_heads, query_heads = keys.shape[1], fed[0].query_heads
-    if is_sharded(kv_heads, cache.settings.kv_heads):
-        # this process holds some of the heads; the shape is that of the whole model
-        kv_heads, query_heads = cache.settings.kv_heads, config.num_attention_heads
-    return ModelShape(
-        config.num_hidden_layers, query_heads, kv_heads, keys.shape[-1], cache.config_hash
-    )
+    prefixes = {
+        match[1] for key in model.state_dict() if (match := re.match(r"(.*?\blayers\.)\d+\.", key))
+    }
+    surplus = [
+        key
+        for key in loading.get("unexpected_keys", ())
+        if key.startswith(tuple(prefixes)) and not key.endswith(_DERIVED)
+    ]
+    for what, keys in (
+        ("lacks", loading.get("missing_keys", ())),
+        ("has another shape for", [key[0] for key in loading.get("mismatched_keys", ())]),
+        ("has more than its configuration says:", surplus),
+    ):
+        if keys:
+            first = min(keys)
+            more = f" and {len(keys) - 1} more weights" if len(keys) > 1 else ""
+            raise UserError(
+                f"{name} is no checkpoint of its configuration: it {what} {first}{more}; load a "
+                "complete one, or correct its config.json"
+            )
 
 
 def sharing_options(config: Any, device: torch.device) -> dict[str, Any]:
@@ -172,8 +150,7 @@ def sharing_options(config: Any, device: torch.device) -> dict[str, Any]:
             "CUDA_VISIBLE_DEVICES='' to run it on the CPU"
         )
     options = tensor_parallel_options(config, processes)
-    text = text_config(config)
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    heads = attention_sizes(config).kv_heads
     if shares_kv_heads(config) and heads % processes:
         raise UserError(
             f"{heads} KV heads cannot be shared evenly by {processes} processes; use a number of "
@@ -191,10 +168,32 @@ def attention_base(name: str) -> str | None:
     return name
 
 
-def used_base(model: Any) -> str:
-    """The base implementation transformers chose for a loaded model."""
-    name = text_config(model.config)._attn_implementation
-    return name if name in NAMES else "sdpa"
+def attach_attention(model: Any, base: str = "auto") -> str:
+    """Give a model catekv attention; returns the base that computes its dense attention.
+
+    Args:
+        base: one of ``NAMES``, or ``auto``: what the model runs with now.
+
+    Raises:
+        UserError: a base that this model, or catekv, does not have.
+    """
+    now = text_config(model.config)._attn_implementation or "eager"
+    now = {ours: name for name, ours in NAMES.items()}.get(now, now)
+    chosen = attention_base(base) or now
+    if chosen not in NAMES:
+        raise UserError(
+            f"the model runs with attention {chosen!r}, which compressed layers cannot build on; "
+            f"load it with attn_implementation= one of {', '.join(NAMES)}"
+        )
+    supports = getattr(model, f"_supports_{_SUPPORT.get(chosen, chosen)}", True)
+    if chosen != now and chosen != "eager" and not supports:
+        raise UserError(
+            f"{type(model).__name__} does not run with attention {chosen!r}; leave it out, or use "
+            "'eager'"
+        )
+    register_attention()
+    set_attention(model, NAMES[chosen])
+    return chosen
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:

@@ -4,44 +4,46 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from catekv.cache import attention
 from catekv.cache.cache import RaggedCache
-from catekv.decode import generation
+from catekv.cache.continuation import SINGLE_TOKENS, feed
+from catekv.cache.probe import examine
+from catekv.decode import generation, stock_generation
 from catekv.decode.context import Context, DensePrompt
 from catekv.decode.generation import Generation, Limits, Piece, Session
+from catekv.decode.prompts import Prompt, PromptReader, read_mask
+from catekv.decode.question_parts import Part, answers_of, in_order, parts_of
 from catekv.decode.sampling import Sampling
 from catekv.decode.step import GRAPH_MODES
+from catekv.decode.stock_generation import DEFAULT_NEW_TOKENS, StockOptions, refuse_both
 from catekv.decode.text import stop_strings
 from catekv.errors import UserError
 from catekv.loading import (
+    attach_attention,
     attention_base,
     load_tokenizer,
     make_method,
-    probe,
     refuse_early,
+    refuse_incomplete,
     resolve_device,
     resolve_dtype,
     sharing_options,
-    used_base,
 )
 from catekv.methods.base import Method, Needs
 from catekv.models import presets
-from catekv.models.compat import context_window, set_attention, text_config
+from catekv.models.compat import context_window, input_device, text_config
+from catekv.models.kinds import refuse_adapters, refuse_other_kinds, refuse_unless_causal
+from catekv.models.padding import refuse_unless_left_padding
 from catekv.prefill import capacity, layerwise
+from catekv.tasks.core.token_ids import end_of_ids
 
 __all__ = ["CateKVModel", "Context", "DensePrompt", "Generation", "Prompt"]
-
-#: Text or token ids of one prompt, or of several.
-Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
-
-_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens")
 
 
 class CateKVModel:
@@ -50,6 +52,7 @@ class CateKVModel:
     Attributes:
         model: the transformers model, with catekv attention. tokenizer: its tokenizer or None.
         method: the default method. shape: layers, heads and head_dim. device, config.
+        traits: what was found out on loading, see :class:`catekv.cache.probe.Traits`.
     """
 
     def __init__(
@@ -58,24 +61,26 @@ class CateKVModel:
         method: Method | None = None,
         tokenizer: Any = None,
         *,
-        attention_base: str = "sdpa",
+        attention_base: str = "auto",
         model_id: str = "",
     ):
-        attention.register_attention()
-        set_attention(model, attention.NAMES[attention_base])
+        refuse_other_kinds(model)
+        attach_attention(model, attention_base)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.method = method
         self.model_id = model_id
         self.config = model.config
-        self.shape = probe(self.model)
+        refuse_unless_causal(model)
+        self.traits = examine(self.model)
+        self.shape = self.traits.shape
         if method is not None:
             method.validate(self.shape)
 
     @property
     def device(self) -> torch.device:
         """Where prompts go: the device of the embeddings."""
-        return self.model.get_input_embeddings().weight.device
+        return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,9 +147,17 @@ class CateKVModel:
             refuse_early(chosen, config)
             kind = resolve_dtype(dtype, target)
             shared = sharing_options(config, target) if tensor_parallel else {}
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                name, config=config, dtype=kind, attn_implementation=base, **shared
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=kind,
+                attn_implementation=base,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refuse_incomplete() names them
+                **shared,
             )
+            model, found = loaded
+            refuse_incomplete(model, name, found)
             if not shared:
                 model.to(target)
         except UserError:
@@ -156,9 +169,7 @@ class CateKVModel:
                 f"cannot load {name}{hint}: {reason}; pass the folder of a complete decoder "
                 "checkpoint"
             ) from error
-        return cls(
-            model, chosen, load_tokenizer(name), attention_base=used_base(model), model_id=str(path)
-        )
+        return cls(model, chosen, load_tokenizer(name), model_id=str(path))
 
     @classmethod
     def from_config(
@@ -210,51 +221,65 @@ class CateKVModel:
         ):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=kind, attn_implementation=base)
-        return cls(model, chosen, tokenizer, attention_base=used_base(model), model_id=model_id)
+        return cls(model, chosen, tokenizer, model_id=model_id)
 
-    def encode(self, prompt: Prompt, *, begin: bool = True) -> tuple[Tensor, Tensor | None]:
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the model can be given."""
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        # a process of several may hold a part of the rows
+        return max(rows, getattr(text_config(self.config), "vocab_size", None) or 0)
+
+    def encode(
+        self, prompt: Prompt, *, begin: bool = True, after: Context | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Token ids [batch, columns], left-padded, and their mask (None: no padding).
 
         Args:
-            prompt: text or token ids, of one prompt or of several.
-            begin: whether text gets the tokenizer's special tokens (a context does, a question
-                that follows it does not).
-        """
-        if isinstance(prompt, Tensor):
-            ids = prompt if prompt.ndim == 2 else prompt[None]
-            return ids.to(self.device, torch.long), None
-        items: list[Any] = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not items or isinstance(items[0], int):
-            rows: list[list[int]] = [items]
-        elif isinstance(items[0], str):
-            if self.tokenizer is None:
-                raise UserError("this model was loaded without a tokenizer; pass token ids")
-            rows = [self.tokenizer(item, add_special_tokens=begin)["input_ids"] for item in items]
-        else:
-            rows = [list(item) for item in items]
-        width = max(len(row) for row in rows)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for index, row in enumerate(rows):
-            if row:
-                ids[index, width - len(row) :] = torch.tensor(row)
-                mask[index, width - len(row) :] = 1
-        full = bool(mask.all())
-        return ids.to(self.device), None if full else mask.to(self.device)
+            prompt: text, token ids, chat messages, or a mapping with ``input_ids``, of one prompt
+                or of several; see :data:`catekv.decode.prompts.Prompt`.
+            begin: whether text gets the special tokens that the tokenizer puts before text (a
+                context does, a question that follows it does not); see :mod:`catekv.tasks.core.token_ids`.
+            after: the context that a question follows.
 
-    def _prompt(
-        self, prompt: Prompt, attention_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        Raises:
+            UserError: no prompt, ids outside of the vocabulary, a mask that is no left padding.
+        """
+        before = None
+        if after is not None and self.tokenizer is not None:
+            before = [end_of_ids(self.tokenizer, row) for row in after.input_ids.tolist()]
+        reader = PromptReader(self.tokenizer, self.vocabulary)
+        ids, mask = reader.read(prompt, begin=begin, before=before)
+        return ids.to(self.device), None if mask is None else mask.to(self.device)
+
+    def _prompt(self, prompt: Prompt, attention_mask: Any) -> tuple[Tensor, Tensor | None]:
         ids, mask = self.encode(prompt)
-        if attention_mask is not None:
-            mask = attention_mask.to(self.device)
-            if mask.shape != ids.shape:
-                raise UserError(
-                    f"attention_mask {tuple(mask.shape)} does not fit ids {tuple(ids.shape)}"
-                )
-        if ids.shape[1] == 0:
+        refuse_adapters(self.model)
+        if ids.numel() == 0:
             raise UserError("the prompt is empty; pass text or at least one token")
+        if attention_mask is not None:
+            if isinstance(prompt, Mapping) and prompt.get("attention_mask") is not None:
+                raise UserError("the prompt has an attention_mask already; pass it once")
+            given = read_mask(attention_mask, ids)
+            mask = None if given is None else given.to(self.device)
+        if mask is not None:
+            refuse_unless_left_padding(mask)
         self._check_length(ids.shape[1])
+        return ids, mask
+
+    def _question_ids(self, question: Prompt, context: Context) -> tuple[Tensor, Tensor | None]:
+        """Ids [batch, tokens] (perhaps no tokens) of a question for each sequence of a context."""
+        context.cache.refuse_other_model(self.model)
+        ids, mask = self.encode(question, begin=False, after=context)
+        # adapters may have been switched since
+        refuse_adapters(self.model)
+        batch = context.input_ids.shape[0]
+        if ids.numel() == 0:
+            return ids.new_zeros(batch, 0), None
+        if ids.shape[0] != batch:
+            raise UserError(
+                f"{ids.shape[0]} questions for a context of {batch} sequences; pass one each"
+            )
         return ids, mask
 
     def _check_length(self, tokens: int) -> None:
@@ -271,22 +296,25 @@ class CateKVModel:
         chunk_size: int | None = 8192,
         method: str | Method | None = None,
         *,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         check_memory: bool = True,
     ) -> Context:
         """Read a context and compress it, layer by layer.
 
         Args:
-            prompt: text or token ids, of one context or of several (left-padded then).
+            prompt: text, token ids, chat messages (in the tokenizer's template) or a mapping with
+                ``input_ids`` and perhaps ``attention_mask``, of one context or of several
+                (left-padded then).
             chunk_size: tokens a layer processes at a time; None: all at once.
             method: instead of the model's default.
-            attention_mask: [batch, columns] for ids that are padded (on the left) already.
+            attention_mask: [batch, columns] for ids that are padded (on the left) already, 0 on
+                padding.
             check_memory: refuse what cannot fit the free memory of the device
                 (:func:`catekv.prefill.capacity.refuse_unless_fits`).
 
         Raises:
-            UserError: no method, an empty prompt, or one longer than the model's window or larger
-                than the free memory.
+            UserError: no method; what is no prompt, or padded elsewhere than on the left; a prompt
+                that is empty, longer than the model's window or larger than the free memory.
         """
         chosen = self.method if method is None else make_method(method)
         if chosen is None:
@@ -334,7 +362,7 @@ class CateKVModel:
         chunk_size: int | None = None,
         *,
         needs: Needs | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         check_memory: bool = True,
     ) -> DensePrompt:
         """Read a prompt and keep all keys and values, and what methods need to choose among them.
@@ -363,7 +391,9 @@ class CateKVModel:
         """Read a context that ``Context.save`` wrote with this model.
 
         Raises:
-            UserError: missing or torn files, or a context of another model.
+            UserError: missing or torn files, or a context of another model, of other weights, of
+                another adapter or of another number format. One that an earlier version saved does
+                not say which weights it was read with and is loaded with a warning.
         """
         return Context.load(Path(path), self)
 
@@ -397,7 +427,8 @@ class CateKVModel:
 
         Args:
             question_ids: ids after the context; empty to continue the context itself. For a batch
-                one list per sequence; they may differ in length (left-padded).
+                one list per sequence; they may differ in length (models with windows or recurrent
+                layers answer those of equal length together, one length after another).
             context: not consumed.
             max_new_tokens: tokens to generate at most.
             stop_token_ids: default :meth:`stop_token_ids`; pass ``[]`` to ignore the end.
@@ -444,15 +475,7 @@ class CateKVModel:
         graph: str = "auto",
     ) -> Generator[Piece, None, Generation]:
         """Check a request; return the generator that answers it."""
-        ids, mask = self.encode(question, begin=False)
-        batch = context.input_ids.shape[0]
-        if ids.numel() == 0:
-            ids = ids.new_zeros(batch, 0)
-            mask = None
-        if ids.shape[0] != batch:
-            raise UserError(
-                f"{ids.shape[0]} questions for a context of {batch} sequences; pass one each"
-            )
+        ids, mask = self._question_ids(question, context)
         if limits.max_new_tokens < 1:
             raise UserError(f"max_new_tokens {limits.max_new_tokens} must be at least 1")
         if graph not in GRAPH_MODES:
@@ -465,39 +488,63 @@ class CateKVModel:
         self._check_length(context.tokens + ids.shape[1] + limits.max_new_tokens)
         tokenizer = self.tokenizer if text else None
 
-        def run() -> Generator[Piece, None, Generation]:
-            # a kept step would be a recorded one
-            if graph == "off":
-                session = Session(context.cache)
-            else:
-                session = context.sessions.take(self.model, context.cache)
-            try:
-                result = yield from generation.answer(
-                    self.model,
-                    session,
-                    ids,
-                    mask,
-                    context.attention_mask,
-                    context.last_logits,
-                    limits,
-                    sampling,
-                    tokenizer,
-                    graph,
-                )
-            except GeneratorExit:
-                # the reader of a stream has read enough
-                context.sessions.put(session, context.cache)
-                raise
-            context.sessions.put(session, context.cache)
-            return result
+        parts = parts_of(context.cache, ids, mask)
 
-        return run()
+        def one(part: Part) -> Generator[Piece, None, Generation]:
+            whole = len(parts) == 1
+            return self._answer_part(
+                part,
+                context if whole else context.rows(part.rows),
+                limits,
+                sampling,
+                tokenizer,
+                # a recorded step would serve this part and never again
+                graph if whole or graph != "auto" else "off",
+            )
+
+        return answers_of(parts, one)
+
+    def _answer_part(
+        self,
+        part: Part,
+        context: Context,
+        limits: Limits,
+        sampling: Sampling | None,
+        tokenizer: Any,
+        graph: str,
+    ) -> Generator[Piece, None, Generation]:
+        """Answer questions that can be asked at once; ``context`` has their sequences."""
+        # a kept step would be a recorded one
+        if graph == "off":
+            session = Session(context.cache)
+        else:
+            session = context.sessions.take(self.model, context.cache)
+        try:
+            result = yield from generation.answer(
+                self.model,
+                session,
+                part.ids,
+                part.mask,
+                context.attention_mask,
+                context.last_logits,
+                limits,
+                sampling,
+                tokenizer,
+                graph,
+                part.rows,
+            )
+        except GeneratorExit:
+            # the reader of a stream has read enough
+            context.sessions.put(session, context.cache)
+            raise
+        context.sessions.put(session, context.cache)
+        return result
 
     def generate(
         self,
         question: Prompt,
         context: Context | None = None,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         *,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -510,40 +557,38 @@ class CateKVModel:
         """Answer a question, as text.
 
         Args:
-            question: text or ids after the context, one per sequence of it.
+            question: text, ids, messages or a mapping after the context, one per sequence of it.
             context: from :meth:`prefill`; not consumed. None: the question is the whole prompt,
                 prefilled and compressed with the model's method (with ``options`` all of it but
                 its last token, which starts the decoding).
+            max_new_tokens: tokens to generate at most; None: what ``generation_config`` or
+                ``max_length`` say (the latter counts the prompt), else 64.
             temperature, top_k, top_p, seed, stop, stream: as in :meth:`generate_ids`.
-            options: passed to transformers' ``generate`` (beams, penalties, ``do_sample`` ...)
-                together with temperature, top_k and top_p; without any the project's own loop
-                runs.
+            options: passed to transformers' ``generate`` (beams, penalties, ``do_sample``,
+                ``generation_config`` ...) together with temperature, top_k and top_p; without any
+                the project's own loop runs. An argument wins over the configuration, and that over
+                the model's own; :mod:`catekv.decode.stock_generation` says what is refused.
 
         Returns:
             One string, or a list where several prompts (or ``num_return_sequences``) were given.
 
         Raises:
             UserError: assisted decoding, which a compressed cache cannot do; no tokenizer; options
-                of the project's own loop beside those of transformers.
+                of the project's own loop beside those of transformers, or options that
+                transformers refuses.
         """
-        for name in _ASSISTED:
-            if options.get(name) is not None:
-                raise UserError(
-                    f"{name} needs a cache that can be rolled back, a compressed one cannot; "
-                    "generate without it"
-                )
         if self.tokenizer is None:
             raise UserError("this model was loaded without a tokenizer; use generate_ids")
-        sampling = _sampling(temperature, top_k, top_p, seed)
+        options = {name: value for name, value in options.items() if value is not None}
         if options:
-            _only_own(options, seed=seed, stop=stop, stream=stream)
-            for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
-                if value is not None:
-                    options[name] = value
+            refuse_both(options, seed=seed, stop=stop, stream=stream)
+            options.update(temperature=temperature, top_k=top_k, top_p=top_p)
             rows = self._generate(*self._question(question, context), max_new_tokens, options)
         else:
             question, context = self._whole(question, context)
-            limits = Limits(max_new_tokens, self.stop_token_ids(), stop_strings(stop))
+            most = DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
+            limits = Limits(most, self.stop_token_ids(), stop_strings(stop))
+            sampling = _sampling(temperature, top_k, top_p, seed)
             pieces = self._answer(question, context, limits, sampling, text=stream is not None)
             result = generation.finish(pieces, _of_batch(stream, context))
             if result.texts is not None:
@@ -556,7 +601,7 @@ class CateKVModel:
         self,
         question: Prompt,
         context: Context | None = None,
-        max_new_tokens: int = 64,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
         *,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -595,47 +640,58 @@ class CateKVModel:
         if context is not None:
             return question, context
         ids, mask = self._prompt(question, None)
-        context = self.prefill(ids[:, :-1], attention_mask=None if mask is None else mask[:, :-1])
+        before = None if mask is None else mask[:, :-1]
+        if ids.shape[1] == 1 or (before is not None and not bool(before.any(dim=-1).all())):
+            raise UserError(
+                "options of transformers' generate() need prompts of at least two tokens; leave "
+                "them out or pass more"
+            )
+        context = self.prefill(ids[:, :-1], attention_mask=before)
         return ids[:, -1:], context
 
     def _generate(
-        self, question: Prompt, context: Context, max_new_tokens: int, options: dict[str, Any]
+        self,
+        question: Prompt,
+        context: Context,
+        max_new_tokens: int | None,
+        options: dict[str, Any],
     ) -> list[list[int]]:
-        ids, mask = self.encode(question, begin=False)
-        cache, past = context.cache.fork(), context.input_ids
-        past_mask = context.attention_mask
-        if ids.shape[1] == 0:
+        """Answer through transformers; rows of new tokens."""
+        stock = StockOptions(self.model, options, max_new_tokens)
+        ids, mask = self._question_ids(question, context)
+        tokens = context.input_ids.shape[1] + ids.shape[1]
+        self._check_length(tokens + stock.new_tokens(tokens))
+        parts = parts_of(context.cache, ids, mask)
+        if any(part.ids.shape[1] == 0 for part in parts):
             raise UserError(
-                "sampling and beams need at least one question token after the context; prefill "
+                "sampling and beams need at least one question token after every context; prefill "
                 "the prompt without its last part and pass that as the question"
             )
-        if ids.shape[0] != past.shape[0]:
-            raise UserError(
-                f"{ids.shape[0]} questions for a context of {past.shape[0]} sequences; "
-                "pass one each"
+        rows = [
+            self._generate_part(
+                part, context if len(parts) == 1 else context.rows(part.rows), stock
             )
-        whole = torch.cat([past, ids], dim=1)
+            for part in parts
+        ]
+        return in_order(parts, rows)
+
+    def _generate_part(self, part: Part, context: Context, stock: StockOptions) -> list[list[int]]:
+        """transformers' answers to questions that can be asked at once."""
+        cache, past = context.cache.fork(), context.input_ids
+        masks = (context.attention_mask, part.mask)
+        whole = torch.cat([past, part.ids], dim=1)
         full_mask = torch.cat(
             [
-                torch.ones_like(past) if past_mask is None else past_mask.to(ids.dtype),
-                torch.ones_like(ids) if mask is None else mask,
+                torch.ones_like(ids) if mask is None else mask.to(ids.dtype)
+                for ids, mask in zip((past, part.ids), masks, strict=True)
             ],
             dim=1,
         )
-        self._check_length(whole.shape[1] + max_new_tokens)
-        # transformers repeats the ids for beams and returned sequences, but not a given cache
-        beams = options.get("num_beams") or self.model.generation_config.num_beams or 1
-        copies = max(beams, options.get("num_return_sequences") or 1)
-        if copies > 1:
-            cache.batch_repeat_interleave(copies)
-        output = self.model.generate(
-            whole,
-            attention_mask=full_mask,
-            past_key_values=cache,
-            max_new_tokens=max_new_tokens,
-            **options,
-        )
-        return output[:, whole.shape[1] :].tolist()
+        if part.ids.shape[1] > 1 and self.traits.continues_by == SINGLE_TOKENS:
+            # transformers would feed the question at once
+            padded = any(mask is not None for mask in masks)
+            feed(self.model, part.ids[:, :-1], cache, full_mask[:, :-1] if padded else None)
+        return stock_generation.generate(stock, whole, full_mask, cache, self.tokenizer)
 
 
 def _sampling(
@@ -654,18 +710,3 @@ def _of_batch(
     if stream is None or context.input_ids.shape[0] > 1:
         return stream
     return lambda text, _: stream(text)
-
-
-def _only_own(options: dict[str, Any], **own: Any) -> None:
-    """``UserError`` if options of our loop stand beside those of transformers."""
-    instead = {
-        "seed": "torch.manual_seed",
-        "stop": "stop_strings= and tokenizer=",
-        "stream": "streamer=",
-    }
-    for name, value in own.items():
-        if value is not None:
-            raise UserError(
-                f"{name} belongs to catekv's own loop, {', '.join(sorted(options))} to "
-                f"transformers' generate(); leave one out or use {instead[name]}"
-            )

@@ -13,7 +13,7 @@ import contextvars
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,8 @@ NAMES = {
 #: Arguments of an attention call that change the result and that ragged layers do not implement.
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 HANDLE = "_catekv_handle"
+#: An additive mask hides what it gives this or less (float16 ends at -65504).
+HIDDEN = -1e4
 #: Queries per block when a chunk attends to a longer past without FlashAttention, and the bytes
 #: that a block's additive mask may take; a long past means fewer queries per block.
 QUERY_BLOCK = 512
@@ -54,6 +56,8 @@ class ObservingLayer(Protocol):
     @property
     def prefill(self) -> str: ...
 
+    pending: bool
+
     def observe(self, queries: Tensor, valid: Tensor | None, scaling: float) -> None: ...
 
     def attended(self) -> None: ...
@@ -67,12 +71,13 @@ class ObservingLayer(Protocol):
 class Handle:
     """Attached to the keys that a layer's ``update`` returned; ``dense`` is its state then.
 
-    ``fixed`` is given while a decode step with tails of fixed size runs; ``workspace`` is the
-    scratch memory of the cache.
+    ``values`` is what ``update`` returned beside the keys. ``fixed`` is given while a decode step
+    with tails of fixed size runs; ``workspace`` is the scratch memory of the cache.
     """
 
     layer: ObservingLayer
     dense: bool
+    values: Tensor
     fixed: FixedTail | None = None
     workspace: kernels.Workspace | None = None
 
@@ -95,7 +100,15 @@ def register_attention() -> None:
 def base_attention(base: str, module: torch.nn.Module) -> Callable[..., Any]:
     """The function transformers itself would call for ``base``."""
     if base == "eager":
-        return sys.modules[type(module).__module__].eager_attention_forward
+        for kind in type(module).__mro__:
+            # a subclass elsewhere computes with the function of the model that it came from
+            own = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
+            if own is not None:
+                return cast(Callable[..., Any], own)
+        raise UserError(
+            f"{type(module).__name__} has no eager attention function; load the model with "
+            "attn_implementation='sdpa'"
+        )
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     return ALL_ATTENTION_FUNCTIONS[base]
@@ -142,6 +155,9 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         handle: Handle | None = getattr(key, HANDLE, None)
+        watcher = _watcher.get()
+        if watcher is not None:
+            watcher(module, handle, value)
         if handle is None:
             if scaling is not None:
                 options["scaling"] = scaling
@@ -152,6 +168,7 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                     f"{type(module).__name__} uses {name!r}, which compressed layers do not "
                     "implement; run this model with its ordinary cache"
                 )
+        _refuse_bias(module, attention_mask)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         if handle.dense:
             result: tuple[Tensor, Tensor | None]
@@ -168,10 +185,16 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             return result
         prefix = handle.layer.prefix
         assert prefix is not None
+        first = handle.layer.pending
         handle.layer.attended()
         workspace = handle.workspace if query.shape[2] == 1 else None
         store, blocks = handle.layer.store, None
         if store is not None:
+            if store.absorbs and not first:
+                raise UserError(
+                    f"{type(module).__name__} attends to another layer's keys, and this method "
+                    "moves keys while decoding; use another method for this model"
+                )
             prefix, blocks = store.read(query, scale, workspace)
         if handle.fixed is not None:
             if handle.fixed.used is not None:
@@ -215,6 +238,21 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
 def _on_torch(device: torch.device) -> bool:
     """Whether decode attention runs on the torch path there, and not through a kernel."""
     return choose("ragged_decode", device) is kernels.ragged_decode_torch
+
+
+def _refuse_bias(module: torch.nn.Module, mask: Tensor | None) -> None:
+    """``UserError`` if a mask says more than which keys are hidden: compressed layers know only
+    whether a key is there."""
+    if mask is None or mask.ndim != 4 or mask.device.type == "meta":
+        return
+    plain = mask.dtype == torch.bool or bool(((mask == 0) | (mask <= HIDDEN)).all())
+    if plain and (mask.shape[1] == 1 or bool((mask == mask[:, :1]).all())):
+        return
+    raise UserError(
+        f"{type(module).__name__} adds a bias to its attention mask (more than hidden and visible, "
+        "as ALiBi and relative positions do), which compressed layers do not implement; run this "
+        "model with its ordinary cache"
+    )
 
 
 def _visible(mask: Tensor) -> Tensor:
@@ -390,6 +428,23 @@ def deferred_masks() -> Iterator[None]:
         yield
     finally:
         _deferring.reset(token)
+
+
+#: Called with module, handle and values of every attention call.
+Watcher = Callable[[torch.nn.Module, Handle | None, Tensor], None]
+_watcher: contextvars.ContextVar[Watcher | None] = contextvars.ContextVar(
+    "catekv_watcher", default=None
+)
+
+
+@contextlib.contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Within it every attention call of this thread is shown to ``watcher`` first."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 _unmasked: contextvars.ContextVar[bool] = contextvars.ContextVar("catekv_unmasked", default=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,19 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from catekv.cache import files
+from catekv.cache import files, plain_layers
 from catekv.cache.layer import CacheSettings, RaggedLayer
 from catekv.cache.sharded import select_here
 from catekv.errors import UserError
 from catekv.kernels.ragged import storage_bytes
 from catekv.methods.base import Method, Needs
+from catekv.models.compat import attention_sizes, context_window
 from catekv.models.shape import config_hash
+from catekv.models.weights_identity import (
+    WeightsIdentity,
+    refuse_other_weights,
+    warn_unknown_weights,
+)
 
 
 class RaggedCache(Cache):
@@ -71,7 +76,7 @@ class RaggedCache(Cache):
         self.settings = CacheSettings(
             method=method,
             num_layers=len(layers),
-            kv_heads=getattr(text_config, "num_key_value_heads", None) or 0,
+            kv_heads=attention_sizes(config).kv_heads,
             needs=method.needs if method is not None else hold or Needs(),
             trigger=trigger,
             prefill_tokens=prefill_tokens if isinstance(prefill_tokens, int) else None,
@@ -80,10 +85,16 @@ class RaggedCache(Cache):
         )
         #: hash of the model's configuration; load() refuses a cache of another model
         self.config_hash = config_hash(config)
-        span = getattr(text_config, "max_position_embeddings", None)
+        #: the weights that filled it; None where a caller ran the model by itself
+        self.weights: WeightsIdentity | None = None
+        span = context_window(config)
+        # these hold projected images, which are no tokens of the context
+        crossing = set(getattr(text_config, "cross_attention_layers", None) or ())
         super().__init__(
             layers=[
-                RaggedLayer(index, self.settings) if _replaceable(layer, span) else layer
+                RaggedLayer(index, self.settings)
+                if _replaceable(layer, span) and index not in crossing
+                else layer
                 for index, layer in enumerate(layers)
             ]
         )
@@ -96,6 +107,39 @@ class RaggedCache(Cache):
     def compressed(self) -> bool:
         """Whether every layer that can be compressed is."""
         return all(layer.compressed for layer in self.ragged_layers)
+
+    @property
+    def batch(self) -> int:
+        """Sequences that were fed; 0 before anything was."""
+        for layer in self.layers:
+            if isinstance(layer, RaggedLayer):
+                if layer.seen:
+                    return layer.lengths().shape[0]
+            elif (found := plain_layers.batch_of(layer)) is not None:
+                return found
+        return 0
+
+    @property
+    def depends_on_order(self) -> bool:
+        """Whether some layer counts the columns between two tokens (windows, recurrent states), so
+        that no padding may lie between them."""
+        return any(
+            not isinstance(layer, RaggedLayer) and plain_layers.depends_on_order(layer)
+            for layer in self.layers
+        )
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the sequences ``indices`` of the batch (positions or bool), in this order."""
+        rows = torch.arange(self.batch)[indices.cpu()]
+        for layer in self.layers:
+            if isinstance(layer, RaggedLayer):
+                layer.batch_select_indices(rows)
+            else:
+                plain_layers.select_rows(layer, rows)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every sequence of the batch ``repeats`` times, one after another."""
+        self.batch_select_indices(torch.arange(self.batch).repeat_interleave(repeats))
 
     def begin_prefill(self, prefill_tokens: int) -> None:
         """Set the context boundary of a cache that has seen nothing yet."""
@@ -163,9 +207,13 @@ class RaggedCache(Cache):
             layer.reserve_tail(capacity)
 
     def lengths(self) -> list[Tensor]:
-        """Stored tokens of every layer, int64 [batch, kv_heads]."""
+        """Stored tokens of every layer, int64 [batch, kv_heads]; [batch, 0] of a layer without a KV
+        cache (linear attention)."""
+        batch = self.batch
         return [
-            layer.lengths() if isinstance(layer, RaggedLayer) else _plain_lengths(layer)
+            layer.lengths()
+            if isinstance(layer, RaggedLayer)
+            else plain_layers.entry_lengths(layer, batch)
             for layer in self.layers
         ]
 
@@ -196,21 +244,36 @@ class RaggedCache(Cache):
         """An independent cache in the same state; the compressed part is shared, not copied."""
         return copy.deepcopy(self)
 
-    def save(self, path: str | Path, **extra: Any) -> None:
+    def refuse_other_model(self, model: Any) -> None:
+        """``UserError`` unless this cache was filled by ``model`` (of transformers) as it is now:
+        its configuration, weights and active adapters."""
+        if self.config_hash != config_hash(model.config):
+            raise UserError(
+                f"the context was read by another model (configuration {self.config_hash}, this "
+                f"one has {config_hash(model.config)}); use the model that read it, or prefill "
+                "again"
+            )
+        refuse_other_weights(self.weights, model)
+
+    def save(self, path: str | Path, *, model: torch.nn.Module | None = None, **extra: Any) -> None:
         """Write the compressed cache to a folder: tensors and a JSON description.
 
         Args:
             path: the folder; made if it is missing.
+            model: the transformers model that filled it, where that was not done with
+                ``CateKVModel``: its weights are recorded, so that :meth:`load` refuses others.
             extra: further plain values for the description.
 
         Raises:
             UserError: if a layer is not compressed yet or is of a kind that cannot be stored.
         """
+        weights = self.weights if model is None else WeightsIdentity.of(model)
         files.write(
             Path(path),
             self.layers,
             {
                 "config_hash": self.config_hash,
+                "weights": None if weights is None else weights.to_dict(),
                 "method": self.settings.description,
                 "prefill_tokens": self.settings.prefill_tokens,
                 **extra,
@@ -226,7 +289,9 @@ class RaggedCache(Cache):
             model: a ``CateKVModel``, a transformers model or a configuration.
 
         Raises:
-            UserError: no such folder, another format version, or a cache of another model.
+            UserError: no such folder, another format version, or a cache of another model, other
+                weights or another number format. A cache that does not say which weights filled it
+                is read with a warning.
         """
         config = getattr(model, "config", model)
         description, tensors = files.read(Path(path), getattr(model, "device", "cpu"))
@@ -237,8 +302,20 @@ class RaggedCache(Cache):
                 f"{path} was saved from another model (configuration "
                 f"{description['config_hash']}, this one has {cache.config_hash})"
             )
+        cache.weights = WeightsIdentity.from_dict(description.get("weights"))
+        own = getattr(model, "model", model) if hasattr(model, "method") else model
+        if cache.weights is None:
+            warn_unknown_weights(f"{path}")
+        elif isinstance(own, torch.nn.Module):
+            refuse_other_weights(cache.weights, own, f"{path}")
         files.restore(cache.layers, description["layers"], tensors)
         return cache
+
+
+def compressing_layers(config: Any) -> list[int]:
+    """Indices of the layers of a model that methods compress."""
+    layers = RaggedCache(config, None).layers
+    return [index for index, layer in enumerate(layers) if isinstance(layer, RaggedLayer)]
 
 
 def _replaceable(layer: Any, span: int | None) -> bool:
@@ -257,21 +334,8 @@ def _replaceable(layer: Any, span: int | None) -> bool:
 
 
 def _tensors(layer: Any) -> list[Tensor]:
-    if isinstance(layer, RaggedLayer):
-        return layer.tensors()
-    found = []
-    for value in vars(layer).values():
-        values: Iterable[Any] = value if isinstance(value, list | tuple) else [value]
-        found += [item for item in values if isinstance(item, Tensor) and item.ndim > 0]
-    return found
+    return layer.tensors() if isinstance(layer, RaggedLayer) else plain_layers.tensors_of(layer)
 
 
 def _plain_bytes(layer: Any) -> int:
     return sum(tensor.nbytes for tensor in _tensors(layer))
-
-
-def _plain_lengths(layer: Any) -> Tensor:
-    keys = getattr(layer, "keys", None)
-    if keys is None or keys.ndim < 3:
-        return torch.zeros(0, 0, dtype=torch.int64)
-    return torch.full(keys.shape[:2], keys.shape[2], dtype=torch.int64)

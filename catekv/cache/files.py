@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
 from catekv.kernels.ragged import from_rows
+from catekv.text_files import read_text
 from catekv.version import __version__
 
 FORMAT_VERSION = 1
@@ -47,7 +48,7 @@ def read(folder: Path, device: torch.device | str) -> tuple[dict[str, Any], dict
     from safetensors.torch import load_file
 
     try:
-        description = json.loads((folder / DESCRIPTION_FILE).read_text())
+        description = json.loads(read_text(folder / DESCRIPTION_FILE))
         tensors = load_file(str(folder / TENSOR_FILE), device=str(device))
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder} holds no saved cache that can be read: {error}") from error

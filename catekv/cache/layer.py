@@ -20,6 +20,7 @@ from catekv.kernels.packing import pack, pack_merged
 from catekv.kernels.ragged import RaggedPrefix, from_rows
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.stores.base import DecodeStore
+from catekv.models.padding import refuse_unless_left_padding
 from catekv.models.rotation import Rotation, rotation_of
 
 
@@ -140,6 +141,8 @@ class RaggedLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
+        # models that ask an initialised layer how many keys it holds (Mllama) find tensors here
+        self.keys, self.values = key_states.new_empty(0), value_states.new_empty(0)
         self.is_initialized = True
 
     def update(
@@ -168,7 +171,7 @@ class RaggedLayer(CacheLayerMixin):
         self.seen += key_states.shape[2]
         self.pending = True
         keys, values = self.buffer.views()
-        handle = Handle(self, dense=not self.compressed, workspace=self.settings.workspace)
+        handle = Handle(self, not self.compressed, values, workspace=self.settings.workspace)
         setattr(keys, HANDLE, handle)
         return keys, values
 
@@ -185,7 +188,7 @@ class RaggedLayer(CacheLayerMixin):
         kernels.append(keys, values, key_states, value_states, fixed.length)
         self.pending = True
         keys = keys.view(keys.shape)
-        handle = Handle(self, dense=False, fixed=fixed, workspace=self.settings.workspace)
+        handle = Handle(self, False, values, fixed=fixed, workspace=self.settings.workspace)
         setattr(keys, HANDLE, handle)
         return keys, values
 
@@ -282,6 +285,7 @@ class RaggedLayer(CacheLayerMixin):
         valid = None
         if self.valid is not None and not bool(self.valid[:, :tokens].all()):
             valid = self.valid[:, :tokens]
+            refuse_unless_left_padding(valid)
         hidden = self.hidden_states if needs.hidden_states else None
         if needs.hidden_states and hidden is None:
             raise UserError(

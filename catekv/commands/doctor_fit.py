@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from typing import Any
 
 from catekv.commands.doctor_findings import Check, Findings
@@ -41,12 +42,13 @@ def _examine_model(findings: Findings, config: Any) -> None:
 
     text = text_config(config)
     layer_types = getattr(text, "layer_types", None) or []
-    sliding = sum(kind != "full_attention" for kind in layer_types)
+    other = Counter(kind.replace("_", " ") for kind in layer_types if kind != "full_attention")
     facts = {
         "architecture": ", ".join(getattr(config, "architectures", None) or [config.model_type]),
         "window": f"{context_window(config) or 'unknown'} tokens",
         "sliding window": f"{getattr(text, 'sliding_window', None) or 'none'} tokens, "
-        f"{sliding} of {len(layer_types) or text.num_hidden_layers} layers are not full attention",
+        f"{other.total()} of {len(layer_types) or text.num_hidden_layers} layers are not full "
+        f"attention{''.join(f', {count} {kind}' for kind, count in other.items())}",
         "configuration": config_hash(config),
     }
     findings.facts["model"] = facts
@@ -81,16 +83,14 @@ def _probe(findings: Findings, config: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from catekv.cache.attention import NAMES, register_attention
-    from catekv.loading import probe
-    from catekv.models.compat import set_attention
+    from catekv.cache.probe import probe
+    from catekv.loading import attach_attention
 
-    register_attention()
     try:
         with warnings.catch_warnings(record=True) as said, torch.device("meta"):
             warnings.simplefilter("always", UserWarning)
             model = AutoModelForCausalLM.from_config(config)
-            set_attention(model, NAMES["sdpa"])
+            attach_attention(model)
             shape = probe(model)
     except UserError as error:
         findings.checks.append(Check("attention", False, str(error)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from catekv.commands.arguments import add_model_arguments
 from catekv.errors import UserError
+from catekv.text_files import read_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     Sampling(**options)  # wrong values are refused before anything is loaded
     stop_strings(arguments.stop)
     try:
-        text = arguments.context.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(arguments.context)
+    except OSError as error:
         raise UserError(f"cannot read {arguments.context} as text; give a text file") from error
     request = Request(
         model=arguments.model,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.models.embedded import clone
 from catekv.tasks.building import generate
 from catekv.tasks.core.prompt import TEMPLATES, prompt_format
 from catekv.tasks.core.sample import Sample
@@ -18,6 +19,7 @@ from catekv.tasks.drawing.words import list_name
 from catekv.tasks.families.ruler.tasks import PUBLISHED
 from catekv.tasks.files import sample_path, write
 from catekv.tasks.registry import find
+from catekv.text_files import read_text
 
 LENGTHS = (8192, 16384, 32768, 65536, 131072, 262144)
 NUM_SAMPLES = 96
@@ -48,7 +50,7 @@ def existing(path: Path, count: int, recipe: dict[str, Any]) -> bool:
     if not path.exists():
         return False
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in read_text(path).splitlines()]
         made_by = [{key: row["metadata"].get(key) for key in recipe} for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         made_by = []
@@ -182,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--output",
         type=Path,
-        default=Path(__file__).resolve().parents[2] / "data" / "ruler" / "data",
+        default=(clone() or Path()) / "data" / "ruler" / "data",
         help="root of <family>/<length>/<task>/validation.jsonl (default data/ruler/data)",
     )
     made.add_argument(

@@ -19,6 +19,7 @@ from catekv.evaluation.sweep.grid import Grid, read_grid
 from catekv.evaluation.sweep.jobs import make_jobs
 from catekv.evaluation.sweep.placement import Place, place_all
 from catekv.evaluation.sweep.state import FAILED, FINISHED, SweepState, count_records
+from catekv.text_files import read_text
 
 RESULTS = Path("results")
 DEFAULT_RETRIES = 2
@@ -175,7 +176,7 @@ def _scores(state: SweepState, name: str) -> dict[tuple[str, str], str]:
     file = state.path(name) / "summary.json"
     if not file.is_file():
         return {}
-    cells: list[dict[str, Any]] = json.loads(file.read_text())["cells"]
+    cells: list[dict[str, Any]] = json.loads(read_text(file))["cells"]
     return {
         (cell["question"], cell["method"]): score(cell) for cell in cells if cell.get("official")
     }

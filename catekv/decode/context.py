@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from catekv.cache import plain_layers
 from catekv.cache.cache import RaggedCache
 from catekv.cache.files import DESCRIPTION_FILE
 from catekv.cache.layer import RaggedLayer
@@ -22,6 +22,7 @@ from catekv.decode.generation import Session
 from catekv.errors import UserError
 from catekv.kernels.ragged import concatenate
 from catekv.methods.base import Method, Needs, Observed
+from catekv.text_files import read_text
 
 CONTEXT_FILE = "context.safetensors"
 
@@ -132,6 +133,17 @@ class Context:
             self.model_id,
         )
 
+    def rows(self, indices: Sequence[int]) -> Context:
+        """An independent context of some sequences of the batch, which shares the storage."""
+        part = self.fork()
+        where = torch.tensor(list(indices), dtype=torch.int64)
+        part.cache.batch_select_indices(where)
+        where = where.to(self.input_ids.device)
+        part.input_ids, part.last_logits = self.input_ids[where], self.last_logits[where]
+        if self.attention_mask is not None:
+            part.attention_mask = self.attention_mask[where]
+        return part
+
     def release(self) -> None:
         """Free what is kept for the next question. The context can still be asked."""
         self.sessions.clear()
@@ -168,7 +180,7 @@ class Context:
         cache = RaggedCache.load(folder, model)
         try:
             tensors = load_file(str(folder / CONTEXT_FILE), device=str(model.device))
-            description = json.loads((folder / DESCRIPTION_FILE).read_text())
+            description = json.loads(read_text(folder / DESCRIPTION_FILE))
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{folder} holds no saved context: {error}") from error
         return cls(
@@ -195,6 +207,14 @@ def stack(contexts: Sequence[Context]) -> Context:
     for context in contexts:
         if not context.cache.compressed or not torch.equal(context.input_ids, first.input_ids):
             raise UserError("only compressed contexts of one and the same prompt can be stacked")
+        if (context.cache.config_hash, context.cache.weights) != (
+            first.cache.config_hash,
+            first.cache.weights,
+        ):
+            raise UserError(
+                "only contexts of the same weights and adapters can be stacked; prefill them all "
+                "with one model"
+            )
         if any(layer.tail_length for layer in context.cache.ragged_layers):
             raise UserError("contexts that have gone on past their prompt cannot be stacked")
         if any(layer.store is not None for layer in context.cache.ragged_layers):
@@ -204,7 +224,7 @@ def stack(contexts: Sequence[Context]) -> Context:
     for index, layer in enumerate(cache.layers):
         if not isinstance(layer, RaggedLayer):
             # the same prompt leaves the same state in layers that no method compresses
-            layer.batch_repeat_interleave(len(contexts))
+            plain_layers.select_rows(layer, torch.zeros(len(contexts), dtype=torch.int64))
             continue
         layers: list[Any] = [context.cache.layers[index] for context in contexts]
         layer.prefix = concatenate([source.prefix for source in layers])
@@ -248,7 +268,8 @@ class DensePrompt:
         """
         found = self.cache.layers[layer]
         if not isinstance(found, RaggedLayer):
-            raise UserError(f"layer {layer} is a sliding-window layer and is not compressed")
+            what = plain_layers.described(self.cache.layers, [layer])
+            raise UserError(f"{what} is not compressed")
         return found.observed()[0]
 
     def compress(self, method: Method) -> Context:
@@ -265,11 +286,11 @@ class DensePrompt:
             )
         clock = time.perf_counter()
         cache = RaggedCache(self.config, method, self.tokens)
+        cache.weights = self.cache.weights
         seen: list[tuple[Any, Observed, Tensor | None]] = []
         for index, source in enumerate(self.cache.layers):
             if not isinstance(source, RaggedLayer):
-                # transformers replaces the tensors of such layers and never writes into them
-                cache.layers[index] = copy.copy(source)
+                cache.layers[index] = plain_layers.copied(source)
                 continue
             observed, valid = source.observed(method.needs)
             target: Any = cache.layers[index]

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from catekv.cache.cache import RaggedCache
+from catekv.cache.continuation import feed
 from catekv.decode.sampling import Greedy, Sampler, Sampling
 from catekv.decode.step import DecodeStep, EagerStep
 from catekv.decode.text import TextStream
-from catekv.prefill.layerwise import positions_of
+from catekv.models.compat import input_device
 
 #: Steps that run before a step is recorded, and that must be left then. Recording costs about as
 #: much as this many eager steps, and many answers are shorter than what was allowed.
@@ -102,7 +103,7 @@ class Session:
         if self.step is not None:
             self.step.graph = mode
             self.step.restart(mask, room)
-        elif graph == "auto" and model.get_input_embeddings().weight.device.type != "cuda":
+        elif graph == "auto" and input_device(model).type != "cuda":
             return EagerStep(model, self.cache, mask)
         else:
             self.step = DecodeStep(model, self.cache, room, graph=mode, attention_mask=mask)
@@ -112,7 +113,9 @@ class Session:
 class _Answers:
     """What every sequence of a batch has answered so far."""
 
-    def __init__(self, batch: int, limits: Limits, tokenizer: Any):
+    def __init__(self, numbers: Sequence[int], limits: Limits, tokenizer: Any):
+        batch = len(numbers)
+        self.numbers = numbers
         self.limits = limits
         self.stops = frozenset(limits.stop_token_ids)
         self.rows: list[list[int]] = [[] for _ in range(batch)]
@@ -139,7 +142,7 @@ class _Answers:
                     continue
             if len(self.rows[row]) == self.limits.max_new_tokens:
                 pieces += self._end(row)
-        return [piece for piece in pieces if piece[1]]
+        return [(self.numbers[row], text) for row, text in pieces if text]
 
     def _end(self, row: int) -> list[Piece]:
         self.open.discard(row)
@@ -185,6 +188,7 @@ def answer(
     sampling: Sampling | None = None,
     tokenizer: Any = None,
     graph: str = "auto",
+    sequences: Sequence[int] | None = None,
 ) -> Generator[Piece, None, Generation]:
     """Feed a question after the context in ``session`` and decode; a generator of text pieces.
 
@@ -196,6 +200,7 @@ def answer(
         limits: when answers end. sampling: how tokens are drawn; None: greedily.
         tokenizer: decodes while tokens come in; None: nothing is yielded, no stop strings.
         graph: ``auto``, ``on`` or ``off``, see :meth:`Session.open`.
+        sequences: their numbers where they are a part of a larger batch; default: 0, 1, ...
 
     Yields:
         (sequence, new text).
@@ -212,9 +217,10 @@ def answer(
     question_seconds = time.perf_counter() - clock
 
     batch = question.shape[0]
-    answers = _Answers(batch, limits, tokenizer)
+    numbers = range(batch) if sequences is None else sequences
+    answers = _Answers(numbers, limits, tokenizer)
     mail = _Mail(batch, device)
-    choose = Greedy() if sampling is None else Sampler(sampling, batch, most, device)
+    choose = Greedy() if sampling is None else Sampler(sampling, numbers, most, device)
     clock = time.perf_counter()
     recorded = 0.0 if session.step is None else session.step.capture_seconds
     endings = _endings(limits, tokenizer, device)
@@ -296,17 +302,10 @@ def _mask(
     return torch.cat([past.long(), question_mask.long()], dim=-1)
 
 
-@torch.no_grad()
 def _ask(
     model: Any, cache: RaggedCache, question: Tensor, mask: Tensor | None, last_logits: Tensor
 ) -> Tensor:
     """Logits [batch, vocabulary] after the question."""
     if not question.shape[1]:
         return last_logits
-    options: dict[str, Any] = {}
-    if mask is not None:
-        options["position_ids"] = positions_of(mask)[:, -question.shape[1] :]
-        options["attention_mask"] = mask
-    return model(
-        question, past_key_values=cache, use_cache=True, logits_to_keep=1, **options
-    ).logits[:, -1]
+    return feed(model, question, cache, mask)[:, -1]

@@ -7,6 +7,7 @@ sequence, so that a batch draws what its sequences draw alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -91,19 +92,21 @@ class Sampler:
     """Draws tokens by inverting the cumulative distribution, without the host.
 
     Args:
-        sampling: the options. batch: number of sequences. most: tokens drawn per sequence at most.
-        device: of the logits.
+        sampling: the options. most: tokens drawn per sequence at most. device: of the logits.
+        sequences: number of each sequence, which says what numbers it draws with.
     """
 
-    def __init__(self, sampling: Sampling, batch: int, most: int, device: torch.device):
+    def __init__(
+        self, sampling: Sampling, sequences: Sequence[int], most: int, device: torch.device
+    ):
         self.sampling = sampling
         seed = sampling.seed
         if seed is None:
             seed = int(torch.randint(_SEEDS - 1, ()))
         generator = torch.Generator()
-        numbers = torch.empty(batch, most, dtype=torch.float64)
-        for row in range(batch):
-            generator.manual_seed((seed + row * _SEED_STEP) % _SEEDS)
+        numbers = torch.empty(len(sequences), most, dtype=torch.float64)
+        for row, sequence in enumerate(sequences):
+            generator.manual_seed((seed + sequence * _SEED_STEP) % _SEEDS)
             numbers[row] = torch.rand(most, generator=generator, dtype=torch.float64)
         self.numbers = numbers.to(device)
 

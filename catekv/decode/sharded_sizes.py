@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from catekv.cache import plain_layers
 from catekv.cache.layer import RaggedLayer
 from catekv.decode.context import Context
 from catekv.models.sharding import all_heads, group_position, is_sharded
@@ -21,6 +22,7 @@ class CacheSizes:
         compressing: those of the layers that compress.
         kept_share, stored_bytes, full_bytes: as :class:`Context` gives them. Heads that every
             process holds count once.
+        state_bytes: those among both that are recurrent states, equal for all sequences.
     """
 
     lengths: list[Tensor]
@@ -28,6 +30,7 @@ class CacheSizes:
     kept_share: float
     stored_bytes: int
     full_bytes: int
+    state_bytes: int
 
 
 def cache_sizes(context: Context) -> CacheSizes:
@@ -42,11 +45,10 @@ def cache_sizes(context: Context) -> CacheSizes:
         batch, heads = rows.shape
         stored += int(rows.sum())
         full += heads * (batch * layer.seen - sum(layer.padding_per_sequence()))
-    sizes = [context.stored_bytes(), context.full_bytes()]
-    stored_bytes, full_bytes = _sums(sizes) if shared else sizes
-    return CacheSizes(
-        lengths, compressing, stored / full if full else 1.0, stored_bytes, full_bytes
-    )
+    states = sum(plain_layers.state_bytes(layer) for layer in cache.layers)
+    sizes = [context.stored_bytes(), context.full_bytes(), states]
+    share = stored / full if full else 1.0
+    return CacheSizes(lengths, compressing, share, *(_sums(sizes) if shared else sizes))
 
 
 def _of_ragged(context: Context, lengths: list[Tensor]) -> list[Tensor]:

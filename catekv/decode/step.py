@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from catekv.cache import plain_layers
 from catekv.cache.attention import no_masks
 from catekv.cache.buffer import FixedTail
 from catekv.cache.cache import RaggedCache
+from catekv.cache.continuation import feed
 from catekv.cache.layer import RaggedLayer
 from catekv.decode import graph as capture
 from catekv.decode import rotary
@@ -47,15 +49,9 @@ class EagerStep:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Feed tokens [batch, 1]; return logits [batch, vocabulary]."""
-        options: dict[str, Any] = {}
         if self._mask is not None:
-            options["position_ids"] = self._mask.sum(dim=-1, keepdim=True)
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=-1)
-            options["attention_mask"] = self._mask
-        with torch.no_grad():
-            return self.model(
-                tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **options
-            ).logits[:, -1]
+        return feed(self.model, tokens, self.cache, self._mask)[:, -1]
 
 
 class DecodeStep:
@@ -370,7 +366,8 @@ def why_not_fixed_tails(model: Any, cache: RaggedCache) -> str | None:
     """Why tails of fixed size are impossible; None if they are possible."""
     plain = [i for i, layer in enumerate(cache.layers) if not isinstance(layer, RaggedLayer)]
     if plain:
-        return f"layers {plain} are not compressed, transformers keeps them in its own way"
+        what = plain_layers.described(cache.layers, plain)
+        return f"{what} are not compressed, transformers keeps them in its own way"
     parameters = list(model.parameters())
     devices = {parameter.device for parameter in parameters}
     shared = is_tensor_parallel(model)

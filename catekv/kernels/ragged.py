@@ -107,7 +107,11 @@ class RaggedPrefix:
         if length is None:
             raise ValueError("only a prefix with one length in every row can be viewed as dense")
         shape = (self.batch, self.kv_heads, length)
-        return self.keys.view(*shape, -1), self.values.view(*shape, -1)
+        # the sizes by number: of a prefix without entries -1 could be anything
+        return (
+            self.keys.view(*shape, self.keys.shape[-1]),
+            self.values.view(*shape, self.values.shape[-1]),
+        )
 
     def row(self, batch: int, head: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys, values and bias of one row, as views."""

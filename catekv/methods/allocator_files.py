@@ -12,6 +12,7 @@ from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.models.shape import ModelShape
+from catekv.text_files import read_text
 
 #: Rows of numbers, hashable and the same in JSON.
 Rows = tuple[Any, ...]
@@ -131,13 +132,13 @@ def load_plain(path: Path) -> Any:
         UserError: not there, or not readable as what its suffix says.
     """
     try:
-        text = path.read_text()
+        text = read_text(path)
         if path.suffix == ".json":
             return json.loads(text)
         import yaml  # type: ignore[import-untyped]
 
         return yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"cannot read {path}; give the path of a JSON or YAML file") from error
     except Exception as error:  # yaml's own errors share no base with json's
         raise UserError(f"{path} is not readable {path.suffix[1:].upper()}: {error}") from error
@@ -162,7 +163,9 @@ def _array(source: Any, key: str, name: str) -> np.ndarray:
                     f"show {path} --trust-pickle --shape LAYERSxHEADS --output FILE.npz`"
                 )
             delimiter = "\t" if path.suffix == ".tsv" else ","
-            return np.loadtxt(path, delimiter=delimiter, dtype=np.float64, ndmin=2)
+            return np.loadtxt(
+                read_text(path).splitlines(), delimiter=delimiter, dtype=np.float64, ndmin=2
+            )
         if isinstance(source, Tensor):
             return source.detach().cpu().double().numpy()
         return np.asarray(source, dtype=np.float64)

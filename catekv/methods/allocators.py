@@ -37,9 +37,11 @@ from catekv.methods.formulas.budgets import (
     pyramid_budgets,
 )
 from catekv.methods.head_mask import HeadMask
+from catekv.methods.options import check_kinds
 from catekv.methods.registry import nearest
 from catekv.models.shape import ModelShape
 
+_FILES = (".json", ".yaml", ".yml")
 SLICE_SCALINGS = ("none", "zscore")
 
 
@@ -378,7 +380,7 @@ def budgets_from(value: Any) -> Budgets:
     if isinstance(value, str) and value in KINDS:
         return _from_dict({"kind": value})
     if isinstance(value, str | Path):
-        if Path(value).suffix in (".json", ".yaml", ".yml"):
+        if Path(value).suffix in _FILES:
             return _from_dict(read_allocator(value))
         if not Path(value).suffix and not Path(value).exists():
             raise UserError(
@@ -388,14 +390,22 @@ def budgets_from(value: Any) -> Budgets:
     return Table(value)
 
 
+def _without_kind(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in content.items() if key != "kind"}
+
+
 def _from_dict(content: dict[str, Any]) -> Budgets:
     kind = content.get("kind")
+    if isinstance(kind, str) and kind not in KINDS and Path(kind).suffix in _FILES:
+        # a file, of which single options are written anew
+        content = {**content, **read_allocator(kind), **_without_kind(content)}
+        kind = content["kind"]
     if kind not in KINDS:
         raise UserError(
             f"unknown kind of budgets {kind!r}{nearest(str(kind), list(KINDS))}; use "
             f"{', '.join(KINDS)}"
         )
-    options = {key: item for key, item in content.items() if key != "kind"}
+    options = _without_kind(content)
     valid = [item.name for item in dataclasses.fields(KINDS[kind])]
     unknown = [name for name in options if name not in valid]
     if unknown:
@@ -403,6 +413,7 @@ def _from_dict(content: dict[str, Any]) -> Budgets:
             f"budgets of kind {kind!r} have no option {unknown[0]!r}{nearest(unknown[0], valid)}; "
             f"valid options: {', '.join(valid) or 'none'}"
         )
+    check_kinds(f"budgets of kind {kind!r}", KINDS[kind], options)
     return KINDS[kind](**options)
 
 

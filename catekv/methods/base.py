@@ -368,6 +368,18 @@ def _join(parts: Sequence[Selection], valid: Tensor, layer: Observed) -> Selecti
             whole[b][:, valid[b]] = mask[0]
         return whole
 
+    parts = written_alike(
+        [
+            dataclasses.replace(
+                part,
+                source_keys=layer.keys[b : b + 1, :, valid[b]],
+                source_values=layer.values[b : b + 1, :, valid[b]],
+            )
+            for b, part in enumerate(parts)
+        ]
+        if len({part.merged is None for part in parts}) > 1
+        else parts
+    )
     memo = None if parts[0].memo is None else tuple(part.memo[0] for part in parts if part.memo)
     if parts[0].merged is None:
         return Selection(joined([part.keep for part in parts]), memo=memo)
@@ -377,3 +389,25 @@ def _join(parts: Sequence[Selection], valid: Tensor, layer: Observed) -> Selecti
         stays=None if parts[0].stays is None else joined([part.stays for part in parts]),
         memo=memo,
     )
+
+
+def written_alike(parts: Sequence[Selection]) -> Sequence[Selection]:
+    """Selections of single sequences, all of them with ``merged`` if one of them has it: a method
+    may leave a short sequence as it is and replace the tokens of a longer one."""
+    if len({part.merged is None for part in parts}) < 2:
+        return parts
+    staying = any(part.stays is not None for part in parts)
+    return [
+        part
+        if part.merged is not None
+        else dataclasses.replace(
+            part,
+            keep=None,
+            stays=part.keep if staying else None,
+            merged=[
+                [Merged(*row) for row in zip(*rows, strict=True)]
+                for rows in zip(part.keys, part.values, strict=True)
+            ],
+        )
+        for part in parts
+    ]

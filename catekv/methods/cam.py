@@ -107,6 +107,8 @@ class CaM(Budgeted):
         self.refuse_unless("denominator", DENOMINATORS)
         if self.merge_tokens is not None:
             self.refuse_below("merge_tokens", 1)
+        if self.recent is not None:
+            self.refuse_below("recent", 0)
         self.keeper  # noqa: B018 - refuses budgets that do not hold what is always kept
         if self.keep == "streaming_llm" and self.budget <= self.sinks:
             raise UserError(

@@ -29,6 +29,7 @@ from catekv.methods.head_votes import (
     count_votes,
 )
 from catekv.models.shape import model_shape_of
+from catekv.text_files import read_text
 
 MASK_FILE = re.compile(r"head_type_p(\d+)\.csv")
 DUO_FILE = "full_attention_heads.tsv"
@@ -149,6 +150,8 @@ class HeadMask:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> HeadMask:
+        if not isinstance(content.get("adaptive"), list | tuple):
+            raise UserError("a head mask as plain values needs 'adaptive', one text of 0/1 a layer")
         rows = [[letter == "1" for letter in row] for row in content["adaptive"]]
         return cls(torch.tensor(rows), dict(content.get("meta", {})))
 
@@ -273,7 +276,7 @@ def vote(
     """Fix a model's head mask from the CVs of several reference samples.
 
     Args:
-        cvs: [samples, layers, kv_heads].
+        cvs: [samples, layers, kv_heads]; NaN in layers that are not compressed.
         ratio: r in (0, 1], share of adaptive heads.
         static_vote, vote_count, ratios, gamma_rule: see
             :func:`~catekv.methods.head_votes.adaptive_order`.
@@ -347,6 +350,10 @@ def load_statistics(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
         raise UserError(
             f"{path} is not a readable statistics file; make it again with ./run_headmask.sh"
         ) from error
+    if not bool(cvs.isfinite().all()):
+        raise UserError(
+            f"{path} holds statistics that are not finite; make it again with ./run_headmask.sh"
+        )
     return cvs, recipe
 
 
@@ -355,7 +362,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
     except (ValueError, OSError) as error:
         raise UserError(
             f"{path} is not readable JSON; delete it or make the masks again"
@@ -371,8 +378,8 @@ def _describe_files(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _read_table(path: Path, separator: str) -> list[list[str]]:
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except OSError as error:
         raise UserError(f"{path} cannot be read as text; pass a head mask file") from error
     rows = [[cell.strip() for cell in line.split(separator)] for line in lines if line.strip()]
     if not rows:
@@ -411,10 +418,13 @@ def _load_csv(path: Path, ratio: float | None) -> HeadMask:
 def _read_gates(path: Path) -> Tensor:
     rows = _read_table(path, "\t")
     try:
-        return torch.tensor([[float(cell) for cell in row] for row in rows], dtype=torch.float64)
+        gates = torch.tensor([[float(cell) for cell in row] for row in rows], dtype=torch.float64)
+        if not bool(gates.isfinite().all()):
+            raise ValueError("a gate is not finite")
+        return gates
     except ValueError as error:
         raise UserError(
-            f"{path} holds something that is no number; a DuoAttention pattern is gate values, "
+            f"{path} holds something that is no finite number; a DuoAttention pattern is gates, "
             "tab separated, one line per layer"
         ) from error
 

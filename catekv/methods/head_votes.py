@@ -35,10 +35,11 @@ def adaptive_count(ratio: float, heads: int) -> int:
 def gamma(cvs: Tensor, ratio: float) -> Tensor:
     """Γ(r): the r-quantile over all layers and heads of each sample.
 
-    ``cvs`` [..., layers, kv_heads] -> [...], fp64.
+    ``cvs`` [..., layers, kv_heads] -> [...], fp64. Heads with NaN (of layers that are not
+    compressed) do not count.
     """
     flat = cvs.double().flatten(-2)
-    return torch.quantile(flat, check_ratio(ratio), dim=-1)
+    return torch.nanquantile(flat, check_ratio(ratio), dim=-1)
 
 
 def sample_mask(cvs: Tensor, ratio: float, gamma_rule: str = "le") -> Tensor:
@@ -73,7 +74,8 @@ def adaptive_order(
     """Heads in the order in which they become adaptive, from the CVs of several reference samples.
 
     Args:
-        cvs: [samples, layers, kv_heads].
+        cvs: [samples, layers, kv_heads]. Layers that are not compressed hold NaN: their heads are
+            never adaptive and do not count.
         ratio: r in (0, 1], share of adaptive heads.
         static_vote: ``per_ratio``: votes at this ratio; ``cumulative``: votes of every ratio of
             ``ratios`` up to this one are added, as the released script does.
@@ -92,7 +94,8 @@ def adaptive_order(
     """
     if cvs.dim() != 3 or not cvs.numel():
         raise UserError(f"CVs have the shape [samples, layers, KV heads], not {list(cvs.shape)}")
-    if not bool(torch.isfinite(cvs).all()):
+    absent = torch.isnan(cvs).all(dim=0).all(dim=-1)
+    if bool(absent.all()) or not bool(torch.isfinite(cvs[:, ~absent]).all()):
         raise UserError("CVs hold values that are not finite; make the reference pass again")
     if static_vote not in STATIC_VOTES:
         raise UserError(f"unknown static_vote {static_vote!r}; use {' or '.join(STATIC_VOTES)}")
@@ -105,10 +108,12 @@ def adaptive_order(
         counted += [other for other in ratios if other < ratio - ROUNDING_GUARD]
     votes = torch.stack([count_votes(cvs, other, gamma_rule) for other in counted]).sum(dim=0)
     flat = votes.flatten()
-    count = adaptive_count(ratio, len(flat))
+    present = (~absent).cpu().repeat_interleave(cvs.shape[-1])
+    count = adaptive_count(ratio, int(present.sum()))
     scale = 10.0**MEAN_CV_DECIMALS
-    mean_cv = ((cvs.mean(dim=0).flatten() * scale).round() / scale).tolist()
+    means = ((cvs.mean(dim=0).flatten() * scale).round() / scale).nan_to_num(nan=torch.inf)
+    mean_cv = means.tolist()
     order = sorted(range(len(flat)), key=lambda head: (-int(flat[head]), mean_cv[head], head))
     if vote_count == "keep_ties":
-        count = int((flat >= flat[order[count - 1]]).sum())
+        count = int(((flat >= flat[order[count - 1]]) & present).sum())
     return order, count

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.base import Method, Needs, Observed, Selection, written_alike
 from catekv.models.shape import ModelShape
 
 
@@ -103,6 +103,7 @@ def _row(layer: Observed, b: int) -> Observed:
 def _joined(parts: Sequence[Selection]) -> Selection:
     """Selections of single sequences as one of the batch; the dense tensors they were made from
     are left out."""
+    parts = written_alike(parts)
     values: dict[str, Any] = {}
     for item in fields(Selection):
         found = [getattr(part, item.name) for part in parts]

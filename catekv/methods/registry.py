@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from catekv.errors import UserError
 from catekv.methods.base import Method
+from catekv.methods.options import check_kinds
 from catekv.methods.stores import check_store
 
 _REGISTRY: dict[str, type[Method]] = {}
@@ -72,6 +73,7 @@ def create(name: str, *, preset: str = "published", **options: Any) -> Method:
         )
     base = dict(cls.recommended) if preset == "recommended" else {}
     check_store(options.get("store", "device"))
+    check_kinds(f"method {cls.name!r}", cls, options)
     try:
         return cls(**{**base, **options})
     except UserError:

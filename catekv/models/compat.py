@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +12,31 @@ from catekv.errors import UserError
 def text_config(config: Any) -> Any:
     """The decoder's part of a (possibly composite) configuration."""
     return config.get_text_config(decoder=True)
+
+
+class AttentionSizes(NamedTuple):
+    """What one attention layer has, as a configuration says."""
+
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+
+
+def attention_sizes(config: Any, layer: int | None = None) -> AttentionSizes:
+    """Sizes of one layer; None: of the first one with full attention, whose cache is compressed
+    (in some models the others have other sizes). Zeros for models without attention."""
+    own = text_config(config)
+    if getattr(own, "is_heterogeneous", False):
+        if layer is None:
+            kinds = list(getattr(own, "layer_types", None) or ())
+            layer = kinds.index("full_attention") if "full_attention" in kinds else 0
+        own = own.per_layer_config[layer]
+    heads = int(getattr(own, "num_attention_heads", None) or 0)
+    if not heads:
+        return AttentionSizes(0, 0, 0)
+    kv_heads = getattr(own, "num_key_value_heads", None) or heads
+    head_dim = getattr(own, "head_dim", None) or own.hidden_size // heads
+    return AttentionSizes(heads, int(kv_heads), int(head_dim))
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -33,9 +58,63 @@ def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def context_window(config: Any) -> int | None:
-    """Largest number of tokens the model was made for, or None if it does not say."""
-    value = getattr(text_config(config), "max_position_embeddings", None)
-    return int(value) if value else None
+    """Largest number of tokens the model was made for, or None if it does not say.
+
+    Rotary positions that are scaled reach the original length times their factor, which many
+    configurations do not write into ``max_position_embeddings``.
+    """
+    text = text_config(config)
+    value = getattr(text, "max_position_embeddings", None)
+    if not value:
+        return None
+    return max(int(value), _scaled_window(text, int(value)))
+
+
+def _scaled_window(text: Any, positions: int) -> int:
+    """Tokens that the rotary scaling of a configuration reaches; 0 without one."""
+    scaling, per_layer = _rotary_scaling(text)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    factor = scaling.get("factor")
+    if kind == "default" or not factor:
+        return 0
+    original = getattr(text, "original_max_position_embeddings", None)
+    original = original or scaling.get("original_max_position_embeddings")
+    if kind == "llama3" and original and original < positions:
+        # its factor shapes the frequencies; the length is the one of the configuration
+        return 0
+    if original is None and per_layer and kind not in ("yarn", "longrope", "llama3"):
+        # Gemma 3 states the length that its factor leads to
+        return 0
+    return int(min(original or positions, positions) * float(factor))
+
+
+def _rotary_scaling(text: Any) -> tuple[dict[str, Any], bool]:
+    """Parameters of the rotary positions in layers that see the whole context, and whether other
+    layers have their own. Configurations of remote code know the old spelling only."""
+    for name in ("rope_parameters", "rope_scaling"):
+        found = getattr(text, name, None)
+        if not isinstance(found, dict) or not found:
+            continue
+        nested = {key: value for key, value in found.items() if isinstance(value, dict)}
+        if not nested or "rope_type" in found:
+            return found, False
+        return nested.get("full_attention") or next(iter(nested.values())), True
+    return {}, False
+
+
+def input_device(model: Any) -> torch.device:
+    """Where token ids go: the device of the embeddings, or the one that accelerate brings them to
+    if their weights are offloaded. ``meta`` if the model has no weights at all."""
+    embeddings = model.get_input_embeddings()
+    device: torch.device = embeddings.weight.device
+    if device.type != "meta":
+        return device
+    hook = getattr(embeddings, "_hf_hook", None)
+    for part in [hook, *getattr(hook, "hooks", ())]:
+        target = getattr(part, "execution_device", None)
+        if target is not None:
+            return torch.device("cuda", target) if isinstance(target, int) else torch.device(target)
+    return device
 
 
 def set_attention(model: torch.nn.Module, name: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
+from catekv.models.compat import attention_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ def rotation_of(config: Any, tokens: int, layer: int = 0) -> Rotation:
     module = _modelling_module(config)
     try:
         rotation = _read(_rotary_class(module)(config), config, tokens, layer)
-        agrees = _agrees(module, config, rotation)
+        agrees = _agrees(module, config, rotation, layer)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"the rotary embeddings of {config.model_type!r} cannot be read "
@@ -136,10 +137,9 @@ def _read(rotary: Any, config: Any, tokens: int, layer: int) -> Rotation:
     return Rotation(frequencies, float(getattr(rotary, f"{prefix}attention_scaling")))
 
 
-def _agrees(module: Any, config: Any, rotation: Rotation) -> bool:
+def _agrees(module: Any, config: Any, rotation: Rotation, layer: int) -> bool:
     """Whether the model's own code turns a random key as ``rotation`` does."""
-    head_dim = getattr(config, "head_dim", None)
-    head_dim = head_dim or config.hidden_size // config.num_attention_heads
+    head_dim = attention_sizes(config, layer).head_dim
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(1, 1, 3, head_dim, generator=generator)
     positions = torch.tensor([[1, 5, 11]])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.models.compat import attention_sizes
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ def model_shape_of(config: Any) -> tuple[int, int]:
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
     layers = getattr(config, "num_hidden_layers", None)
+    if getattr(config, "is_heterogeneous", False):
+        return int(config.num_hidden_layers), attention_sizes(config).kv_heads
     heads = getattr(config, "num_key_value_heads", None)
     heads = heads if heads is not None else getattr(config, "num_attention_heads", None)
     if layers is None or heads is None:

@@ -19,18 +19,22 @@ from torch import Tensor
 
 from catekv.cache.attention import DeferredMask, deferred_masks
 from catekv.cache.cache import RaggedCache
+from catekv.cache.continuation import (
+    SINGLE_TOKENS,
+    continues_by,
+    difference,
+    positions_of,
+    tolerance,
+    trial_ids,
+)
 from catekv.cache.layer import RaggedLayer
 from catekv.methods.base import Needs
 from catekv.models.compat import decoder_layers
+from catekv.models.weights_identity import WeightsIdentity
 
 #: Models whose layers cannot be driven in chunks, with the reason (found by trying once).
 _layerwise: WeakKeyDictionary[torch.nn.Module, str | None] = WeakKeyDictionary()
 _locks: WeakKeyDictionary[torch.nn.Module, threading.RLock] = WeakKeyDictionary()
-
-
-def positions_of(attention_mask: Tensor) -> Tensor:
-    """Position ids [batch, columns] of a left-padded batch: padding does not count."""
-    return (attention_mask.long().cumsum(dim=-1) - 1).clamp_(min=0)
 
 
 @torch.no_grad()
@@ -64,6 +68,7 @@ def prefill(
         logits: Tensor = model(input_ids, **options).logits[:, -1]
     if cache.due:
         cache.compress()
+    cache.weights = WeightsIdentity.of(model)
     return logits
 
 
@@ -116,12 +121,12 @@ def _why_not_layerwise(model: torch.nn.Module) -> str | None:
 
 @torch.no_grad()
 def _try_layerwise(model: torch.nn.Module) -> str | None:
-    """Compare a chunked with an ordinary forward over a few tokens."""
-    parameter = next(model.parameters())
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    ids = (torch.arange(7, device=parameter.device) * 31 % vocabulary)[None]
+    """Compare a chunked with an ordinary forward, over more tokens than any window."""
+    if continues_by(model) == SINGLE_TOKENS:
+        return "some of its layers cannot go on with several tokens"
+    ids = trial_ids(model, longest=None)
     logits = []
-    for chunk in (None, 3):
+    for chunk in (None, max(1, ids.shape[1] * 3 // 7)):
         cache = RaggedCache(model.config, None, hold=Needs(window=1))
         context = contextlib.nullcontext() if chunk is None else layerwise(model, cache, chunk)
         try:
@@ -131,13 +136,11 @@ def _try_layerwise(model: torch.nn.Module) -> str | None:
             if chunk is None:
                 raise
             return f"{type(error).__name__}: {error}"
-        logits.append(output.logits[:, -1].float())
+        logits.append(output.logits[:, -1])
     plain, chunked = logits
-    scale = float(plain.abs().max().clamp(min=1.0))
-    difference = float((plain - chunked).abs().max()) / scale
+    found = difference(chunked, plain)
     # a wrong mask or position changes logits by far more than rounding does
-    allowed = 1e-3 if parameter.dtype == torch.float32 else 0.1
-    return None if difference <= allowed else f"logits differ by {difference:.1e}"
+    return None if found <= 4 * tolerance(model, plain) else f"logits differ by {found:.1e}"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
 from catekv.methods.base import Method
 from catekv.methods.budgeted import Budgeted
-from catekv.models.compat import text_config
+from catekv.models.compat import attention_sizes, text_config
 from catekv.models.shape import ModelShape
 
 GIB = 2**30
@@ -175,18 +175,18 @@ def sizes_of_model(model: torch.nn.Module) -> ModelSizes:
 
 def _sizes(model: Any, element_bytes: int, weights: int | None) -> ModelSizes:
     config = text_config(model.config)
-    heads = config.num_attention_heads
+    attention = attention_sizes(model.config)
     table, output = model.get_input_embeddings().weight, model.get_output_embeddings()
     tied = output is not None and output.weight is table
     return ModelSizes(
         layers=config.num_hidden_layers,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        kv_heads=attention.kv_heads,
+        head_dim=attention.head_dim,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         # a tied table is the output head too, and that is read whole at every step
         embedding_parameters=0 if tied else table.numel(),
         element_bytes=element_bytes,
-        query_heads=heads,
+        query_heads=attention.query_heads,
         hidden_size=config.hidden_size,
         intermediate_size=_intermediate(config),
         feed_forward=_feed_forward(_names(model)),

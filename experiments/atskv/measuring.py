@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from catekv import tasks
+from catekv.cache.continuation import feed
 from catekv.methods import Method
 from catekv.methods.atskv.store import TierStore
 from catekv.tasks.core.prompt import encode
@@ -165,18 +166,16 @@ def answer_loss(
     cache: Any = context.cache.fork()
     logits = context.last_logits
 
-    def feed(part: list[int]) -> torch.Tensor:
-        given = torch.tensor([part], device=model.device)
-        output = model.model(given, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1]
+    def after(part: list[int]) -> torch.Tensor:
+        return feed(model.model, torch.tensor([part], device=model.device), cache)[:, -1]
 
     if question:
-        logits = feed(question)
+        logits = after(question)
     total = 0.0
     for place, token in enumerate(ids):
         total -= float(logits[0].float().log_softmax(dim=-1)[token])
         if place + 1 < len(ids):
-            logits = feed([token])
+            logits = after([token])
     return total, len(ids)
 
 

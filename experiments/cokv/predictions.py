@@ -12,6 +12,7 @@ from catekv.errors import UserError
 from catekv.evaluation.records.records import write_text
 from catekv.evaluation.report.statistics import bootstrap_average
 from catekv.tasks.core.sample import Sample
+from catekv.text_files import read_text
 
 
 def short_name(task: str) -> str:
@@ -60,7 +61,7 @@ def read_results(folder: str | Path, name: str) -> dict[str, list[float]]:
     not there."""
     path = Path(folder) / f"list_result_{name}.json"
     try:
-        content: dict[str, list[float]] = json.loads(path.read_text())
+        content: dict[str, list[float]] = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     return content
@@ -125,7 +126,7 @@ def _merge(path: Path, content: Mapping[str, Any]) -> Path:
     held: dict[str, Any] = {}
     if path.exists():
         try:
-            held = json.loads(path.read_text())
+            held = json.loads(read_text(path))
         except ValueError as error:
             raise UserError(f"{path} is not readable ({error}); remove it") from error
     return _write(path, [json.dumps({**held, **content}, indent=1)])

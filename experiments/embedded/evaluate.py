@@ -21,6 +21,7 @@ from catekv.errors import UserError
 from catekv.models import embedded
 from catekv.tasks.core.prompt import encode
 from catekv.tasks.wording.small import SmallWording
+from catekv.text_files import read_text
 from experiments.embedded.card import write_card
 
 SEED = 42
@@ -49,7 +50,7 @@ def evaluate(folder: Path, lengths: Sequence[int], count: int, names: Sequence[s
     file = folder / "evaluation.json"
     found: dict[str, dict[str, list[float]]] = {}
     if file.exists():
-        found = json.loads(file.read_text())["scores"]
+        found = json.loads(read_text(file))["scores"]
     for length in lengths:
         for name in names:
             cell = found.setdefault(f"{name} {length}", {"official": [], "strict": []})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from catekv.cache.continuation import feed
 from catekv.decode import generation
 from catekv.decode.generation import Limits, Session
 from experiments.simcalkv.benchmarks import Example
@@ -143,9 +144,7 @@ def _rate(
     for ids, count in zip(continuations, rated, strict=True):
         cache = context.cache.fork()
         own = torch.tensor([list(ids)], device=model.device)
-        logits = model.model(
-            own, past_key_values=cache, use_cache=True, logits_to_keep=count + 1
-        ).logits[0, -count - 1 : -1]
+        logits = feed(model.model, own, cache, last=count + 1)[0, :-1]
         target = own[0, -count:, None]
         scores.append(float(logits.float().log_softmax(dim=-1).gather(-1, target).sum()))
         grown = max(grown, _grown(context.cache, cache))

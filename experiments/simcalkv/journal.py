@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from catekv.errors import UserError
+from catekv.text_files import read_text
 
 
 class Journal:
@@ -37,8 +38,8 @@ class Journal:
         self._stream: TextIO | None = None
         self.rows: dict[int, Any] = {}
         try:
-            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(self.path) if self.path.exists() else ""
+        except OSError as error:
             raise UserError(f"cannot read {self.path}: {error}; remove it to begin anew") from None
         for line in text.splitlines():
             try:

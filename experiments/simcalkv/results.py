@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.text_files import read_text
 from catekv.version import __version__
 from experiments.simcalkv.benchmarks import Example
 from experiments.simcalkv.comparison import Side
@@ -182,7 +183,7 @@ def refuse_other_model(path: Path, model_name: str) -> None:
     if not path.exists():
         return
     try:
-        known = json.loads(path.read_text(encoding="utf-8")).get("model_name")
+        known = json.loads(read_text(path)).get("model_name")
     except (OSError, ValueError, AttributeError):
         known = None
     if known != model_name:

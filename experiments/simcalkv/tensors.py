@@ -40,7 +40,8 @@ class LayerTensors:
 class Recorded:
     """A prompt of ``prompt_tokens`` tokens and, behind it, what the model answered.
 
-    ``layers`` by index; sliding-window layers, which no method compresses, are left out.
+    ``layers`` by index; layers that no method compresses (sliding windows, linear attention) are
+    left out.
     """
 
     prompt_tokens: int
@@ -71,8 +72,10 @@ def record(model: CateKVModel, prompt: Sequence[int], new_tokens: int) -> Record
         try:
             seen = dense.observed(index)
         except UserError:
-            continue  # a sliding-window layer
+            continue  # a layer that is not compressed
         layers[index] = LayerTensors(seen.queries[0], seen.keys[0], seen.values[0], seen.scaling)
     if not layers:
-        raise UserError("this model has sliding-window layers only, which are not compressed")
+        raise UserError(
+            "this model has no layer with full attention, and only those are compressed"
+        )
     return Recorded(len(prompt), layers)

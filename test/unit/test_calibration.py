@@ -304,3 +304,16 @@ def test_gamma_rules_differ_only_at_gamma() -> None:
 def test_bad_votes_are_refused(cvs: torch.Tensor, options: dict) -> None:
     with pytest.raises(UserError):
         calibration.vote(cvs, **{"ratio": 0.5, **options})
+
+
+def test_layers_without_statistics_take_no_share_of_the_adaptive_heads() -> None:
+    cvs = torch.full((3, 4, 2), torch.nan, dtype=torch.float64)
+    typed = torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cvs[:, [1, 3]] = typed
+    for count in ("exact", "keep_ties"):
+        mask = calibration.vote(cvs, 0.5, vote_count=count)
+        alone = calibration.vote(typed, 0.5, vote_count=count)
+        assert torch.equal(mask.adaptive[[1, 3]], alone.adaptive)
+        assert not bool(mask.adaptive[[0, 2]].any())
+    with pytest.raises(UserError, match="not finite"):
+        calibration.vote(cvs[:, [0, 2]], 0.5)

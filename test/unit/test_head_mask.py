@@ -186,7 +186,7 @@ def test_torn_and_foreign_files_are_named(tmp_path: Path, content: str, message:
 def test_binary_and_missing_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "head_type_p40.csv"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="cannot be read as text"):
+    with pytest.raises(UserError, match="is not UTF-8"):
         HeadMask.load(path)
     with pytest.raises(UserError, match="no head mask at"):
         HeadMask.load(tmp_path / "nowhere")

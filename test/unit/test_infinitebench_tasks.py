@@ -386,19 +386,34 @@ def test_strict_scores_refuse_answers_that_name_several():
     assert scored("longbook_choice_eng", two_letters) == both
 
 
-def test_real_predictions_score_the_same_through_samples(golden, reference_folder):
-    """The published points of every prediction file come out of labels put into samples."""
+def points(name, file):
+    """Sum of the official scores of a prediction file, its labels put into samples."""
+    found = 0.0
+    for prediction in read_predictions(file).rows:
+        label = prediction.references
+        texts = label if isinstance(label, list) else [label]
+        sample = tasks.Sample(
+            tasks.find(f"infinitebench/{name}").name, 0, "", "", "", tuple(map(str, texts)), 1, 0,
+            0, scoring={"label": label},
+        )  # fmt: skip
+        found += tasks.score(prediction.text, sample)["official"]
+    return found
+
+
+def test_predictions_score_the_same_through_samples(golden, tmp_path):
+    for case in golden("benchmarks", "infinitebench_metric"):
+        inputs = case["inputs"]
+        file = tmp_path / f"{inputs['model']}_{inputs['task']}.jsonl"
+        rows = [
+            {"id": n, "prediction": prediction, "ground_truth": inputs["label"]}
+            for n, prediction in enumerate([inputs["pred"], "", inputs["pred"]])
+        ]
+        file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        expected = 2 * case["expected"]["value"]
+        assert points(inputs["task"], file) == pytest.approx(expected), case["id"]
+
+
+def test_published_predictions_score_the_same_through_samples(golden, published_files):
     for case in golden("benchmarks", "infinitebench_file"):
-        name = case["inputs"]["task"]
-        found = read_predictions(reference_folder / case["inputs"]["file"])
-        metric = tasks.find(f"infinitebench/{name}")
-        points = 0.0
-        for prediction in found.rows:
-            label = prediction.references
-            texts = label if isinstance(label, list) else [label]
-            sample = tasks.Sample(
-                metric.name, 0, "", "", "", tuple(map(str, texts)), 1, 0, 0,
-                scoring={"label": label},
-            )  # fmt: skip
-            points += tasks.score(prediction.text, sample)["official"]
-        assert points == pytest.approx(case["expected"]["sum"], abs=1e-9), case["id"]
+        found = points(case["inputs"]["task"], published_files.parent / case["inputs"]["file"])
+        assert found == pytest.approx(case["expected"]["sum"], abs=1e-9), case["id"]

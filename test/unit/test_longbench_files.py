@@ -14,6 +14,7 @@ from catekv.evaluation.predictions.scores import read_predictions, rescore
 from catekv.tasks.core.prompt import encode
 from catekv.tasks.families.longbench.table import TASKS, facts
 from catekv.tasks.families.longbench.wording import PARTS
+from catekv.tasks.metrics import longbench
 from catekv.tasks.rows import sources
 
 TEMPLATE = "Before.\n{context}\nBetween, {input}\nAfter:"
@@ -335,17 +336,17 @@ def test_a_markdown_pair_without_its_text_is_named(tmp_path):
 
 
 # --- real files -------------------------------------------------------------------------------
-def test_real_rows_are_read(reference_folder):
+def test_real_rows_are_read(published_files):
     counts = {"multi_news": 200, "multifieldqa_zh": 200, "passage_retrieval_zh": 200}
     for name, count in counts.items():
-        samples = tasks.read(reference_folder / "data" / "longbench" / f"{name}.jsonl")
+        samples = tasks.read(published_files / "longbench" / f"{name}.jsonl")
         assert {sample.task for sample in samples} == {f"longbench/{name}"}
         assert len(samples) == len({sample.metadata["id"] for sample in samples}) == count
         assert all(sample.metadata["length"] > 100 for sample in samples)
 
 
-def test_real_v2_pairs_are_read(reference_folder):
-    samples = tasks.read(reference_folder / "data" / "longbench_v2")
+def test_real_v2_pairs_are_read(published_files):
+    samples = tasks.read(published_files / "longbench_v2")
     assert len(samples) == 29
     assert [s.metadata["difficulty"] for s in samples].count("easy") == 11
     assert {s.metadata["length"] for s in samples} == {"short"}
@@ -355,14 +356,36 @@ def test_real_v2_pairs_are_read(reference_folder):
         assert len(sample.context) > 10_000
 
 
-def test_real_predictions_score_the_same_through_their_samples(reference_folder, golden):
+@pytest.mark.parametrize("name", sorted(longbench.METRICS))
+def test_predictions_score_the_same_through_their_samples(name, tmp_path):
+    """One right answer, one empty one: half the points, whichever way a file is read."""
+    if facts(name).language == "zh":
+        pytest.importorskip("jieba", reason="Chinese scores need jieba: pip install 'catekv[zh]'")
+    given = row(f"longbench/{name}")
+    gold = {"answers": given["answers"], "all_classes": given["all_classes"]}
+    entries = {
+        str(n): {"origin_prompt": "What?", "prediction": text, "gold": gold, "time": 1.0}
+        for n, text in enumerate([given["answers"][0], ""])
+    }
+    file = tmp_path / f"MiniLongBench_{name}.json"
+    file.write_text(json.dumps(entries), encoding="utf-8")
+    samples, predictions = tasks.read(file), read_predictions(file).rows
+    scores = [
+        tasks.score(prediction.text, sample)["official"]
+        for prediction, sample in zip(predictions, samples, strict=True)
+    ]
+    assert scores == [pytest.approx(1), 0]
+    assert rescore(file).percent == 50
+
+
+def test_real_predictions_score_the_same_through_their_samples(published_files, golden):
     pytest.importorskip("jieba", reason="Chinese scores need jieba: pip install 'catekv[zh]'")
     published = {
         case["inputs"]["dataset"]: case["expected"]["score"]
         for case in golden("benchmarks", "longbench_file")
     }
     seen = 0
-    for file in sorted((reference_folder / "data" / "longbench" / "mini").glob("*.json")):
+    for file in sorted((published_files / "longbench" / "mini").glob("*.json")):
         samples, predictions = tasks.read(file), read_predictions(file).rows
         scores = [
             tasks.score(prediction.text, sample)["official"]

@@ -194,9 +194,9 @@ def test_a_document_with_a_bos_token_is_named(tmp_path):
         tasks.build("longbench/qasper", byte_level(), 0, 2, path=str(file))
 
 
-def test_real_texts_are_cut_as_published(reference_folder):
+def test_real_texts_are_cut_as_published(published_files):
     tokenizer, limit = byte_level(), 600
-    path = str(reference_folder / "data" / "longbench" / "multi_news.jsonl")
+    path = str(published_files / "longbench" / "multi_news.jsonl")
     whole = tasks.build("longbench/multi_news", tokenizer, 0, 6, path=path)
     fitted = tasks.build("longbench/multi_news", tokenizer, limit + 512, 6, path=path)
     options = {"path": path, "max_prompt_tokens": limit, "truncation": "official"}

@@ -62,7 +62,15 @@ def attend(query: list, keys: torch.Tensor, values: torch.Tensor, bias=None) -> 
 
 @pytest.mark.parametrize(
     ("tokens", "ratio", "removed"),
-    [(10, 0.4, 4), (10, 0.04, 1), (100, 0.29, 29), (10, 0.0, 0), (10, 1.0, 10), (1, 0.5, 1)],
+    [
+        (10, 0.4, 4),
+        (10, 0.04, 1),
+        (100, 0.29, 29),
+        (10, 0.0, 0),
+        (10, 0.99, 9),
+        (1, 0.5, 0),
+        (2, 0.9, 1),
+    ],
 )
 def test_removed_counts(tokens: int, ratio: float, removed: int) -> None:
     assert removed_count(tokens, ratio) == removed
@@ -506,7 +514,7 @@ def test_everything_seen_is_merged_again_if_nothing_is_to_be_removed() -> None:
         ({"ratio": 1.5}, "ratio 1.5 is outside"),
         ({"ratio": -0.1}, "ratio -0.1 is outside"),
         ({"ratio": 1.0}, "ratio 1 removes every token; use a ratio below 1"),
-        ({"ratio": math.nan}, "ratio nan is outside"),
+        ({"ratio": math.nan}, "ratio nan is not a number"),
         ({"ratio": "half"}, "ratio 'half' is not a number"),
         ({"threshold": "high"}, "threshold 'high' is not a number"),
         ({"calibration": "exact"}, "use key_const or logit or none"),
@@ -518,7 +526,7 @@ def test_everything_seen_is_merged_again_if_nothing_is_to_be_removed() -> None:
         ({"protect_recent": -1}, "negative"),
         ({"protect_recent": 1.5}, "protect_recent 1.5 is not a whole number"),
         ({"remerge_every": None}, "remerge_every None is not a whole number"),
-        ({"causal_normalise": "no"}, "must be true or false"),
+        ({"causal_normalise": "no"}, "is not true or false"),
         ({"total": 1.5}, "total 1.5 is not a whole number"),
         ({"total": -1}, "negative"),
     ],

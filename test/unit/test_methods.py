@@ -256,7 +256,7 @@ def test_bad_catekv_options_are_refused(options: dict, message: str) -> None:
         ("streaming_llm", {"budget": 3}, "at least sinks"),
         ("streaming_llm", {"sinks": -1}, "at least 0"),
         ("snapkv", {"budget": "x"}, "budget='x' has a value of the wrong kind"),
-        ("atskv_rocket_kv", {"eviction": "x"}, "eviction='x' has a value of the wrong kind"),
+        ("atskv_rocket_kv", {"eviction": "x"}, "eviction 'x' is not a number"),
         ("nothing", {}, "available: "),
     ],
 )

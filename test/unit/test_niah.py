@@ -232,8 +232,8 @@ def test_bad_result_files_are_named_with_their_line(tmp_path, rows, model, messa
         read_results(file, model)
 
 
-def test_the_published_result_file(reference_folder):
-    grid = read_results(reference_folder / "data" / "niah" / "original_results.jsonl")
+def test_the_published_result_file(published_files):
+    grid = read_results(published_files / "niah" / "original_results.jsonl")
     assert (len(grid.lengths), len(grid.depths)) == (35, 35)
     assert (grid.lengths[0], grid.lengths[-1]) == (1000, 200000)
     counts = [count for row in grid.counts for count in row]

@@ -148,6 +148,34 @@ def test_a_process_whose_partner_ended_says_so() -> None:
     assert said.startswith("another process of this run ended before its end")
 
 
+_LEAVING = """
+import sys, time
+from catekv.evaluation.run.distributed import process_group
+with process_group() as process:
+    if process.is_first:
+        time.sleep(2)  # it writes the summary
+        finished = time.time()
+left = time.time()
+if process.is_first:
+    process.outlive_siblings()
+    print(finished, time.time())
+else:
+    time.sleep(1)  # it cleans up
+    print(left, time.time())
+sys.exit(int(process.is_first))
+"""
+
+
+def test_processes_leave_together_and_the_one_with_the_verdict_ends_last() -> None:
+    first, second = started(_LEAVING, free_port())
+    # who ended is reaped by its parent, as torchrun does
+    left, ended = map(float, second.communicate(timeout=120)[0].split())
+    finished, outlived = map(float, first.communicate(timeout=120)[0].split())
+    assert (first.returncode, second.returncode) == (1, 0)
+    assert finished <= left
+    assert ended <= outlived
+
+
 @pytest.mark.parametrize(
     ("world", "message"), [("two", "WORLD_SIZE is 'two'"), ("2", "the processes cannot connect")]
 )

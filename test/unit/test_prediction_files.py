@@ -30,38 +30,74 @@ def written(tmp_path):
     return write
 
 
-def test_published_scores_of_longbench_files(golden, reference_folder, segmenter):
+#: A task for every rule of LongBench that the reference numbers know.
+TASK_OF_RULE = {
+    "qa_f1_score": "qasper",
+    "rouge_score": "gov_report",
+    "rouge_zh_score": "vcsum",
+    "count_score": "passage_count",
+    "retrieval_score": "passage_retrieval_en",
+    "code_sim_score": "lcc",
+    "classification_score": "trec",
+}
+
+
+def test_reference_values_of_longbench_in_both_layouts(golden, written, segmenter):
+    for case in golden("benchmarks", "longbench_metric"):
+        inputs, expected = case["inputs"], case["expected"]["value"]
+        task, classes = TASK_OF_RULE[inputs["fn"]], inputs.get("kwargs", {}).get("all_classes")
+        row = {"pred": inputs["pred"], "answers": [inputs["gold"]], "all_classes": classes}
+        assert rescore(written(f"{task}.jsonl", [row])).mean == pytest.approx(expected), case["id"]
+        gold = {"answers": row["answers"], "all_classes": classes}
+        entry = {"origin_prompt": "-", "prediction": inputs["pred"], "gold": gold, "time": 1.0}
+        mini = rescore(written(f"MiniLongBench_{task}.json", {"0": entry}))
+        assert (mini.task, len(mini.scores)) == (task, 1)
+        assert mini.mean == pytest.approx(expected), case["id"]
+
+
+def test_reference_values_of_infinitebench_in_a_file(golden, written):
+    for case in golden("benchmarks", "infinitebench_metric"):
+        inputs, expected = case["inputs"], case["expected"]["value"]
+        silent = {"id": 8, "prediction": "", "ground_truth": inputs["label"]}
+        right = {"id": 3, "prediction": inputs["pred"], "ground_truth": inputs["label"]}
+        result = rescore(written(f"{inputs['model']}_{inputs['task']}.jsonl", [silent, right]))
+        assert (result.task, result.scores[0]) == (inputs["task"], 0.0)
+        assert result.points == pytest.approx(expected), case["id"]
+        assert result.mean == pytest.approx(expected / 2), case["id"]
+
+
+def test_published_scores_of_longbench_files(golden, published_files, segmenter):
     for case in golden("benchmarks", "longbench_file"):
         inputs, expected = case["inputs"], case["expected"]
-        result = rescore(reference_folder / inputs["file"])
+        result = rescore(published_files.parent / inputs["file"])
         assert result.task == inputs["dataset"]
         assert len(result.scores) == expected["n"]
         assert result.percent == pytest.approx(expected["score"], abs=0.005), case["id"]
 
 
-def test_published_scores_of_infinitebench_files(golden, reference_folder):
+def test_published_scores_of_infinitebench_files(golden, published_files):
     for case in golden("benchmarks", "infinitebench_file"):
         inputs, expected = case["inputs"], case["expected"]
-        result = rescore(reference_folder / inputs["file"])
+        result = rescore(published_files.parent / inputs["file"])
         assert result.task == inputs["task"]
         assert len(result.scores) == expected["n"]
         assert result.mean == pytest.approx(expected["score"], abs=1e-9), case["id"]
         assert result.points == pytest.approx(expected["sum"], abs=1e-9), case["id"]
 
 
-def test_every_real_file_can_be_scored(reference_folder, segmenter):
-    mini = sorted((reference_folder / "data" / "longbench" / "mini").glob("*.json"))
+def test_every_real_file_can_be_scored(published_files, segmenter):
+    mini = sorted((published_files / "longbench" / "mini").glob("*.json"))
     results = [rescore(file) for file in mini]
     assert {result.task for result in results} == set(longbench.METRICS)
     assert sum(len(result.scores) for result in results) == 237
-    others = sorted((reference_folder / "data" / "infinitebench_preds").glob("*.jsonl"))
+    others = sorted((published_files / "infinitebench_preds").glob("*.jsonl"))
     results += [rescore(file) for file in others]
     assert {result.task for result in results[len(mini) :]} < set(infinitebench.TASKS)
     assert all(0 <= score <= 1 for result in results for score in result.scores)
 
 
-def test_prefix_baseline_on_multi_news(golden, reference_folder):
-    file = reference_folder / "data" / "longbench" / "multi_news.jsonl"
+def test_prefix_baseline_on_multi_news(golden, published_files):
+    file = published_files / "longbench" / "multi_news.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     for case in golden("benchmarks", "multi_news_prefix"):
         first, last = case["inputs"]["rows"]
@@ -74,8 +110,8 @@ def test_prefix_baseline_on_multi_news(golden, reference_folder):
         )
 
 
-def test_every_kind_of_reference_number_has_a_test(reference_folder, request):
-    content = json.loads((reference_folder / "golden" / "benchmarks.json").read_text())
+def test_every_kind_of_reference_number_has_a_test(golden_folder, request):
+    content = json.loads((golden_folder / "benchmarks.json").read_text())
     source = "".join(
         file.read_text(encoding="utf-8") for file in request.path.parent.glob("test_*.py")
     )

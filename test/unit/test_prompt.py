@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import ruler_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from catekv.errors import UserError
 from catekv.tasks.core.prompt import (
@@ -134,3 +135,20 @@ def test_traces_of_templates_are_found():
     assert has_template("<|begin_of_text|>text")
     assert has_template("text [/INST]")
     assert not has_template("What is a < b and |c|? Answer:")
+
+
+def test_a_template_that_writes_bos_in_every_turn_is_right():
+    core = ruler_tokenizers.byte_level().backend_tokenizer
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template="{% for message in messages %}<s>{{ message['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<s><|assistant|>{% endif %}",
+    )
+    made = sample()
+    ids = encode(made, tokenizer).ids
+    assert ids.count(tokenizer.bos_token_id) == 2
+    assert full_text(tokenizer, ids).startswith("<s>Some instruction.")
+    with pytest.raises(UserError, match="BOS token 2 times"):
+        encode(sample(context="The <s> harbour.\n"), tokenizer)

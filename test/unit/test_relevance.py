@@ -322,8 +322,8 @@ def test_reference_numbers(kind: str, golden) -> None:
         CHECKS[kind](case["inputs"], case["expected"], case["tolerance"]["abs"])
 
 
-def test_every_kind_of_the_reference_is_checked(reference_folder: Path) -> None:
-    kinds = json.loads((reference_folder / "golden" / "atskv.json").read_text())["kinds"]
+def test_every_kind_of_the_reference_is_checked(golden_folder: Path) -> None:
+    kinds = json.loads((golden_folder / "atskv.json").read_text())["kinds"]
     assert set(CHECKS) == set(kinds)
 
 

@@ -91,8 +91,8 @@ def test_published_values(golden):
             assert score.parts() == pytest.approx(parts, abs=1e-9), (case["id"], kind)
 
 
-def test_prefix_baselines_on_xsum(golden, reference_folder):
-    file = reference_folder / "data" / "summarization" / "xsum_qhitter.jsonl"
+def test_prefix_baselines_on_xsum(golden, published_files):
+    file = published_files / "summarization" / "xsum_qhitter.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     for case in golden("benchmarks", "xsum_prefix"):
         row = rows[case["inputs"]["row"]]
@@ -229,8 +229,8 @@ def test_stems():
     assert {word: stem(word) for word in STEMS} == STEMS
 
 
-def test_stems_of_a_whole_dictionary_equal_those_of_nltk(reference_folder):
-    with zipfile.ZipFile(reference_folder / "data" / "wordlists" / "nltk_words.zip") as archive:
+def test_stems_of_a_whole_dictionary_equal_those_of_nltk(published_files):
+    with zipfile.ZipFile(published_files / "wordlists" / "nltk_words.zip") as archive:
         words = sorted(set(archive.read("words/en").decode().lower().split()))[::5]
     digest = hashlib.sha256("\n".join(f"{word} {stem(word)}" for word in words).encode())
     assert len(words) == 46_875

@@ -211,8 +211,8 @@ def test_wrong_fields_of_own_rows_are_named(field, value, message, tmp_path):
         tasks.read(path)
 
 
-def test_published_file_is_read_with_its_boundary(reference_folder):
-    samples = tasks.read(reference_folder / "data" / "ruler" / "4096_niah_multikey_3.jsonl")
+def test_published_file_is_read_with_its_boundary(published_files):
+    samples = tasks.read(published_files / "ruler" / "4096_niah_multikey_3.jsonl")
     assert len(samples) == 500
     assert {sample.task for sample in samples} == {"ruler/niah_multikey_3"}
     assert [sample.index for sample in samples] == list(range(500))

@@ -163,8 +163,68 @@ def test_question_without_namesakes_that_hide_its_answer_is_given_up():
     assert world._look_alikes(steps, (" ",), 3, random) is None
 
 
-def test_squad_file(reference_folder):
-    path = str(reference_folder / "data" / "qa" / "squad_v2_half_dev.json")
+ANIMALS = ("gull", "otter", "heron", "badger", "adder", "marten", "stoat", "plover")
+
+
+def squad_articles(articles=6, paragraphs=8):
+    """SQuAD v2 rows: a paragraph has an answerable question with two references, and another."""
+    data = []
+    for article in range(articles):
+        entry = {"title": f"Harbour {article}", "paragraphs": []}
+        for place, animal in zip(range(paragraphs), ANIMALS, strict=True):
+            context = (
+                f"  Rail {place} of harbour {article} holds one {animal} at noon. "
+                + " ".join(
+                    f"The tide of hour {hour} reached mark {hour * 7 + place}."
+                    for hour in range(10)
+                )
+            )
+            answers = [
+                {"text": text, "answer_start": context.index(text)}
+                for text in (animal, f"one {animal}", animal)
+            ]
+            asked = f"What sits on rail {place} of harbour {article}?"
+            entry["paragraphs"].append(
+                {
+                    "context": context,
+                    "qas": [
+                        {"id": f"{article}-{place}-a", "question": asked, "answers": answers},
+                        {
+                            "id": f"{article}-{place}-b",
+                            "question": f"Who owns rail {place}?",
+                            "answers": [],
+                            "is_impossible": True,
+                        },
+                    ],
+                }
+            )
+        data.append(entry)
+    return {"version": "v2.0", "data": data}
+
+
+def test_squad_rows(tmp_path):
+    path = tmp_path / "squad.json"
+    path.write_text(json.dumps(squad_articles()))
+    corpus = documents.squad(str(path))
+    assert len(corpus.questions) == len(corpus.paragraphs) == len(set(corpus.paragraphs)) == 48
+    for question in corpus.questions:
+        (gold,) = question.gold
+        assert gold.startswith("Rail ")
+        assert [text in gold for text in question.outputs] == [True, True]
+        harbour = gold.split(" holds ")[0].split(" of ")[1]
+        assert len(question.near) == 7
+        assert all(f"of {harbour} holds" in text for text in question.near)
+    tokenizer = ruler_tokenizers.byte_level()
+    samples = tasks.build("ruler/qa_1", tokenizer, 8192, 4, squad_path=str(path))
+    for sample in samples:
+        assert sample.outputs[0] in sample.context
+        assert 0.94 <= sample.length / 8192 <= 1
+    assert len({sample.question for sample in samples}) == 4
+    assert len({round(sample.depths[0], 2) for sample in samples}) > 1
+
+
+def test_squad_file(published_files):
+    path = str(published_files / "qa" / "squad_v2_half_dev.json")
     corpus = documents.squad(path)
     assert len(corpus.questions) == 2910
     assert len(corpus.paragraphs) == len(set(corpus.paragraphs)) == 646
@@ -193,8 +253,41 @@ def test_file_without_enough_paragraphs_is_refused(tmp_path):
         tasks.build("ruler/qa_1", tokenizer, 4096, 1, squad_path=str(path))
 
 
-def test_hotpotqa_file(reference_folder):
-    path = str(reference_folder / "data" / "qa" / "hotpotqa_train_sample.json")
+def test_hotpotqa_rows(tmp_path):
+    """Two paragraphs of six support each answer; the titles come back before their sentences."""
+    items = []
+    for n in range(12):
+        context = [
+            [f"Boat {n}.{k}", [f"Boat {n}.{k} carries salt. ", "It left in May. " * 20]]
+            for k in range(6)
+        ]
+        items.append(
+            {
+                "_id": f"h{n}",
+                "question": f"What do boats {n}.1 and {n}.4 carry?",
+                "answer": "salt",
+                "context": context,
+                "supporting_facts": [[f"Boat {n}.1", 0], [f"Boat {n}.4", 0], [f"Boat {n}.4", 1]],
+                "type": "comparison",
+                "level": "easy",
+            }
+        )
+    path = tmp_path / "hotpotqa.json"
+    path.write_text(json.dumps(items))
+    corpus = documents.hotpotqa(str(path))
+    assert (len(corpus.questions), len(corpus.paragraphs)) == (12, 72)
+    tokenizer = ruler_tokenizers.byte_level()
+    samples = tasks.build("ruler/qa_2", tokenizer, 8192, 3, hotpotqa_path=str(path))
+    for sample in samples:
+        (question,) = (q for q in corpus.questions if q.text in sample.question)
+        assert [text.split("\n")[0].split(".")[1] for text in question.gold] == ["1", "4"]
+        assert len(question.near) == 4
+        assert all(text in sample.context for text in (*question.gold, *question.near))
+        assert 0.94 <= sample.length / 8192 <= 1
+
+
+def test_hotpotqa_file(published_files):
+    path = str(published_files / "qa" / "hotpotqa_train_sample.json")
     corpus = documents.hotpotqa(path)
     assert (len(corpus.questions), len(corpus.paragraphs)) == (100, 994)
     for sample in tasks.build(
@@ -205,8 +298,26 @@ def test_hotpotqa_file(reference_folder):
         assert 0.97 <= sample.length / 8192 <= 1
 
 
-def test_essay_and_word_files(reference_folder, tmp_path):
-    archive = reference_folder / "data" / "public_domain" / "nltk_inaugural.zip"
+def test_folders_of_essays_and_words(tmp_path):
+    essays, lists = tmp_path / "essays", tmp_path / "lists"
+    essays.mkdir()
+    lists.mkdir()
+    for n in range(3):
+        lines = [f"In year {n} the ship number {k} came home." for k in range(150)]
+        (essays / f"{n}.txt").write_text(" ".join(lines))
+        (lists / f"{n}.txt").write_text("\n".join(f"word{n}x{k}" for k in range(150)))
+    tokenizer = ruler_tokenizers.byte_level()
+    samples = tasks.build("ruler/niah_single_2", tokenizer, 2048, 2, essay_path=str(essays))
+    assert samples[0].context != samples[1].context
+    assert all(0.97 <= sample.length / 2048 <= 1 for sample in samples)
+    assert all("A locker number of" in sample.context for sample in samples)
+    assert all("the ship number" in sample.context for sample in samples)
+    (sample,) = tasks.build("ruler/cwe", tokenizer, 6144, 1, words_path=str(lists))
+    assert set(sample.outputs) <= set(words.read_words(str(lists)))
+
+
+def test_essay_and_word_files(published_files, tmp_path):
+    archive = published_files / "public_domain" / "nltk_inaugural.zip"
     with zipfile.ZipFile(archive) as content:
         names = [name for name in content.namelist() if name.endswith(".txt")][:6]
         for name in names:
@@ -217,7 +328,7 @@ def test_essay_and_word_files(reference_folder, tmp_path):
     assert samples[0].context != samples[1].context
     assert all(0.97 <= sample.length / 2048 <= 1 for sample in samples)
     assert "A locker number of" in samples[0].context
-    lists = reference_folder / "data" / "wordlists"
+    lists = published_files / "wordlists"
     (sample,) = tasks.build("ruler/cwe", tokenizer, 4096, 1, words_path=str(lists))
     known = set(words.read_words(str(lists)))
     assert set(sample.outputs) <= known

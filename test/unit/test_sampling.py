@@ -41,7 +41,7 @@ def test_frequencies_are_the_probabilities():
     logits = random_logits(1, 6)
     sampling = Sampling(temperature=1.5, top_k=4, seed=3)
     draws = 20000
-    sampler = Sampler(sampling, 1, draws, torch.device("cpu"))
+    sampler = Sampler(sampling, [0], draws, torch.device("cpu"))
     counts = torch.zeros(6)
     for index in range(draws):
         counts[sampler(logits, index)[0, 0]] += 1
@@ -53,7 +53,7 @@ def test_frequencies_are_the_probabilities():
 
 
 def drawn(batch: int, most: int, seed: int | None = 11) -> Tensor:
-    sampler = Sampler(Sampling(seed=seed), batch, most, torch.device("cpu"))
+    sampler = Sampler(Sampling(seed=seed), range(batch), most, torch.device("cpu"))
     logits = random_logits(1).expand(batch, -1)
     return torch.cat([sampler(logits, index) for index in range(most)], dim=1)
 
@@ -80,7 +80,7 @@ def test_without_a_seed_torch_decides():
 def test_extreme_random_numbers_never_choose_an_impossible_token():
     logits = torch.full((2, 8), -torch.inf)
     logits[:, 2] = logits[:, 5] = 0.0
-    sampler = Sampler(Sampling(seed=0), 2, 1, torch.device("cpu"))
+    sampler = Sampler(Sampling(seed=0), range(2), 1, torch.device("cpu"))
     sampler.numbers = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     assert sampler(logits, 0).tolist() == [[2], [5]]
 

@@ -257,9 +257,24 @@ def test_built_in_samples_in_the_embedded_vocabulary(name):
             assert set(tasks.score("", sample).values()) == {0.0}
 
 
-def test_prefix_baseline_on_a_real_few_shot_file(golden, reference_folder):
+def test_reference_scores_come_out_of_a_few_shot_file(golden, written):
+    for case in golden("benchmarks", "rouge"):
+        inputs, expected = case["inputs"], case["expected"]
+        (sample,) = tasks.read(written("xsum.jsonl", few_shot(summary_gt=inputs["ref"])))
+        assert (sample.task, sample.stop, sample.max_new_tokens) == (
+            "summarization/xsum", ("###",), 50,
+        )  # fmt: skip
+        scores = tasks.score(inputs["hyp"], sample)
+        for kind, parts in expected["rouge_score_stem"].items():
+            if kind != "rougeLsum":
+                assert scores[kind] == pytest.approx(parts["f"], abs=1e-9), (case["id"], kind)
+        pltrdy = expected.get("pltrdy_rouge", {"rouge-l": {"f": 0}})["rouge-l"]["f"]
+        assert scores["rouge_l_pltrdy"] == pytest.approx(pltrdy, abs=1e-9), case["id"]
+
+
+def test_prefix_baseline_on_a_real_few_shot_file(golden, published_files):
     """Reading and scoring together give the reference numbers of rouge_score and rouge."""
-    samples = tasks.read(reference_folder / "data" / "summarization" / "xsum_qhitter.jsonl")
+    samples = tasks.read(published_files / "summarization" / "xsum_qhitter.jsonl")
     assert len(samples) == 100
     assert all(sample.task == "summarization/xsum" for sample in samples)
     assert all(sample.stop == ("###",) and sample.max_new_tokens == 64 for sample in samples)

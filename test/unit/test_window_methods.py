@@ -177,7 +177,7 @@ def test_cokv_gives_the_worst_groups_their_window_only() -> None:
     ("name", "options", "message"),
     [
         ("pyramidkv", {"beta": 0}, "beta 0 must be at least 1"),
-        ("pyramidkv", {"budget": 1.5}, "budget 1.5 must be a whole number"),
+        ("pyramidkv", {"budget": 1.5}, "budget 1.5 is not a whole number"),
         ("adakv", {"floor": 1.2}, r"floor 1.2 is outside \[0, 1\]"),
         ("adakv", {"safeguard": "none"}, "use mixed or reserved"),
         ("headkv", {}, "give scores=FILE"),

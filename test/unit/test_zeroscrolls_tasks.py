@@ -271,8 +271,8 @@ def test_strict_scores_refuse_answers_that_name_several(written):
     assert scored("book_sum_sort", "3, 1, 2") == {"official": 1, "strict": 1}
 
 
-def test_real_questions_over_several_paragraphs_fit_the_layout(reference_folder, written):
-    file = reference_folder / "data" / "qa" / "musique_train_sample.json"
+def test_real_questions_over_several_paragraphs_fit_the_layout(published_files, written):
+    file = published_files / "qa" / "musique_train_sample.json"
     items = json.loads(file.read_text(encoding="utf-8"))[:5]
     rows = [
         row(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from catekv import tasks
+from catekv.cache import plain_layers
 from catekv.cache.cache import RaggedCache
 from catekv.cache.layer import RaggedLayer
 from catekv.calibration.cokv.game import Members
@@ -50,14 +51,14 @@ def players(model: CateKVModel) -> tuple[int, int]:
     """(layers, KV heads) of the game.
 
     Raises:
-        UserError: a model with layers that no method compresses, such as sliding-window layers.
+        UserError: a model with layers that no method compresses (windows, linear attention).
     """
     cache = RaggedCache(model.config, None, 1)
     plain = [i for i, layer in enumerate(cache.layers) if not isinstance(layer, RaggedLayer)]
     if plain:
         raise UserError(
-            f"layers {plain} of this model keep a sliding window of their own; every (layer, KV "
-            "head) is a player, so use a model with full attention in all layers"
+            f"{plain_layers.described(cache.layers, plain)} of this model are not compressed; "
+            "every (layer, KV head) is a player, so use a model with full attention in all layers"
         )
     return model.shape.layers, model.shape.kv_heads
 
@@ -87,6 +88,7 @@ def masked_context(dense: DensePrompt, coalitions: Members, window: int = WINDOW
             f"{len(layers)} x {kv_heads}"
         )
     cache = RaggedCache(dense.config, None, dense.tokens)
+    cache.weights = dense.cache.weights
     local = min(window, dense.tokens)
     target: Any
     for target, source, chosen in zip(cache.layers, layers, coalitions.swapaxes(0, 1), strict=True):

@@ -19,6 +19,7 @@ import numpy as np
 from catekv.calibration.cokv.drawing import Draw, draws_of_block
 from catekv.calibration.cokv.game import Members
 from catekv.errors import UserError
+from catekv.text_files import read_text
 
 RECIPE_FILE = "recipe.json"
 #: What is made from the draws of a folder, and outdated without them.
@@ -212,7 +213,7 @@ def _cut_torn_line(path: Path) -> None:
 
 def _refuse_other_recipe(path: Path, recipe: dict[str, Any]) -> None:
     try:
-        held = json.loads(path.read_text())
+        held = json.loads(read_text(path))
     except ValueError as error:
         raise UserError(f"{path} is not readable ({error}); use --overwrite") from error
     wanted = json.loads(json.dumps(recipe))

@@ -13,6 +13,7 @@ from catekv import tasks
 from catekv.errors import UserError
 from catekv.evaluation.run.cells import sample_hash
 from catekv.tasks.core.sample import Sample
+from catekv.text_files import read_text
 
 #: Share of the samples that scores and alpha are chosen on.
 VALIDATION_SHARE = 0.15
@@ -163,7 +164,7 @@ def read_splits(path: str | Path) -> dict[str, Split]:
         UserError: unreadable, or parts that overlap.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(read_text(path))
         return {
             task: Split(
                 SampleSet(**entry["samples"]),

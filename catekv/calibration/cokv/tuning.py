@@ -14,6 +14,7 @@ from catekv.calibration.cokv.journal import ALPHA_FILE as ALPHA_FILE
 from catekv.errors import UserError
 from catekv.evaluation.run.cells import sample_hash
 from catekv.models.shape import config_hash
+from catekv.text_files import read_text
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -70,7 +71,7 @@ class Tuned:
     def read(cls, path: str | Path) -> Tuned:
         """Read what :meth:`write` wrote; ``UserError`` if it is not that."""
         try:
-            content = json.loads(Path(path).read_text())["capacities"]
+            content = json.loads(read_text(path))["capacities"]
             return cls(
                 {
                     int(capacity): {

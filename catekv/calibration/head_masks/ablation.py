@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from catekv.cache.cache import compressing_layers
 from catekv.calibration.head_masks import answers
 from catekv.methods import create
 from catekv.methods.head_mask import HeadMask
+from catekv.methods.head_votes import adaptive_count
 from catekv.tasks.core.sample import Sample
 
 if TYPE_CHECKING:
@@ -38,11 +40,12 @@ def head_losses(
 
     Returns:
         (accuracy, log_probability), fp64 [layers, kv_heads] each: mean loss against the full cache,
-        positive where compression hurts.
+        positive where compression hurts. 0 in layers that are not compressed.
     """
     layers, heads = model.shape.layers, model.shape.kv_heads
     methods = {}
-    for layer in range(layers):
+    compressing = compressing_layers(model.config)
+    for layer in compressing:
         for head in range(heads):
             adaptive = torch.ones(layers, heads, dtype=torch.bool)
             adaptive[layer, head] = False
@@ -64,8 +67,10 @@ def head_losses(
             [answer.official, answer.log_probability], dtype=torch.float64
         )
     count = len(samples) * len(questions)
-    losses = torch.stack([sums[answers.FULL] - sums[label] for label in methods]) / count
-    return losses[:, 0].view(layers, heads), losses[:, 1].view(layers, heads)
+    losses = torch.zeros(layers, heads, 2, dtype=torch.float64)
+    own = torch.stack([sums[answers.FULL] - sums[label] for label in methods]) / count
+    losses[compressing] = own.view(-1, heads, 2)
+    return losses[..., 0], losses[..., 1]
 
 
 def ablation_mask(
@@ -79,7 +84,8 @@ def ablation_mask(
     chunk_size: int = 8192,
     advance: Callable[[], None] = lambda: None,
 ) -> HeadMask:
-    """Adaptive are the heads with the largest loss of accuracy, then of log probability.
+    """Adaptive are the heads with the largest loss of accuracy, then of log probability, among
+    those of the layers that are compressed.
 
     Further ties go to the lower flat index. Losses stand in the mask's recipe.
     """
@@ -93,8 +99,16 @@ def ablation_mask(
         advance=advance,
     )
     flat = list(zip(accuracy.flatten().tolist(), log_probability.flatten().tolist(), strict=True))
+    layers, heads = accuracy.shape
+    compressing = compressing_layers(model.config)
     order = sorted(
-        range(len(flat)), key=lambda head: (-round(flat[head][0], 9), -flat[head][1], head)
+        range(len(flat)),
+        key=lambda head: (
+            head // heads not in compressing,
+            -round(flat[head][0], 9),
+            -flat[head][1],
+            head,
+        ),
     )
     recipe = {
         "kind": "ablation",
@@ -104,5 +118,6 @@ def ablation_mask(
         "accuracy_loss": accuracy.tolist(),
         "log_probability_loss": log_probability.tolist(),
     }
-    layers, heads = accuracy.shape
-    return HeadMask.from_ratio(order, ratio, layers, heads, {"recipe": recipe})
+    adaptive = adaptive_count(ratio, len(compressing) * heads)
+    meta = {"ratio": ratio, "recipe": recipe}
+    return HeadMask.from_order(order, adaptive, layers, heads, meta)

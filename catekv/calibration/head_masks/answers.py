@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from catekv import tasks
+from catekv.cache.continuation import feed
 from catekv.evaluation.run.measuring import split_prompt
 from catekv.methods import Method, Needs, create
 from catekv.tasks.core.prompt import encode
@@ -106,9 +107,7 @@ def check_answer(
     """Whether the context's own greedy answer is ``answer``, and that answer's log probability."""
     ids = torch.tensor([[*question_ids, *answer]], device=model.device)
     count = len(answer) + 1
-    logits = model.model(
-        ids, past_key_values=context.cache.fork(), use_cache=True, logits_to_keep=count
-    ).logits[0, -count:]
+    logits = feed(model.model, ids, context.cache.fork(), last=count)[0]
     scores = logits.float().log_softmax(dim=-1)
     target = torch.tensor(list(answer), dtype=torch.long, device=scores.device)
     total = float(scores[: len(answer)].gather(-1, target[:, None]).sum())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
+from catekv.text_files import read_text
 
 
 def pair_folder(task: str, k: float, alpha: float, window: int) -> str:
@@ -40,7 +41,7 @@ def write_cv(path: Path, cvs: Tensor) -> None:
 def read_cv(path: Path) -> Tensor:
     """CVs of one sample, fp64 [layers, kv_heads]; ``UserError`` names a torn or foreign file."""
     try:
-        lines = path.read_text().splitlines()
+        lines = read_text(path).splitlines()
         rows = [[float(cell) for cell in line.split(",")] for line in lines if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(
@@ -50,7 +51,9 @@ def read_cv(path: Path) -> Tensor:
     if not rows or len({len(row) for row in rows}) > 1:
         raise UserError(f"{path} is torn: its lines differ in length; delete it and run again")
     found = torch.tensor(rows, dtype=torch.float64)
-    if not bool(torch.isfinite(found).all()):
+    # layers that are not compressed have no statistics
+    absent = torch.isnan(found).all(dim=-1)
+    if bool(absent.all()) or not bool(torch.isfinite(found[~absent]).all()):
         raise UserError(f"{path} holds values that are not finite; delete it and run again")
     return found
 

@@ -24,6 +24,7 @@ from catekv.errors import UserError
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.tasks.core.prompt import encode
 from catekv.tasks.core.sample import Sample
+from catekv.text_files import read_text
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -99,20 +100,21 @@ class CalibrationProbe(Method):
 def observe_prompt(
     model: CateKVModel, ids: Sequence[int], configs: Sequence[CVConfig], chunk_size: int = 8192
 ) -> Tensor:
-    """CVs of one prompt, fp64 [configs, layers, kv_heads].
+    """CVs of one prompt, fp64 [configs, layers, kv_heads]; NaN in layers that are not compressed.
 
     Raises:
-        UserError: a prompt without a middle, or a model with layers that are not compressed.
+        UserError: a prompt without a middle, or a model without a layer that is compressed.
     """
     probe = CalibrationProbe(tuple(configs))
     model.prefill(list(ids), chunk_size=chunk_size, method=probe)
-    missing = [layer for layer in range(model.shape.layers) if layer not in probe.records]
-    if missing:
+    if not probe.records:
         raise UserError(
-            f"layers {missing} of this model are not compressed (sliding window), so their heads "
-            "have no type; head masks for such models are not supported"
+            "no layer of this model attends to the whole context, so nothing is compressed and no "
+            "head has a type; calibrate a model with full attention"
         )
-    return torch.stack([probe.records[layer] for layer in range(model.shape.layers)], dim=1)
+    absent = torch.full_like(next(iter(probe.records.values())), torch.nan)
+    layers = range(model.shape.layers)
+    return torch.stack([probe.records.get(layer, absent) for layer in layers], dim=1)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class ReferencePass:
         wanted = json.loads(json.dumps(self.description, sort_keys=True, default=str))
         try:
             if path.is_file():
-                there = json.loads(path.read_text())
+                there = json.loads(read_text(path))
                 changed = sorted(k for k in {*there, *wanted} if there.get(k) != wanted.get(k))
                 if changed:
                     raise UserError(

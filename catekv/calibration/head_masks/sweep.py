@@ -30,7 +30,7 @@ from catekv.errors import UserError
 from catekv.evaluation.run.overlap import context_hash, refuse_overlap
 from catekv.methods import create
 from catekv.methods.head_mask import HeadMask, refuse_other_model, save_statistics, vote
-from catekv.methods.head_votes import STANDARD_RATIOS
+from catekv.methods.head_votes import STANDARD_RATIOS, adaptive_count
 from catekv.models.shape import config_hash
 from catekv.tasks.core.sample import Sample
 
@@ -302,9 +302,12 @@ def write_masks(result: SweepResult, output: Path) -> list[Path]:
     if result.oracle is not None:
         oracle = result.oracle
         assert oracle.order is not None
+        heads = int(result.chosen.cvs[0].isfinite().sum())
         for ratio in ratios:
             meta = {**oracle.meta, "model": result.model, "config_hash": result.config_hash}
-            HeadMask.from_ratio(oracle.order, ratio, oracle.layers, oracle.kv_heads, meta).save(
+            own = {**meta, "ratio": ratio}
+            count = adaptive_count(ratio, heads)
+            HeadMask.from_order(oracle.order, count, oracle.layers, oracle.kv_heads, own).save(
                 output / "oracle"
             )
         folders.append(output / "oracle")

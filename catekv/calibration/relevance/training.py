@@ -6,6 +6,7 @@ context's tokens receive from the tokens after it; see :mod:`catekv.calibration.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from catekv.cache import plain_layers
+from catekv.cache.cache import RaggedCache
 from catekv.calibration.relevance.fitting import FEATURES, LayerFit
 from catekv.calibration.relevance.labels import (
     LABELS,
@@ -79,8 +82,8 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise UserError(f"epochs {self.epochs} must be at least 1")
-        if not self.learning_rate > 0:
-            raise UserError(f"learning rate {self.learning_rate} must be above 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"learning rate {self.learning_rate} must be above 0 and finite")
         if self.batch_tokens < 0:
             raise UserError(f"batch tokens {self.batch_tokens} must be at least 0 (0: all)")
         for what, value, known in (
@@ -167,7 +170,8 @@ def train(
         progress: called with a word after every text that was read.
 
     Raises:
-        UserError: no texts, or layers that methods do not see (sliding windows).
+        UserError: no texts, or layers that methods do not see (sliding windows, linear
+            attention).
     """
     settings = settings or TrainingSettings()
     if not texts:
@@ -197,11 +201,13 @@ def train(
 
     for text in texts:
         read(text, measure, "inputs")
-    unseen = [str(fit.layer) for fit in fits if not fit.standard.prompts]
+    unseen = [fit.layer for fit in fits if not fit.standard.prompts]
     if unseen:
+        layers = RaggedCache(model.config, None).layers
         raise UserError(
-            f"layers {', '.join(unseen)} have sliding windows and are not compressed; predictors "
-            "need a model whose layers all attend to the whole context"
+            f"{plain_layers.described(layers, unseen)} of this model "
+            "are not compressed; predictors need a model whose layers all attend to the whole "
+            "context"
         )
     curve: list[dict[str, float | None]] = []
     quality: tuple[Quality, ...] = ()

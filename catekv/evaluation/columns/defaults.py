@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from catekv.models.embedded import shipped
+
 #: CateKV on the embedded model: 12.5 % of 1024 tokens in a consistent head, 3.1 % of 4096.
 EMBEDDED_BUDGET = 128
 EMBEDDED_INIT_TOKENS = 16
@@ -58,12 +60,11 @@ def method_defaults(embedded: bool) -> dict[str, dict[str, Any]]:
 def shipped_masks(name: str) -> Path | None:
     """Folder of the head masks of a model, found by the model's name; None if there is none.
 
-    Looked for, in this order: ``select_headmask/NAME`` of the repository (``chosen`` in it if there
+    Looked for, in this order: ``select_headmask/NAME`` of the project (``chosen`` in it if there
     is such a folder), then ``results/headmask-NAME/chosen``, where `catekv calibrate` writes.
     """
-    repository = Path(__file__).resolve().parents[3]
-    shipped = repository / "select_headmask" / name
-    for folder in (shipped / "chosen", shipped, Path("results") / f"headmask-{name}" / "chosen"):
+    ours = shipped(f"select_headmask/{name}")
+    for folder in (ours / "chosen", ours, Path("results") / f"headmask-{name}" / "chosen"):
         if folder.is_dir():
             return folder
     return None

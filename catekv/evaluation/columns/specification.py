@@ -82,12 +82,23 @@ def parse_method(text: str) -> WrittenMethod:
             raise UserError(f"cannot read option {part!r} of method {name!r}; write option=value")
         outer, dot, inner = option.strip().partition(".")
         if not dot:
-            options[outer] = parse_value(value.strip())
+            plain, nested = parse_value(value.strip()), options.get(outer)
+            # what was written with dots before its kind belongs to it
+            options[outer] = {**nested, "kind": plain} if isinstance(nested, dict) else plain
             continue
         kind = options.get(outer)
         nested = kind if isinstance(kind, dict) else {} if kind is None else {"kind": kind}
         options[outer] = {**nested, inner: parse_value(value.strip())}
     return WrittenMethod(label, canonical_name(name), options)
+
+
+def _is_file(text: str) -> bool:
+    """Whether a text names a file of methods; the options of a method may end with one as well."""
+    if Path(text).suffix not in (".json", ".yaml", ".yml"):
+        return False
+    head, colon, tail = text.partition(":")
+    spelt = bool(colon and "=" in tail and "." not in head and "/" not in head)
+    return not spelt or Path(text).exists()
 
 
 def parse_methods(texts: Sequence[str]) -> list[WrittenMethod]:
@@ -99,7 +110,7 @@ def parse_methods(texts: Sequence[str]) -> list[WrittenMethod]:
     """
     written: list[WrittenMethod] = []
     for text in texts:
-        if Path(text).suffix not in (".json", ".yaml", ".yml"):
+        if not _is_file(text):
             written.append(parse_method(text))
             continue
         content = load_plain(Path(text))
@@ -221,6 +232,11 @@ def _masked(
     options = {**defaults, **item.options}
     chosen = options.pop("mask", None)
     label = item.label or item.name
+    if "head_mask" in options:
+        raise UserError(
+            f"method {label!r}: head_mask {options['head_mask']!r} would not be read; give the "
+            "mask with --mask NAME=PATH and choose it with the option mask=NAME"
+        )
     if chosen is not None:
         if chosen not in masks:
             raise UserError(

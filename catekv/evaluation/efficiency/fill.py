@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from catekv.cache import plain_layers
 from catekv.cache.cache import RaggedCache
 from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
@@ -76,8 +77,8 @@ def random_cache(
     ):
         if not isinstance(layer, RaggedLayer):
             raise UserError(
-                f"layer {index} attends to a window only and cannot be filled at random; use "
-                "--fill prefill"
+                f"{plain_layers.described(cache.layers, [index])} is not compressed and cannot be "
+                "filled at random; use --fill prefill"
             )
         device = next(block.parameters()).device
         prefix = random_prefix(

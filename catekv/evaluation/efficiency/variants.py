@@ -291,8 +291,9 @@ def _check_prefill(setting: Setting, method: Method) -> None:
 
 
 def _note_kept(measurement: Measurement, cache: RaggedCache) -> None:
-    means = torch.stack([layer.double().mean() for layer in cache.lengths()])
-    measurement.kept_tokens = float(means.mean())
+    # layers without a KV cache store no entries
+    means = [layer.double().mean() for layer in cache.lengths() if layer.numel()]
+    measurement.kept_tokens = float(torch.stack(means).mean()) if means else 0.0
 
 
 def _build_dynamic(setting: Setting, measurement: Measurement) -> Stepper:

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from catekv.models.embedded import clone
 from catekv.prefill.devices import free_memory_bytes as free_memory_bytes
 from catekv.version import __version__
 
@@ -29,8 +30,8 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Commit of the source tree this package runs from, with ``+changes`` where it was edited."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
+    root = clone()
+    if root is None or not (root / ".git").exists():
         return None
     try:
         commit = _git(root, "rev-parse", "HEAD")

@@ -22,6 +22,7 @@ from catekv.evaluation.records.record import Key as Key
 from catekv.evaluation.records.record import Record as Record
 from catekv.evaluation.records.record import merge as merge
 from catekv.evaluation.records.record import read_records as read_records
+from catekv.text_files import read_text
 
 MANIFEST = "manifest.json"
 _OWN_PATTERNS = (MANIFEST, "samples*.jsonl", "summary.*", "report.html", "*.partial")
@@ -108,7 +109,7 @@ class RunDirectory:
         if not file.exists():
             return None
         try:
-            content = dict(json.loads(file.read_text()))
+            content = dict(json.loads(read_text(file)))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
                 f"{file} cannot be read as JSON; use --overwrite or another folder"

@@ -11,6 +11,7 @@ from typing import Any
 from catekv.errors import UserError
 from catekv.evaluation.records.records import MANIFEST, Record, RunDirectory
 from catekv.methods.head_mask import META_FILE
+from catekv.text_files import read_text
 
 EFFICIENCY = "efficiency.json"
 #: Folders below a given one that are looked into.
@@ -183,7 +184,7 @@ def _ends(file: Path) -> bool:
 def read_efficiency(file: Path, name: str = "") -> Efficiency:
     """Results of ``catekv efficiency --output``; ``UserError`` if the file is not of that form."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_text(file))
         if not isinstance(content["results"], list) or not isinstance(content["title"], str):
             raise ValueError("no list of results")
     except (OSError, ValueError, KeyError, TypeError) as error:

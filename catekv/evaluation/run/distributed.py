@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import datetime
 import os
+import platform
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from catekv.errors import UserError
@@ -24,6 +26,11 @@ PARALLEL = (DATA, TENSOR)
 
 #: Processes may differ by hours at the end of a run; the default of 30 minutes would end it.
 _PATIENCE = datetime.timedelta(days=7)
+#: How long a process that is done waits for the others to be done, before it closes connections:
+#: the first writes the summary then. One that failed may leave others at hours of work.
+_UNTIL_DONE, _AFTER_FAILURE = datetime.timedelta(minutes=10), datetime.timedelta(seconds=5)
+#: Seconds that the processes of one machine may take to end.
+_UNTIL_ENDED = 60.0
 #: Phases of a measurement in which tensor-parallel processes wait for each other.
 _TOGETHER = ("prefill", "compress", "generate")
 
@@ -37,12 +44,14 @@ class Process:
     Attributes:
         rank, world: its number, and how many there are. local_rank: its number on its machine.
         parallel: ``data`` or ``tensor``.
+        siblings: numbers that the system gave to the others with the same parent.
     """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
     parallel: str = DATA
+    siblings: tuple[int, ...] = ()
 
     @property
     def is_first(self) -> bool:
@@ -120,6 +129,19 @@ class Process:
         """Sum of ``value`` over all processes, each sample counted once."""
         return sum(self._gather(value)) if self.world > 1 and not self.shares_model else value
 
+    def outlive_siblings(self) -> None:
+        """Wait until the other processes of this machine have ended, for a minute at most.
+
+        ``torchrun`` ends all processes as soon as one exits with a code other than 0, even those
+        that are about to end by themselves: the one that brings such a code goes last.
+        """
+        deadline = time.monotonic() + _UNTIL_ENDED
+        for number in self.siblings:
+            with suppress(ProcessLookupError):
+                while time.monotonic() < deadline:
+                    os.kill(number, 0)  # signal 0 only asks whether the process is there
+                    time.sleep(0.02)
+
     def must_end(self, error: Exception, phase: str) -> None:
         """Raise what ends this process, if it cannot go on alone after an error in a sample.
 
@@ -154,6 +176,13 @@ class Process:
             torch.distributed.all_gather_object(values, value)
         return values
 
+    def _with_siblings(self) -> Process:
+        """This process, knowing the others that the same parent started on this machine."""
+        parent = (platform.node(), os.getppid())
+        others = self._gather((parent, os.getpid()))
+        siblings = [number for of, number in others if of == parent and number != os.getpid()]
+        return replace(self, siblings=tuple(siblings))
+
 
 @contextmanager
 def _others_alive() -> Iterator[None]:
@@ -170,6 +199,9 @@ def _others_alive() -> Iterator[None]:
 @contextmanager
 def process_group(parallel: str = DATA) -> Iterator[Process]:
     """The processes that ``torchrun`` started, connected while the context lasts.
+
+    They leave it together: one that closes its connections while others still use theirs can end
+    them, or itself.
 
     Args:
         parallel: ``data`` or ``tensor``.
@@ -189,6 +221,7 @@ def process_group(parallel: str = DATA) -> Iterator[Process]:
         yield Process()
         return
     import torch
+    from torch.distributed.rendezvous import rendezvous
 
     from catekv.models.sharding import models_apart
 
@@ -199,19 +232,37 @@ def process_group(parallel: str = DATA) -> Iterator[Process]:
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(local_rank)
     try:
-        torch.distributed.init_process_group(backend, timeout=_PATIENCE)
+        store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
+        torch.distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE
+        )
     except (ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or ["no answer"])[0]
         raise UserError(
             f"WORLD_SIZE is {world} but the processes cannot connect ({reason}); start them with "
             "torchrun, or unset WORLD_SIZE"
         ) from error
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    patience = _AFTER_FAILURE
     try:
         with nullcontext() if parallel == TENSOR else models_apart():
-            yield Process(rank, world, local_rank, parallel)
+            yield Process(rank, world, local_rank, parallel)._with_siblings()
+        patience = _UNTIL_DONE
     finally:
-        torch.distributed.destroy_process_group()
+        _leave_together(store, rank, world, patience)
+
+
+def _leave_together(store: Any, rank: int, world: int, patience: datetime.timedelta) -> None:
+    """Close the connections as soon as all processes are done with them.
+
+    They meet at the store, not by a message to each other: after a failure some may still wait for
+    a message of another kind. Who has ended, or works on for longer than ``patience``, is left.
+    """
+    import torch.distributed
+
+    with suppress(RuntimeError):  # the patience is at its end, or the process with the store is
+        store.set(f"done/{rank}", "")
+        store.wait([f"done/{other}" for other in range(world)], patience)
+    torch.distributed.destroy_process_group()
 
 
 def _number(variable: str, default: int) -> int:

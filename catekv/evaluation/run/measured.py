@@ -60,11 +60,12 @@ def sizes(context: Context, place: int, tokens: int) -> dict[str, Any]:
         tokens: its true number of tokens.
 
     The bytes of a batch are shared out: stored ones by kept tokens, full ones by true tokens.
+    A layer without a KV cache has no kept tokens.
     """
     whole = cache_sizes(context)
     kept = tuple(tuple(layer[place].tolist()) for layer in whole.lengths)
     flat = [entries for layer in kept for entries in layer]
-    found: dict[str, Any] = {"kept": kept, "kept_tokens": sum(flat) / len(flat)}
+    found: dict[str, Any] = {"kept": kept, "kept_tokens": sum(flat) / len(flat) if flat else 0.0}
     batch, columns = context.input_ids.shape
     stored, full = whole.stored_bytes, whole.full_bytes
     if batch == 1:
@@ -77,11 +78,14 @@ def sizes(context: Context, place: int, tokens: int) -> dict[str, Any]:
     own = sum(int(lengths[place].sum()) for lengths in whole.compressing)
     rows = sum(lengths.shape[-1] for lengths in whole.compressing)
     everything = sum(int(lengths.sum()) for lengths in whole.lengths)
+    # recurrent states are as large for every sequence
+    states = whole.state_bytes
+    entries = (stored - states) * (sum(flat) / everything if everything else 1 / batch)
     return {
         **found,
         "kept_share": own / (rows * tokens) if rows else 1.0,
-        "stored_bytes": round(stored * sum(flat) / everything) if everything else stored // batch,
-        "full_bytes": round(full / batch * tokens / columns),
+        "stored_bytes": round(entries + states / batch),
+        "full_bytes": round((full - states) / batch * tokens / columns + states / batch),
     }
 
 

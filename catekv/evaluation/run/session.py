@@ -230,7 +230,10 @@ def run(request: Request, *, command: str = "", quiet: bool = False) -> int:
         return 0
     print(report.render(outcome.summary))
     _print_where(output, outcome)
-    return 1 if outcome.failed or outcome.invalid or outcome.gave_up else 0
+    if outcome.failed or outcome.invalid or outcome.gave_up:
+        process.outlive_siblings()
+        return 1
+    return 0
 
 
 def _print_where(output: Path, outcome: Outcome) -> None:

@@ -12,6 +12,7 @@ from catekv.errors import UserError
 from catekv.evaluation.columns.settings import PREFILL_MODES, QUESTION_MODES
 from catekv.evaluation.sweep import checks
 from catekv.methods.registry import nearest
+from catekv.text_files import read_text
 
 EMBEDDED = "embedded"
 EXAMPLE = "examples/mini_sweep.yaml"
@@ -103,10 +104,11 @@ def _content(path: Path) -> dict[str, Any]:
             return super().construct_mapping(node, deep)
 
     try:
-        content = yaml.load(path.read_text(), Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise UserError(f"cannot read {path}: {reason}; give a YAML file with a grid") from error
+        content = yaml.load(read_text(path), Loader)
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; give a YAML file with a grid"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""

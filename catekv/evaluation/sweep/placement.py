@@ -15,7 +15,7 @@ from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.evaluation.sweep.grid import Placement
 from catekv.evaluation.sweep.jobs import Job
 from catekv.methods import Method
-from catekv.models.compat import shares_kv_heads, text_config
+from catekv.models.compat import attention_sizes, shares_kv_heads, text_config
 from catekv.prefill.capacity import RESERVE_SINGLE, Workload
 from catekv.prefill.devices import GIB
 from catekv.prefill.sizes import ModelSizes
@@ -228,7 +228,7 @@ def _process_counts(job: Job, largest: int) -> list[int]:
     config = text_config(job.config)
     if not getattr(config, "base_model_tp_plan", None):
         return [1]
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads = attention_sizes(config).kv_heads
     shared = shares_kv_heads(job.config)
     counts = [1]
     while counts[-1] * 2 <= largest and (not shared or heads % (counts[-1] * 2) == 0):

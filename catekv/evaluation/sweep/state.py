@@ -15,6 +15,7 @@ from catekv.evaluation.records.records import write_text
 from catekv.evaluation.sweep.grid import Grid
 from catekv.evaluation.sweep.jobs import RUNS, Job
 from catekv.evaluation.sweep.placement import Place
+from catekv.text_files import read_text
 
 FILE = "sweep.json"
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
@@ -67,7 +68,7 @@ class SweepState:
         if not file.exists():
             return {}
         try:
-            content = json.loads(file.read_text())
+            content = json.loads(read_text(file))
             for run in content["runs"]:
                 if not isinstance(run["name"], str) or not isinstance(run.get("records", 0), int):
                     raise TypeError("no list of runs")

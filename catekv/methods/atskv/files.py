@@ -20,6 +20,7 @@ import torch
 
 from catekv.errors import UserError
 from catekv.methods.atskv.relevance import PredictorConfig, RelevancePredictor
+from catekv.text_files import read_text
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "predictor.json"
@@ -86,7 +87,7 @@ def load_predictors(folder: Path | str) -> PredictorSet:
 
     folder = Path(folder)
     try:
-        description = json.loads((folder / DESCRIPTION_FILE).read_text())
+        description = json.loads(read_text(folder / DESCRIPTION_FILE))
         tensors = load_file(str(folder / TENSOR_FILE))
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder} holds no relevance predictors: {error}") from error
@@ -95,6 +96,12 @@ def load_predictors(folder: Path | str) -> PredictorSet:
         raise UserError(
             f"{folder} has predictor format {found!r}, this version reads {FORMAT_VERSION}; train "
             "the predictors again"
+        )
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise UserError(
+            f"the relevance predictors in {folder} hold values that are not finite ({broken[0]}); "
+            "train them again"
         )
     try:
         config = PredictorConfig(**description["predictor"])
@@ -131,4 +138,9 @@ def _listed(values: Sequence[float] | None) -> list[float] | None:
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
-    return None if values is None else tuple(torch.tensor(values, dtype=torch.float64).tolist())
+    if values is None:
+        return None
+    found = torch.tensor(values, dtype=torch.float64)
+    if not bool(found.isfinite().all()):
+        raise ValueError("a quantile or beta is not finite")
+    return tuple(found.tolist())

@@ -8,11 +8,19 @@ full prompt.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from catekv.errors import UserError
 from catekv.tasks.core.sample import Sample
+from catekv.tasks.core.token_ids import (
+    ANCHOR_CHARACTERS,
+    beginning_ids,
+    continuing_ids,
+    end_of_text,
+    leading_ids,
+    text_ids,
+)
 
 _SYSTEM = "You are a helpful assistant"
 _CHATML = (
@@ -75,43 +83,27 @@ class EncodedPrompt:
 class PromptFormat:
     """How one tokenizer wraps a user turn; made once by :func:`prompt_format`.
 
-    ``before`` and ``after`` surround the user's text; ``bos`` is the id that must stand at the
-    start (None: the model wants none).
+    ``before`` and ``after`` surround the user's text; ``leading`` are the ids that the tokenizer
+    puts before plain text (mostly BOS; the rule is that of :mod:`catekv.tasks.core.token_ids`).
     """
 
     tokenizer: Any
     before: str
     after: str
-    bos: int | None
-    _anchors: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    leading: list[int]
 
     def tokens(self, text: str) -> list[int]:
         """Ids of a piece of text without special tokens."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return text_ids(self.tokenizer, text)
 
     def context_ids(self, context: str) -> list[int]:
-        ids = self.tokens(self.before + context)
-        if self.bos is not None and ids[:1] != [self.bos]:
-            ids = [self.bos, *ids]
-        return ids
+        return beginning_ids(self.tokenizer, self.before + context, self.leading)
 
     def question_ids(self, context: str, question: str, answer_prefix: str) -> list[int]:
-        """Ids of what follows the context.
-
-        SentencePiece-like tokenizers put a space before every text they are given. Tokenising the
-        end of the context along and cutting it off gives the ids of a true continuation; where
-        that cut falls inside a token, the text is tokenised on its own.
-        """
+        """Ids of what follows the context, as of a true continuation."""
+        begun = context if len(context) >= ANCHOR_CHARACTERS else self.before + context
         text = question + self.after + answer_prefix
-        anchor = context[-32:] if len(context) >= 32 else (self.before + context)[-32:]
-        anchor = anchor[anchor.find(" ") + 1 :] if " " in anchor[:-1] else anchor
-        if anchor not in self._anchors:
-            self._anchors = {anchor: self.tokens(anchor)}
-        head = self._anchors[anchor]
-        joined = self.tokens(anchor + text)
-        if head and joined[: len(head)] == head:
-            return joined[len(head) :]
-        return self.tokens(text)
+        return continuing_ids(self.tokenizer, text, end_of_text(begun))
 
     def encode(
         self, context: str, question: str, answer_prefix: str, *, literal: bool = False
@@ -122,21 +114,29 @@ class PromptFormat:
         assistant header it is dropped, unless ``literal``.
 
         Raises:
-            UserError: BOS is not there exactly once.
+            UserError: the text has the BOS token that the tokenizer puts before prompts somewhere
+                else too. What a template writes is right as it is.
         """
         if self.after and not literal:
             answer_prefix = answer_prefix.lstrip()
         prompt = EncodedPrompt(
             self.context_ids(context), self.question_ids(context, question, answer_prefix)
         )
-        if self.bos is not None and self.bos != self.tokenizer.eos_token_id:
-            found = prompt.context_ids.count(self.bos) + prompt.question_ids.count(self.bos)
-            if found != 1 or prompt.context_ids[0] != self.bos:
-                raise UserError(
-                    f"the prompt holds the BOS token {found} times instead of once at its start; "
-                    "remove it from the text or choose another chat template"
-                )
+        self._check_bos(prompt.ids)
         return prompt
+
+    def _check_bos(self, ids: list[int]) -> None:
+        bos = getattr(self.tokenizer, "bos_token_id", None)
+        if bos is None or bos not in self.leading or bos == self.tokenizer.eos_token_id:
+            return
+        wrapping = self.tokens(self.before) + self.tokens(self.after)
+        begins = self.tokens(self.before)[: len(self.leading)] == self.leading
+        found = ids.count(bos) - wrapping.count(bos) + (1 if begins else 0)
+        if found != 1:
+            raise UserError(
+                f"the prompt holds the BOS token {found} times instead of once at its start; "
+                "remove it from the text or choose another chat template"
+            )
 
 
 def prompt_format(tokenizer: Any, chat_template: str | None = "auto") -> PromptFormat:
@@ -176,20 +176,7 @@ def prompt_format(tokenizer: Any, chat_template: str | None = "auto") -> PromptF
             "choose a template by name, for example chat_template='base'"
         )
     before, after = rendered.split(_MARKER)
-    return PromptFormat(tokenizer, before, after, _expected_bos(tokenizer, before))
-
-
-def _expected_bos(tokenizer: Any, before: str) -> int | None:
-    """The BOS id if the tokenizer puts it before plain text or the template writes it."""
-    bos = getattr(tokenizer, "bos_token_id", None)
-    if bos is None:
-        return None
-    if list(tokenizer.encode("a"))[:1] == [bos]:
-        return int(bos)
-    starts_with_bos = bool(before) and list(tokenizer.encode(before, add_special_tokens=False))[
-        :1
-    ] == [bos]
-    return int(bos) if starts_with_bos else None
+    return PromptFormat(tokenizer, before, after, leading_ids(tokenizer))
 
 
 #: What a chat template leaves in a finished prompt; official files may hold it already.

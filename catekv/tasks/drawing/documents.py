@@ -13,6 +13,7 @@ from typing import Any
 from catekv.errors import UserError
 from catekv.tasks.drawing.world import Question
 from catekv.tasks.rows.sources import data_name
+from catekv.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Corpus:
 
 def _load(path: str) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the questions in {path}: {error}") from error
 

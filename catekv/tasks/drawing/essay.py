@@ -19,6 +19,7 @@ from random import Random
 
 from catekv.errors import UserError
 from catekv.tasks.drawing import words
+from catekv.text_files import read_text
 
 _SEASONS = ("spring", "summer", "autumn", "winter")
 _MEALS = ("breakfast", "lunch", "dinner", "supper")
@@ -160,7 +161,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _read_text(file: Path) -> str:
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = read_text(file)
     if file.suffix == ".json":
         content = json.loads(text)
         if isinstance(content, dict) and isinstance(content.get("text"), str):

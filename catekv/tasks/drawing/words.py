@@ -14,6 +14,7 @@ from random import Random
 from typing import TypeVar
 
 from catekv.errors import UserError
+from catekv.text_files import read_text
 
 Item = TypeVar("Item")
 
@@ -102,8 +103,8 @@ def read_words(path: str) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for file in files:
         try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(file)
+        except OSError as error:
             raise UserError(f"cannot read the word list {file}: {error}") from error
         found.update(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not found:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from catekv.errors import UserError
+from catekv.text_files import BYTE_ORDER_MARK, read_text
 
 Result = TypeVar("Result")
 #: half of a character that takes two codes; alone it is no text, and no tokenizer can write it
@@ -29,8 +30,8 @@ def read_rows(path: str | os.PathLike[str]) -> list[tuple[str, dict[str, Any]]]:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(file)
+    except OSError as error:
         raise UserError(f"cannot read {file}: {error}") from error
     rows = _numbered(file, text)
     if not rows:
@@ -64,6 +65,8 @@ def _numbered(file: Path, text: str) -> list[tuple[str, Any]]:
         return [(f"entry {number}", row) for number, row in enumerate(whole)]
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
+        # files with a mark each that were put behind one another
+        line = line.removeprefix(BYTE_ORDER_MARK)
         if not line.strip():
             continue
         try:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from catekv.errors import UserError
 from catekv.tasks.rows.rows import naming, read_rows
+from catekv.text_files import read_text
 
 SOURCES = ("auto", "path", "hub", "built-in")
 #: folder with the data of all benchmarks, a sub-folder each
@@ -166,10 +167,11 @@ def data_name(path: Path) -> str:
 def _table_rows(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".csv":
         import csv
+        import io
 
         try:
-            with path.open(encoding="utf-8", newline="") as stream:
-                rows = [dict(row) for row in csv.DictReader(stream)]
+            stream = io.StringIO(read_text(path, newline=""), newline="")
+            rows = [dict(row) for row in csv.DictReader(stream)]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"cannot read {path}: {error}") from error
     else:

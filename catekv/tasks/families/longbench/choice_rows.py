@@ -10,6 +10,7 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.tasks.rows.rows import naming, shown, text_field
+from catekv.text_files import read_text
 
 LETTERS = ("A", "B", "C", "D")
 DIFFICULTIES, LENGTHS = ("easy", "hard"), ("short", "medium", "long")
@@ -84,12 +85,12 @@ def read_pairs(folder: Path) -> list[dict[str, Any]]:
     for file in sorted(folder.glob("*.md")):
         partner = file.with_name(file.stem + _CONTEXT_ENDING)
         try:
-            text = file.read_text(encoding="utf-8")
+            text = read_text(file)
             if len(_HEADING.findall(text)) == 0:
                 continue  # a read-me beside the samples
             # as it is: reading would turn carriage returns into newlines
-            context = partner.read_bytes().decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            context = read_text(partner, newline="")
+        except OSError as error:
             raise UserError(f"cannot read {partner} of {file.name}: {error}") from error
         with naming(file, "headings"):
             rows.append({**_markdown(text), "context": context})

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from string import Formatter
 from typing import Any
 
 from catekv.errors import UserError
 from catekv.tasks.families.longbench.prompt_text import PromptText
+from catekv.text_files import read_text
 
 #: prompt set that is recorded with samples
 NAME = "official-file"
@@ -25,8 +25,8 @@ _MARKER = re.compile(r"\$(?:DOC|Q|C_[A-D]|COT)\$")
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 

@@ -1,0 +1,138 @@
+"""Whether a model's attention can be compressed, found out by running it on a few tokens."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from catekv.cache.attention import Handle, watched
+from catekv.cache.cache import RaggedCache
+from catekv.cache.continuation import continues_by
+from catekv.errors import UserError
+from catekv.methods.base import Needs
+from catekv.models.compat import attention_sizes, input_device, text_config
+from catekv.models.shape import ModelShape
+from catekv.models.sharding import is_sharded
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What was found out about a model when it was loaded.
+
+    Attributes:
+        shape: its layers and heads as they really are.
+        continues_by: how it may be fed behind a cache: :data:`catekv.cache.continuation.CHUNKS`
+            (``"chunks"``: any number of tokens in one forward) or
+            :data:`catekv.cache.continuation.SINGLE_TOKENS` (``"single tokens"``: recurrent layers that
+            lose their state otherwise). :func:`catekv.cache.continuation.feed` honours it.
+    """
+
+    shape: ModelShape
+    continues_by: str
+
+
+def examine(model: Any) -> Traits:
+    """Try a model with catekv attention: what it hands to attention, and how it goes on.
+
+    Raises:
+        UserError: if the model cannot be compressed, with the reason.
+    """
+    return Traits(probe(model), continues_by(model))
+
+
+class _Calls:
+    """The attention calls of one forward, checked against what the cache layers stored."""
+
+    def __init__(self) -> None:
+        self.fault: str | None = None
+        # attention modules, and whether a call of theirs met a layer's keys
+        self._modules: dict[int, bool] = {}
+
+    def see(self, module: torch.nn.Module, handle: Handle | None, values: Tensor) -> None:
+        known = id(module) in self._modules
+        met = self._modules.get(id(module), False) or handle is not None
+        self._modules[id(module)] = met
+        name = type(module).__name__
+        if known and met:
+            self.fault = f"{name} calls attention more than once per cache update"
+        elif handle is not None and not _same(handle.values, values):
+            self.fault = f"{name} attends with other values than it gave to the cache"
+
+
+def _same(stored: Tensor, used: Tensor) -> bool:
+    if stored.shape != used.shape or stored.device.type == "meta":
+        return stored.shape == used.shape
+    return stored is used or torch.equal(stored, used)
+
+
+def _refuse_not_finite(name: str, logits: Tensor) -> None:
+    # minus infinity is how some models exclude tokens
+    if not logits.is_meta and bool((logits.isnan() | logits.isposinf()).any()):
+        raise UserError(
+            f"{name} answers one token with logits that are not finite: its weights are damaged or "
+            f"exceed {str(logits.dtype).removeprefix('torch.')}; load another checkpoint or dtype"
+        )
+
+
+def probe(model: Any) -> ModelShape:
+    """Check with a one-token forward that every layer's keys reach our attention function.
+
+    Returns:
+        The shape of the model, as its attention layers really are.
+
+    Raises:
+        UserError: if the architecture cannot be compressed, with the reason.
+    """
+    name = type(model).__name__
+    cache = RaggedCache(model.config, None, hold=Needs(window=1))
+    layers = cache.ragged_layers
+    if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        raise UserError(f"{name} is not supported: it has no attention layers with a cache")
+    calls = _Calls()
+    ids = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
+    with torch.no_grad():
+        try:
+            with watched(calls.see):
+                output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{name} does not run with a compressed cache: {error}") from error
+    _refuse_not_finite(name, output.logits)
+    fed = [layer for layer in layers if layer.seen]
+    deaf = [layer.index for layer in fed if layer.pending]
+    if deaf or (layers and not fed):
+        which = f"layers {deaf}" if deaf else "its layers"
+        raise UserError(
+            f"{name} is not supported: {which} do not hand the cache's keys to the attention "
+            "function unchanged, so queries and keys cannot be observed together"
+        )
+    if calls.fault is not None:
+        raise UserError(f"{name} is not supported: {calls.fault}; run it with its ordinary cache")
+    config = text_config(model.config)
+    if not fed:
+        warnings.warn(
+            f"{name} has no layer with full attention, so nothing will be compressed", stacklevel=4
+        )
+        named = attention_sizes(config)
+        return ModelShape(config.num_hidden_layers, *named, config_hash=cache.config_hash)
+    found = {(layer.query_heads, *layer.buffer.views()[0].shape[1::2]) for layer in fed}
+    if len(found) > 1:
+        sizes = "; ".join("{} query heads, {} KV heads of {}".format(*one) for one in sorted(found))
+        raise UserError(
+            f"{name} is not supported: its full-attention layers differ in size ({sizes}), and "
+            "budgets and masks are made for one size; it needs the ordinary cache"
+        )
+    keys, _ = fed[0].buffer.views()
+    kv_heads, query_heads = keys.shape[1], fed[0].query_heads
+    if is_sharded(kv_heads, cache.settings.kv_heads):
+        # this process holds some of the heads; the shape is that of the whole model
+        query_heads, kv_heads, _ = attention_sizes(config, fed[0].index)
+    return ModelShape(
+        config.num_hidden_layers, query_heads, kv_heads, keys.shape[-1], cache.config_hash
+    )

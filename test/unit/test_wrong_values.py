@@ -1,0 +1,110 @@
+"""Values that are no answer: options of the wrong kind, numbers that are not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from catekv import methods
+from catekv.calibration.relevance.training import TrainingSettings
+from catekv.errors import UserError
+from catekv.evaluation.columns.specification import method_specs
+from catekv.methods.allocators import budgets_from
+from catekv.methods.head_mask import HeadMask
+
+WRONG: dict[str, list[Any]] = {
+    "int": [1.5, True, "abc", float("nan"), [1]],
+    "float": [True, "abc", float("nan"), float("inf"), [1]],
+    "bool": [3, "yes", None, 0.5],
+    "str": [3, True, [1]],
+}
+OPTIONS = [
+    (name, item.name, str(item.type).partition(" | ")[0])
+    for name in methods.available()
+    for item in dataclasses.fields(methods.method_class(name))
+    if str(item.type).removesuffix(" | None") in WRONG
+]
+
+
+@pytest.mark.parametrize(("name", "option", "kind"), OPTIONS)
+def test_options_of_the_wrong_kind_are_refused(name: str, option: str, kind: str):
+    for value in WRONG[kind]:
+        with pytest.raises(UserError):
+            methods.create(name, **{option: value})
+
+
+def test_options_of_allocators_of_the_wrong_kind_are_refused():
+    for options in ({"redistribute": 3}, {"rounding": 2}):
+        with pytest.raises(UserError, match="is not"):
+            budgets_from({"kind": "headkv", "scores": [[1.0, 2.0]], **options})
+
+
+@pytest.mark.parametrize("value", ["3", "folder"])
+def test_a_head_mask_that_would_be_ignored_is_refused(value: str):
+    masks = {"mask": HeadMask(torch.ones(2, 2))}
+    with pytest.raises(UserError, match="--mask"):
+        method_specs([f"catekv:head_mask={value}"], masks, {})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1e-3, 0.0])
+def test_learning_rates(value: float):
+    with pytest.raises(UserError, match="learning rate"):
+        TrainingSettings(learning_rate=value)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_gates_and_scores_that_are_not_finite(value: str, tmp_path: Path):
+    gates = tmp_path / "full_attention_heads.tsv"
+    gates.write_text(f"0.5\t{value}\n0.1\t0.2\n")
+    with pytest.raises(UserError, match="finite"):
+        HeadMask.load(gates, 0.5)
+    with pytest.raises(UserError):
+        methods.create("duo_attention", pattern=str(gates))
+    scores = tmp_path / "scores.csv"
+    scores.write_text(f"0.5,{value}\n0.1,0.2\n")
+    with pytest.raises(UserError, match="finite"):
+        methods.create("headkv", scores=str(scores))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    heads = {f"{layer}-{head}": [1.0, 2.0] for layer in range(2) for head in range(4)}
+    (tmp_path / "heads.json").write_text(json.dumps(heads))
+    (tmp_path / "heads.csv").write_text("1,2\n3,4\n")
+    (tmp_path / "mask.csv").write_text("1,0\n0,1\n")
+    np.savez(tmp_path / "heads.npz", scores=np.ones((2, 2)))
+    (tmp_path / "a.json").write_text(json.dumps({"kind": "headkv", "scores": "heads.json"}))
+    (tmp_path / "a.yaml").write_text("kind: cokv\nscores: heads.csv\nalpha: 1\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", ["snapkv", "h2o", "label=streaming_llm"])
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ("budgets=headkv,budgets.scores={}/heads.json", "headkv"),
+        ("budgets.scores={}/heads.json,budgets=headkv", "headkv"),
+        ("budgets.kind=headkv,budgets.scores={}/heads.npz", "headkv"),
+        ("budgets.scores={}/heads.csv,budgets.kind=cokv,budgets.alpha=1", "cokv"),
+        ("budgets=pyramid,budgets.beta=10", "pyramid"),
+        ("budgets.beta=10,budgets=pyramid", "pyramid"),
+        ("budgets={}/a.json", "headkv"),
+        ("budgets={}/a.yaml", "cokv"),
+        ("budgets={}/a.json,budgets.beta=1.5", "headkv"),
+        ("budgets={}/heads.csv", "table"),
+        ("budgets=table,budgets.counts={}/heads.csv", "table"),
+        ("budgets=mask,budgets.mask={}/mask.csv", "mask"),
+        ("budgets=none", "uniform"),
+    ],
+)
+def test_every_spelling_of_budgets(method: str, options: str, kind: str, files: Path):
+    (spec,) = method_specs([f"{method}:{options.format(files)}"], {}, {})
+    made: Any = spec.create()
+    assert made.budgets.kind == kind
+    assert "beta=1.5" not in options or made.budgets.beta == 1.5
