@@ -7,7 +7,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-#: In a clone they lie beside the package, where `catekv.models.embedded.shipped` finds them as well.
+#: In a clone they lie beside the package; `catekv.models.embedded.shipped` finds them there too.
 SHIPPED = ("ckpt/embedded", "select_headmask/embedded")
 
 

@@ -239,7 +239,8 @@ class CateKVModel:
             prompt: text, token ids, chat messages, or a mapping with ``input_ids``, of one prompt
                 or of several; see :data:`catekv.decode.prompts.Prompt`.
             begin: whether text gets the special tokens that the tokenizer puts before text (a
-                context does, a question that follows it does not); see :mod:`catekv.tasks.core.token_ids`.
+                context does, a question that follows it does not); see
+                :mod:`catekv.tasks.core.token_ids`.
             after: the context that a question follows.
 
         Raises:

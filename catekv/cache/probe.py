@@ -28,8 +28,8 @@ class Traits:
         shape: its layers and heads as they really are.
         continues_by: how it may be fed behind a cache: :data:`catekv.cache.continuation.CHUNKS`
             (``"chunks"``: any number of tokens in one forward) or
-            :data:`catekv.cache.continuation.SINGLE_TOKENS` (``"single tokens"``: recurrent layers that
-            lose their state otherwise). :func:`catekv.cache.continuation.feed` honours it.
+            :data:`catekv.cache.continuation.SINGLE_TOKENS` (``"single tokens"``: recurrent layers
+            that lose their state otherwise). :func:`catekv.cache.continuation.feed` honours it.
     """
 
     shape: ModelShape
