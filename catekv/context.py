@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import threading
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from torch import Tensor
 from catekv.cache import RaggedCache
 from catekv.cache_files import DESCRIPTION_FILE
 from catekv.errors import UserError
+from catekv.files import read_json, replacing
 from catekv.generation import Session
 from catekv.layout import concatenate
 from catekv.methods.base import Method, Needs, Observed
@@ -146,10 +146,10 @@ class Context:
         folder = Path(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                str(folder / CONTEXT_FILE),
-            )
+            with replacing(folder / CONTEXT_FILE) as partial:
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in tensors.items()}, str(partial)
+                )
             self.cache.save(
                 folder,
                 model_id=self.model_id,
@@ -168,7 +168,7 @@ class Context:
         cache = RaggedCache.load(folder, model)
         try:
             tensors = load_file(str(folder / CONTEXT_FILE), device=str(model.device))
-            description = json.loads((folder / DESCRIPTION_FILE).read_text())
+            description = read_json(folder / DESCRIPTION_FILE)
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{folder} holds no saved context: {error}") from error
         return cls(

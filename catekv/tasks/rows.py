@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from catekv.errors import UserError
+from catekv.files import read_text
 
 Result = TypeVar("Result")
 #: half of a character that takes two codes; alone it is no text, and no tokenizer can write it
@@ -28,10 +29,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[tuple[str, dict[str, Any]]]:
             character, or no row at all.
     """
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
+    text = read_text(file)
     rows = _numbered(file, text)
     if not rows:
         raise UserError(f"{file} holds no row")

@@ -114,5 +114,5 @@ def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*missing\.yaml"):
         read_grid(tmp_path / "missing.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(UserError, match="it is not text"):
+    with pytest.raises(UserError, match="it is no UTF-8 text"):
         read_grid(tmp_path / "binary.yaml")
