@@ -33,8 +33,8 @@ from catekv.evaluation.efficiency import render, shapes
 from catekv.evaluation.efficiency.clock import copy_bandwidth
 from catekv.evaluation.efficiency.fill import random_prefix
 from catekv.evaluation.efficiency.measure import measure
-from catekv.evaluation.records import write_text
 from catekv.evaluation.settings import MethodSpec
+from catekv.files import write_atomically
 from catekv.layout import RaggedPrefix
 from catekv.memory_model import GB
 from catekv.methods import create
@@ -104,8 +104,8 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     print(text)
     if arguments.output is not None:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        write_text(arguments.output / "cpu_decode.json", json.dumps(content, indent=2) + "\n")
-        write_text(arguments.output / "cpu_decode.md", text)
+        write_atomically(arguments.output / "cpu_decode.json", json.dumps(content, indent=2) + "\n")
+        write_atomically(arguments.output / "cpu_decode.md", text)
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from catekv.atskv.outputs import METRICS
 from catekv.errors import UserError
+from catekv.files import write_figure
 from catekv.simcalkv.plots import lines
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _bars(path: Any, groups: dict[str, dict[str, float]], methods: list[str], la
     axis.set_xticks(range(len(groups)), list(groups))
     axis.set_ylabel(label)
     figure.legend(loc="outside upper center", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def _scatter(
@@ -123,4 +124,4 @@ def _scatter(
     axis.set(xlabel="memory reduction on the device (%)", ylabel="accuracy",
              title="a point per benchmark")  # fmt: skip
     figure.legend(loc="outside upper center", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)

@@ -16,8 +16,8 @@ from catekv.capacity import RESERVE_BATCH, RESERVE_SINGLE, Workload
 from catekv.device_memory import DEVICES, Device, find_device, read_bytes
 from catekv.errors import UserError
 from catekv.evaluation import defaults, plan_text
-from catekv.evaluation.records import write_text
 from catekv.evaluation.specification import parse_masks, parse_method, parse_value
+from catekv.files import write_atomically
 from catekv.head_mask import HeadMask, check_ratio
 from catekv.memory_model import GB
 from catekv.methods.base import Method, ModelShape, Needs, create, method_class
@@ -327,11 +327,5 @@ def run(arguments: argparse.Namespace) -> int:
     content = json.dumps(plan.to_dict(), indent=2, default=str) + "\n"
     print(content if arguments.json else plan_text.render(plan), end="")
     if arguments.output is not None:
-        try:
-            write_text(arguments.output, content)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {arguments.output}: {error.strerror}; give a file in a folder that "
-                "exists"
-            ) from error
+        write_atomically(arguments.output, content)
     return 0

@@ -15,8 +15,9 @@ from catekv.evaluation.distributed import Process
 from catekv.evaluation.loop import Loop
 from catekv.evaluation.manifest import make_manifest
 from catekv.evaluation.progress import BAR, LINES, NONE
-from catekv.evaluation.records import RunDirectory
+from catekv.evaluation.records import MANIFEST, RunDirectory
 from catekv.evaluation.settings import RunSettings
+from catekv.files import write_json
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -107,22 +108,27 @@ def evaluate(
             skipped=process.total(loop.skipped),
             gave_up=process.total(int(loop.hopeless)) > 0,
         )
-        return _concluded(outcome, directory) if process.is_first else outcome
+        return _concluded(outcome, directory, manifest) if process.is_first else outcome
 
 
-def _concluded(outcome: Outcome, directory: RunDirectory) -> Outcome:
+def _concluded(outcome: Outcome, directory: RunDirectory, own: dict[str, Any]) -> Outcome:
     """Join the records of all processes and summarise them."""
     directory.consolidate()
     manifest = directory.read_manifest()
-    assert manifest is not None
+    if manifest is None:
+        write_json(directory.path / MANIFEST, own)
+        raise UserError(
+            f"the manifest in {directory.path} was deleted during the run; it was written again, "
+            f"the records are complete, `catekv report {directory.path}` makes the summary"
+        )
     records = directory.records().values()
     summary = report.summarise(records, manifest)
     try:
         report.write_summary(directory.path, summary)
-    except OSError as error:
+    except UserError as error:
         raise UserError(
-            f"cannot write the summary to {directory.path}: {error.strerror}; the records are "
-            f"complete, `catekv report {directory.path}` writes it"
+            f"{error}; the records are complete, `catekv report {directory.path}` writes the "
+            "summary"
         ) from error
     invalid = tuple(sanity.violations(records))
     return dataclasses.replace(outcome, summary=summary, invalid=invalid)

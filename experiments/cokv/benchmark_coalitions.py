@@ -20,6 +20,7 @@ from catekv.cokv.coalitions import CoalitionScorer, Trial, masked_context
 from catekv.cokv.drawing import Draw, default_slices
 from catekv.cokv.game import Members
 from catekv.evaluation import environment
+from catekv.files import write_atomically
 from catekv.layout import storage_bytes
 from catekv.methods import Needs
 
@@ -72,7 +73,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
         "versions": environment.versions(),
         "device": environment.device_description(str(model.device)),
     }
-    arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+    write_atomically(arguments.output, json.dumps(content, indent=1) + "\n")
     return 0
 
 

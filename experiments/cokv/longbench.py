@@ -31,11 +31,10 @@ from catekv.cokv.predictions import (
 )
 from catekv.cokv.split import find_split, refuse_overlap
 from catekv.cokv.tuning import ALPHA_FILE, tune
-from catekv.errors import UserError
 from catekv.evaluation import environment
 from catekv.evaluation.cells import sample_hash
-from catekv.evaluation.records import write_text
 from catekv.evaluation.settings import stable_hash
+from catekv.files import read_object, write_atomically
 from catekv.tasks.sample import Sample
 
 
@@ -133,10 +132,7 @@ class _Finished:
         self.path = path
         self.held: dict[str, Any] = {}
         if path.exists():
-            try:
-                self.held = json.loads(path.read_text())
-            except ValueError as error:
-                raise UserError(f"{path} is not readable ({error}); remove it") from error
+            self.held = read_object(path, "remove it")
 
     def alpha(self, task: str, identity: str) -> dict[int, int] | None:
         """Alpha by capacity of a finished task; None if it is not, or was another measurement."""
@@ -147,7 +143,7 @@ class _Finished:
 
     def add(self, task: str, identity: str, alpha: dict[int, int]) -> None:
         self.held[task] = {"identity": identity, "alpha": alpha}
-        write_text(self.path, json.dumps(self.held, indent=1) + "\n")
+        write_atomically(self.path, json.dumps(self.held, indent=1) + "\n")
 
 
 def _write_runs(
@@ -166,7 +162,7 @@ def _write_runs(
     lines += ["Differences over the same samples:", "", paired_table(shown, pairs), ""]
     lines += ["Alpha by task and capacity:", ""]
     lines += [f"- {task}: {json.dumps(by_capacity)}" for task, by_capacity in chosen.items()]
-    (arguments.output / "runs.md").write_text("\n".join(lines) + "\n")
+    write_atomically(arguments.output / "runs.md", "\n".join(lines) + "\n")
     manifest = {
         "model": arguments.model or "embedded",
         "question": arguments.question,
@@ -178,7 +174,7 @@ def _write_runs(
         "versions": environment.versions(),
         "git_commit": environment.git_commit(),
     }
-    (arguments.output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_atomically(arguments.output / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     print("\n".join(lines[2:3]))
     print(arguments.output / "runs.md")
 

@@ -14,6 +14,7 @@ import torch
 from catekv.errors import UserError
 from catekv.evaluation.cv_files import read_cv
 from catekv.evaluation.sweep.grid import read_grid
+from catekv.files import read_text
 from catekv.head_mask import HeadMask
 from catekv.methods.allocator_files import load_plain, read_budgets, read_scores
 from catekv.tasks.generators.essay import file_sentences
@@ -21,7 +22,6 @@ from catekv.tasks.generators.words import read_words
 from catekv.tasks.prediction_files import read_predictions
 from catekv.tasks.rows import read_rows
 from catekv.tasks.sources import _table_rows
-from catekv.text_files import read_text
 
 ROW = json.dumps({"context": "Café", "input": "Who?", "answer": ["é"]}, ensure_ascii=False)
 PREDICTION = json.dumps({"pred": "Café", "answers": ["Café"], "all_classes": None, "length": 5})
