@@ -244,7 +244,9 @@ def test_embedded_defaults_fit_its_lengths() -> None:
 
 def test_lists_take_spaces_and_commas() -> None:
     assert split_list(["a,b", "c"]) == ("a", "b", "c")
-    assert split_list([""]) == ()
+    assert split_list([]) == ()
+    with pytest.raises(UserError, match="names nothing"):
+        split_list([","])
 
 
 def test_question_modes() -> None:
