@@ -7,6 +7,7 @@ that was not asked for: what could not be measured is null, with the reason.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -51,6 +52,10 @@ class Limits:
             raise UserError(
                 "--api_max_calls, --api_max_seconds and --api_timeout must be above 0, "
                 "--api_retries at least 0"
+            )
+        if math.isnan(sum([self.seconds, self.timeout, self.cost or 0, *(self.prices or ())])):
+            raise UserError(
+                "--api_max_seconds, --api_timeout, --api_max_cost and --api_prices must be numbers"
             )
         if self.cost is not None and self.prices is None:
             raise UserError("--api_max_cost needs --api_prices READ WRITTEN per million tokens")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from catekv import methods
+from catekv.atskv.api import Limits
 from catekv.atskv.training import TrainingSettings
 from catekv.errors import UserError
 from catekv.evaluation.specification import method_specs
@@ -70,6 +72,12 @@ def test_gates_and_scores_that_are_not_finite(value: str, tmp_path: Path):
     scores.write_text(f"0.5,{value}\n0.1,0.2\n")
     with pytest.raises(UserError, match="finite"):
         methods.create("headkv", scores=str(scores))
+
+
+@pytest.mark.parametrize("limit", [{"cost": math.nan}, {"prices": (1.0, math.nan)}])
+def test_a_limit_that_no_cost_exceeds(limit: dict[str, Any]):
+    with pytest.raises(UserError, match="must be numbers"):
+        Limits(**{"cost": 1.0, "prices": (1.0, 2.0), **limit})
 
 
 @pytest.fixture
