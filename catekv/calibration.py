@@ -19,7 +19,7 @@ from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
-from catekv.head_mask import STANDARD_RATIOS, HeadMask, adaptive_count, check_ratio
+from catekv.head_mask import STANDARD_RATIOS, HeadMask, adaptive_count, check_ratio, typed_layers
 from catekv.kernels.window_statistics import count_hits, order_statistics
 from catekv.methods.catekv import VARIANTS, recent_tokens_of
 from catekv.prompt_layout import ROUNDING_GUARD, PromptLayout, prompt_layout
@@ -469,9 +469,12 @@ def vote(
     """
     if cvs.dim() != 3 or not cvs.numel():
         raise UserError(f"CVs have the shape [samples, layers, KV heads], not {list(cvs.shape)}")
-    absent = torch.isnan(cvs).all(dim=0).all(dim=-1)
-    if bool(absent.all()) or not bool(torch.isfinite(cvs[:, ~absent]).all()):
-        raise UserError("CVs hold values that are not finite; make the reference pass again")
+    try:
+        present = typed_layers(cvs).cpu().repeat_interleave(cvs.shape[-1])
+    except ValueError as error:
+        raise UserError(
+            "CVs hold values that are not finite; make the reference pass again"
+        ) from error
     if static_vote not in STATIC_VOTES:
         raise UserError(f"unknown static_vote {static_vote!r}; use {' or '.join(STATIC_VOTES)}")
     if vote_count not in VOTE_COUNTS:
@@ -483,7 +486,6 @@ def vote(
         counted += [other for other in ratios if other < ratio - ROUNDING_GUARD]
     votes = torch.stack([count_votes(cvs, other, gamma_rule) for other in counted]).sum(dim=0)
     flat = votes.flatten()
-    present = (~absent).cpu().repeat_interleave(cvs.shape[-1])
     count = adaptive_count(ratio, int(present.sum()))
     scale = 10.0**MEAN_CV_DECIMALS
     means = ((cvs.mean(dim=0).flatten() * scale).round() / scale).nan_to_num(nan=torch.inf)

@@ -80,6 +80,19 @@ def config_hash(config: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def typed_layers(cvs: Tensor) -> Tensor:
+    """Bool [layers]: which layers are compressed, so that their heads have statistics.
+
+    The others hold NaN throughout. ``cvs`` [..., layers, kv_heads]. ``ValueError`` if there is no
+    such layer, or a value in one is not finite.
+    """
+    samples = cvs.reshape(-1, *cvs.shape[-2:])
+    typed = ~samples.isnan().all(dim=-1).all(dim=0)
+    if not bool(typed.any()) or not bool(samples[:, typed].isfinite().all()):
+        raise ValueError("statistics are not finite")
+    return typed
+
+
 @dataclass(frozen=True, eq=False)
 class HeadMask:
     """Adaptive heads of a model.
@@ -348,10 +361,12 @@ def load_statistics(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
             f"{path} holds no CVs [samples, layers, kv_heads] with a recipe; make it again with "
             "./run_headmask.sh"
         )
-    if not bool(cvs.isfinite().all()):
+    try:
+        typed_layers(cvs)
+    except ValueError as error:
         raise UserError(
             f"{path} holds statistics that are not finite; make it again with ./run_headmask.sh"
-        )
+        ) from error
     return cvs, recipe
 
 
