@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from catekv.errors import UserError
+from catekv.files import read_text
 
 
 class Journal:
@@ -37,14 +38,14 @@ class Journal:
         self._stream: TextIO | None = None
         self.rows: dict[int, Any] = {}
         try:
-            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {self.path}: {error}; remove it to begin anew") from None
+            text = read_text(self.path) if self.path.exists() else ""
+        except UserError as error:
+            raise UserError(f"{error}, or remove it to begin anew") from error
         for line in text.splitlines():
             try:
                 found = json.loads(line)
                 self.rows[int(found["row"])] = found["value"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue
 
     def add(self, row: int, value: Any) -> None:
