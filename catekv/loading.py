@@ -81,18 +81,24 @@ def refuse_early(method: Method | None, config: Any) -> None:
         method.validate(shape)
 
 
+def without_weights(config: Any) -> Any:
+    """A model with catekv attention on the meta device, in bfloat16."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        # torch knows the grouped products of experts without weights in no other number format
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    attach_attention(model)
+    return model
+
+
 def _shape_without_weights(config: Any) -> ModelShape | None:
     """The shape that ``probe`` would find; None if that needs the real model.
 
     Some configurations give numbers that their model does not use.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        attach_attention(model)
-        return probe(model)
+        return probe(without_weights(config))
     except Exception:
         # whatever it is, loading the model says it with more context
         return None

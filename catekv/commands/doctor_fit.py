@@ -80,18 +80,13 @@ def _device() -> str:
 
 def _probe(findings: Findings, config: Any) -> Any:
     """The model's shape as its attention layers are, found without allocating weights."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from catekv.cache.probe import probe
-    from catekv.loading import attach_attention
+    from catekv.loading import without_weights
 
     try:
-        with warnings.catch_warnings(record=True) as said, torch.device("meta"):
+        with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", UserWarning)
-            model = AutoModelForCausalLM.from_config(config)
-            attach_attention(model)
-            shape = probe(model)
+            shape = probe(without_weights(config))
     except UserError as error:
         findings.checks.append(Check("attention", False, str(error)))
         return None

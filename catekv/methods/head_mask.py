@@ -27,6 +27,7 @@ from catekv.methods.head_votes import (
     adaptive_order,
     check_ratio,
     count_votes,
+    typed_layers,
 )
 from catekv.models.shape import model_shape_of
 
@@ -346,10 +347,12 @@ def load_statistics(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
             f"{path} holds no CVs [samples, layers, kv_heads] with a recipe; make it again with "
             "./run_headmask.sh"
         )
-    if not bool(cvs.isfinite().all()):
+    try:
+        typed_layers(cvs)
+    except ValueError as error:
         raise UserError(
             f"{path} holds statistics that are not finite; make it again with ./run_headmask.sh"
-        )
+        ) from error
     return cvs, recipe
 
 

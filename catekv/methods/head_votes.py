@@ -32,6 +32,19 @@ def adaptive_count(ratio: float, heads: int) -> int:
     return ceil_count(check_ratio(ratio) * heads)
 
 
+def typed_layers(cvs: Tensor) -> Tensor:
+    """Bool [layers]: which layers are compressed, so that their heads have statistics.
+
+    The others hold NaN throughout. ``cvs`` [..., layers, kv_heads]. ``ValueError`` if there is no
+    such layer, or a value in one is not finite.
+    """
+    samples = cvs.reshape(-1, *cvs.shape[-2:])
+    typed = ~samples.isnan().all(dim=-1).all(dim=0)
+    if not bool(typed.any()) or not bool(samples[:, typed].isfinite().all()):
+        raise ValueError("statistics are not finite")
+    return typed
+
+
 def gamma(cvs: Tensor, ratio: float) -> Tensor:
     """Γ(r): the r-quantile over all layers and heads of each sample.
 
@@ -94,9 +107,12 @@ def adaptive_order(
     """
     if cvs.dim() != 3 or not cvs.numel():
         raise UserError(f"CVs have the shape [samples, layers, KV heads], not {list(cvs.shape)}")
-    absent = torch.isnan(cvs).all(dim=0).all(dim=-1)
-    if bool(absent.all()) or not bool(torch.isfinite(cvs[:, ~absent]).all()):
-        raise UserError("CVs hold values that are not finite; make the reference pass again")
+    try:
+        present = typed_layers(cvs).cpu().repeat_interleave(cvs.shape[-1])
+    except ValueError as error:
+        raise UserError(
+            "CVs hold values that are not finite; make the reference pass again"
+        ) from error
     if static_vote not in STATIC_VOTES:
         raise UserError(f"unknown static_vote {static_vote!r}; use {' or '.join(STATIC_VOTES)}")
     if vote_count not in VOTE_COUNTS:
@@ -108,7 +124,6 @@ def adaptive_order(
         counted += [other for other in ratios if other < ratio - ROUNDING_GUARD]
     votes = torch.stack([count_votes(cvs, other, gamma_rule) for other in counted]).sum(dim=0)
     flat = votes.flatten()
-    present = (~absent).cpu().repeat_interleave(cvs.shape[-1])
     count = adaptive_count(ratio, int(present.sum()))
     scale = 10.0**MEAN_CV_DECIMALS
     means = ((cvs.mean(dim=0).flatten() * scale).round() / scale).nan_to_num(nan=torch.inf)

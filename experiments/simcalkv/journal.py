@@ -39,13 +39,13 @@ class Journal:
         self.rows: dict[int, Any] = {}
         try:
             text = read_text(self.path) if self.path.exists() else ""
-        except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error}; remove it to begin anew") from None
+        except UserError as error:
+            raise UserError(f"{error}, or remove it to begin anew") from error
         for line in text.splitlines():
             try:
                 found = json.loads(line)
                 self.rows[int(found["row"])] = found["value"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue
 
     def add(self, row: int, value: Any) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from catekv import calibration
 from catekv.calibration import CVConfig, observation
+from catekv.calibration.head_masks.cv_files import read_cv, write_cv
 from catekv.errors import UserError
 from catekv.methods import head_votes
 from catekv.methods.formulas.scoring import chunk_scores, window_attention
-from catekv.methods.head_mask import HeadMask
+from catekv.methods.head_mask import HeadMask, load_statistics, save_statistics
 from catekv.methods.prompt_layout import ceil_count, floor_count, prompt_layout
 
 CONSISTENT = [[0.44, 0.44] + [0.02] * 6] * 4
@@ -317,3 +320,14 @@ def test_layers_without_statistics_take_no_share_of_the_adaptive_heads() -> None
         assert not bool(mask.adaptive[[0, 2]].any())
     with pytest.raises(UserError, match="not finite"):
         calibration.vote(cvs[:, [0, 2]], 0.5)
+
+
+def test_statistics_with_layers_without_heads_come_back(tmp_path: Path) -> None:
+    cvs = torch.full((2, 3, 2), torch.nan, dtype=torch.float64)
+    cvs[:, 1] = torch.tensor([0.5, 0.25])
+    path = save_statistics(tmp_path, cvs)
+    assert torch.equal(load_statistics(path)[0].nan_to_num(-1.0), cvs.nan_to_num(-1.0))
+    adaptive = HeadMask.load(tmp_path, ratio=0.5).adaptive
+    assert adaptive.tolist() == [[False, False], [False, True], [False, False]]
+    write_cv(tmp_path / "own.csv", cvs[0])
+    assert torch.equal(read_cv(tmp_path / "own.csv").nan_to_num(-1.0), cvs[0].nan_to_num(-1.0))

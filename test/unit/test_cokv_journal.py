@@ -136,13 +136,51 @@ def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
     path.write_text("no json\n" + path.read_text())
     with pytest.raises(UserError, match="a line that is no JSON"):
         started(tmp_path).shards()
-    for line in ("[]", '{"block": -1, "scores": [1.0, 0.0]}'):
+    for line in (
+        "[]",
+        '{"block": -1, "scores": [1.0, 0.0]}',
+        '{"block": "-1", "sample": 0, "scores": [1.0, 0.0]}',
+        '{"block": -1, "sample": [], "scores": [1.0, 0.0]}',
+        '{"block": -1, "sample": 0, "scores": 3}',
+        '{"block": -1, "sample": 0, "scores": [null, 0.0]}',
+    ):
         path.write_text(line + "\n")
         with pytest.raises(UserError, match="a line that says no block, sample and scores"):
             started(tmp_path).shards()
     path.write_text('{"block": -1, "sample": 0, "scores": [1.0]}\n')
     with pytest.raises(UserError, match="1 scores for 2 coalitions"):
         started(tmp_path).shards()
+
+
+def test_overwriting_deletes_the_files_of_an_own_recipe_only(tmp_path: Path) -> None:
+    run(started(tmp_path))
+    (tmp_path / "draws-mine.jsonl").write_text("mine")
+    new = {"task": "other", "processes": 1}
+    journal = Journal(tmp_path, plan())
+    journal.prepare(new, overwrite=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["draws-mine.jsonl", "recipe.json"]
+    (tmp_path / "scores.npz").write_text("mine")
+    for foreign in ('{"cake": "apple"}', "[]", "{", "[" * 99999):
+        (tmp_path / "recipe.json").write_text(foreign)
+        for overwrite in (True, False):
+            with pytest.raises(UserError, match="another"):
+                journal.prepare(new, overwrite=overwrite)
+        assert (tmp_path / "scores.npz").exists()
+
+
+def test_draws_without_a_recipe_are_not_taken_over(tmp_path: Path) -> None:
+    run(started(tmp_path))
+    (tmp_path / "recipe.json").unlink()
+    for overwrite in (True, False):
+        with pytest.raises(UserError, match=r"holds draws but no recipe\.json"):
+            Journal(tmp_path, plan()).prepare({"task": "toy", "processes": 1}, overwrite=overwrite)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    journal = started(tmp_path)
+    (tmp_path / "draws-1of1.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="No space left on device; free some space"):
+        journal.append(-1, 0, [1.0, 0.0])
 
 
 def test_the_time_left_follows_from_the_difference(tmp_path: Path) -> None:

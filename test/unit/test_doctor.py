@@ -114,6 +114,31 @@ def test_a_model_that_cannot_be_compressed_is_named_with_the_reason(tmp_path: Pa
     assert findings.facts["model"]["configuration"] == config_hash(config)
 
 
+def test_experts_and_layers_without_a_kv_cache_can_be_examined(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(
+        "qwen3_next",
+        num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"],
+        hidden_size=32,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        vocab_size=50,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+        dtype="float32",
+    )
+    config.save_pretrained(tmp_path)
+    findings = doctor_report.examine(str(tmp_path))
+    assert "attention" not in refused(findings)
+    assert "1 linear attention" in findings.facts["model"]["sliding window"]
+
+
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
     reason = refused(doctor_report.examine(str(tmp_path)))["model"]
     assert "\n" not in reason

@@ -8,6 +8,7 @@ the sums, the utilities known so far and the course of the error are rebuilt by 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,12 @@ import numpy as np
 from catekv.calibration.cokv.drawing import Draw, draws_of_block
 from catekv.calibration.cokv.game import Members
 from catekv.errors import UserError
-from catekv.files import read_json, refusal, write_atomically
+from catekv.files import read_object, refusal, write_atomically
 
 RECIPE_FILE = "recipe.json"
 #: What is made from the draws of a folder, and outdated without them.
 SCORE_FILE, COURSE_FILE, ALPHA_FILE = RESULT_FILES = ("scores.npz", "mae.csv", "alpha.json")
+_DRAWS = re.compile(r"draws-\d+of\d+\.jsonl")
 #: The block of the full and the empty coalition, which the first process looks at.
 BOUNDS = -1
 
@@ -138,12 +140,15 @@ class Journal:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if overwrite:
-                made = [self.folder / name for name in RESULT_FILES]
-                for old in (path, *made, *self.folder.glob("draws-*.jsonl")):
-                    old.unlink(missing_ok=True)
+                _delete_run(self.folder, recipe)
             if path.exists():
                 _refuse_other_recipe(path, recipe)
             else:
+                if _draws_in(self.folder):
+                    raise UserError(
+                        f"{self.folder} holds draws but no {RECIPE_FILE} that says whose they "
+                        "are; move them away or choose another --output"
+                    )
                 write_atomically(path, json.dumps(recipe, indent=1, sort_keys=True) + "\n")
             _cut_torn_line(self._path(self.part))
         except OSError as error:
@@ -181,6 +186,32 @@ class Journal:
         return self.folder / f"draws-{part + 1}of{self.plan.processes}.jsonl"
 
 
+def _draws_in(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if _DRAWS.fullmatch(file.name)]
+
+
+def _delete_run(folder: Path, recipe: dict[str, Any]) -> None:
+    """Remove what runs wrote into a folder, if the recipe in it is one of theirs."""
+    path = folder / RECIPE_FILE
+    if not path.exists():
+        return
+    wanted = recipe.keys() & {"task", "processes", "slices", "seed"}
+    if not read_object(path, "choose another --output").keys() >= wanted:
+        raise UserError(f"{path} is no recipe of this command; choose another --output")
+    results = [folder / name for name in RESULT_FILES]
+    for old in (path, *results, *_draws_in(folder)):
+        old.unlink(missing_ok=True)
+
+
+def _is_line(line: Any) -> bool:
+    return (
+        isinstance(line, dict)
+        and all(type(line.get(name)) is int for name in ("block", "sample"))
+        and isinstance(line.get("scores"), list)
+        and all(isinstance(score, int | float) for score in line["scores"])
+    )
+
+
 def _whole_lines(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
     """The lines behind a position in bytes, and where they end; what a killed process left torn at
     the end is not one."""
@@ -192,13 +223,11 @@ def _whole_lines(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
     content = content[: content.rfind(b"\n") + 1]
     try:
         lines = [json.loads(line) for line in content.splitlines()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} holds a line that is no JSON ({error}); use --overwrite"
         ) from error
-    if not all(
-        isinstance(line, dict) and {"block", "sample", "scores"} <= {*line} for line in lines
-    ):
+    if not all(map(_is_line, lines)):
         raise UserError(
             f"{path} holds a line that says no block, sample and scores; use --overwrite"
         )
@@ -215,10 +244,7 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def _refuse_other_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    try:
-        held = read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path} is not readable ({error}); use --overwrite") from error
+    held = read_object(path, "restore it or choose another --output")
     wanted = json.loads(json.dumps(recipe))
     for name in sorted({*held, *wanted}):
         if held.get(name) != wanted.get(name):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.files import read_text, write_atomically
+from catekv.methods.head_mask import typed_layers
 
 
 def pair_folder(task: str, k: float, alpha: float, window: int) -> str:
@@ -46,10 +47,12 @@ def read_cv(path: Path) -> Tensor:
     if not rows or len({len(row) for row in rows}) > 1:
         raise UserError(f"{path} is torn: its lines differ in length; delete it and run again")
     found = torch.tensor(rows, dtype=torch.float64)
-    # layers that are not compressed have no statistics
-    absent = torch.isnan(found).all(dim=-1)
-    if bool(absent.all()) or not bool(torch.isfinite(found[~absent]).all()):
-        raise UserError(f"{path} holds values that are not finite; delete it and run again")
+    try:
+        typed_layers(found)
+    except ValueError as error:
+        raise UserError(
+            f"{path} holds values that are not finite; delete it and run again"
+        ) from error
     return found
 
 
