@@ -35,7 +35,7 @@ from catekv.evaluation.efficiency.clock import copy_bandwidth
 from catekv.evaluation.efficiency.fill import random_prefix
 from catekv.evaluation.efficiency.measure import measure
 from catekv.evaluation.records import environment
-from catekv.evaluation.records.records import write_text
+from catekv.files import write_atomically
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.methods import create
 from catekv.models.shape import ModelShape
@@ -105,8 +105,8 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     print(text)
     if arguments.output is not None:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        write_text(arguments.output / "cpu_decode.json", json.dumps(content, indent=2) + "\n")
-        write_text(arguments.output / "cpu_decode.md", text)
+        write_atomically(arguments.output / "cpu_decode.json", json.dumps(content, indent=2) + "\n")
+        write_atomically(arguments.output / "cpu_decode.md", text)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.records import ERROR, NOT_RUN, OK, WRONG, Outcome, Records
 from catekv.evaluation import tables
-from catekv.evaluation.records.records import write_text
+from catekv.files import write_atomically
 
 MANIFEST, SUITE_JSON, SUITE_MARKDOWN = "manifest.json", "suite.json", "suite.md"
 
@@ -45,7 +45,7 @@ def write(folder: Path, manifest: dict[str, Any], titles: dict[str, str]) -> Non
     """Write the manifest and both files from the records in ``folder``."""
     records = Records(folder)
     stages = {name: records.outcomes(name) for name in titles}
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     content = {
         "manifest": manifest,
         "stages": {
@@ -61,12 +61,12 @@ def write(folder: Path, manifest: dict[str, Any], titles: dict[str, str]) -> Non
             for name, outcomes in stages.items()
         },
     }
-    write_text(folder / SUITE_JSON, json.dumps(content, indent=1) + "\n")
+    write_atomically(folder / SUITE_JSON, json.dumps(content, indent=1) + "\n")
     parts = [_head(manifest), _summary(stages)]
     parts += [
         stage_text(titles[name], outcomes, markdown=True) for name, outcomes in stages.items()
     ]
-    write_text(folder / SUITE_MARKDOWN, "\n\n".join(part.strip() for part in parts) + "\n")
+    write_atomically(folder / SUITE_MARKDOWN, "\n\n".join(part.strip() for part in parts) + "\n")
 
 
 def _head(manifest: dict[str, Any]) -> str:

@@ -13,8 +13,8 @@ from transformers.cache_utils import DynamicLayer
 
 from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
+from catekv.files import read_json, replacing, write_atomically
 from catekv.kernels.ragged import from_rows
-from catekv.text_files import read_text
 from catekv.version import __version__
 
 FORMAT_VERSION = 1
@@ -30,14 +30,13 @@ def write(folder: Path, layers: Sequence[Any], description: dict[str, Any]) -> N
     tensors: dict[str, Tensor] = {}
     records = [_save_layer(layer, f"{index}.", tensors) for index, layer in enumerate(layers)]
     whole = {"format": FORMAT_VERSION, "version": __version__, "layers": records, **description}
-    partial = folder / (DESCRIPTION_FILE + ".partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # the description comes last: a torn write leaves a folder that read() refuses
         (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
-        save_file(tensors, str(folder / TENSOR_FILE))
-        partial.write_text(json.dumps(whole, indent=1))
-        partial.replace(folder / DESCRIPTION_FILE)
+        with replacing(folder / TENSOR_FILE) as partial:
+            save_file(tensors, str(partial))
+        write_atomically(folder / DESCRIPTION_FILE, json.dumps(whole, indent=1))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the cache to {folder}: {error}") from error
 
@@ -48,7 +47,7 @@ def read(folder: Path, device: torch.device | str) -> tuple[dict[str, Any], dict
     from safetensors.torch import load_file
 
     try:
-        description = json.loads(read_text(folder / DESCRIPTION_FILE))
+        description = read_json(folder / DESCRIPTION_FILE)
         tensors = load_file(str(folder / TENSOR_FILE), device=str(device))
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder} holds no saved cache that can be read: {error}") from error

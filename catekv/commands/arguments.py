@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from catekv.commands.numbers import MOST_TOKENS, shown
 from catekv.errors import UserError
 
 
@@ -71,7 +72,11 @@ def integers(option: str, texts: Sequence[str]) -> tuple[int, ...]:
     """Whole numbers from words; ``UserError`` names the option and the bad word."""
     for text in texts:
         if not text.isdecimal():
-            raise UserError(f"{option} takes whole numbers of tokens, not {text!r}; e.g. 4096")
+            raise UserError(f"{option} takes whole numbers of tokens, not {shown(text)}; e.g. 4096")
+        if len(text) > 10 or int(text) > MOST_TOKENS:
+            raise UserError(
+                f"{option} {shown(text)} is out of range; give a whole number up to {MOST_TOKENS}"
+            )
     return tuple(int(text) for text in texts)
 
 

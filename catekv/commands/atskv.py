@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from catekv.calibration.relevance.fitting import FEATURES
 from catekv.calibration.relevance.labels import ATTENDED, LABELS, SCALES, WEIGHTS
 from catekv.errors import UserError
+from catekv.files import check_folder, write_json
 from catekv.methods.atskv.files import (
     DESCRIPTION_FILE,
     TENSOR_FILE,
@@ -165,7 +165,7 @@ def _train(arguments: argparse.Namespace) -> int:
         model, texts, held_out, settings, meta=meta, chunk_size=arguments.chunk_size, progress=say
     )
     save_predictors(arguments.output, trained.predictors)
-    (arguments.output / CURVE_JSON).write_text(json.dumps(trained.curve, indent=1) + "\n")
+    write_json(arguments.output / CURVE_JSON, trained.curve, indent=1)
     if not arguments.no_plot:
         draw_curve(arguments.output / CURVE_PNG, trained.curve)
     if not arguments.quiet:
@@ -197,14 +197,8 @@ def _settings(arguments: argparse.Namespace) -> TrainingSettings:
 def _check_output(folder: Path, overwrite: bool) -> None:
     if any((folder / name).exists() for name in (DESCRIPTION_FILE, TENSOR_FILE)) and not overwrite:
         raise UserError(f"{folder} holds predictors; use --overwrite or another --output")
-    probe = folder / ".writable"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # a folder that is there may still refuse files, and training is long
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error}; use another --output") from error
+    # a folder that is there may still refuse files, and training is long
+    check_folder(folder)
 
 
 def _samples(

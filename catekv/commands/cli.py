@@ -7,18 +7,22 @@ stderr says what and what to do); 130 interrupted (records are kept).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from catekv.commands.arguments import add_method_arguments as add_method_arguments
 from catekv.commands.arguments import add_model_arguments as add_model_arguments
 from catekv.commands.arguments import add_output_arguments as add_output_arguments
 from catekv.commands.arguments import integers as integers
 from catekv.commands.arguments import options_from as options_from
+from catekv.commands.numbers import real, whole
 from catekv.errors import UserError
+from catekv.files import refusal
 from catekv.version import __version__
 
 USAGE_ERROR = 2
@@ -74,11 +78,27 @@ class Parser(argparse.ArgumentParser):
 
     add_later: Callable[[Parser], None] | None = None
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # numbers that no library can hold are refused here, whatever the option
+        self.register("type", int, whole())
+        self.register("type", float, real())
+
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         if self.add_later is not None:
             add, self.add_later = self.add_later, None
             add(self)
+        self._refuse_empty(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
+
+    def _refuse_empty(self, words: Sequence[str]) -> None:
+        """An empty value is a variable of a script that was not set, never a wish."""
+        for before, word in zip(("", *words), words, strict=False):
+            option, equals, value = word.partition("=")
+            joined = bool(equals) and option.startswith("--") and not value.strip()
+            if joined or not word.strip():
+                name = option if joined else before if before.startswith("-") else "an argument"
+                self.error(f"{name} is empty; give a value or leave it out")
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"error: {message}; see `{self.prog} --help`\n")
@@ -87,12 +107,13 @@ class Parser(argparse.ArgumentParser):
 def run_safely(action: Callable[[], int]) -> int:
     """Run a command; user mistakes become one line on stderr, interruption a kind word.
 
-    Returns the exit code.
+    Returns the exit code. What the system refuses is a user's mistake as well: a full disk, a file
+    without permission.
     """
     try:
-        return action()
+        return _written(action)
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        _complain(str(error))
         return USAGE_ERROR
     except KeyboardInterrupt:
         print(
@@ -102,21 +123,64 @@ def run_safely(action: Callable[[], int]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # the reader of our output went away (`catekv ... | head`); nothing is wrong
-        sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno is None:
+            raise
+        place = error.filename if error.filename is not None else "the output"
+        _complain(str(refusal(f"cannot use {place}", error)))
+        return USAGE_ERROR
+    finally:
+        _leave_output()
+
+
+def _written(action: Callable[[], int]) -> int:
+    """Run a command and write out what it printed, which the interpreter would do too late."""
+    try:
+        code = action()
+    except SystemExit:
+        _flush()
+        raise
+    _flush()
+    return code
+
+
+def _complain(message: str) -> None:
+    # where standard error cannot be written either, the exit code remains
+    with contextlib.suppress(OSError):
+        print("error: " + " ".join(message.split()), file=sys.stderr)
+
+
+def _flush() -> None:
+    # a process may be started without standard output
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _leave_output() -> None:
+    """Drop what standard output could not take: the interpreter's own attempt would complain."""
+    try:
+        _flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the command ``catekv`` and of ``python -m catekv``."""
-    parser = make_parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return run_safely(lambda: _command(words))
+
+
+def _command(words: list[str]) -> int:
+    parser = make_parser()
     if not words:
         parser.print_help()
         return USAGE_ERROR
     parsed = parser.parse_args(words)
     parsed.command_line = shlex.join(["catekv", *words])
     handler: Handler = parsed.handler
-    return run_safely(lambda: handler(parsed))
+    return handler(parsed)
 
 
 def make_parser() -> Parser:

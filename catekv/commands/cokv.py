@@ -20,6 +20,7 @@ from catekv.calibration.cokv.scoring import Settings, score
 from catekv.calibration.cokv.split import SCORE_STREAM, SampleSet, find_split
 from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
 from catekv.commands.cokv_arguments import add_arguments as add_arguments
+from catekv.commands.numbers import MOST_PARTS, shown
 from catekv.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,9 +107,15 @@ def _score(arguments: argparse.Namespace) -> int:
 
 def _process(text: str) -> tuple[int, int]:
     first, slash, second = text.partition("/")
-    if not (slash and first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
-        raise UserError(f"--processes takes I/N with I from 1 to N, not {text!r}; e.g. 2/8")
-    return int(first) - 1, int(second)
+    place, count = (
+        int(part) if part.isdecimal() and len(part) <= 9 else 0 for part in (first, second)
+    )
+    if not (slash and 1 <= place <= count <= MOST_PARTS):
+        raise UserError(
+            f"--processes takes I/N with I from 1 to N, N at most {MOST_PARTS}, not "
+            f"{shown(text)}; e.g. 2/8"
+        )
+    return place - 1, count
 
 
 def _open(arguments: argparse.Namespace) -> tuple[CateKVModel, dict[str, Any]]:

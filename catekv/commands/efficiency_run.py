@@ -18,7 +18,7 @@ from catekv.evaluation.efficiency.measure import measure
 from catekv.evaluation.efficiency.measurement import FAILED, Measurement
 from catekv.evaluation.efficiency.throughput import throughput
 from catekv.evaluation.records import environment
-from catekv.evaluation.records.records import write_text
+from catekv.files import write_atomically
 from catekv.prefill.sizes import GIB
 
 if TYPE_CHECKING:
@@ -200,8 +200,14 @@ def _memory_limit(arguments: argparse.Namespace, model: CateKVModel, largest: bo
         if arguments.memory <= 0:
             raise UserError(f"--memory {arguments.memory:g} must be above 0 GiB")
         return int(arguments.memory * GIB)
-    tried_out = largest and arguments.scale is not None and model.device.type == "cpu"
-    return CPU_MEMORY if tried_out else None
+    if not largest or model.device.type != "cpu":
+        return None
+    if arguments.scale is None:
+        raise UserError(
+            "the largest batch that fits a CPU's memory takes hours; say how much memory to use "
+            "with --memory GIB, e.g. --memory 1"
+        )
+    return CPU_MEMORY
 
 
 def _write(
@@ -227,8 +233,8 @@ def _write(
     names = ["efficiency.json", "efficiency.md"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / names[0], json.dumps(content, indent=2) + "\n")
-        write_text(
+        write_atomically(folder / names[0], json.dumps(content, indent=2) + "\n")
+        write_atomically(
             folder / names[1],
             writer(results, bandwidth, f"# {title}", notes=notes, markdown=True),
         )

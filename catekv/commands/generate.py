@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from catekv.commands.arguments import add_model_arguments
-from catekv.errors import UserError
-from catekv.text_files import read_text
+from catekv.files import read_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = {name: value for name, value in given.items() if value is not None}
     Sampling(**options)  # wrong values are refused before anything is loaded
     stop_strings(arguments.stop)
-    try:
-        text = read_text(arguments.context)
-    except OSError as error:
-        raise UserError(f"cannot read {arguments.context} as text; give a text file") from error
+    text = read_text(arguments.context, pipes=True)
     request = Request(
         model=arguments.model,
         methods=(arguments.method,),

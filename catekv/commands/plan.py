@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 
 from catekv.commands import plan_text
-from catekv.errors import UserError
 from catekv.evaluation.plan import DTYPES, plan_for
-from catekv.evaluation.records.records import write_text
+from catekv.files import write_atomically
 from catekv.prefill.devices import DEVICES
 
 
@@ -53,11 +52,5 @@ def run(arguments: argparse.Namespace) -> int:
     content = json.dumps(plan.to_dict(), indent=2, default=str) + "\n"
     print(content if arguments.json else plan_text.render(plan), end="")
     if arguments.output is not None:
-        try:
-            write_text(arguments.output, content)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {arguments.output}: {error.strerror}; give a file in a folder that "
-                "exists"
-            ) from error
+        write_atomically(arguments.output, content)
     return 0

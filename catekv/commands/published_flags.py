@@ -128,7 +128,7 @@ def accuracy_request(parsed: argparse.Namespace) -> Request:
     method = canonical_name(parsed.method)
     return Request(
         model=parsed.model_name,
-        tasks=split_list([parsed.dataset_name or ""]),
+        tasks=split_list([parsed.dataset_name] if parsed.dataset_name else []),
         lengths=() if parsed.datalen is None else (parsed.datalen,),
         samples=PAPER_SAMPLES if parsed.num_samples == -1 else parsed.num_samples,
         methods=(_FULL,) if method == _FULL else (_FULL, method),

@@ -9,7 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from catekv.commands.cli import Parser, run_safely
+from catekv.commands.numbers import MOST_TOKENS, whole
 from catekv.errors import UserError
+from catekv.files import check_name, read_text
 from catekv.models.embedded import clone
 from catekv.tasks.building import generate
 from catekv.tasks.core.prompt import TEMPLATES, prompt_format
@@ -19,7 +22,6 @@ from catekv.tasks.drawing.words import list_name
 from catekv.tasks.families.ruler.tasks import PUBLISHED
 from catekv.tasks.files import sample_path, write
 from catekv.tasks.registry import find
-from catekv.text_files import read_text
 
 LENGTHS = (8192, 16384, 32768, 65536, 131072, 262144)
 NUM_SAMPLES = 96
@@ -52,7 +54,7 @@ def existing(path: Path, count: int, recipe: dict[str, Any]) -> bool:
     try:
         rows = [json.loads(line) for line in read_text(path).splitlines()]
         made_by = [{key: row["metadata"].get(key) for key in recipe} for row in rows]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         made_by = []
     if len(made_by) == count and all(found == recipe for found in made_by):
         return True
@@ -87,9 +89,14 @@ def prepare(
 
     Returns:
         The files, in the order of lengths and tasks.
+
+    Raises:
+        UserError: a family that leads out of ``output``, other samples in a file, or an unwritable
+            place.
     """
     from tqdm import tqdm
 
+    check_name("the family", family)
     names = [find(task).name for task in tasks]
     prompt_format(tokenizer, chat_template)
     words = list_name(words_path) if words_path else None
@@ -162,7 +169,7 @@ def task_options(
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``data/ruler/prepare.py``."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="data/ruler/prepare.py",
         description="Build RULER JSONL files for the tokenizer of a model.",
     )
@@ -173,9 +180,14 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help=f"chat template: auto (the tokenizer's own; default) or {', '.join(TEMPLATES)}",
     )
-    made.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="N")
     made.add_argument(
-        "--num_samples", type=int, default=NUM_SAMPLES, help="per task and length (default 96)"
+        "--lengths", type=whole(1, MOST_TOKENS), nargs="+", default=list(LENGTHS), metavar="N"
+    )
+    made.add_argument(
+        "--num_samples",
+        type=whole(1, MOST_TOKENS),
+        default=NUM_SAMPLES,
+        help="per task and length (default 96)",
     )
     made.add_argument(
         "--tasks", nargs="+", default=list(PUBLISHED), help="default: the 12 published tasks"
@@ -208,38 +220,35 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 2 after one line on stderr for wrong input."""
     given = parser().parse_args(arguments)
-    try:
-        if given.num_samples < 1 or min(given.lengths) < 1:
-            raise UserError("--num_samples and --lengths must be at least 1")
-        tasks = [name for text in given.tasks for name in text.split(",") if name]
-        options = task_options(
-            tasks,
-            given.essay_path,
-            given.squad_path,
-            given.hotpotqa_path,
-            begin_answer=not given.no_answer_prefix,
-        )
-        family = given.family or (
-            Path(given.model).name if given.template == "auto" else given.template
-        )
-        paths = prepare(
-            load_tokenizer(given.model),
-            given.output,
-            family,
-            chat_template=given.template,
-            tasks=tasks,
-            lengths=given.lengths,
-            num_samples=given.num_samples,
-            seed=given.seed,
-            overwrite=given.overwrite,
-            options=options,
-            words_path=given.words_path,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+    return run_safely(lambda: _prepare(given))
+
+
+def _prepare(given: argparse.Namespace) -> int:
+    tasks = [name for text in given.tasks for name in text.split(",") if name]
+    if not tasks:
+        raise UserError("--tasks names no task; leave it out for the 12 published ones")
+    options = task_options(
+        tasks,
+        given.essay_path,
+        given.squad_path,
+        given.hotpotqa_path,
+        begin_answer=not given.no_answer_prefix,
+    )
+    family = given.family or (
+        Path(given.model).name if given.template == "auto" else given.template
+    )
+    paths = prepare(
+        load_tokenizer(given.model),
+        given.output,
+        family,
+        chat_template=given.template,
+        tasks=tasks,
+        lengths=given.lengths,
+        num_samples=given.num_samples,
+        seed=given.seed,
+        overwrite=given.overwrite,
+        options=options,
+        words_path=given.words_path,
+    )
     print(f"{len(paths)} files under {given.output / family}")
     return 0

@@ -19,7 +19,7 @@ from catekv.evaluation.sweep.grid import Grid, read_grid
 from catekv.evaluation.sweep.jobs import make_jobs
 from catekv.evaluation.sweep.placement import Place, place_all
 from catekv.evaluation.sweep.state import FAILED, FINISHED, SweepState, count_records
-from catekv.text_files import read_text
+from catekv.files import read_json
 
 RESULTS = Path("results")
 DEFAULT_RETRIES = 2
@@ -169,14 +169,13 @@ def _joined(state: SweepState) -> str:
 
 def _scores(state: SweepState, name: str) -> dict[tuple[str, str], str]:
     """Mean official scores x 100 of a run, by question and method, marked where samples lack."""
-    import json
 
     from catekv.evaluation.report.summary_text import score
 
     file = state.path(name) / "summary.json"
     if not file.is_file():
         return {}
-    cells: list[dict[str, Any]] = json.loads(read_text(file))["cells"]
+    cells: list[dict[str, Any]] = read_json(file)["cells"]
     return {
         (cell["question"], cell["method"]): score(cell) for cell in cells if cell.get("official")
     }

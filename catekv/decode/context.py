@@ -20,9 +20,9 @@ from catekv.cache.layer import RaggedLayer
 from catekv.cache.sharded import select_here
 from catekv.decode.generation import Session
 from catekv.errors import UserError
+from catekv.files import read_json, read_text, replacing
 from catekv.kernels.ragged import concatenate
 from catekv.methods.base import Method, Needs, Observed
-from catekv.text_files import read_text
 
 CONTEXT_FILE = "context.safetensors"
 
@@ -158,10 +158,10 @@ class Context:
         folder = Path(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                str(folder / CONTEXT_FILE),
-            )
+            with replacing(folder / CONTEXT_FILE) as partial:
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in tensors.items()}, str(partial)
+                )
             self.cache.save(
                 folder,
                 model_id=self.model_id,
@@ -181,6 +181,7 @@ class Context:
         try:
             tensors = load_file(str(folder / CONTEXT_FILE), device=str(model.device))
             description = json.loads(read_text(folder / DESCRIPTION_FILE))
+            description = read_json(folder / DESCRIPTION_FILE)
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{folder} holds no saved context: {error}") from error
         return cls(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from catekv.files import write_figure
 from catekv.methods.head_mask import HeadMask
 
 
@@ -36,4 +37,4 @@ def draw_heads(path: Path, panels: Mapping[str, Tensor], mask: HeadMask, title: 
                 Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor="red", lw=1.2)
             )
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from catekv.files import write_figure
+
 
 def _figure(width: float = 6.4, height: float = 4.8) -> Any:
     from matplotlib.figure import Figure
@@ -23,7 +25,7 @@ def histogram(path: Path, counts: Tensor, title: str) -> None:
     width = 1 / len(counts)
     axis.bar([(index + 0.5) * width for index in range(len(counts))], counts.tolist(), width)
     axis.set(yscale="log", xlabel="attention weight", ylabel="number of weights", title=title)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def heat_map(
@@ -45,7 +47,7 @@ def heat_map(
         axis.axvline(prompt, color="white", lw=0.8)
         axis.axhline(prompt, color="white", lw=0.8)
     axis.set(title=title, xlabel="position", ylabel="position")
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def lines(
@@ -65,7 +67,7 @@ def lines(
         axis.axhline(level[0], ls="--", color="black", lw=1, label=level[1])
     axis.set(title=title, xlabel=x, ylabel=y)
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def bands(
@@ -86,4 +88,4 @@ def bands(
         axis.set(title=title, xlabel=x, yscale="log")
         axis.set_ylabel(y)
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.files import write_atomically
 from catekv.kernels.dispatch import TABLE, has_triton
 from catekv.kernels.variant import Variant
 
@@ -164,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(text)
     if parsed.output is not None:
         as_json = json.dumps([asdict(one) for one in built], indent=1) + "\n"
-        parsed.output.write_text(as_json if parsed.output.suffix == ".json" else text)
+        write_atomically(parsed.output, as_json if parsed.output.suffix == ".json" else text)
     return 1 if any(one.problem for one in built) else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from catekv.errors import UserError
+from catekv.files import read_arrays, read_json, read_text, read_yaml
 from catekv.models.shape import ModelShape
-from catekv.text_files import read_text
 
 #: Rows of numbers, hashable and the same in JSON.
 Rows = tuple[Any, ...]
@@ -78,9 +77,9 @@ def _made_for(source: Any) -> str | None:
     if not isinstance(source, str | Path) or Path(source).suffix != ".npz":
         return None
     try:
-        with np.load(source, allow_pickle=False) as content:
-            recipe = json.loads(str(content["recipe"])) if "recipe" in content else {}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        content = read_arrays(source)
+        recipe = json.loads(str(content["recipe"])) if "recipe" in content else {}
+    except (ValueError, RecursionError) as error:
         raise UserError(f"the recipe of {source} cannot be read: {error}") from error
     found = recipe.get("config_hash") if isinstance(recipe, dict) else None
     return found if isinstance(found, str) else None
@@ -131,17 +130,7 @@ def load_plain(path: Path) -> Any:
     Raises:
         UserError: not there, or not readable as what its suffix says.
     """
-    try:
-        text = read_text(path)
-        if path.suffix == ".json":
-            return json.loads(text)
-        import yaml  # type: ignore[import-untyped]
-
-        return yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"cannot read {path}; give the path of a JSON or YAML file") from error
-    except Exception as error:  # yaml's own errors share no base with json's
-        raise UserError(f"{path} is not readable {path.suffix[1:].upper()}: {error}") from error
+    return read_json(path, "correct it") if path.suffix == ".json" else read_yaml(path)
 
 
 def _array(source: Any, key: str, name: str) -> np.ndarray:
@@ -149,14 +138,14 @@ def _array(source: Any, key: str, name: str) -> np.ndarray:
         if isinstance(source, str | Path):
             path = Path(source)
             if path.suffix == ".npz":
-                with np.load(path, allow_pickle=False) as content:
-                    names = list(content)
-                    if key not in names and len(names) != 1:
-                        raise UserError(
-                            f"{name} has no array {key!r} but {', '.join(names) or 'none'}; save "
-                            f"it with numpy.savez(path, {key}=...)"
-                        )
-                    return content[key if key in names else names[0]].astype(np.float64)
+                content = read_arrays(path)
+                names = list(content)
+                if key not in names and len(names) != 1:
+                    raise UserError(
+                        f"{name} has no array {key!r} but {', '.join(names) or 'none'}; save "
+                        f"it with numpy.savez(path, {key}=...)"
+                    )
+                return content[key if key in names else names[0]].astype(np.float64)
             if path.suffix == ".npy":
                 raise UserError(
                     f"{name} is a published score file, a pickle; convert it with `catekv cokv "
@@ -169,7 +158,7 @@ def _array(source: Any, key: str, name: str) -> np.ndarray:
         if isinstance(source, Tensor):
             return source.detach().cpu().double().numpy()
         return np.asarray(source, dtype=np.float64)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{name} cannot be read as numbers ({error}); give rows of equal length, comma "
             "separated, one per layer, or an npz file"

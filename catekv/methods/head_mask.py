@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
+from catekv.files import read_arrays, read_object, read_text, write_arrays, write_atomically
 from catekv.methods.head_votes import (
     STANDARD_RATIOS,
     adaptive_count,
@@ -29,7 +29,6 @@ from catekv.methods.head_votes import (
     count_votes,
 )
 from catekv.models.shape import model_shape_of
-from catekv.text_files import read_text
 
 MASK_FILE = re.compile(r"head_type_p(\d+)\.csv")
 DUO_FILE = "full_attention_heads.tsv"
@@ -243,23 +242,16 @@ class HeadMask:
             "kv_heads": self.kv_heads,
         }
         refuse_other_model(folder, self.layers, self.kv_heads, meta["config_hash"])
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            rows = (",".join(str(int(head)) for head in row) for row in self.adaptive)
-            path.write_text("".join(f"{row}\n" for row in rows))
-            described = {**_describe_files(_read_meta(folder)), path.name: meta}
-            # what all masks of a folder share stands once, at the top level
-            files = {
-                name: {key: value for key, value in one.items() if meta.get(key) != value}
-                for name, one in sorted(described.items())
-            }
-            content = {**meta, "files": files}
-            (folder / META_FILE).write_text(json.dumps(content, indent=2, default=str) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"cannot write head masks to {folder}: {error.strerror or error}; choose another "
-                "folder"
-            ) from error
+        rows = (",".join(str(int(head)) for head in row) for row in self.adaptive)
+        described = {**_describe_files(_read_meta(folder)), path.name: meta}
+        # what all masks of a folder share stands once, at the top level
+        files = {
+            name: {key: value for key, value in one.items() if meta.get(key) != value}
+            for name, one in sorted(described.items())
+        }
+        content = {**meta, "files": files}
+        write_atomically(path, "".join(f"{row}\n" for row in rows))
+        write_atomically(folder / META_FILE, json.dumps(content, indent=2, default=str) + "\n")
         return path
 
 
@@ -324,32 +316,36 @@ def save_statistics(folder: str | Path, cvs: Tensor, **recipe: Any) -> Path:
     :meth:`HeadMask.load` makes masks of any ratio from it. Votes at the standard ratios and the
     mean CV are stored too, for people who look into the file.
     """
-    path = Path(folder) / STATISTICS_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
     cvs = cvs.double().cpu()
     votes = torch.stack([count_votes(cvs, ratio) for ratio in STANDARD_RATIOS])
-    np.savez_compressed(
-        path,
-        cvs=cvs.numpy(),
-        mean_cv=cvs.mean(dim=0).numpy(),
-        ratios=np.array(STANDARD_RATIOS),
-        votes=votes.numpy(),
-        recipe=np.array(json.dumps(recipe, default=str)),
+    return write_arrays(
+        Path(folder) / STATISTICS_FILE,
+        {
+            "cvs": cvs.numpy(),
+            "mean_cv": cvs.mean(dim=0).numpy(),
+            "ratios": np.array(STANDARD_RATIOS),
+            "votes": votes.numpy(),
+            "recipe": np.array(json.dumps(recipe, default=str)),
+        },
     )
-    return path
 
 
 def load_statistics(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
     """CVs float64 [samples, layers, kv_heads] and the recipe written by :func:`save_statistics`."""
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as content:
-            cvs = torch.from_numpy(content["cvs"]).double()
-            recipe = json.loads(str(content["recipe"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        content = read_arrays(path)
+        cvs = torch.from_numpy(content["cvs"]).double()
+        recipe = json.loads(str(content["recipe"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is not a readable statistics file; make it again with ./run_headmask.sh"
         ) from error
+    if cvs.ndim != 3 or not isinstance(recipe, dict):
+        raise UserError(
+            f"{path} holds no CVs [samples, layers, kv_heads] with a recipe; make it again with "
+            "./run_headmask.sh"
+        )
     if not bool(cvs.isfinite().all()):
         raise UserError(
             f"{path} holds statistics that are not finite; make it again with ./run_headmask.sh"
@@ -359,15 +355,17 @@ def load_statistics(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META_FILE
-    if not path.is_file():
+    if not path.exists():
         return {}
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, OSError) as error:
+    content = read_object(path, "delete it or make the masks again")
+    files = content.get("files", {})
+    if not isinstance(files, dict) or not all(isinstance(one, dict) for one in files.values()):
         raise UserError(
-            f"{path} is not readable JSON; delete it or make the masks again"
-        ) from error
-    return content if isinstance(content, dict) else {}
+            f"{path} does not say what its files are; delete it or make the masks again"
+        )
+    if not isinstance(content.get("recipe"), dict | None):
+        raise UserError(f"{path} holds a recipe that is none; delete it or make the masks again")
+    return content
 
 
 def _describe_files(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -379,8 +377,8 @@ def _describe_files(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _read_table(path: Path, separator: str) -> list[list[str]]:
     try:
         lines = read_text(path).splitlines()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as text; pass a head mask file") from error
+    except UserError as error:
+        raise UserError(f"{error}; pass a head mask file") from error
     rows = [[cell.strip() for cell in line.split(separator)] for line in lines if line.strip()]
     if not rows:
         raise UserError(f"{path} is empty; make the mask again with ./run_headmask.sh")

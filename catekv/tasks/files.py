@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.files import replacing
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.registry import FAMILIES, family_of, find
 from catekv.tasks.rows.rows import (
@@ -143,23 +144,13 @@ def write(path: str | os.PathLike[str], samples: Iterable[Sample]) -> None:
         UserError: if two samples share an ``index`` (a resumed run would drop one), or the place
             cannot be written.
     """
-    file = Path(path)
-    partial = file.with_name(file.name + ".partial")
     seen: set[int] = set()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as stream:
-            for sample in samples:
-                if sample.index in seen:
-                    raise UserError(f"two samples have index {sample.index}; indices must differ")
-                seen.add(sample.index)
-                stream.write(json.dumps(to_row(sample), ensure_ascii=False) + "\n")
-        partial.replace(file)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error}") from error
-    finally:
-        if partial.exists():
-            partial.unlink()
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
+        for sample in samples:
+            if sample.index in seen:
+                raise UserError(f"two samples have index {sample.index}; indices must differ")
+            seen.add(sample.index)
+            stream.write(json.dumps(to_row(sample), ensure_ascii=False) + "\n")
 
 
 def sample_path(root: str | os.PathLike[str], family: str, length: int, task: str) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation.plots import lines
+from catekv.files import write_figure
 from experiments.atskv.cells import METRICS
 from experiments.atskv.outputs import Output
 
@@ -102,7 +103,7 @@ def _bars(path: Any, groups: dict[str, dict[str, float]], methods: list[str], la
     axis.set_xticks(range(len(groups)), list(groups))
     axis.set_ylabel(label)
     figure.legend(loc="outside upper center", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def _scatter(
@@ -121,4 +122,4 @@ def _scatter(
     axis.set(xlabel="memory reduction on the device (%)", ylabel="accuracy",
              title="a point per benchmark")  # fmt: skip
     figure.legend(loc="outside upper center", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)

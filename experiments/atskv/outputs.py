@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catekv.errors import UserError
+from catekv.files import check_folder, write_atomically
 from experiments.atskv.cells import METRICS, MORE, Cell
 
 
@@ -24,24 +24,11 @@ class Output:
 
     def prepare(self) -> None:
         """Make the folder; ``UserError`` if it cannot be written."""
-        probe = self.folder / ".writable"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe.write_text("")
-            probe.unlink()
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self.folder}: {error.strerror}; use another --output_dir"
-            ) from error
+        check_folder(self.folder)
 
     def write_text(self, name: str, content: str) -> None:
         """A file in the folder; ``UserError`` if it cannot be written."""
-        path = self.folder / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        write_atomically(self.folder / name, content)
 
     def write_json(self, name: str, content: Any) -> None:
         """A JSON file in the folder."""

@@ -7,7 +7,6 @@ with one thread (``OMP_NUM_THREADS=1``). On a GPU the numbers would mean nothing
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from catekv.errors import UserError
+from catekv.files import write_json
 from catekv.methods import create
 from catekv.methods.atskv.store import TierStore
 from catekv.methods.base import Needs
@@ -163,10 +163,7 @@ def command(parsed: argparse.Namespace) -> int:
     print(table(costs))
     if parsed.output is not None:
         rows = [asdict(one) for one in costs]
-        try:
-            parsed.output.write_text(json.dumps(rows, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {parsed.output}: {error.strerror}") from error
+        write_json(parsed.output, rows, indent=1)
     return 0
 
 

@@ -14,6 +14,7 @@ import torch
 
 from catekv import kernels, methods
 from catekv.errors import UserError
+from catekv.files import write_atomically
 from catekv.methods.atskv import control as control
 from catekv.methods.atskv.relevance import (
     PredictorConfig,
@@ -229,12 +230,5 @@ def command(parsed: argparse.Namespace) -> int:
     text = "\n".join(lines)
     print(text)
     if parsed.output_dir:
-        try:
-            folder = Path(parsed.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "test_log.txt").write_text(text + "\n")
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {parsed.output_dir}: {error.strerror}; use another --output_dir"
-            ) from error
+        write_atomically(Path(parsed.output_dir) / "test_log.txt", text + "\n")
     return 0 if passed == len(results) else 1

@@ -23,6 +23,7 @@ from catekv.calibration.cokv.coalitions import CoalitionScorer, Trial, masked_co
 from catekv.calibration.cokv.drawing import Draw, default_slices
 from catekv.calibration.cokv.game import Members
 from catekv.evaluation.records import environment
+from catekv.files import write_atomically
 from catekv.kernels.ragged import storage_bytes
 from catekv.methods import Needs
 from experiments.cokv.shared import main, open_model, parser
@@ -76,7 +77,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
         "versions": environment.versions(),
         "device": environment.device_description(str(model.device)),
     }
-    arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+    write_atomically(arguments.output, json.dumps(content, indent=1) + "\n")
     return 0
 
 

@@ -11,6 +11,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv.calibration.cokv.display import correlation, draw_scores, rank_correlation
+from catekv.files import write_atomically, write_figure
 from experiments.cokv.predictions import short_name
 from experiments.cokv.shared import load_scores, main, model_name, open_model, parser
 
@@ -50,7 +51,7 @@ def importance(arguments: argparse.Namespace) -> int:
             f"{100 * recipe['utility_window']:.1f} | {heads} |"
         )
     path = arguments.output / "importance.md"
-    path.write_text("\n".join(lines) + "\n")
+    write_atomically(path, "\n".join(lines) + "\n")
     print(_course(arguments.scores, list(files), arguments.output / "mae.png"))
     print(path)
     return 0
@@ -70,7 +71,7 @@ def _course(scores: Path, tasks: list[str], path: Path) -> Path:
     axis.axhline(rows["tolerance"][-1], color="black", ls="--", lw=1, label="stop below")
     axis.set(xlabel="draws per slice and run", ylabel="MAE of two runs", yscale="log")
     axis.legend(fontsize=7, ncols=2)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure, dpi=120)
     return path
 
 

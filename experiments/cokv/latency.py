@@ -24,6 +24,7 @@ from catekv.decode.generation import synchronize
 from catekv.errors import UserError
 from catekv.evaluation.efficiency.memory import Peak, free
 from catekv.evaluation.records import environment
+from catekv.files import write_atomically
 from catekv.models.shape import config_hash
 from experiments.cokv.shared import main, open_model, parser
 
@@ -60,9 +61,9 @@ def measure(arguments: argparse.Namespace) -> int:
     rows = []
     for mode, size in runs:
         memory = [_memory(model, made[mode, size], context) for context in contexts]
-        (arguments.output / f"{mode}_{size}.json").write_text(json.dumps(memory) + "\n")
+        write_atomically(arguments.output / f"{mode}_{size}.json", json.dumps(memory) + "\n")
         rows.append((mode, size, times[mode][str(size)], memory))
-    (arguments.output / "generation_times.json").write_text(json.dumps(times, indent=1) + "\n")
+    write_atomically(arguments.output / "generation_times.json", json.dumps(times, indent=1) + "\n")
     _write(arguments, str(model.device), outputs, contexts, rows)
     return 0
 
@@ -119,13 +120,13 @@ def _write(
             f"| {mode} | {size or '-'} | {' | '.join(seconds)} | {step:.1f} | "
             f"{' | '.join(f'{one:.2f}' for one in memory)} |"
         )
-    (arguments.output / "latency.md").write_text("\n".join(lines) + "\n")
+    write_atomically(arguments.output / "latency.md", "\n".join(lines) + "\n")
     manifest = {
         "versions": environment.versions(),
         "device": environment.device_description(device),
         "prompt": arguments.prompt,
     }
-    (arguments.output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_atomically(arguments.output / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     print("\n".join(lines))
 
 

@@ -24,11 +24,10 @@ from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.split import find_split, refuse_overlap
 from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
 from catekv.commands.cli import integers
-from catekv.errors import UserError
 from catekv.evaluation.columns.settings import stable_hash
 from catekv.evaluation.records import environment
-from catekv.evaluation.records.records import write_text
 from catekv.evaluation.run.cells import sample_hash
+from catekv.files import read_object, write_atomically
 from catekv.tasks.core.sample import Sample
 from experiments.cokv.predictions import (
     comparison_table,
@@ -143,10 +142,7 @@ class _Finished:
         self.path = path
         self.held: dict[str, Any] = {}
         if path.exists():
-            try:
-                self.held = json.loads(path.read_text())
-            except ValueError as error:
-                raise UserError(f"{path} is not readable ({error}); remove it") from error
+            self.held = read_object(path, "remove it")
 
     def alpha(self, task: str, identity: str) -> dict[int, int] | None:
         """Alpha by capacity of a finished task; None if it is not, or was another measurement."""
@@ -157,7 +153,7 @@ class _Finished:
 
     def add(self, task: str, identity: str, alpha: dict[int, int]) -> None:
         self.held[task] = {"identity": identity, "alpha": alpha}
-        write_text(self.path, json.dumps(self.held, indent=1) + "\n")
+        write_atomically(self.path, json.dumps(self.held, indent=1) + "\n")
 
 
 def _write_runs(
@@ -176,7 +172,7 @@ def _write_runs(
     lines += ["Differences over the same samples:", "", paired_table(shown, pairs), ""]
     lines += ["Alpha by task and capacity:", ""]
     lines += [f"- {task}: {json.dumps(by_capacity)}" for task, by_capacity in chosen.items()]
-    (arguments.output / "runs.md").write_text("\n".join(lines) + "\n")
+    write_atomically(arguments.output / "runs.md", "\n".join(lines) + "\n")
     manifest = {
         "model": arguments.model or "embedded",
         "question": arguments.question,
@@ -188,7 +184,7 @@ def _write_runs(
         "versions": environment.versions(),
         "git_commit": environment.git_commit(),
     }
-    (arguments.output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_atomically(arguments.output / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     print("\n".join(lines[2:3]))
     print(arguments.output / "runs.md")
 

@@ -19,6 +19,7 @@ from catekv.calibration.cokv.coalitions import CoalitionScorer, Trial
 from catekv.calibration.cokv.split import find_split, refuse_overlap
 from catekv.commands.cli import integers
 from catekv.evaluation.report.statistics import bootstrap_average
+from catekv.files import write_atomically, write_figure
 from experiments.cokv.masked_heads import ORDERS, default_counts, masking_curve, masks_of
 from experiments.cokv.predictions import short_name
 from experiments.cokv.shared import load_scores, main, open_model, parser
@@ -43,9 +44,9 @@ def mask(arguments: argparse.Namespace) -> int:
         with tqdm(total=len(trials), desc=name, disable=arguments.quiet) as bar:
             curves[name] = masking_curve(scorer, trials, masks, bar.update)
         path = arguments.output / f"masking_{name}.json"
-        path.write_text(json.dumps({"counts": counts, "scores": curves[name]}) + "\n")
+        write_atomically(path, json.dumps({"counts": counts, "scores": curves[name]}) + "\n")
     table = {name: _points(curve, counts) for name, curve in curves.items()}
-    (arguments.output / "masking.md").write_text(_markdown(table, counts) + "\n")
+    write_atomically(arguments.output / "masking.md", _markdown(table, counts) + "\n")
     print(_draw(table, counts, players, arguments.output / "masking.png"))
     print(arguments.output / "masking.md")
     return 0
@@ -103,7 +104,7 @@ def _draw(
     for axis in axes[len(table) :]:
         axis.axis("off")
     axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    write_figure(path, figure, dpi=110)
     return path
 
 

@@ -24,6 +24,7 @@ from catekv.calibration.cokv.scoring import Settings, score
 from catekv.calibration.cokv.split import refuse_overlap
 from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
 from catekv.commands.cli import integers
+from catekv.files import write_atomically, write_figure
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.families.niah.grid import Grid, grid_of
 from experiments.cokv.shared import (
@@ -123,10 +124,10 @@ def _write(output: Path, test: Sequence[Sample], answers: Mapping[str, Sequence[
             for sample, answer in zip(test, found, strict=True)
         ]
         grids[name] = grid_of(rows)
-        (output / f"needle_{name}.json").write_text(json.dumps(rows) + "\n")
+        write_atomically(output / f"needle_{name}.json", json.dumps(rows) + "\n")
     lines = ["| run | mean needle score |", "|---|---|"]
     lines += [f"| {name} | {100 * grid.mean:.1f} |" for name, grid in grids.items()]
-    (output / "needle.md").write_text("\n".join(lines) + "\n")
+    write_atomically(output / "needle.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
     print(_draw(grids, output / "needle.png"))
 
@@ -148,7 +149,7 @@ def _draw(grids: dict[str, Grid], path: Path) -> Path:
         axis.axis("off")
     figure.supxlabel("tokens", fontsize=8)
     figure.supylabel("depth %", fontsize=8)
-    figure.savefig(path, dpi=110)
+    write_figure(path, figure, dpi=110)
     return path
 
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from catekv.calibration.cokv.comparison import Answer
-from catekv.errors import UserError
-from catekv.evaluation.records.records import write_text
 from catekv.evaluation.report.statistics import bootstrap_average
+from catekv.files import read_object, write_atomically
 from catekv.tasks.core.sample import Sample
-from catekv.text_files import read_text
 
 
 def short_name(task: str) -> str:
@@ -60,11 +58,7 @@ def read_results(folder: str | Path, name: str) -> dict[str, list[float]]:
     """The scores of every example by task, from ``list_result_NAME.json``; ``UserError`` if it is
     not there."""
     path = Path(folder) / f"list_result_{name}.json"
-    try:
-        content: dict[str, list[float]] = json.loads(read_text(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    return content
+    return read_object(path)
 
 
 def comparison_table(
@@ -125,17 +119,9 @@ def scores_of(answers: Sequence[Answer]) -> list[float]:
 def _merge(path: Path, content: Mapping[str, Any]) -> Path:
     held: dict[str, Any] = {}
     if path.exists():
-        try:
-            held = json.loads(read_text(path))
-        except ValueError as error:
-            raise UserError(f"{path} is not readable ({error}); remove it") from error
+        held = read_object(path, "remove it")
     return _write(path, [json.dumps({**held, **content}, indent=1)])
 
 
 def _write(path: Path, lines: Sequence[str]) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, "\n".join(lines) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
-    return path
+    return write_atomically(path, "\n".join(lines) + "\n")

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.scoring import Settings, score
 from catekv.calibration.cokv.split import find_split
+from catekv.files import read_json, write_atomically
 from experiments.cokv.predictions import short_name
 from experiments.cokv.shared import main, model_identity, model_name, open_model, parser
 
@@ -60,8 +61,8 @@ def score_tasks(arguments: argparse.Namespace) -> int:
 
 def _note_time(path: Path, seconds: float) -> None:
     """Keep the time of the call that did the work, not of one that found it done."""
-    held = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
-    path.write_text(json.dumps({"seconds": round(max(held, seconds), 1)}) + "\n")
+    held = read_json(path)["seconds"] if path.exists() else 0.0
+    write_atomically(path, json.dumps({"seconds": round(max(held, seconds), 1)}) + "\n")
 
 
 if __name__ == "__main__":

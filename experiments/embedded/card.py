@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 from catekv.errors import UserError
+from catekv.files import read_json, write_atomically
 
 _TEXT = """\
 # Model card: the embedded model
@@ -116,15 +116,15 @@ def write_card(folder: Path) -> None:
     """
     try:
         config, training, evaluation = (
-            json.loads((folder / name).read_text())
-            for name in ("config.json", "training.json", "evaluation.json")
+            read_json(folder / name) for name in ("config.json", "training.json", "evaluation.json")
         )
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: train and evaluate first") from error
+    except UserError as error:
+        raise UserError(f"{error}; train and evaluate first") from error
     recipe = training["recipe"]
     table, shortfall = accuracy_table(evaluation["scores"])
     size = (folder / "model.safetensors").stat().st_size
-    (folder / "MODEL_CARD.md").write_text(
+    write_atomically(
+        folder / "MODEL_CARD.md",
         _TEXT.format(
             parameters=size / 2 / 1e6,
             megabytes=size / 1e6,
@@ -152,5 +152,5 @@ def write_card(folder: Path) -> None:
             measured="".join(f"\n{note}\n" for note in evaluation.get("notes", [])),
             table=table,
             shortfall=shortfall,
-        )
+        ),
     )

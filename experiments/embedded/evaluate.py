@@ -18,10 +18,10 @@ import torch
 
 from catekv import tasks
 from catekv.errors import UserError
+from catekv.files import read_json, write_atomically
 from catekv.models import embedded
 from catekv.tasks.core.prompt import encode
 from catekv.tasks.wording.small import SmallWording
-from catekv.text_files import read_text
 from experiments.embedded.card import write_card
 
 SEED = 42
@@ -50,7 +50,7 @@ def evaluate(folder: Path, lengths: Sequence[int], count: int, names: Sequence[s
     file = folder / "evaluation.json"
     found: dict[str, dict[str, list[float]]] = {}
     if file.exists():
-        found = json.loads(read_text(file))["scores"]
+        found = read_json(file)["scores"]
     for length in lengths:
         for name in names:
             cell = found.setdefault(f"{name} {length}", {"official": [], "strict": []})
@@ -67,7 +67,7 @@ def evaluate(folder: Path, lengths: Sequence[int], count: int, names: Sequence[s
             strict = cell["strict"]
             print(f"{name} {length}: {100 * sum(strict) / len(strict):.1f}", flush=True)
             content = {"seed": SEED, "stream": "test", "scores": found}
-            file.write_text(json.dumps(content) + "\n")
+            write_atomically(file, json.dumps(content) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import json
 import platform
 import sys
@@ -27,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from catekv.errors import UserError
+from catekv.files import read_json, replacing, write_atomically, write_table
 from catekv.tasks.wording.tokenizer import build_tokenizer
 from experiments.embedded.initialise import initialise
 from experiments.embedded.language import DocumentSampler, Mixture
@@ -195,9 +195,8 @@ class Trainer:
             "curve": curve,
             "seconds": seconds,
         }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, file.with_suffix(".part"))
-        file.with_suffix(".part").replace(file)
+        with replacing(file) as partial:
+            torch.save(state, partial)
 
     def load_state(self, file: Path) -> tuple[list[dict[str, float]], float]:
         state = torch.load(file, weights_only=True)
@@ -219,16 +218,13 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         copy.deepcopy(self.model).to(torch.bfloat16).save_pretrained(folder)
         file = folder / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), "dtype": "float32"}, indent=2))
+        write_atomically(file, json.dumps({**read_json(file), "dtype": "float32"}, indent=2))
         build_tokenizer().save_pretrained(folder)
 
 
 def write_curve(file: Path, curve: list[dict[str, float]]) -> None:
     columns = list(dict.fromkeys(key for row in curve for key in row))
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(curve)
+    write_table(file, columns, [[row.get(name, "") for name in columns] for row in curve])
 
 
 def run(
@@ -288,7 +284,7 @@ def run(
             "long_lengths": LONG_LENGTHS,
             "curriculum": [(end, asdict(mixture)) for end, mixture in CURRICULUM],
         }
-        (output / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_atomically(output / "training.json", json.dumps(summary, indent=2) + "\n")
     return curve
 
 

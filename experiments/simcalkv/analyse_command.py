@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, median
@@ -14,6 +13,7 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation import plots
+from catekv.files import write_atomically, write_table
 from experiments.simcalkv import analyses
 from experiments.simcalkv.arguments import (
     add_data_arguments,
@@ -94,7 +94,7 @@ def command(parsed: argparse.Namespace) -> int:
             for name in ANALYSES
             if name in parsed.analyses
         }
-        (folder / "analysis.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_atomically(folder / "analysis.json", json.dumps(found, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     print(json.dumps(found, indent=1))
@@ -111,13 +111,6 @@ def _check_place(recorded: Recorded, layer: int, head: int) -> None:
         raise UserError(f"--head {head} is none of the {heads} KV heads, 0 to {heads - 1}")
 
 
-def _table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
 def attention(
     recorded: Recorded, folder: Path, layer: int, head: int, draw: bool
 ) -> dict[str, Any]:
@@ -126,7 +119,7 @@ def attention(
     query_head = head * tensors.group
     counts = analyses.attention_histogram(tensors, query_head)
     total = int(counts.sum())
-    _table(
+    write_table(
         folder / "attention_histogram.csv",
         ("from", "to", "weights"),
         [(i / len(counts), (i + 1) / len(counts), int(n)) for i, n in enumerate(counts)],
@@ -155,7 +148,7 @@ def keys(recorded: Recorded, folder: Path, layer: int, head: int, draw: bool) ->
     maps = analyses.key_maps(recorded.layers[layer], head)
     values, places = analyses.most_similar(maps.cosine)
     rank = range(1, values.shape[1] + 1)
-    _table(
+    write_table(
         folder / "similar_keys.csv",
         ("position", *(f"key_{i}" for i in rank), *(f"cosine_{i}" for i in rank)),
         [
@@ -165,7 +158,7 @@ def keys(recorded: Recorded, folder: Path, layer: int, head: int, draw: bool) ->
     )
     shares = analyses.similar_shares(recorded)
     limits = [f"{limit:g}" for limit in analyses.THRESHOLDS]
-    _table(
+    write_table(
         folder / "similar_share.csv",
         ("layer", "kv_head", *(f"pairs>{x}" for x in limits), *(f"nearest>{x}" for x in limits)),
         [(one.layer, one.kv_head, *one.pairs, *one.nearest) for one in shares],
@@ -197,7 +190,7 @@ def _by_limit(limits: Sequence[str], rows: Sequence[tuple[float, ...]]) -> dict[
 def bias(recorded: Recorded, folder: Path, layer: int, head: int, draw: bool) -> dict[str, Any]:
     """What ln 2 on every key coordinate really adds to the logits, head by head."""
     sums = analyses.query_sums(recorded)
-    _table(
+    write_table(
         folder / "query_sums.csv",
         ("layer", "query_head", "mean", "spread", "logit_shift", "constant_needed"),
         [(s.layer, s.query_head, s.mean, s.spread, s.shift, s.needed) for s in sums],

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from catekv.errors import UserError
-from catekv.text_files import read_text
+from catekv.files import read_text
 
 
 class Journal:

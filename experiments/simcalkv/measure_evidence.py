@@ -15,6 +15,7 @@ import torch
 
 from catekv import methods
 from catekv.errors import UserError
+from catekv.files import write_atomically
 from catekv.version import __version__
 from experiments.simcalkv import evidence_accuracy
 from experiments.simcalkv.evidence_step import step_part
@@ -80,7 +81,7 @@ def _write(folder: Path, part: str, found: dict[str, Any], threads: int) -> None
         "processor": platform.processor() or platform.machine(),
         "threads": threads,
     }
-    (folder / f"{part}.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_atomically(folder / f"{part}.json", json.dumps(found, indent=1) + "\n")
     print(f"\n{folder / f'{part}.json'}")
 
 

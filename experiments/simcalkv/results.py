@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.text_files import read_text
+from catekv.files import read_json, write_atomically, write_json, write_table
 from catekv.version import __version__
 from experiments.simcalkv.benchmarks import Example
 from experiments.simcalkv.comparison import Side
@@ -183,7 +182,7 @@ def refuse_other_model(path: Path, model_name: str) -> None:
     if not path.exists():
         return
     try:
-        known = json.loads(read_text(path)).get("model_name")
+        known = read_json(path).get("model_name")
     except (OSError, ValueError, AttributeError):
         known = None
     if known != model_name:
@@ -203,20 +202,10 @@ def write(folder: Path, results: Results) -> tuple[Path, Path]:
         UserError: the folder cannot be written.
     """
     table, overview = folder / results.csv_name, folder / results.json_name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with table.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows(results))
-        with table.with_suffix(".jsonl").open("w", encoding="utf-8") as stream:
-            for pair in results.pairs:
-                stream.write(json.dumps(_details(pair), ensure_ascii=False) + "\n")
-        overview.write_text(
-            json.dumps(summary(results), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    write_table(table, COLUMNS, [[row[name] for name in COLUMNS] for row in rows(results)])
+    lines = [json.dumps(_details(pair), ensure_ascii=False) + "\n" for pair in results.pairs]
+    write_atomically(table.with_suffix(".jsonl"), "".join(lines))
+    write_json(overview, summary(results), indent=1)
     return table, overview
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from catekv import methods
 from catekv.errors import UserError
 from catekv.evaluation import plots
+from catekv.files import write_atomically, write_table
 from catekv.methods import Needs
 from experiments.simcalkv.arguments import (
     add_data_arguments,
@@ -146,7 +146,7 @@ def command(parsed: argparse.Namespace) -> int:
                 **settings_of(request, model, examples),
                 "points": [vars(point) for point in points],
             }
-            (folder / summary).write_text(json.dumps(description, indent=1) + "\n")
+            write_atomically(folder / summary, json.dumps(description, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
         journal.remove()
@@ -167,9 +167,9 @@ def write_answers(
     journal: Journal,
 ) -> None:
     """Every answer as JSON lines, a line per sample."""
-    with (folder / f"sweep_{dataset}.jsonl").open("w", encoding="utf-8") as stream:
-        for row, example in enumerate(examples):
-            line = {
+    lines = []
+    for row, example in enumerate(examples):
+        line = {
                 "id": example.identifier,
                 "references": list(example.references),
                 "answers": [
@@ -178,7 +178,8 @@ def write_answers(
                     for index, (answer, share) in journal.rows[row].items()
                 ],
             }  # fmt: skip
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_atomically(folder / f"sweep_{dataset}.jsonl", "".join(lines))
 
 
 def write(folder: Path, dataset: str, points: Sequence[Point], draw: bool) -> Path:
@@ -186,13 +187,12 @@ def write(folder: Path, dataset: str, points: Sequence[Point], draw: bool) -> Pa
     folder.mkdir(parents=True, exist_ok=True)
     names = list(points[0].scores)
     table = folder / f"sweep_{dataset}.csv"
-    with table.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["method", "ratio", "kept_share", *names])
-        for point in points:
-            share = None if point.kept_share is None else round(point.kept_share, 4)
-            scores = [round(point.scores[name], 4) if point.scores else None for name in names]
-            writer.writerow([point.label, point.ratio, share, *scores])
+    lines: list[list[Any]] = []
+    for point in points:
+        share = None if point.kept_share is None else round(point.kept_share, 4)
+        scores = [round(point.scores[name], 4) if point.scores else None for name in names]
+        lines.append([point.label, point.ratio, share, *scores])
+    write_table(table, ["method", "ratio", "kept_share", *names], lines)
     if draw:
         full, *rest = points
         for name in names:

@@ -93,7 +93,6 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 32,
         "decoder_sparse_step": 1,
     },
-    "recurrent_gemma": {"head_dim": 8, "attention_window_size": 32},
     "zamba2": {
         "num_hidden_layers": 4,
         "layers_block_type": ["mamba", "hybrid"] * 2,

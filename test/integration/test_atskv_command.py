@@ -127,8 +127,8 @@ def test_a_folder_that_takes_no_files_is_refused_before_training(
     def refuse(path: Path, *arguments: object) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "write_text", refuse)
-    with pytest.raises(UserError, match=r"cannot write to .* use another --output"):
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(UserError, match=r"cannot write to .* choose another place"):
         _check_output(tmp_path, overwrite=False)
 
 
@@ -147,7 +147,8 @@ def test_costs_are_printed_before_a_file_is_refused(
     monkeypatch.setattr(relevance_cost, "measure_cost", lambda *arguments: one)
     parser = argparse.ArgumentParser()
     relevance_cost.add_arguments(parser)
-    words = ["--context_sizes", "128", "--output", str(tmp_path / "nowhere" / "x.json")]
+    (tmp_path / "file").write_text("")
+    words = ["--context_sizes", "128", "--output", str(tmp_path / "file" / "x.json")]
     with pytest.raises(UserError, match=r"cannot write .*x\.json"):
         relevance_cost.command(parser.parse_args(words))
     assert "| 128 | 2000.0 |" in capsys.readouterr().out

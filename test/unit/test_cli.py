@@ -167,9 +167,12 @@ def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["plan", "--length", "9", "--model", "absent"], "known: "),
         (["report", "absent"], "no run directory"),
         (["mask", "show", "absent"], "no head mask at absent"),
-        (["generate", "--context", "absent", "--question", "?"], "cannot read absent as text"),
+        (
+            ["generate", "--context", "absent", "--question", "?"],
+            "cannot read absent: No such file",
+        ),
         (["generate", "--context", "a", "--question", "?", "--top-p", "2"], "top_p 2.0 must be"),
-        (["generate", "--context", "a", "--question", "?", "--stop", ""], "stop string is empty"),
+        (["generate", "--context", "a", "--question", "?", "--stop", ""], "--stop is empty"),
     ],
 )
 def test_mistakes_without_a_model(
@@ -295,7 +298,8 @@ def test_a_folder_of_another_configuration_keeps_its_records(
     assert "line 1 is no record" in refused("report", tmp_path / "run")
     (tmp_path / "run" / "manifest.json").write_text("{")
     assert "cannot be read as JSON" in refused(*evaluate())
-    assert cli.main([str(word) for word in evaluate()] + ["--overwrite"]) == 0
+    assert "cannot be read as JSON" in refused(*evaluate(), "--overwrite")
+    assert samples.exists()
 
 
 def test_no_write_permission(
@@ -608,3 +612,72 @@ def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().out
     for word in ("torch", "transformers", "cuda", "[extras]"):
         assert word in text
+
+
+def started(*words: str, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+        [sys.executable, "-m", "catekv", *words], stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.mark.parametrize("words", [("methods",), ("tasks",), ("doctor",)])
+def test_a_full_disk_behind_the_standard_output_is_one_line(words: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full, started(*words, stdout=full) as process:
+        errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 2
+    assert errors.startswith("error: cannot use the output: No space left on device")
+    assert errors.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with started("methods", stdout=write) as process:
+        os.close(write)
+        errors = process.communicate(timeout=120)[1]
+    assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("evaluate", "--output", ""), "--output is empty"),
+        (("evaluate", "--tasks", ""), "--tasks is empty"),
+        (("evaluate", "--tasks", "ruler/vt", "--lengths", " "), "is empty"),
+        (("evaluate", "--output="), "--output is empty"),
+        (("evaluate", "--tasks", ","), "names nothing"),
+        (("plan", "--model", ""), "--model is empty"),
+        (("report", ""), "an argument is empty"),
+        (("evaluate", "--seed", "9" * 20), "give a whole number from"),
+        (("evaluate", "--samples", "9" * 5000), "give a whole number from"),
+        (("evaluate", "--lengths", "9" * 5000), "give a whole number up to"),
+        (("evaluate", "--ratio", "nan"), "give a finite number"),
+        (("evaluate", "--ratio", "1e999"), "give a finite number"),
+        (("plan", "--length", "1e3"), "invalid int value"),
+    ],
+)
+def test_values_of_no_use_are_refused_before_anything_is_loaded(
+    refused: Callable[..., str], words: tuple[str, ...], message: str
+) -> None:
+    error = refused(*words)
+    assert message in error
+    assert len(error) < 300
+
+
+def test_a_foreign_error_of_the_system_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def denied() -> int:
+        raise PermissionError(13, "Permission denied", "/somewhere/file")
+
+    assert cli.run_safely(denied) == 2
+    assert capsys.readouterr().err == (
+        "error: cannot use /somewhere/file: Permission denied; change its permissions or choose "
+        "another place\n"
+    )
+
+    def without_number() -> int:
+        raise OSError("a defect of ours")
+
+    with pytest.raises(OSError, match="defect"):
+        cli.run_safely(without_number)

@@ -130,9 +130,10 @@ def test_correlations() -> None:
 def test_a_heat_map_is_drawn(tmp_path: Path) -> None:
     path = draw_scores(tmp_path / "heads.svg", {"toy": SCORES, "other": -SCORES}, "both")
     assert path.read_text().count("<svg") == 1
-    for wrong in (tmp_path / "heads.foo", tmp_path / "missing" / "heads.png"):
-        with pytest.raises(UserError, match="cannot draw"):
-            draw_scores(wrong, {"toy": SCORES})
+    with pytest.raises(UserError, match="cannot draw"):
+        draw_scores(tmp_path / "heads.foo", {"toy": SCORES})
+    with pytest.raises(UserError, match="cannot write"):
+        draw_scores(path / "heads.png", {"toy": SCORES})
 
 
 def test_published_files_are_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

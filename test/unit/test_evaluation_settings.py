@@ -85,7 +85,7 @@ def test_methods_come_from_files_through_the_same_validation(tmp_path: Path, suf
     with pytest.raises(UserError, match="an object with its name and options"):
         method_specs([str(path)], {}, {})
     path.write_text("[")
-    with pytest.raises(UserError, match=f"not readable {suffix.upper()}"):
+    with pytest.raises(UserError, match=r"is not YAML|cannot be read as JSON"):
         method_specs([str(path)], {}, {})
 
 
@@ -244,7 +244,9 @@ def test_embedded_defaults_fit_its_lengths() -> None:
 
 def test_lists_take_spaces_and_commas() -> None:
     assert split_list(["a,b", "c"]) == ("a", "b", "c")
-    assert split_list([""]) == ()
+    assert split_list([]) == ()
+    with pytest.raises(UserError, match="names nothing"):
+        split_list([","])
 
 
 def test_question_modes() -> None:

@@ -168,7 +168,7 @@ def test_no_weights_are_allocated(
         ([*LLAMA, "--length", "9", "--device-memory", "much"], "as in 80GiB"),
         ([*LLAMA, "--length", "9", "--bandwidth", "-1"], "must be positive"),
         ([*LLAMA, "--length", "9", "--model", "phi4"], "named twice"),
-        ([*LLAMA, "--length", "9", "--output", "/absent/plan.json"], "cannot write"),
+        ([*LLAMA, "--length", "9", "--output", "/dev/null/plan.json"], "cannot write"),
         (["plan", "absent", "--length", "9"], "neither a folder nor a known shape; known: "),
     ],
 )

@@ -6,10 +6,12 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,68 @@ def test_overwrite_deletes_only_what_runs_wrote(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_overwrite_leaves_what_only_looks_alike(tmp_path: Path) -> None:
+    names = ("summary.docx", "samples_train.jsonl", "thesis.partial", "samples.rankx.jsonl")
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    with opened(tmp_path) as directory:
+        directory.append(record())
+    (tmp_path / f".manifest.json.{os.getpid()}.partial").write_text("a killed writer's")
+    directory.prepare(manifest(), resume=True, overwrite=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*names, "manifest.json"])
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"name": "my app", "version": 3}', "[1]", "{", "[" * 99999]
+)
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_foreign_manifest_is_refused_whatever_the_flag(
+    tmp_path: Path, content: str, overwrite: bool
+) -> None:
+    for name in ("manifest.json", "samples.jsonl", "summary.csv"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="another folder") as caught:
+        RunDirectory(tmp_path).prepare(manifest(), resume=True, overwrite=overwrite)
+    assert "--overwrite" not in str(caught.value)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, 40)
+
+
+def _replace(path: Path) -> None:
+    path.rename(path.with_name("kept"))
+    path.write_text("")
+
+
+def _delete_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, _cut, _replace, _delete_folder])
+@pytest.mark.parametrize("last", [True, False])
+def test_records_taken_away_during_a_run_are_noticed_and_written_again(
+    tmp_path: Path, harm: Callable[[Path], None], last: bool
+) -> None:
+    folder = tmp_path / "run"
+    with opened(folder) as directory:
+        directory.append(record(0))
+    directory = opened(folder)
+
+    def go_on() -> None:
+        with directory:
+            directory.append(record(1))
+            harm(directory.samples_path)
+            if not last:
+                directory.append(record(2))
+
+    with pytest.raises(UserError, match="deleted, replaced or cut during the run"):
+        go_on()
+    kept = [found.index for found in directory.records().values()]
+    assert kept == ([1] if harm is _cut else [0, 1])
+
+
 def test_samples_without_manifest_are_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text(record().to_line())
     with pytest.raises(UserError, match=r"holds samples but no manifest\.json"):
@@ -208,7 +272,9 @@ def test_a_record_that_does_not_fit_on_the_disk_is_one_clear_error(tmp_path: Pat
 
 def test_a_manifest_of_another_form_is_one_clear_error(tmp_path: Path) -> None:
     opened(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"methods": {"full": {"name": "full"}}}')
+    (tmp_path / "manifest.json").write_text(
+        '{"methods": {"full": {"name": "full"}}, "config_hash": "", "configuration": {}}'
+    )
     with pytest.raises(UserError, match="does not say what its method 'full' is"):
         opened(tmp_path)
 
@@ -249,6 +315,7 @@ def test_ranks_merge_the_same_way_however_many_there_were(tmp_path: Path) -> Non
 
 _WRITER = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 sys.path.insert(0, {test_folder!r})
 from test_records import manifest, opened, record

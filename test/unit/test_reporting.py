@@ -233,7 +233,7 @@ def test_what_cannot_be_read_in_a_folder_is_left_out_and_named(
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("{", "cannot be read as JSON"), ("{}", "names no methods")],
+    [("{", "cannot be read as JSON"), ("{}", "its methods is missing or damaged")],
 )
 def test_a_run_that_is_named_must_be_readable(tmp_path: Path, content: str, reason: str) -> None:
     (tmp_path / "manifest.json").write_text(content)

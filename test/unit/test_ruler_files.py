@@ -311,7 +311,8 @@ def test_prepare_takes_words_of_the_user_and_leaves_out_begun_answers(
     [
         (["--tasks", "nothing"], "unknown task"),
         (["--lengths", "60"], "raise the length"),
-        (["--num_samples", "0"], "at least 1"),
+        (["--tasks", ","], "names no task"),
+        (["--family", "../../x"], "would lead elsewhere"),
     ],
 )
 def test_prepare_reports_mistakes_in_one_line(tokenizer_folder, tmp_path, capsys, changes, message):
@@ -321,6 +322,24 @@ def test_prepare_reports_mistakes_in_one_line(tokenizer_folder, tmp_path, capsys
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--num_samples", "0", "give a whole number from 1 to"),
+        ("--lengths", "9" * 5000, "give a whole number from 1 to"),
+        ("--output", "", "--output is empty"),
+        ("--family", "", "--family is empty"),
+    ],
+)
+def test_prepare_refuses_values_of_no_use(capsys, option, value, message):
+    with pytest.raises(SystemExit) as ended:
+        main(["model", option, value])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error) < 400
 
 
 def test_create_dataset_script(tokenizer_folder, tmp_path):

@@ -15,13 +15,13 @@ from catekv.calibration.head_masks.cv_files import read_cv
 from catekv.errors import UserError
 from catekv.evaluation.predictions.scores import read_predictions
 from catekv.evaluation.sweep.grid import read_grid
+from catekv.files import read_text
 from catekv.methods.allocator_files import load_plain, read_budgets, read_scores
 from catekv.methods.head_mask import HeadMask
 from catekv.tasks.drawing.essay import file_sentences
 from catekv.tasks.drawing.words import read_words
 from catekv.tasks.rows.rows import read_rows
 from catekv.tasks.rows.sources import _table_rows
-from catekv.text_files import read_text
 
 ROW = json.dumps({"context": "Café", "input": "Who?", "answer": ["é"]}, ensure_ascii=False)
 PREDICTION = json.dumps({"pred": "Café", "answers": ["Café"], "all_classes": None, "length": 5})

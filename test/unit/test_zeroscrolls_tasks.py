@@ -166,8 +166,9 @@ def test_the_leaderboard_takes_official_rows_once(written, tmp_path):
     (drawn,) = build("qasper", 1500, 1, source="built-in")
     with pytest.raises(UserError, match="not of an official"):
         leaderboard.write(tmp_path / "out.csv", [(drawn, "a")])
+    (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        leaderboard.write(tmp_path / "no" / "out.csv", [(sample, "a")])
+        leaderboard.write(tmp_path / "file" / "out.csv", [(sample, "a")])
 
 
 @pytest.mark.parametrize(

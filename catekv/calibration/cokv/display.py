@@ -10,6 +10,7 @@ import numpy as np
 from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.game import Floats
 from catekv.errors import UserError
+from catekv.files import write_figure
 
 #: Shown of a score file: so many best and worst heads.
 _SHOWN_HEADS = 5
@@ -105,10 +106,4 @@ def draw_scores(path: str | Path, tables: Mapping[str, Floats], title: str = "")
         axis.set_yticks(range(0, layers, max(1, layers // 16)))
     figure.colorbar(image, ax=axes, label="score less its mean")
     figure.suptitle(title)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot draw {path} ({error}); give a PNG or SVG file in a folder that exists"
-        ) from error
-    return Path(path)
+    return write_figure(path, figure)

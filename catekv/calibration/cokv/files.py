@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 
 from catekv.calibration.cokv.game import Agreement, Floats, Sums, compare, scores, slice_estimate
 from catekv.errors import UserError
+from catekv.files import read_arrays, write_arrays
 
 FORMAT = 1
 _ARRAYS = ("left", "right", "left_count", "right_count", "draws", "slices", "shape", "recipe")
@@ -102,28 +101,22 @@ class ScoreFile:
                 f"{int((~np.isfinite(estimates)).any(axis=0).sum())} players have no estimate yet; "
                 "draw more coalitions before scores are written"
             )
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(
-                partial,
-                format=FORMAT,
-                scores=estimates,
-                ssv=estimates.mean(axis=0),
-                shape=np.array([self.layers, self.kv_heads]),
-                slices=np.array(self.slices),
-                left=self._stacked("left"),
-                right=self._stacked("right"),
-                left_count=self._stacked("left_count"),
-                right_count=self._stacked("right_count"),
-                draws=self._stacked("draws"),
-                recipe=np.array(json.dumps(self.recipe)),
-            )
-            partial.replace(path)
-        except OSError as error:
-            raise UserError(f"cannot write scores to {path}: {error}") from error
-        return path
+        return write_arrays(
+            path,
+            {
+                "format": FORMAT,
+                "scores": estimates,
+                "ssv": estimates.mean(axis=0),
+                "shape": np.array([self.layers, self.kv_heads]),
+                "slices": np.array(self.slices),
+                "left": self._stacked("left"),
+                "right": self._stacked("right"),
+                "left_count": self._stacked("left_count"),
+                "right_count": self._stacked("right_count"),
+                "draws": self._stacked("draws"),
+                "recipe": np.array(json.dumps(self.recipe)),
+            },
+        )
 
     def _stacked(self, name: str) -> Any:
         return np.array([[getattr(one, name) for one in run] for run in self.runs])
@@ -142,18 +135,22 @@ class ScoreFile:
                 f"{path} --trust-pickle --shape LAYERSxHEADS --output FILE.npz`"
             )
         try:
-            with np.load(path, allow_pickle=False) as content:
-                missing = [name for name in _ARRAYS if name not in content]
-                if missing:
-                    raise UserError(
-                        f"{path} has no array {missing[0]!r}: it was not written by `catekv cokv "
-                        "score`; the method cokv may still read plain scores from it"
-                    )
-                arrays = {name: content[name] for name in _ARRAYS}
-            recipe = json.loads(str(arrays["recipe"]))
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            arrays = read_arrays(path)
+        except UserError as error:
             raise UserError(f"cannot read the score file {path}: {error}") from error
-        return _assembled(path, arrays, recipe)
+        missing = [name for name in _ARRAYS if name not in arrays]
+        if missing:
+            raise UserError(
+                f"{path} has no array {missing[0]!r}: it was not written by `catekv cokv "
+                "score`; the method cokv may still read plain scores from it"
+            )
+        try:
+            recipe = json.loads(str(arrays["recipe"]))
+            return _assembled(path, arrays, recipe)
+        except UserError:
+            raise
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise UserError(f"cannot read the score file {path}: {error}") from error
 
 
 def _assembled(path: Path, arrays: dict[str, Any], recipe: dict[str, Any]) -> ScoreFile:

@@ -8,7 +8,6 @@ published JSON, ``{"layer-head": [score of a trial, ...]}``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from catekv import tasks
 from catekv.calibration.cokv.coalitions import Trial, answer_all
 from catekv.errors import UserError
+from catekv.files import write_json
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.full import KeepsEverything
@@ -141,10 +141,4 @@ def probe(
 
 def write_probe(path: str | Path, scores: dict[str, list[float]]) -> Path:
     """One line of JSON, the published layout."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(scores) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
-    return path
+    return write_json(path, scores, indent=None)

@@ -8,7 +8,6 @@ the sums, the utilities known so far and the course of the error are rebuilt by 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from catekv.calibration.cokv.drawing import Draw, draws_of_block
 from catekv.calibration.cokv.game import Members
 from catekv.errors import UserError
-from catekv.text_files import read_text
+from catekv.files import read_json, refusal, write_atomically
 
 RECIPE_FILE = "recipe.json"
 #: What is made from the draws of a folder, and outdated without them.
@@ -145,7 +144,7 @@ class Journal:
             if path.exists():
                 _refuse_other_recipe(path, recipe)
             else:
-                _write_whole(path, json.dumps(recipe, indent=1, sort_keys=True))
+                write_atomically(path, json.dumps(recipe, indent=1, sort_keys=True) + "\n")
             _cut_torn_line(self._path(self.part))
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {error}") from error
@@ -153,8 +152,12 @@ class Journal:
     def append(self, block: int, sample: int, values: Sequence[float]) -> None:
         """Write the scores of one sample for the new coalitions of a block."""
         line = json.dumps({"block": block, "sample": sample, "scores": list(values)})
-        with self._path(self.part).open("a") as stream:
-            stream.write(line + "\n")
+        path = self._path(self.part)
+        try:
+            with path.open("a") as stream:
+                stream.write(line + "\n")
+        except OSError as error:
+            raise refusal(f"cannot write {path}", error) from error
 
     def shards(self) -> list[Shard]:
         """What every process has found so far, this one's own part among them."""
@@ -213,7 +216,7 @@ def _cut_torn_line(path: Path) -> None:
 
 def _refuse_other_recipe(path: Path, recipe: dict[str, Any]) -> None:
     try:
-        held = json.loads(read_text(path))
+        held = read_json(path)
     except ValueError as error:
         raise UserError(f"{path} is not readable ({error}); use --overwrite") from error
     wanted = json.loads(json.dumps(recipe))
@@ -228,9 +231,3 @@ def _refuse_other_recipe(path: Path, recipe: dict[str, Any]) -> None:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text + "\n")
-    partial.replace(path)

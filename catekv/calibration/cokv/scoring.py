@@ -19,6 +19,7 @@ from catekv.calibration.cokv.progress import Progress
 from catekv.errors import UserError
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.cells import sample_hash
+from catekv.files import write_atomically
 from catekv.models.shape import config_hash
 
 if TYPE_CHECKING:
@@ -225,4 +226,4 @@ def _write_course(path: Path, course: Course) -> None:
         f"{(place + 1) * step},{one.error:.8g},{one.tolerance:.8g}"
         for place, one in enumerate(course.agreements)
     ]
-    path.write_text("\n".join(["draws,mae,tolerance", *lines]) + "\n")
+    write_atomically(path, "\n".join(["draws,mae,tolerance", *lines]) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 from catekv import tasks
 from catekv.errors import UserError
 from catekv.evaluation.run.cells import sample_hash
+from catekv.files import read_object, write_json
 from catekv.tasks.core.sample import Sample
-from catekv.text_files import read_text
 
 #: Share of the samples that scores and alpha are chosen on.
 VALIDATION_SHARE = 0.15
@@ -146,15 +145,7 @@ class Split:
 def write_splits(path: str | Path, splits: Iterable[Split]) -> Path:
     """Write splits of several tasks to one JSON file, whole or not at all."""
     content = {split.samples.task: asdict(split) for split in splits}
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.new")
-        partial.write_text(json.dumps({"format": 1, "splits": content}, indent=1) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write the split to {path}: {error}") from error
-    return path
+    return write_json(path, {"format": 1, "splits": content}, indent=1)
 
 
 def read_splits(path: str | Path) -> dict[str, Split]:
@@ -164,7 +155,10 @@ def read_splits(path: str | Path) -> dict[str, Split]:
         UserError: unreadable, or parts that overlap.
     """
     try:
-        content = json.loads(read_text(path))
+        content = read_object(path)
+    except UserError as error:
+        raise UserError(f"cannot read the split: {error}") from error
+    try:
         return {
             task: Split(
                 SampleSet(**entry["samples"]),
@@ -176,7 +170,7 @@ def read_splits(path: str | Path) -> dict[str, Split]:
         }
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"cannot read the split {path} ({type(error).__name__}: {error}); make it with "
             "experiments/cokv/split.py"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.journal import ALPHA_FILE as ALPHA_FILE
 from catekv.errors import UserError
 from catekv.evaluation.run.cells import sample_hash
+from catekv.files import read_json, write_json
 from catekv.models.shape import config_hash
-from catekv.text_files import read_text
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -60,18 +59,13 @@ class Tuned:
                 for capacity, by_alpha in self.scores.items()
             },
         }
-        path = Path(path)
-        try:
-            path.write_text(json.dumps(content, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error}") from error
-        return path
+        return write_json(path, content, indent=1)
 
     @classmethod
     def read(cls, path: str | Path) -> Tuned:
         """Read what :meth:`write` wrote; ``UserError`` if it is not that."""
         try:
-            content = json.loads(read_text(path))["capacities"]
+            content = read_json(path)["capacities"]
             return cls(
                 {
                     int(capacity): {

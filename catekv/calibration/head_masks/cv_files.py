@@ -6,7 +6,6 @@ per reference sample, one line per layer, one number per KV head, comma separate
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.text_files import read_text
+from catekv.files import read_text, write_atomically
 
 
 def pair_folder(task: str, k: float, alpha: float, window: int) -> str:
@@ -31,11 +30,7 @@ def short_task(task: str) -> str:
 def write_cv(path: Path, cvs: Tensor) -> None:
     """Write one sample's CVs [layers, kv_heads]; a reader never sees half a file."""
     text = "".join(",".join(repr(v) for v in row) + "\n" for row in cvs.double().tolist())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two passes into one folder from writing to the same temporary file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_atomically(path, text)
 
 
 def read_cv(path: Path) -> Tensor:

@@ -21,10 +21,10 @@ from catekv.calibration import CVConfig
 from catekv.calibration.head_masks.cv_files import pair_folder, read_cv, short_task, stack, write_cv
 from catekv.calibration.observation import observe_many
 from catekv.errors import UserError
+from catekv.files import read_object, write_atomically
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.tasks.core.prompt import encode
 from catekv.tasks.core.sample import Sample
-from catekv.text_files import read_text
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -143,26 +143,16 @@ class ReferencePass:
         """Make the folder, or check that what it holds was made with the same settings."""
         path = self.folder / f"{short_task(self.task)}.json"
         wanted = json.loads(json.dumps(self.description, sort_keys=True, default=str))
-        try:
-            if path.is_file():
-                there = json.loads(read_text(path))
-                changed = sorted(k for k in {*there, *wanted} if there.get(k) != wanted.get(k))
-                if changed:
-                    raise UserError(
-                        f"{self.folder} holds a reference pass with other settings "
-                        f"({', '.join(changed)}); choose another output folder or delete it"
-                    )
-                return
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}")
-            temporary.write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n")
-            temporary.replace(path)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self.folder}: {error.strerror or error}; choose another folder"
-            ) from error
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is torn; delete {self.folder} and start again") from error
+        if path.exists():
+            there = read_object(path, f"delete {self.folder} and start again")
+            changed = sorted(k for k in {*there, *wanted} if there.get(k) != wanted.get(k))
+            if changed:
+                raise UserError(
+                    f"{self.folder} holds a reference pass with other settings "
+                    f"({', '.join(changed)}); choose another output folder or delete it"
+                )
+            return
+        write_atomically(path, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
 
     def run(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from catekv.evaluation import figures
+from catekv.files import write_atomically, write_table
 from catekv.methods.head_votes import count_votes
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ RULE = (
 def write(result: SweepResult, output: Path, picture: bool = True) -> None:
     """``report.md``, ``report.json``, ``candidates.csv`` and ``heads.png`` in ``output``."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / "report.json").write_text(json.dumps(as_dict(result), indent=2) + "\n")
+    write_atomically(output / "report.json", json.dumps(as_dict(result), indent=2) + "\n")
     _write_csv(result, output / "candidates.csv")
-    (output / "report.md").write_text(markdown(result, picture))
+    write_atomically(output / "report.md", markdown(result, picture))
     if picture:
         chosen = result.chosen
         samples = chosen.cvs.shape[0]
@@ -85,10 +85,7 @@ def _row(candidate: Candidate, result: SweepResult) -> dict[str, Any]:
 
 def _write_csv(result: SweepResult, path: Path) -> None:
     rows = [_row(candidate, result) for candidate in result.candidates]
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(path, list(rows[0]), [list(row.values()) for row in rows])
 
 
 def summary(result: SweepResult) -> str:

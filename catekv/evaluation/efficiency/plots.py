@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.evaluation.efficiency.measurement import MEASURED, Measurement
+from catekv.files import write_figure
 from catekv.prefill.sizes import GIB
 
 
@@ -39,7 +40,7 @@ def draw(path: Path, results: Sequence[Measurement], title: str) -> None:
             axis.legend(fontsize="small")
     _draw_parts(parts, rows)
     figure.suptitle(f"{title}, batch size {batch}")
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def _draw_parts(axis: Any, rows: Sequence[Measurement]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.files import read_bytes
 
 #: ``error["type"]`` of a sample that was left out, e.g. because the model's window is too short
 SKIPPED = "Skipped"
@@ -118,10 +119,7 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         UserError: if the file cannot be read or another line is no record.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the permissions") from error
+    content = read_bytes(path)
     lines = content.split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
@@ -129,7 +127,7 @@ def read_records(path: Path) -> list[Record]:
             continue
         try:
             records.append(Record.from_dict(json.loads(line)))
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             if number == len(lines):
                 break
             raise UserError(

@@ -8,8 +8,8 @@ its sample is measured again.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +22,14 @@ from catekv.evaluation.records.record import Key as Key
 from catekv.evaluation.records.record import Record as Record
 from catekv.evaluation.records.record import merge as merge
 from catekv.evaluation.records.record import read_records as read_records
-from catekv.text_files import read_text
+from catekv.files import leftovers, read_bytes, read_object, write_atomically, write_json
 
 MANIFEST = "manifest.json"
-_OWN_PATTERNS = (MANIFEST, "samples*.jsonl", "summary.*", "report.html", "*.partial")
+SAMPLES = "samples.jsonl"
+_OWN_NAMES = (MANIFEST, SAMPLES, "summary.json", "summary.md", "summary.csv", "report.html")
+#: what the manifest of a run holds, however old it is
+_FORM = {"methods": dict, "configuration": dict, "config_hash": str}
+_RANK_SAMPLES = re.compile(r"samples\.rank\d+\.jsonl")
 
 
 class RunDirectory:
@@ -43,10 +47,11 @@ class RunDirectory:
     def __init__(self, path: str | Path, rank: int = 0, world: int = 1) -> None:
         self.path = Path(path)
         self.rank = rank
-        self.samples_path = self.path / (
-            "samples.jsonl" if world == 1 else f"samples.rank{rank}.jsonl"
-        )
+        self.samples_path = self.path / (SAMPLES if world == 1 else f"samples.rank{rank}.jsonl")
         self._stream: IO[str] | None = None
+        #: lines of this process, to write again where somebody takes the file away
+        self._lines: list[str] = []
+        self._size = 0
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -57,7 +62,7 @@ class RunDirectory:
                 cannot be made.
         """
         with locks.claimed(self.path):
-            for file in self.path.glob("samples*.jsonl"):
+            for file in self.sample_files():
                 # the processes of a command may outlive its first
                 with contextlib.suppress(OSError), file.open("rb") as stream:
                     locks.lock(stream.fileno(), self.path)
@@ -77,20 +82,18 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if overwrite:
+            if overwrite and (self.path / MANIFEST).exists():
                 self.delete()
             earlier = self.read_manifest()
             if earlier is not None:
                 self._check_same(earlier, manifest, resume)
                 manifest = _joined(earlier, manifest)
-            elif any(self.path.glob("samples*.jsonl")):
+            elif self.sample_files():
                 raise UserError(
-                    f"{self.path} holds samples but no {MANIFEST}; use --overwrite or another "
-                    "folder"
+                    f"{self.path} holds samples but no {MANIFEST} that says whose they are; move "
+                    "them away or choose another folder with --output"
                 )
-            write_text(
-                self.path / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-            )
+            write_json(self.path / MANIFEST, manifest)
         except OSError as error:
             raise UserError(
                 f"cannot write results to {self.path}: {error.strerror}; choose another folder "
@@ -98,29 +101,37 @@ class RunDirectory:
             ) from error
 
     def delete(self) -> None:
-        """Remove what runs wrote here, and nothing else."""
-        for pattern in _OWN_PATTERNS:
-            for file in self.path.glob(pattern):
-                file.unlink()
+        """Remove what runs wrote here, and nothing else.
+
+        Raises:
+            UserError: the manifest is none of ours, so that the other files may be none either.
+        """
+        self.read_manifest()
+        own = [self.path / name for name in _OWN_NAMES]
+        for file in (*own, *self.sample_files()):
+            for old in (file, *leftovers(file)):
+                old.unlink(missing_ok=True)
+
+    def sample_files(self) -> list[Path]:
+        """The files of records that are there, of all processes."""
+        files = self.path.iterdir() if self.path.is_dir() else ()
+        return sorted(
+            file for file in files if file.name == SAMPLES or _RANK_SAMPLES.fullmatch(file.name)
+        )
 
     def read_manifest(self) -> dict[str, Any] | None:
-        """The manifest, or None if there is none."""
+        """The manifest, or None if there is none; ``UserError`` for a file that is no run's."""
         file = self.path / MANIFEST
         if not file.exists():
             return None
-        try:
-            content = dict(json.loads(read_text(file)))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{file} cannot be read as JSON; use --overwrite or another folder"
-            ) from error
-        methods = content.get("methods")
-        for label, method in methods.items() if isinstance(methods, dict) else ():
+        remedy = "restore it, or choose another folder"
+        content = read_object(file, remedy)
+        for name, kind in _FORM.items():
+            if not isinstance(content.get(name), kind):
+                raise UserError(f"{file} is no run's, its {name} is missing or damaged; {remedy}")
+        for label, method in content["methods"].items():
             if not isinstance(method, dict) or not {"hash", "name"} <= method.keys():
-                raise UserError(
-                    f"{file} does not say what its method {label!r} is; use --overwrite or another "
-                    "folder"
-                )
+                raise UserError(f"{file} does not say what its method {label!r} is; {remedy}")
         return content
 
     def _check_same(self, earlier: dict[str, Any], wanted: dict[str, Any], resume: bool) -> None:
@@ -146,7 +157,7 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         try:
-            stream = self.samples_path.open("a", encoding="utf-8")
+            stream = self.samples_path.open("a+", encoding="utf-8")
             # the lock comes first: an unfinished line may belong to a run that is still writing it
             locks.lock(stream.fileno(), self.path)
             heal(self.samples_path)
@@ -158,7 +169,8 @@ class RunDirectory:
         except UserError:
             stream.close()
             raise
-        self._stream = stream
+        self._stream, self._lines = stream, []
+        self._size = os.fstat(stream.fileno()).st_size
         return self
 
     def __exit__(
@@ -168,6 +180,8 @@ class RunDirectory:
         trace: TracebackType | None,
     ) -> None:
         if self._stream is not None:
+            if kind is None:
+                self._check_kept()
             # where a record could not be written, closing tries again, and the error was reported
             with contextlib.suppress(OSError):
                 self._stream.close()
@@ -177,8 +191,10 @@ class RunDirectory:
         """Write one record and wait until it is on the disk."""
         if self._stream is None:
             raise RuntimeError("the run directory is not open; use it in a with statement")
+        self._check_kept()
+        line = record.to_line()
         try:
-            self._stream.write(record.to_line())
+            self._stream.write(line)
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:
@@ -186,6 +202,37 @@ class RunDirectory:
                 f"cannot write {self.samples_path}: {error.strerror}; free some space and start "
                 "the same command again, it goes on where it stopped"
             ) from error
+        self._lines.append(line)
+        self._size += len(line.encode("utf-8"))
+
+    def _check_kept(self) -> None:
+        """Raise ``UserError`` if somebody else deleted, replaced or cut the file of records; what
+        this process measured is then written again."""
+        assert self._stream is not None
+        held = os.fstat(self._stream.fileno())
+        with contextlib.suppress(OSError):
+            there = self.samples_path.stat()
+            if os.path.samestat(there, held) and there.st_size >= self._size:
+                return
+        self._rescue()
+        raise UserError(
+            f"{self.samples_path} was deleted, replaced or cut during the run; the "
+            f"{len(self._lines)} records of this run were written again, start the same command "
+            "again and it measures what is missing"
+        )
+
+    def _rescue(self) -> None:
+        assert self._stream is not None
+        number = self._stream.fileno()
+        # a file that was deleted or replaced still is what this process holds open
+        contents = [os.pread(number, os.fstat(number).st_size, 0)]
+        if self.samples_path.exists():
+            contents.append(read_bytes(self.samples_path))
+        found = [content.decode("utf-8", "replace") for content in contents]
+        # a file cut within a line ends with a part of one
+        texts = [text[: text.rfind("\n") + 1] for text in found] + self._lines
+        lines = dict.fromkeys(line for text in texts for line in text.split("\n") if line)
+        write_atomically(self.samples_path, "".join(f"{line}\n" for line in lines))
 
     def records(self) -> dict[Key, Record]:
         """All records of all ranks, merged."""
@@ -193,18 +240,19 @@ class RunDirectory:
 
     def replace_records(self, records: Iterable[Record]) -> None:
         """Put these records in the place of all that the folder holds, e.g. after re-scoring."""
+        write_atomically(self.path / SAMPLES, "".join(r.to_line() for r in records))
         try:
-            write_text(self.path / "samples.jsonl", "".join(r.to_line() for r in records))
-            for file in self.path.glob("samples.rank*.jsonl"):
-                file.unlink()
+            for file in self.sample_files():
+                if file.name != SAMPLES:
+                    file.unlink()
         except OSError as error:
             raise UserError(
-                f"cannot write {self.path / 'samples.jsonl'}: {error.strerror}; free some space or "
+                f"cannot remove the files of single processes in {self.path}: {error.strerror}; "
                 "change its permissions, nothing is lost"
             ) from error
 
     def _all_records(self) -> Iterator[Record]:
-        for file in sorted(self.path.glob("samples*.jsonl")):
+        for file in self.sample_files():
             yield from read_records(file)
 
     def consolidate(self) -> None:
@@ -212,7 +260,7 @@ class RunDirectory:
 
         Call it when no other rank writes any more.
         """
-        if any(self.path.glob("samples.rank*.jsonl")):
+        if any(file.name != SAMPLES for file in self.sample_files()):
             self.replace_records(self.records().values())
 
 
@@ -225,16 +273,6 @@ def heal(path: Path) -> None:
         if content and not content.endswith(b"\n"):
             stream.truncate(content.rfind(b"\n") + 1)
             os.fsync(stream.fileno())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: readers see the old or the new content, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
 
 
 def _joined(earlier: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:

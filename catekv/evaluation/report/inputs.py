@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation.records.records import MANIFEST, Record, RunDirectory
+from catekv.files import read_json
 from catekv.methods.head_mask import META_FILE
-from catekv.text_files import read_text
 
 EFFICIENCY = "efficiency.json"
 #: Folders below a given one that are looked into.
@@ -145,17 +144,12 @@ def read_run(path: Path, name: str = "") -> Run:
     manifest = directory.read_manifest() if path.is_dir() else None
     if manifest is None:
         raise UserError(f"{path} is no run directory (no {MANIFEST}); give one that evaluate made")
-    if not isinstance(manifest.get("methods"), dict):
-        raise UserError(
-            f"{path / MANIFEST} names no methods, so it is no run's; use --overwrite or another "
-            "folder"
-        )
     records = tuple(directory.records().values())
     return Run(path, name or path.name, manifest, records, tuple(_notes(path, manifest, records)))
 
 
 def _notes(path: Path, manifest: dict[str, Any], records: Sequence[Record]) -> Iterator[str]:
-    torn = [file.name for file in sorted(path.glob("samples*.jsonl")) if not _ends(file)]
+    torn = [file.name for file in RunDirectory(path).sample_files() if not _ends(file)]
     if torn:
         yield (
             f"the last line of {', '.join(torn)} is torn (a run was killed, or is writing); it is "
@@ -184,7 +178,7 @@ def _ends(file: Path) -> bool:
 def read_efficiency(file: Path, name: str = "") -> Efficiency:
     """Results of ``catekv efficiency --output``; ``UserError`` if the file is not of that form."""
     try:
-        content = json.loads(read_text(file))
+        content = read_json(file)
         if not isinstance(content["results"], list) or not isinstance(content["title"], str):
             raise ValueError("no list of results")
     except (OSError, ValueError, KeyError, TypeError) as error:

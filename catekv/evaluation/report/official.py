@@ -7,7 +7,8 @@ import statistics as standard
 from pathlib import Path
 
 from catekv.evaluation import tables
-from catekv.evaluation.records.records import Record, RunDirectory, write_text
+from catekv.evaluation.records.records import Record, RunDirectory
+from catekv.files import write_atomically
 
 
 def export_official(folder: str | Path) -> list[Path]:
@@ -42,7 +43,7 @@ def export_official(folder: str | Path) -> list[Path]:
                 )
                 for record in records
             ]
-            write_text(target / f"{task.replace('/', '_')}.jsonl", "\n".join(lines) + "\n")
+            write_atomically(target / f"{task.replace('/', '_')}.jsonl", "\n".join(lines) + "\n")
         names = list(tasks_of)
         means = [
             round(100 * standard.fmean(r.official or 0.0 for r in tasks_of[name]), 2)
@@ -53,8 +54,8 @@ def export_official(folder: str | Path) -> list[Path]:
             for name in names
         ]
         rows: list[list[object]] = [["Score", *means], ["Nulls", *nulls]]
-        write_text(target / "summary.csv", tables.csv_table(["Tasks", *names], rows))
-        write_text(
+        write_atomically(target / "summary.csv", tables.csv_table(["Tasks", *names], rows))
+        write_atomically(
             target / "submission.csv",
             tables.csv_table(
                 ["Task", "ID", "Prediction"],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.evaluation.records.records import MANIFEST, RunDirectory, write_text
+from catekv.evaluation.records.records import MANIFEST, RunDirectory
 from catekv.evaluation.report import build, html, write
 from catekv.evaluation.report.document import Section
 from catekv.evaluation.report.groups import Group
@@ -20,6 +20,7 @@ from catekv.evaluation.report.summary import summarise as summarise
 from catekv.evaluation.report.summary import without_times as without_times
 from catekv.evaluation.report.summary_files import write_tables
 from catekv.evaluation.report.summary_text import render as render
+from catekv.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def render_html(summary: Mapping[str, Any]) -> str:
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write ``summary.{json,csv,md}`` and ``report.html`` into a run directory."""
     write_tables(folder, summary)
-    write_text(folder / write.PAGE, render_html(summary))
+    write_atomically(folder / write.PAGE, render_html(summary))
 
 
 def report(folder: str | Path, *, rescore: bool = False) -> dict[str, Any]:

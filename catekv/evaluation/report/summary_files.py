@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from catekv.evaluation import tables
-from catekv.evaluation.records.records import write_text
 from catekv.evaluation.report.summary import MEANS, TIMES
 from catekv.evaluation.report.summary_text import render
+from catekv.files import write_atomically
 
 
 def write_tables(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write ``summary.{json,csv,md}`` into a run directory."""
-    write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    write_text(folder / "summary.md", render(summary, markdown=True))
-    write_text(folder / "summary.csv", as_csv(summary))
+    write_atomically(
+        folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    )
+    write_atomically(folder / "summary.md", render(summary, markdown=True))
+    write_atomically(folder / "summary.csv", as_csv(summary))
 
 
 def as_csv(summary: Mapping[str, Any]) -> str:

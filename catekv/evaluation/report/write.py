@@ -9,11 +9,11 @@ from pathlib import Path
 
 from catekv.errors import UserError
 from catekv.evaluation import tables
-from catekv.evaluation.records.records import write_text
 from catekv.evaluation.report import html, markdown
 from catekv.evaluation.report.document import Section
 from catekv.evaluation.report.groups import Group
 from catekv.evaluation.report.summary_files import as_csv
+from catekv.files import write_atomically
 
 PAGE, MARKDOWN, NUMBERS = "report.html", "report.md", "report.csv"
 
@@ -30,20 +30,20 @@ def write(folder: Path, document: Section, groups: Sequence[Group]) -> list[Path
     figures = folder / markdown.FIGURES
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / PAGE, html.page(document))
-        write_text(folder / MARKDOWN, markdown.page(document))
+        write_atomically(folder / PAGE, html.page(document))
+        write_atomically(folder / MARKDOWN, markdown.page(document))
         written = [folder / PAGE, folder / MARKDOWN]
         if groups:
-            write_text(folder / NUMBERS, numbers(groups))
+            write_atomically(folder / NUMBERS, numbers(groups))
             written.append(folder / NUMBERS)
         for old in [*figures.glob("*.svg"), *figures.glob("*.csv")]:
             old.unlink()
         for figure in document.figures():
             figures.mkdir(exist_ok=True)
-            write_text(figures / f"{figure.name}.svg", figure.svg + "\n")
+            write_atomically(figures / f"{figure.name}.svg", figure.svg + "\n")
             if figure.table is not None:
                 content = tables.csv_table(figure.table.header, figure.table.rows)
-                write_text(figures / f"{figure.name}.csv", content)
+                write_atomically(figures / f"{figure.name}.csv", content)
     except OSError as error:
         raise UserError(
             f"cannot write the report to {folder}: {error.strerror}; choose another folder with "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import RunSettings
-from catekv.evaluation.records.records import RunDirectory
+from catekv.evaluation.records.records import MANIFEST, RunDirectory
 from catekv.evaluation.report import report
 from catekv.evaluation.run import sanity
 from catekv.evaluation.run.cells import build_cells
@@ -18,6 +18,7 @@ from catekv.evaluation.run.distributed import Process
 from catekv.evaluation.run.loop import Loop
 from catekv.evaluation.run.manifest import make_manifest
 from catekv.evaluation.run.progress import BAR, LINES, NONE
+from catekv.files import write_json
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -108,22 +109,27 @@ def evaluate(
             skipped=process.total(loop.skipped),
             gave_up=process.total(int(loop.hopeless)) > 0,
         )
-        return _concluded(outcome, directory) if process.is_first else outcome
+        return _concluded(outcome, directory, manifest) if process.is_first else outcome
 
 
-def _concluded(outcome: Outcome, directory: RunDirectory) -> Outcome:
+def _concluded(outcome: Outcome, directory: RunDirectory, own: dict[str, Any]) -> Outcome:
     """Join the records of all processes and summarise them."""
     directory.consolidate()
     manifest = directory.read_manifest()
-    assert manifest is not None
+    if manifest is None:
+        write_json(directory.path / MANIFEST, own)
+        raise UserError(
+            f"the manifest in {directory.path} was deleted during the run; it was written again, "
+            f"the records are complete, `catekv report {directory.path}` makes the summary"
+        )
     records = directory.records().values()
     summary = report.summarise(records, manifest)
     try:
         report.write_summary(directory.path, summary)
-    except OSError as error:
+    except UserError as error:
         raise UserError(
-            f"cannot write the summary to {directory.path}: {error.strerror}; the records are "
-            f"complete, `catekv report {directory.path}` writes it"
+            f"{error}; the records are complete, `catekv report {directory.path}` writes the "
+            "summary"
         ) from error
     invalid = tuple(sanity.violations(records))
     return dataclasses.replace(outcome, summary=summary, invalid=invalid)

@@ -267,7 +267,10 @@ def _first_error(output: Path) -> str:
 
 def split_list(texts: Sequence[str]) -> tuple[str, ...]:
     """Values given with spaces, commas or both."""
-    return tuple(part for text in texts for part in text.split(",") if part)
+    parts = tuple(part for text in texts for part in text.split(",") if part.strip())
+    if texts and not parts:
+        raise UserError(f"{' '.join(texts)!r} names nothing; give values or leave the option out")
+    return parts
 
 
 def question_modes(chosen: str | None) -> tuple[str, ...]:

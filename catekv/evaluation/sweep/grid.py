@@ -11,8 +11,8 @@ from typing import Any
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import PREFILL_MODES, QUESTION_MODES
 from catekv.evaluation.sweep import checks
+from catekv.files import parse_yaml, read_text
 from catekv.methods.registry import nearest
-from catekv.text_files import read_text
 
 EMBEDDED = "embedded"
 EXAMPLE = "examples/mini_sweep.yaml"
@@ -103,18 +103,7 @@ def _content(path: Path) -> dict[str, Any]:
                     raise UserError(f"{path}: {key!r} is written twice; write it once")
             return super().construct_mapping(node, deep)
 
-    try:
-        content = yaml.load(read_text(path), Loader)
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; give a YAML file with a grid"
-        ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{path}{where} is not YAML ({getattr(error, 'problem', None) or error}); see {EXAMPLE}"
-        ) from error
+    content = parse_yaml(read_text(path), str(path), f"see {EXAMPLE}", Loader)
     if not isinstance(content, dict):
         raise UserError(
             f"{path} holds no grid; write keys and values, see examples/mini_sweep.yaml"

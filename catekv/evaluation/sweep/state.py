@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation.records import environment
-from catekv.evaluation.records.records import write_text
+from catekv.evaluation.records.records import RunDirectory
 from catekv.evaluation.sweep.grid import Grid
 from catekv.evaluation.sweep.jobs import RUNS, Job
 from catekv.evaluation.sweep.placement import Place
-from catekv.text_files import read_text
+from catekv.files import read_json, write_json
 
 FILE = "sweep.json"
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
@@ -68,7 +67,7 @@ class SweepState:
         if not file.exists():
             return {}
         try:
-            content = json.loads(read_text(file))
+            content = read_json(file)
             for run in content["runs"]:
                 if not isinstance(run["name"], str) or not isinstance(run.get("records", 0), int):
                     raise TypeError("no list of runs")
@@ -132,14 +131,7 @@ class SweepState:
         """Write ``sweep.json`` in one step."""
         runs = [self._run(job) for job in self.jobs.values()]
         content = {**self._head, "starts": self._starts, "runs": runs}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.folder / FILE}: {error.strerror}; choose another folder with "
-                "--output or change its permissions"
-            ) from error
+        write_json(self.folder / FILE, content)
 
     def _run(self, job: Job) -> dict[str, Any]:
         entry, place = self.entries[job.name], self.places.get(job.name)
@@ -174,7 +166,7 @@ class SweepState:
 def count_records(folder: Path) -> int:
     """Whole lines in the record files of a run directory."""
     total = 0
-    for file in folder.glob("samples*.jsonl"):
+    for file in RunDirectory(folder).sample_files():
         try:
             total += file.read_bytes().count(b"\n")
         except OSError:

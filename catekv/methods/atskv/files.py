@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from catekv.errors import UserError
+from catekv.files import read_json, replacing, write_atomically
 from catekv.methods.atskv.relevance import PredictorConfig, RelevancePredictor
-from catekv.text_files import read_text
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "predictor.json"
@@ -74,8 +74,9 @@ def save_predictors(folder: Path | str, predictors: PredictorSet) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # the description comes last: a torn write leaves a folder that loading refuses
         (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
-        save_file(tensors, str(folder / TENSOR_FILE))
-        (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1))
+        with replacing(folder / TENSOR_FILE) as partial:
+            save_file(tensors, str(partial))
+        write_atomically(folder / DESCRIPTION_FILE, json.dumps(description, indent=1))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the predictors to {folder}: {error}") from error
 
@@ -87,7 +88,7 @@ def load_predictors(folder: Path | str) -> PredictorSet:
 
     folder = Path(folder)
     try:
-        description = json.loads(read_text(folder / DESCRIPTION_FILE))
+        description = read_json(folder / DESCRIPTION_FILE)
         tensors = load_file(str(folder / TENSOR_FILE))
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder} holds no relevance predictors: {error}") from error

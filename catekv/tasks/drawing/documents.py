@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -11,9 +10,9 @@ from random import Random
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.files import read_json
 from catekv.tasks.drawing.world import Question
 from catekv.tasks.rows.sources import data_name
-from catekv.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Corpus:
 
 def _load(path: str) -> Any:
     try:
-        return json.loads(read_text(path))
+        return read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the questions in {path}: {error}") from error
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from random import Random
 
 from catekv.errors import UserError
+from catekv.files import read_text
 from catekv.tasks.drawing import words
-from catekv.text_files import read_text
 
 _SEASONS = ("spring", "summer", "autumn", "winter")
 _MEALS = ("breakfast", "lunch", "dinner", "supper")

@@ -14,7 +14,7 @@ from random import Random
 from typing import TypeVar
 
 from catekv.errors import UserError
-from catekv.text_files import read_text
+from catekv.files import read_text
 
 Item = TypeVar("Item")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from catekv.errors import UserError
-from catekv.text_files import BYTE_ORDER_MARK, read_text
+from catekv.files import BYTE_ORDER_MARK, read_text
 
 Result = TypeVar("Result")
 #: half of a character that takes two codes; alone it is no text, and no tokenizer can write it
@@ -29,10 +29,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[tuple[str, dict[str, Any]]]:
             character, or no row at all.
     """
     file = Path(path)
-    try:
-        text = read_text(file)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error}") from error
+    text = read_text(file)
     rows = _numbered(file, text)
     if not rows:
         raise UserError(f"{file} holds no row")

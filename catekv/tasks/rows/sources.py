@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from catekv.errors import UserError
+from catekv.files import read_text
 from catekv.tasks.rows.rows import naming, read_rows
-from catekv.text_files import read_text
 
 SOURCES = ("auto", "path", "hub", "built-in")
 #: folder with the data of all benchmarks, a sub-folder each

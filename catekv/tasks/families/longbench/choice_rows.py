@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.files import read_text
 from catekv.tasks.rows.rows import naming, shown, text_field
-from catekv.text_files import read_text
 
 LETTERS = ("A", "B", "C", "D")
 DIFFICULTIES, LENGTHS = ("easy", "hard"), ("short", "medium", "long")

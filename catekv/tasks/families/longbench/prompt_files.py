@@ -15,8 +15,8 @@ from string import Formatter
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.files import read_text
 from catekv.tasks.families.longbench.prompt_text import PromptText
-from catekv.text_files import read_text
 
 #: prompt set that is recorded with samples
 NAME = "official-file"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from catekv.errors import UserError
+from catekv.files import write_table
 from catekv.tasks.core.parts import OFFICIAL
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.families.zeroscrolls.rows import NEW_TOKENS, PREFIX
@@ -36,12 +35,5 @@ def write(path: str | os.PathLike[str], answers: Iterable[tuple[Sample, str]]) -
         if (name, identity) in rows:
             raise UserError(f"{sample.task}: the row {identity!r} has two predictions; give one")
         rows[name, identity] = prediction.strip()
-    file = Path(path)
-    try:
-        with file.open("w", encoding="utf-8", newline="") as stream:
-            table = csv.writer(stream)
-            table.writerow(COLUMNS)
-            table.writerows((*key, text) for key, text in rows.items())
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error}") from error
+    write_table(path, COLUMNS, [(*key, text) for key, text in rows.items()])
     return tuple(name for name in NEW_TOKENS if name not in {task for task, _ in rows})
