@@ -127,6 +127,6 @@ def test_intervals_and_the_table_of_the_card() -> None:
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "__file__", str(tmp_path / "catekv" / "embedded" / "x.py"))
+    monkeypatch.setattr(embedded, "_package", lambda: tmp_path / "catekv")
     with pytest.raises(UserError, match=r"no embedded model at .*experiments\.embedded\.train"):
         embedded.path()

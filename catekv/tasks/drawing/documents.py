@@ -43,8 +43,8 @@ class Corpus:
 def _load(path: str) -> Any:
     try:
         return read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read the questions in {path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"cannot read the questions: {error}") from error
 
 
 @cache

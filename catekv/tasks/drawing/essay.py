@@ -187,7 +187,7 @@ def file_sentences(path: str) -> tuple[str, ...]:
     """
     try:
         texts = [_read_text(file) for file in _sources(path)]
-    except (OSError, json.JSONDecodeError) as error:
+    except (UserError, OSError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read essays from {path}: {error}") from error
     sentences = tuple(sentence for text in texts for sentence in split_sentences(text))
     if not sentences:

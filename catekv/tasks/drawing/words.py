@@ -104,8 +104,8 @@ def read_words(path: str) -> tuple[str, ...]:
     for file in files:
         try:
             text = read_text(file)
-        except OSError as error:
-            raise UserError(f"cannot read the word list {file}: {error}") from error
+        except UserError as error:
+            raise UserError(f"cannot read the word list: {error}") from error
         found.update(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not found:
         raise UserError(f"no word in {path}; expected a text file with one word a line")

@@ -172,7 +172,7 @@ def _table_rows(path: Path) -> list[dict[str, Any]]:
         try:
             stream = io.StringIO(read_text(path, newline=""), newline="")
             rows = [dict(row) for row in csv.DictReader(stream)]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except csv.Error as error:
             raise UserError(f"cannot read {path}: {error}") from error
     else:
         datasets = _datasets("reading Parquet files")

@@ -90,8 +90,8 @@ def read_pairs(folder: Path) -> list[dict[str, Any]]:
                 continue  # a read-me beside the samples
             # as it is: reading would turn carriage returns into newlines
             context = read_text(partner, newline="")
-        except OSError as error:
-            raise UserError(f"cannot read {partner} of {file.name}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{error} (a part of {file.name})") from error
         with naming(file, "headings"):
             rows.append({**_markdown(text), "context": context})
     if not rows:

@@ -23,16 +23,9 @@ NAME = "official-file"
 _MARKER = re.compile(r"\$(?:DOC|Q|C_[A-D]|COT)\$")
 
 
-def _read(path: str) -> str:
-    try:
-        return read_text(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-
-
 def _entry(path: str, task: str, what: str) -> Any:
     try:
-        table = json.loads(_read(path))
+        table = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON ({error.msg}, line {error.lineno})") from None
     if not isinstance(table, dict) or task not in table:
@@ -119,7 +112,7 @@ def marked_text(path: str) -> str:
     Raises:
         UserError: unreadable, or without ``$DOC$`` (once), or a second step (``$COT$``).
     """
-    text = _read(path)
+    text = read_text(path)
     markers = _MARKER.findall(text)
     if "$COT$" in markers:
         raise UserError(
