@@ -23,6 +23,7 @@ from catekv.calibration.head_masks.reference import (
     build_samples,
     observe_prompt,
 )
+from catekv.calibration.head_masks.report import write as write_report
 from catekv.calibration.head_masks.result import Candidate, SweepSettings
 from catekv.commands import calibrate
 from catekv.commands.cli import Parser, main
@@ -94,7 +95,7 @@ def test_sweep_writes_masks_statistics_and_report(model: CateKVModel, tmp_path: 
     meta = json.loads((tmp_path / "chosen" / "meta.json").read_text())
     assert meta["ratio"] == 0.5
     assert meta["recipe"]["k"] == result.chosen.config.k
-    sweep.calibration_report.write(result, tmp_path)
+    write_report(result, tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert len(report["candidates"]) == 8
     assert sum(row["chosen"] for row in report["candidates"]) == 1
