@@ -197,9 +197,9 @@ def _parts(tensor: Any) -> list[Tensor]:
     """The plain tensors of one that is made of several (quantised, or shared among processes)."""
     if type(tensor) in (Tensor, nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
-    return [
-        part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))
-    ]
+    held = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    # a sharded tensor names the mesh of its processes among its parts
+    return [part for one in held if isinstance(one, Tensor) for part in _parts(one)]
 
 
 def _sample(tensor: Tensor) -> Tensor:

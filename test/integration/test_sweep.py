@@ -316,7 +316,7 @@ def test_the_command_line_reads_a_grid_file(
 
     file = tmp_path / "nothing.yaml"
     assert main(["sweep", str(file)]) == 2
-    assert "give a YAML file with a grid" in capsys.readouterr().err
+    assert "nothing.yaml: No such file or directory; check the name" in capsys.readouterr().err
     model = grid.models[0]
     file.write_text(
         f"models: [{{model: {model.path}, masks: [random:0]}}]\nmethods: [full]\n"

@@ -109,7 +109,7 @@ def published(name: str) -> ModuleType:
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from catekv import cli\n"
+        "import sys; from catekv.commands import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'heavy import'"
