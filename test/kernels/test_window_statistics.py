@@ -41,7 +41,8 @@ def test_the_kernel_computes_the_definition(dtype: torch.dtype, window: int, sta
     arguments = (queries, keys, 0.3, start, stop, positions, between_neighbours, [1, 8, 8])
     statistics, hits = kernels.window_statistics(*arguments, backend="triton")
     expected, expected_hits = kernels.window_statistics(*arguments, backend="torch")
-    torch.testing.assert_close(statistics, expected, rtol=2e-6, atol=1e-30)
+    # exp of -25 and below: rounding its argument alone moves it by 25 * 2^-23 = 3e-6
+    torch.testing.assert_close(statistics, expected, rtol=5e-6, atol=1e-30)
     for found, wanted in zip(hits, expected_hits, strict=True):
         assert torch.equal(found.long(), wanted)
 
