@@ -3,7 +3,7 @@
 #   ./run_tests.sh            everything that is fast            (what CI calls)
 #   ./run_tests.sh --slow     the slow checks as well
 #   ./run_tests.sh --oldest   kernel, cache and model tests on the oldest transformers and triton
-#   other arguments go to pytest
+#   other arguments go to pytest (-n 0: in one process)
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$REPOSITORY"
@@ -12,7 +12,9 @@ cd "$REPOSITORY"
 OLDEST_TRANSFORMERS=5.17.0
 OLDEST_TRITON=3.6.0
 INTERPRETED_NUMPY="numpy<2.4" # the newest that the interpreter of that triton runs with
-arguments=()
+# tensors are tiny and kernels interpreted: processes share the cores, threads only wait
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+arguments=(--numprocesses auto --maxprocesses 8 --dist worksteal)
 oldest=false
 for argument in "$@"; do
   case $argument in
@@ -37,11 +39,11 @@ if $oldest; then
   .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
     --constraint .venv-oldest/constraints.txt "transformers==$OLDEST_TRANSFORMERS" \
     "triton==$OLDEST_TRITON" "$INTERPRETED_NUMPY" --editable ".[dev]"
-  exec .venv-oldest/bin/python -m pytest test/kernels test/integration "${arguments[@]+"${arguments[@]}"}"
+  exec .venv-oldest/bin/python -m pytest test/kernels test/integration "${arguments[@]}"
 fi
 
 prepare_environment "$ALL_EXTRAS"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-"$PYTHON" -m pytest "${arguments[@]+"${arguments[@]}"}"
+"$PYTHON" -m pytest "${arguments[@]}"

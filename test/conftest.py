@@ -13,6 +13,8 @@ import torch
 
 # kernels run in triton's interpreter, which must be chosen before any module with kernels loads
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# the commands that tests start compute tiny tensors too, and several run at a time
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PUBLISHED_VARIABLE = "CATEKV_REFERENCE"
 

@@ -614,28 +614,27 @@ def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -
         assert word in text
 
 
-def started(*words: str, **options: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
-        [sys.executable, "-m", "catekv", *words], stderr=subprocess.PIPE, text=True, **options
-    )
+def ended(*words: str, output: int) -> subprocess.CompletedProcess[str]:
+    """A command with its standard output at a file descriptor."""
+    command = [sys.executable, "-m", "catekv", *words]
+    return subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=120)
 
 
 @pytest.mark.parametrize("words", [("methods",), ("tasks",), ("doctor",)])
 def test_a_full_disk_behind_the_standard_output_is_one_line(words: tuple[str, ...]) -> None:
-    with open("/dev/full", "w") as full, started(*words, stdout=full) as process:
-        errors = process.communicate(timeout=120)[1]
+    with open("/dev/full", "w") as full:
+        process = ended(*words, output=full.fileno())
     assert process.returncode == 2
-    assert errors.startswith("error: cannot use the output: No space left on device")
-    assert errors.count("\n") == 1
+    assert process.stderr.startswith("error: cannot use the output: No space left on device")
+    assert process.stderr.count("\n") == 1
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
-    with started("methods", stdout=write) as process:
-        os.close(write)
-        errors = process.communicate(timeout=120)[1]
-    assert (process.returncode, errors) == (0, "")
+    process = ended("methods", output=write)
+    os.close(write)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

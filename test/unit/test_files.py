@@ -48,8 +48,11 @@ def test_devices_and_pipes_take_the_content_and_stay(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="start the reader"):
         files.write_atomically(pipe, "text")
     with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
-        write_when_read(pipe, "text")
-        assert reader.communicate(timeout=10)[0] == "text"
+        try:
+            write_when_read(pipe, "text")
+            assert reader.communicate(timeout=10)[0] == "text"
+        finally:
+            reader.kill()
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     files.write_atomically("/dev/null", "text")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
