@@ -39,7 +39,8 @@ if $oldest; then
   .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
     --constraint .venv-oldest/constraints.txt "transformers==$OLDEST_TRANSFORMERS" \
     "triton==$OLDEST_TRITON" "$INTERPRETED_NUMPY" --editable ".[dev]"
-  exec .venv-oldest/bin/python -m pytest test/kernels test/integration "${arguments[@]}"
+  exec .venv-oldest/bin/python -m pytest test/kernels test/models test/cache test/prefill test/decode \
+    test/methods "${arguments[@]}"
 fi
 
 prepare_environment "$ALL_EXTRAS"

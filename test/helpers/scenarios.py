@@ -1,4 +1,4 @@
-"""What the integration tests feed to models, and how they compare what comes back."""
+"""What tests feed to models, and how they compare what comes back."""
 
 from __future__ import annotations
 
