@@ -97,13 +97,13 @@ def continues_by(model: torch.nn.Module) -> str:
     return _known[model]
 
 
-def trial_ids(model: Any, longest: int | None = LONGEST_TRIAL) -> Tensor:
+def trial_ids(model: Any, longest: int = LONGEST_TRIAL) -> Tensor:
     """Ids [1, tokens] to try a model with: more tokens than any of its windows that is not longer
-    than ``longest`` (None: than any), fewer than those at which its positions change."""
+    than ``longest``, fewer than those at which its positions change."""
     config = text_config(model.config)
     layers = DynamicCache(config=model.config).layers
     windows = [int(getattr(layer, "sliding_window", None) or 0) for layer in layers]
-    wanted = TRIAL + max([w for w in windows if longest is None or w <= longest], default=0)
+    wanted = TRIAL + max([w for w in windows if w <= longest], default=0)
     rope = getattr(config, "rope_parameters", None) or {}
     parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     ends = [part.get("original_max_position_embeddings") for part in parts]

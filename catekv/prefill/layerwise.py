@@ -32,8 +32,11 @@ from catekv.methods.base import Needs
 from catekv.models.compat import decoder_layers
 from catekv.models.weights_identity import WeightsIdentity
 
-#: Models whose layers cannot be driven in chunks, with the reason (found by trying once).
-_layerwise: WeakKeyDictionary[torch.nn.Module, str | None] = WeakKeyDictionary()
+#: Why a model's layers cannot be driven in chunks, None if they can, by the tokens of the trial
+#: that told it.
+_verdicts: WeakKeyDictionary[torch.nn.Module, dict[int, str | None]] = WeakKeyDictionary()
+#: A trial reads past a window that a prompt outgrows, up to this; longer ones behave alike.
+LONGEST_WINDOW_TRIED = 8192
 _locks: WeakKeyDictionary[torch.nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
@@ -79,7 +82,7 @@ def usable_chunk(model: torch.nn.Module, tokens: int, chunk_size: int | None) ->
         return None
     if chunk_size < 1:
         raise ValueError(f"chunk_size {chunk_size} must be at least 1")
-    in_chunks = tokens > chunk_size and _why_not_layerwise(model) is None
+    in_chunks = tokens > chunk_size and _why_not_layerwise(model, tokens) is None
     return chunk_size if in_chunks else None
 
 
@@ -105,26 +108,27 @@ def _recording_hidden_states(model: torch.nn.Module, cache: RaggedCache) -> Iter
             hook.remove()
 
 
-def _why_not_layerwise(model: torch.nn.Module) -> str | None:
-    """None if the model's layers can be driven in chunks, else the reason (warned about once)."""
-    if model not in _layerwise:
-        reason = _try_layerwise(model)
-        _layerwise[model] = reason
+def _why_not_layerwise(model: torch.nn.Module, tokens: int) -> str | None:
+    """None if the model's layers can be driven in chunks over a prompt of so many tokens, else the
+    reason (warned about once). A window that hides nothing of the prompt is not tried."""
+    ids = trial_ids(model, longest=min(tokens, LONGEST_WINDOW_TRIED))
+    verdicts = _verdicts.setdefault(model, {})
+    if ids.shape[1] not in verdicts:
+        reason = verdicts[ids.shape[1]] = _try_layerwise(model, ids)
         if reason is not None:
             warnings.warn(
                 f"{type(model).__name__} cannot be prefilled layer by layer in chunks ({reason}); "
                 "its prompts run in one forward and need more memory",
                 stacklevel=3,
             )
-    return _layerwise[model]
+    return verdicts[ids.shape[1]]
 
 
 @torch.no_grad()
-def _try_layerwise(model: torch.nn.Module) -> str | None:
-    """Compare a chunked with an ordinary forward, over more tokens than any window."""
+def _try_layerwise(model: torch.nn.Module, ids: Tensor) -> str | None:
+    """Compare a chunked with an ordinary forward over ``ids`` [1, tokens]."""
     if continues_by(model) == SINGLE_TOKENS:
         return "some of its layers cannot go on with several tokens"
-    ids = trial_ids(model, longest=None)
     logits = []
     for chunk in (None, max(1, ids.shape[1] * 3 // 7)):
         cache = RaggedCache(model.config, None, hold=Needs(window=1))

@@ -93,11 +93,11 @@ def test_the_standard_output_is_written_in_order(tmp_path: Path) -> None:
     ],
 )
 def test_a_place_that_cannot_be_written_is_one_line(
-    tmp_path: Path, place: str, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, message: str
 ) -> None:
     (tmp_path / "file").write_text("mine")
     with socket.socket(socket.AF_UNIX) as listener:
-        os.chdir(tmp_path)
+        monkeypatch.chdir(tmp_path)
         listener.bind("socket")
         with pytest.raises(UserError, match=f"(?i)cannot write .*{message}") as caught:
             files.write_atomically(tmp_path / place, "text")

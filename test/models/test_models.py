@@ -259,9 +259,20 @@ def test_registration_is_idempotent_and_not_done_by_importing():
         assert ("flash" in name) == ("flash" in base)
 
 
+def test_a_model_is_tried_past_its_window_only_by_longer_prompts():
+    """Phi-3-mini-128k has a window of 262,144 tokens; a trial of that length would never end."""
+    model = tiny_model("phi3", sliding_window=1 << 18, max_position_embeddings=1 << 17)
+    assert layerwise.usable_chunk(model, 64, 16) == 16
+    assert max(layerwise._verdicts[model]) < 64
+    model = tiny_model("phi3", sliding_window=100, max_position_embeddings=1 << 17)
+    for tokens in (64, 99, 101, 5000):
+        assert layerwise.usable_chunk(model, tokens, 16) == 16
+    assert sorted(layerwise._verdicts[model]) == [16, 116]
+
+
 def test_layerwise_verdict_is_kept_per_model():
     model = tiny_model("llama")
     wrapped = CateKVModel(model, RandomKeep())
-    assert model not in layerwise._layerwise
+    assert model not in layerwise._verdicts
     wrapped.prefill(random_ids(1, 20, seed=0), chunk_size=8)
-    assert layerwise._layerwise[model] is None
+    assert list(layerwise._verdicts[model].values()) == [None]

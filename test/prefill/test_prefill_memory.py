@@ -73,7 +73,7 @@ def metered(
     model: Any, method: Method, ids: Tensor, chunk_size: int | None, mask: Tensor | None = None
 ) -> int:
     """Peak of a prefill's live bytes, without the weights."""
-    assert layerwise._why_not_layerwise(model) is None
+    assert layerwise._why_not_layerwise(model, ids.shape[1]) is None
     cache = RaggedCache(model.config, method, ids.shape[1])
     with LiveBytes() as meter:
         layerwise.prefill(model, ids, cache, mask, chunk_size)
