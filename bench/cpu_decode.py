@@ -110,6 +110,20 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def _interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every step in every round, after one that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    with torch.no_grad():
+        for step in steps.values():
+            step()
+        for _ in range(rounds):
+            for name, step in steps.items():
+                clock = time.perf_counter()
+                step()
+                times[name].append(time.perf_counter() - clock)
+    return times
+
+
 def time_attention(arguments: argparse.Namespace, dtype: torch.dtype) -> list[dict[str, Any]]:
     """One row per variant: seconds of the attention of a step over all layers of :data:`SHAPE`."""
     length = arguments.length
@@ -155,15 +169,7 @@ def time_attention(arguments: argparse.Namespace, dtype: torch.dtype) -> list[di
         OURS_FULL: (ragged(full), whole),
         OURS: (ragged(ours), kept + SHAPE.layers * 2 * tail.nbytes),
     }
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    with torch.no_grad():
-        for step, _ in variants.values():
-            step()
-        for _ in range(arguments.rounds):
-            for name, (step, _) in variants.items():
-                clock = time.perf_counter()
-                step()
-                times[name].append(time.perf_counter() - clock)
+    times = _interleaved({name: step for name, (step, _) in variants.items()}, arguments.rounds)
     base = statistics.median(times[GROUPED])
     return [
         {

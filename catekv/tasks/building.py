@@ -44,6 +44,13 @@ def max_new_tokens(name: str, wording: Wording | None = None) -> int:
     return answer_tokens(find(name), wording)
 
 
+def _check_counts(length: int, count: int, first: int, max_answer_tokens: int | None) -> None:
+    if min(count, length, first) < 0:
+        raise UserError(f"length={length}, count={count}, first={first}; none may be negative")
+    if max_answer_tokens is not None and max_answer_tokens < 1:
+        raise UserError(f"max_answer_tokens={max_answer_tokens}; it must be at least 1")
+
+
 def generate(
     name: str,
     tokenizer: Any,
@@ -86,10 +93,7 @@ def generate(
             the shortest possible); unreadable data. ``generate`` raises when samples are taken.
     """
     task = find(name)
-    if min(count, length, first) < 0:
-        raise UserError(f"length={length}, count={count}, first={first}; none may be negative")
-    if max_answer_tokens is not None and max_answer_tokens < 1:
-        raise UserError(f"max_answer_tokens={max_answer_tokens}; it must be at least 1")
+    _check_counts(length, count, first, max_answer_tokens)
     request = BuildRequest(
         task=task,
         options=task.configured(options),

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -253,54 +253,71 @@ def reference(
     Raises:
         UserError: the server refuses the key or the model.
     """
-    from catekv import tasks
-
     spent = Spent(time.monotonic())
     rows: list[dict[str, Any]] = []
     for name, size, given in cells:
-        scores: list[float] = []
-        failed: list[str] = []
-        answers: list[str] = []
-        reason, samples = (given, []) if isinstance(given, str) else (None, given)
-        final: CallError | None = None
-        for sample in samples:
-            reason = spent.exhausted(limits)
-            if reason is not None:
-                break
-            spent.calls += 1
-            try:
-                reply = client.ask(prompt_of(sample), new_tokens)
-            except CallError as error:
-                failed.append(str(error))
-                if error.final:
-                    final = error
-                    break
-                continue
-            spent.read += reply.read
-            spent.written += reply.written
-            spent.uncounted += not reply.read + reply.written
-            scores.append(float(tasks.score(reply.text, sample)["official"]))
-            answers.append(reply.text)
-        if not scores and reason is None:
-            reason = f"all calls failed: {failed[0]}" if failed else "no samples"
+        samples = [] if isinstance(given, str) else given
+        asked = _ask(client, samples, new_tokens, limits, spent)
+        reason = given if isinstance(given, str) else asked.reason
+        if not asked.scores and reason is None:
+            reason = f"all calls failed: {asked.failed[0]}" if asked.failed else "no samples"
         rows.append(
             {
                 "benchmark": name,
                 "context_length": size,
-                "accuracy": statistics.fmean(scores) if scores else None,
+                "accuracy": statistics.fmean(asked.scores) if asked.scores else None,
                 "samples": len(samples),
-                "answered": len(scores),
-                "failed": failed,
+                "answered": len(asked.scores),
+                "failed": asked.failed,
                 "reason": reason,
-                "answers": answers,
+                "answers": asked.answers,
             }
         )
-        if final is None or spent.calls > 1:
+        if asked.final is None or spent.calls > 1:
             keep(rows, spent)
-        if final is not None:
-            raise UserError(f"the hosted model cannot be asked: {final}") from final
-        say(f"{name} {size}: {rows[-1]['accuracy']} of {len(scores)} answers")
+        if asked.final is not None:
+            raise UserError(f"the hosted model cannot be asked: {asked.final}") from asked.final
+        say(f"{name} {size}: {rows[-1]['accuracy']} of {len(asked.scores)} answers")
     return rows, spent
+
+
+@dataclass
+class _Asked:
+    """What came back for the samples of one cell."""
+
+    scores: list[float] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    reason: str | None = None
+    final: CallError | None = None
+
+
+def _ask(
+    client: Client, samples: Iterable[Sample], new_tokens: int, limits: Limits, spent: Spent
+) -> _Asked:
+    """Ask samples until a limit is reached or the server wants no more."""
+    from catekv import tasks
+
+    asked = _Asked()
+    for sample in samples:
+        asked.reason = spent.exhausted(limits)
+        if asked.reason is not None:
+            break
+        spent.calls += 1
+        try:
+            reply = client.ask(prompt_of(sample), new_tokens)
+        except CallError as error:
+            asked.failed.append(str(error))
+            if error.final:
+                asked.final = error
+                break
+            continue
+        spent.read += reply.read
+        spent.written += reply.written
+        spent.uncounted += not reply.read + reply.written
+        asked.scores.append(float(tasks.score(reply.text, sample)["official"]))
+        asked.answers.append(reply.text)
+    return asked
 
 
 def command(parsed: argparse.Namespace, request: Request) -> int:

@@ -60,6 +60,13 @@ class Cost:
         return self.step_predictor / self.step
 
 
+def _decoding(model: CateKVModel, context: Any) -> Callable[[], None]:
+    def run() -> None:
+        model.generate_ids([5], context, STEPS, stop_token_ids=[])
+
+    return run
+
+
 def measure_cost(
     model: CateKVModel, predictor: str, tokens: int, rounds: int = 5, update_every: int = 16
 ) -> Cost:
@@ -95,17 +102,9 @@ def measure_cost(
             assert isinstance(store, TierStore)
             store.relevance()
 
-    def decode(chosen: Any) -> Callable[[], None]:
-        read = dense.compress(chosen)
-
-        def run() -> None:
-            model.generate_ids([5], read, STEPS, stop_token_ids=[])
-
-        return run
-
     plain = _median(lambda: model.observe(ids, needs=Needs()), rounds)
     full, still, quiet, whole = (
-        _median(decode(chosen), rounds) / STEPS
+        _median(_decoding(model, dense.compress(chosen)), rounds) / STEPS
         for chosen in (
             create("full"),
             method(update_every=0, fetch=0),

@@ -108,14 +108,7 @@ def tune(
     """
     file.check_model(model.shape.layers, model.shape.kv_heads, config_hash(model.config))
     recipe = file.recipe
-    known = recipe.get("sample_hashes")
-    if known is not None:
-        strange = [sample.index for sample in samples if sample_hash(sample) not in set(known)]
-        if strange:
-            raise UserError(
-                f"sample {strange[0]} is not one of the validation samples that the scores were "
-                "made on; alpha is chosen on validation samples only"
-            )
+    _check_samples(samples, recipe.get("sample_hashes"))
     alphas = tuple(alphas) or default_alphas(file.layers * file.kv_heads)
     window = int(recipe.get("window", 8))
     methods = {
@@ -144,3 +137,15 @@ def tune(
             for capacity in capacities
         }
     )
+
+
+def _check_samples(samples: Sequence[Sample], hashes: Sequence[str] | None) -> None:
+    """Refuse samples that the scores were not made on; old score files do not name theirs."""
+    if hashes is None:
+        return
+    strange = [sample.index for sample in samples if sample_hash(sample) not in set(hashes)]
+    if strange:
+        raise UserError(
+            f"sample {strange[0]} is not one of the validation samples that the scores were "
+            "made on; alpha is chosen on validation samples only"
+        )

@@ -176,32 +176,78 @@ def train(
     settings = settings or TrainingSettings()
     if not texts:
         raise UserError("training needs at least one text; raise --samples")
-    config = settings.config(model)
-    fits = [
-        LayerFit(config, layer, settings.seed, settings.features, settings.learning_rate)
-        for layer in range(model.shape.layers)
-    ]
-    generator = torch.Generator().manual_seed(settings.seed)
-    losses: list[float] = []
-
-    def measure(observed: Observed, later: int) -> None:
-        inputs, _, _ = _example(observed, later, config, settings)
-        fits[observed.layer].standard.add(inputs)
-
-    def learn(observed: Observed, later: int) -> None:
-        inputs, labels, weights = _example(observed, later, config, settings)
-        order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-        batches = order.split(settings.batch_tokens or len(inputs))
-        losses.append(fits[observed.layer].learn(inputs, labels, weights, batches))
-
-    def read(text: Text, visit: Callable[[Observed, int], None], what: str) -> None:
-        later = len(text.later)
-        visit_layers(model, text, lambda observed: visit(observed, later), chunk_size)
-        progress(what)
-
+    course = _Course(model, settings, chunk_size, progress)
     for text in texts:
-        read(text, measure, "inputs")
-    unseen = [fit.layer for fit in fits if not fit.standard.prompts]
+        course.read(text, course.measure, "inputs")
+    _check_seen(model, [fit.layer for fit in course.fits if not fit.standard.prompts])
+    curve: list[dict[str, float | None]] = []
+    quality: tuple[Quality, ...] = ()
+    for epoch in range(settings.epochs):
+        course.losses.clear()
+        for index in torch.randperm(len(texts), generator=course.generator).tolist():
+            course.read(texts[index], course.learn, f"epoch {epoch + 1}")
+        fitted = PredictorSet(tuple(fit.finished() for fit in course.fits))
+        quality = assess(model, fitted, held_out, settings, chunk_size) if held_out else ()
+        curve.append(
+            {
+                "train": statistics.fmean(course.losses),
+                "held_out": _mean(layer.loss for layer in quality),
+                "correlation": _mean(layer.correlation for layer in quality),
+            }
+        )
+    stored = {
+        "settings": {**asdict(settings), "features": list(settings.features)},
+        "curve": curve,
+        "held_out": [asdict(layer) for layer in quality],
+        "levels": list(LEVELS),
+        **(meta or {}),
+    }
+    return Trained(PredictorSet(fitted.layers, meta=stored), curve, quality)
+
+
+class _Course:
+    """What the layers' predictors have learnt so far, and the readings that teach them."""
+
+    def __init__(
+        self,
+        model: CateKVModel,
+        settings: TrainingSettings,
+        chunk_size: int,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.chunk_size = chunk_size
+        self.progress = progress
+        self.config = settings.config(model)
+        self.fits = [
+            LayerFit(self.config, layer, settings.seed, settings.features, settings.learning_rate)
+            for layer in range(model.shape.layers)
+        ]
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.losses: list[float] = []
+
+    def read(self, text: Text, visit: Callable[[Observed, int], None], what: str) -> None:
+        """Show ``visit`` every layer's observation of a text, with the number of later tokens."""
+        later = len(text.later)
+        visit_layers(self.model, text, lambda observed: visit(observed, later), self.chunk_size)
+        self.progress(what)
+
+    def measure(self, observed: Observed, later: int) -> None:
+        """Add to the means and deviations by which inputs are standardised."""
+        inputs, _, _ = _example(observed, later, self.config, self.settings)
+        self.fits[observed.layer].standard.add(inputs)
+
+    def learn(self, observed: Observed, later: int) -> None:
+        """Take the steps of one text in one layer."""
+        inputs, labels, weights = _example(observed, later, self.config, self.settings)
+        order = torch.randperm(len(inputs), generator=self.generator).to(inputs.device)
+        batches = order.split(self.settings.batch_tokens or len(inputs))
+        self.losses.append(self.fits[observed.layer].learn(inputs, labels, weights, batches))
+
+
+def _check_seen(model: CateKVModel, unseen: Sequence[int]) -> None:
+    """Refuse a model of whose layers some are not shown to methods."""
     if unseen:
         layers = RaggedCache(model.config, None).layers
         raise UserError(
@@ -209,30 +255,6 @@ def train(
             "are not compressed; predictors need a model whose layers all attend to the whole "
             "context"
         )
-    curve: list[dict[str, float | None]] = []
-    quality: tuple[Quality, ...] = ()
-    for epoch in range(settings.epochs):
-        losses.clear()
-        for index in torch.randperm(len(texts), generator=generator).tolist():
-            read(texts[index], learn, f"epoch {epoch + 1}")
-        found = PredictorSet(tuple(fit.finished() for fit in fits))
-        quality = assess(model, found, held_out, settings, chunk_size) if held_out else ()
-        curve.append(
-            {
-                "train": statistics.fmean(losses),
-                "held_out": _mean(one.loss for one in quality),
-                "correlation": _mean(one.correlation for one in quality),
-            }
-        )
-    stored = {
-        "settings": {**asdict(settings), "features": list(settings.features)},
-        "curve": curve,
-        "held_out": [asdict(one) for one in quality],
-        "levels": list(LEVELS),
-        **(meta or {}),
-    }
-    predictors = PredictorSet(found.layers, meta=stored)
-    return Trained(predictors, curve, quality)
 
 
 @torch.no_grad()

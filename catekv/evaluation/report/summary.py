@@ -21,6 +21,10 @@ MEANS = (
 )  # fmt: skip
 
 
+#: Records by task and method.
+Columns = dict[str, dict[str, list[Record]]]
+
+
 def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a run as plain values.
 
@@ -48,46 +52,6 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
         if record.method in methods and methods[record.method]["hash"] == record.method_hash
     ]
     full = next((label for label, method in methods.items() if method["name"] == "full"), None)
-    groups: dict[tuple[str, int, str], dict[str, list[Record]]] = {}
-    for record in used:
-        cell = groups.setdefault((record.task, record.length, record.question), {})
-        cell.setdefault(record.method, []).append(record)
-    order = _order(manifest)
-    cells: list[dict[str, Any]] = []
-    by_run: dict[tuple[int, str], dict[str, dict[str, list[Record]]]] = {}
-    gaps: dict[tuple[int, str], dict[str, Gaps]] = {}
-    for (task, length, question), columns in sorted(groups.items(), key=lambda g: order(*g[0])):
-        here = gaps.setdefault((length, question), {})[task] = Gaps(columns, methods, full)
-        for label in methods:
-            if label not in columns:
-                continue
-            reference = columns.get(full) if full is not None and full != label else None
-            cells.append(
-                {
-                    "task": task,
-                    "length": length,
-                    "question": question,
-                    "method": label,
-                    **_numbers({task: columns[label]}, {task: reference or []}),
-                    **of_several([here], label),
-                }
-            )
-            by_run.setdefault((length, question), {}).setdefault(label, {})[task] = columns[label]
-    averages = []
-    families = []
-    for (length, question), per_method in by_run.items():
-        for label, per_task in per_method.items():
-            reference_tasks = per_method.get(full, {}) if full is not None and full != label else {}
-            place = {"task": AVERAGE, "length": length, "question": question, "method": label}
-            numbers = _numbers(per_task, reference_tasks)
-            of_run = gaps[length, question]
-            averages.append({**place, **numbers, **of_several(list(of_run.values()), label)})
-            for family, own in _by_family(per_task).items():
-                alone = len(own) == len(per_task)
-                of_family = numbers if alone else _numbers(own, reference_tasks)
-                found = [one for task, one in of_run.items() if family_of(task) == family]
-                known = {**of_family, **of_several(found, label)}
-                families.append({**place, "family": family, **known})
     return {
         "model": manifest.get("model"),
         "model_hash": manifest.get("configuration", {}).get("model_hash"),
@@ -98,9 +62,7 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
         "largest_batch": max((record.batch for record in used), default=1),
         "methods": dict(methods),
         "full": full,
-        "cells": cells,
-        "averages": averages,
-        "family_averages": families,
+        **_rows(_by_run(used, manifest), methods, full),
         "needles": extra.needle_cells(used, list(methods)),
         "buckets": extra.bucket_cells(used, list(methods)),
         "choices": extra.choice_cells(used, list(methods)),
@@ -119,13 +81,68 @@ def _generated(records: Sequence[Record]) -> list[str]:
     return sorted({family_of(task) for task in built_in & rows})
 
 
-def _by_family(
-    per_task: Mapping[str, Sequence[Record]],
-) -> dict[str, dict[str, Sequence[Record]]]:
-    found: dict[str, dict[str, Sequence[Record]]] = {}
-    for task, records in per_task.items():
-        found.setdefault(family_of(task), {})[task] = records
-    return found
+def _by_run(
+    records: Sequence[Record], manifest: Mapping[str, Any]
+) -> dict[tuple[int, str], Columns]:
+    """Records by (length, question), task and method, in the order of the manifest."""
+    groups: dict[tuple[str, int, str], dict[str, list[Record]]] = {}
+    for record in records:
+        columns = groups.setdefault((record.task, record.length, record.question), {})
+        columns.setdefault(record.method, []).append(record)
+    order = _order(manifest)
+    runs: dict[tuple[int, str], Columns] = {}
+    for (task, length, question), columns in sorted(groups.items(), key=lambda g: order(*g[0])):
+        runs.setdefault((length, question), {})[task] = columns
+    return runs
+
+
+def _rows(
+    runs: Mapping[tuple[int, str], Columns], methods: Mapping[str, Any], full: str | None
+) -> dict[str, list[dict[str, Any]]]:
+    cells: list[dict[str, Any]] = []
+    averages: list[dict[str, Any]] = []
+    families: list[dict[str, Any]] = []
+    for (length, question), per_task in runs.items():
+        run = _Run(per_task, methods, full)
+        place = {"length": length, "question": question}
+        for task, columns in per_task.items():
+            cells += [
+                {"task": task, **place, "method": label, **run.numbers(label, [task])}
+                for label in methods
+                if label in columns
+            ]
+        for label in methods:
+            mine = [task for task, columns in per_task.items() if label in columns]
+            if not mine:
+                continue
+            average = {"task": AVERAGE, **place, "method": label}
+            averages.append({**average, **run.numbers(label, list(per_task))})
+            for family in dict.fromkeys(family_of(task) for task in mine):
+                of_family = [task for task in per_task if family_of(task) == family]
+                numbers = run.numbers(label, of_family)
+                families.append({**average, "family": family, **numbers})
+    return {"cells": cells, "averages": averages, "family_averages": families}
+
+
+class _Run:
+    """The records of one length and kind of question."""
+
+    def __init__(self, records: Columns, methods: Mapping[str, Any], full: str | None) -> None:
+        self.records = records
+        self.full = full
+        self.gaps = {task: Gaps(columns, methods, full) for task, columns in records.items()}
+
+    def numbers(self, label: str, tasks: Sequence[str]) -> dict[str, Any]:
+        """A method's numbers over the tasks that it has records of, and what is missing in all."""
+        mine = [task for task in tasks if label in self.records[task]]
+        full = None if label == self.full else self.full
+        return {
+            **_numbers(
+                {task: self.records[task][label] for task in mine},
+                {task: self.records[task].get(full, []) for task in mine} if full else {},
+            ),
+            **of_several([self.gaps[task] for task in tasks], label),
+        }
 
 
 def _order(manifest: Mapping[str, Any]) -> Callable[[str, int, str], tuple[Any, ...]]:
