@@ -12,6 +12,7 @@ from catekv.cache.attention import NAMES, register_attention
 from catekv.cache.probe import probe
 from catekv.errors import UserError
 from catekv.methods.base import Method
+from catekv.models import row_rotary
 from catekv.models.compat import (
     attention_sizes,
     set_attention,
@@ -175,7 +176,8 @@ def attention_base(name: str) -> str | None:
 
 
 def attach_attention(model: Any, base: str = "auto") -> str:
-    """Give a model catekv attention; returns the base that computes its dense attention.
+    """Give a model catekv attention, and rotary tables that follow each row of a batch; returns the
+    base that computes its dense attention.
 
     Args:
         base: one of ``NAMES``, or ``auto``: what the model runs with now.
@@ -199,6 +201,7 @@ def attach_attention(model: Any, base: str = "auto") -> str:
         )
     register_attention()
     set_attention(model, NAMES[chosen])
+    row_rotary.install(model)
     return chosen
 
 

@@ -306,10 +306,18 @@ class RaggedLayer(CacheLayerMixin):
         return observed, valid
 
     def _rotation(self, tokens: int, valid: Tensor | None) -> Rotation:
-        longest = tokens if valid is None else int(valid.sum(dim=-1).max())
-        rotation = rotation_of(self.settings.config, longest, self.index)
+        lengths = [tokens] if valid is None else valid.sum(dim=-1).tolist()
+        shortest, longest = (
+            rotation_of(self.settings.config, length, self.index)
+            for length in (min(lengths), max(lengths))
+        )
+        if not torch.equal(shortest.inverse_frequencies, longest.inverse_frequencies):
+            raise UserError(
+                f"prompts of {min(lengths)} and {max(lengths)} tokens are rotated by different "
+                "frequencies, and this method turns stored keys; prefill them apart"
+            )
         assert self.buffer.keys is not None
-        return rotation.to(self.buffer.keys.device)
+        return longest.to(self.buffer.keys.device)
 
     def method(self) -> Method:
         """The cache's method.

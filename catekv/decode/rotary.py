@@ -18,39 +18,30 @@ import torch
 from torch import Tensor
 
 from catekv.cache.attention import ModuleView
+from catekv.models.row_rotary import changing, kinds_of_rows, rope_types
 
 #: Only one thread at a time may exchange the forwards of a model's rotary embeddings.
 _lock = threading.RLock()
 
 
-def _rope_types(module: torch.nn.Module) -> set[str]:
-    types = getattr(module, "rope_type", None)
-    if isinstance(types, dict):
-        return set(types.values())
-    return {types} if isinstance(types, str) else set()
+def why_not_fixed(model: torch.nn.Module, positions: Tensor | None = None) -> str | None:
+    """Why the frequencies cannot be fixed for a stretch of positions; None if they can.
 
-
-def _changing(model: torch.nn.Module) -> list[Any]:
-    """The rotary modules whose frequencies are not the same for all positions."""
-    return [
-        module
-        for module in model.modules()
-        if any(kind == "longrope" or "dynamic" in kind for kind in _rope_types(module))
-    ]
-
-
-def why_not_fixed(model: torch.nn.Module) -> str | None:
-    """Why the frequencies cannot be fixed for a stretch of positions; None if they can."""
-    for module in _changing(model):
+    Args:
+        positions: int64 [batch, tokens] to fix them for, if that is known.
+    """
+    for module in changing(model):
         name = type(module).__name__
         if getattr(module, "rope_type", None) != "longrope":
-            kinds = ", ".join(sorted(_rope_types(module)))
+            kinds = ", ".join(sorted(rope_types(module)))
             return f"{name} ({kinds}) computes its frequencies anew on the host in every forward"
         plain = inspect.unwrap(type(module).forward)
         if plain is type(module).forward or not isinstance(
             getattr(module, "inv_freq", None), Tensor
         ):
             return f"{name} (longrope) is not built as in the supported transformers releases"
+        if positions is not None and len(set(kinds_of_rows(module, positions))) > 1:
+            return "some sequences are longer than the original context length, others are not"
     return None
 
 
@@ -61,7 +52,7 @@ def boundaries(model: torch.nn.Module) -> list[int]:
         return []
     return sorted(
         int(module.config.rope_parameters["original_max_position_embeddings"])
-        for module in _changing(model)
+        for module in changing(model)
     )
 
 
@@ -76,7 +67,7 @@ def fixed_frequencies(model: Any, positions: Tensor) -> Iterator[list[Tensor]]:
         The frequencies in use, which a recording must keep alive.
     """
     owner = threading.get_ident()
-    modules = _changing(model)
+    modules = changing(model)
     with _lock:
         originals = [module.__dict__.get("forward") for module in modules]
         frequencies = []

@@ -317,7 +317,7 @@ class DecodeStep:
     def _record(self) -> None:
         clock = time.perf_counter()
         self._wanted = True
-        obstacle = capture.why_not(self.device) or rotary.why_not_fixed(self.model)
+        obstacle = capture.why_not(self.device) or rotary.why_not_fixed(self.model, self._positions)
         if obstacle is None:
             positions = self._positions.clone()
 

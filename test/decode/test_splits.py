@@ -24,8 +24,8 @@ from catekv.model import CateKVModel
 #: one of each kind of layers; all of them run in the slow suite
 QUICK = ("llama", "mistral-window", "gemma3", "llama4_text", "jamba", "lfm2", "qwen3_next")
 SPLITS, STEPS = 4, 3
-#: Its rotary factors change at 32 tokens of the longest row: transformers turns all keys of a batch
-#: by one of two tables, so rows on both sides of that length are no rows of one batch.
+#: Its rotary factors change at 32 tokens: a row that crosses them keeps keys turned by both tables,
+#: which one forward over all its tokens does not have (rows beside it: models/test_row_rotary.py).
 LEAST = {"phi3-long": 33}
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")
