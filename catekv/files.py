@@ -262,6 +262,27 @@ def read_arrays(path: str | os.PathLike[str], remedy: str = "make it again") -> 
         ) from error
 
 
+def read_tensors(
+    path: str | os.PathLike[str], device: str = "cpu", remedy: str = "make it again"
+) -> dict[str, Any]:
+    """All tensors of a safetensors file, by name, on ``device``.
+
+    Raises:
+        UserError: no regular file, another kind of file, a torn one, a header that no file holds.
+    """
+    from safetensors.torch import load_file
+
+    open_regular(path).close()
+    try:
+        return load_file(str(path), device=device)
+    except Exception as error:
+        # the header's own reader, the tensors' types and the device have each their own errors
+        raise UserError(
+            f"{path} cannot be read as safetensors ({type(error).__name__}: {_short(error)}); "
+            f"{remedy}"
+        ) from error
+
+
 def write_arrays(path: str | os.PathLike[str], arrays: dict[str, Any]) -> Path:
     """Write an npz file, compressed, as :func:`write_atomically` does."""
     import numpy as np

@@ -217,6 +217,29 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch
     return found
 
 
+def read_config(name: str) -> Any:
+    """The configuration of a checkpoint folder or hub name.
+
+    Raises:
+        UserError: none, or one that transformers cannot make sense of.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name)
+    except Exception as error:
+        # every kind of model checks its values in its own way
+        raise UserError(
+            f"model {name!r} has no readable configuration ({first_line(error)}); give the folder "
+            "of a checkpoint, or a hub name with the network or a filled cache"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    return next((line for line in str(error).splitlines() if line.strip()), repr(error)).strip()
+
+
 def load_tokenizer(name: str) -> Any:
     """The checkpoint's tokenizer, or None if it has none."""
     from transformers import AutoTokenizer

@@ -27,8 +27,10 @@ from catekv.errors import UserError
 from catekv.loading import (
     attach_attention,
     attention_base,
+    first_line,
     load_tokenizer,
     make_method,
+    read_config,
     refuse_early,
     refuse_incomplete,
     resolve_device,
@@ -122,7 +124,7 @@ class CateKVModel:
             UserError: the checkpoint is missing or not one, the device is absent, an option is
                 wrong, or the model's attention cannot be compressed.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
         chosen = make_method(
             method,
@@ -143,7 +145,7 @@ class CateKVModel:
         elif local.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"there is no checkpoint folder {name}; pass a folder or a hub name")
         try:
-            config = AutoConfig.from_pretrained(name)
+            config = read_config(name)
             refuse_early(chosen, config)
             kind = resolve_dtype(dtype, target)
             shared = sharing_options(config, target) if tensor_parallel else {}
@@ -162,8 +164,9 @@ class CateKVModel:
                 model.to(target)
         except UserError:
             raise
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        except Exception as error:
+            # torn weights, pickles and shapes have each their own errors
+            reason = first_line(error)
             hint = "" if local.is_dir() else " (for a hub name the network or a filled cache)"
             raise UserError(
                 f"cannot load {name}{hint}: {reason}; pass the folder of a complete decoder "

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
-from catekv.files import read_json, replacing, write_atomically
+from catekv.files import read_object, read_tensors, replacing, write_atomically
 from catekv.kernels.ragged import from_rows
 from catekv.version import __version__
 
@@ -43,13 +43,10 @@ def write(folder: Path, layers: Sequence[Any], description: dict[str, Any]) -> N
 
 def read(folder: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors of a saved cache; ``UserError`` if there is none of this format."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        description = read_json(folder / DESCRIPTION_FILE)
-        tensors = load_file(str(folder / TENSOR_FILE), device=str(device))
-    except (OSError, ValueError, SafetensorError) as error:
+        description = read_object(folder / DESCRIPTION_FILE)
+        tensors = read_tensors(folder / TENSOR_FILE, str(device))
+    except UserError as error:
         raise UserError(f"{folder} holds no saved cache that can be read: {error}") from error
     if description.get("format") != FORMAT_VERSION:
         raise UserError(

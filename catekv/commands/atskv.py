@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from catekv.calibration.relevance.fitting import FEATURES
 from catekv.calibration.relevance.labels import ATTENDED, LABELS, SCALES, WEIGHTS
+from catekv.commands.numbers import MOST_SAMPLES, whole
 from catekv.errors import UserError
 from catekv.files import check_folder, write_json
 from catekv.methods.atskv.files import (
@@ -77,7 +78,9 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--task", nargs="+", help="tasks or JSONL files whose prompts are read")
     parser.add_argument("--lengths", nargs="+", help="prompt tokens (default: 1024)")
-    parser.add_argument("--samples", type=int, help="texts per task and length (default: 20)")
+    parser.add_argument(
+        "--samples", type=whole(1, MOST_SAMPLES), help="texts per task and length (default: 20)"
+    )
     parser.add_argument(
         "--held-out", type=int, default=4, help="further texts to measure on (default: 4)"
     )

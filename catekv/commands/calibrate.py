@@ -18,6 +18,7 @@ from catekv.calibration.head_masks.result import (
     SweepSettings,
 )
 from catekv.calibration.head_masks.sweep import file_name, sweep, write_masks
+from catekv.commands.numbers import MOST_SAMPLES, whole
 from catekv.evaluation.columns import defaults
 from catekv.evaluation.records import environment
 from catekv.methods.catekv import DEFAULT_RATIO
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--length", type=int, help="tokens of reference and held-out prompts")
     add(
         "--samples",
-        type=int,
+        type=whole(1, MOST_SAMPLES),
         default=DEFAULT_SAMPLES,
         help=f"reference samples per text (default: {DEFAULT_SAMPLES})",
     )
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--held-out-tasks", nargs="+", metavar="TASK", help="tasks that decide")
     add(
         "--held-out-samples",
-        type=int,
+        type=whole(1, MOST_SAMPLES),
         default=DEFAULT_HELD_OUT_SAMPLES,
         help=f"samples per deciding task (default: {DEFAULT_HELD_OUT_SAMPLES})",
     )

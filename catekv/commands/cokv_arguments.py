@@ -7,6 +7,7 @@ from pathlib import Path
 
 from catekv.calibration.cokv.coalitions import QUESTIONS, WINDOW
 from catekv.calibration.cokv.game import ACCUMULATORS
+from catekv.commands.numbers import MOST_SAMPLES, whole
 
 #: On the embedded model, and where nothing is said.
 DEFAULT_LENGTH, DEFAULT_SAMPLES = 512, 20
@@ -41,7 +42,9 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--length", type=int, default=DEFAULT_LENGTH, help="prompt tokens (default: 512)"
     )
-    parser.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="(default: 20)")
+    parser.add_argument(
+        "--samples", type=whole(1, MOST_SAMPLES), default=DEFAULT_SAMPLES, help="(default: 20)"
+    )
     parser.add_argument(
         "--task-option", action="append", default=[], metavar="NAME=VALUE", help="of the task"
     )

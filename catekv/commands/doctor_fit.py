@@ -9,6 +9,7 @@ from typing import Any
 from catekv.commands.doctor_findings import Check, Findings
 from catekv.errors import UserError
 from catekv.evaluation.records import environment
+from catekv.loading import read_config
 from catekv.methods.head_mask import HeadMask
 from catekv.models.shape import config_hash
 from catekv.prefill.sizes import GIB
@@ -24,16 +25,11 @@ def examine_fit(findings: Findings, model: str | None, mask: str | None) -> None
 
 
 def _read_config(findings: Findings, model: str) -> Any:
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().split("\n")[0]
-        reason = f"no readable configuration of {model}: {first}; give a folder or a hub name"
-        findings.checks.append(Check("model", False, reason))
+        return read_config(model)
+    except UserError as error:
+        findings.checks.append(Check("model", False, str(error)))
         return None
-    return config
 
 
 def _examine_model(findings: Findings, config: Any) -> None:

@@ -11,6 +11,7 @@ from catekv.commands.arguments import (
     integers,
     options_from,
 )
+from catekv.commands.numbers import MOST_SAMPLES, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lengths", nargs="+", default=[], metavar="TOKENS", help="prompt lengths in tokens"
     )
-    parser.add_argument("--samples", type=int, help="samples per task and length")
+    parser.add_argument(
+        "--samples", type=whole(1, MOST_SAMPLES), help="samples per task and length"
+    )
     add_method_arguments(parser, ("full", "catekv"))
     parser.add_argument(
         "--preset",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from catekv.commands.numbers import MOST_HEADS, MOST_LAYERS, whole
 from catekv.errors import UserError
 
 
@@ -24,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("--ratios", type=float, nargs="+", required=True)
     random = actions.add_parser("random", help="a mask of random heads, for comparison")
     random.add_argument("output", type=Path)
-    random.add_argument("--layers", type=int, required=True)
-    random.add_argument("--kv-heads", type=int, required=True)
+    random.add_argument("--layers", type=whole(1, MOST_LAYERS), required=True)
+    random.add_argument("--kv-heads", type=whole(1, MOST_HEADS), required=True)
     random.add_argument("--ratio", type=float, required=True)
     random.add_argument("--seed", type=int, default=0)
 

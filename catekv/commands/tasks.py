@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from catekv.commands.numbers import MOST_SAMPLES, whole
 from catekv.errors import UserError
 
 
@@ -17,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", help="model whose tokenizer counts the tokens (default: the embedded model)"
     )
     parser.add_argument("--length", type=int, default=4096, help="tokens (default: 4096)")
-    parser.add_argument("--samples", type=int, default=10, help="samples per task (default: 10)")
+    parser.add_argument(
+        "--samples", type=whole(1, MOST_SAMPLES), default=10, help="samples per task (default: 10)"
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument(
         "--output",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from catekv.cache.layer import RaggedLayer
 from catekv.cache.sharded import select_here
 from catekv.decode.generation import Session
 from catekv.errors import UserError
-from catekv.files import read_json, read_text, replacing
+from catekv.files import read_object, read_tensors, replacing
 from catekv.kernels.ragged import concatenate
 from catekv.methods.base import Method, Needs, Observed
 
@@ -173,16 +172,12 @@ class Context:
     @classmethod
     def load(cls, path: str | Path, model: Any) -> Context:
         """Read what :meth:`save` wrote, for the model it was made with (a ``CateKVModel``)."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         folder = Path(path)
         cache = RaggedCache.load(folder, model)
         try:
-            tensors = load_file(str(folder / CONTEXT_FILE), device=str(model.device))
-            description = json.loads(read_text(folder / DESCRIPTION_FILE))
-            description = read_json(folder / DESCRIPTION_FILE)
-        except (OSError, ValueError, SafetensorError) as error:
+            tensors = read_tensors(folder / CONTEXT_FILE, str(model.device))
+            description = read_object(folder / DESCRIPTION_FILE)
+        except UserError as error:
             raise UserError(f"{folder} holds no saved context: {error}") from error
         return cls(
             cache,

@@ -24,6 +24,8 @@ from catekv.errors import UserError
 
 #: Spreads the seeds of a batch's sequences, so that neighbouring seeds share none of them.
 _SEED_STEP = 0x9E3779B97F4A7C15
+#: logits divided by less leave the range of float32
+_COLDEST = 1e-6
 _SEEDS = 1 << 63
 
 
@@ -51,10 +53,10 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
+        if not (math.isfinite(self.temperature) and self.temperature >= _COLDEST):
             raise UserError(
-                f"temperature {self.temperature} must be above 0; leave all sampling options out "
-                "for greedy decoding"
+                f"temperature {self.temperature} must be at least {_COLDEST:g}; leave all "
+                "sampling options out for greedy decoding"
             )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k {self.top_k} must be at least 1; leave it out for all tokens")

@@ -14,6 +14,7 @@ from torch import Tensor
 from catekv.errors import UserError
 from catekv.evaluation.columns import defaults
 from catekv.evaluation.columns.specification import parse_masks, parse_method, parse_value
+from catekv.loading import read_config as read_model_config
 from catekv.methods.base import Method, Needs
 from catekv.methods.catekv import DEFAULT_RATIO
 from catekv.methods.head_mask import HeadMask
@@ -172,18 +173,13 @@ def read_config(model: str | None) -> Any:
 
     if model is not None and model.lower() in presets.available():
         return presets.preset_config(model)
-    from transformers import AutoConfig
-
     path = str(embedded.path()) if model is None else model
     if model is not None and not Path(model).is_dir():
         raise UserError(
             f"{model!r} is neither a folder nor a known shape; known: "
             f"{', '.join(presets.available())}"
         )
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} holds no readable config.json; give a model folder") from error
+    return read_model_config(path)
 
 
 def plan_for(arguments: argparse.Namespace) -> Plan:

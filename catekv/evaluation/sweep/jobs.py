@@ -19,6 +19,7 @@ from catekv.evaluation.run.cells import is_file
 from catekv.evaluation.run.request import Request
 from catekv.evaluation.run.session import DEFAULT_SAMPLES, method_specs_for, model_path
 from catekv.evaluation.sweep.grid import Grid, GridModel
+from catekv.loading import read_config
 from catekv.methods import ModelShape
 from catekv.models.compat import context_window
 from catekv.prefill.sizes import ModelSizes, sizes_of_config
@@ -138,16 +139,7 @@ def _check_options(grid: Grid) -> None:
 
 
 def _config(model: GridModel) -> Any:
-    from transformers import AutoConfig
-
-    path = model_path(Request(model=model.path))
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"model {path!r} has no readable configuration; give the folder of a checkpoint, or a "
-            "hub name with the network or a filled cache"
-        ) from error
+    return read_config(model_path(Request(model=model.path)))
 
 
 def _specs(grid: Grid, model: GridModel, config: Any, shape: ModelShape) -> tuple[MethodSpec, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from catekv.errors import UserError
-from catekv.files import read_json, replacing, write_atomically
+from catekv.files import read_json, read_tensors, replacing, write_atomically
 from catekv.methods.atskv.relevance import PredictorConfig, RelevancePredictor
 
 FORMAT_VERSION = 1
@@ -83,14 +83,11 @@ def save_predictors(folder: Path | str, predictors: PredictorSet) -> None:
 
 def load_predictors(folder: Path | str) -> PredictorSet:
     """Read a predictor folder; ``UserError`` if there is none, or one of another format."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     try:
         description = read_json(folder / DESCRIPTION_FILE)
-        tensors = load_file(str(folder / TENSOR_FILE))
-    except (OSError, ValueError, SafetensorError) as error:
+        tensors = read_tensors(folder / TENSOR_FILE)
+    except UserError as error:
         raise UserError(f"{folder} holds no relevance predictors: {error}") from error
     found = description.get("format") if isinstance(description, dict) else None
     if found != FORMAT_VERSION:
