@@ -55,8 +55,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= _COLDEST):
             raise UserError(
-                f"temperature {self.temperature} must be at least {_COLDEST:g}; leave all "
-                "sampling options out for greedy decoding"
+                f"temperature {self.temperature} must be above 0, at least {_COLDEST:g}; "
+                "leave all sampling options out for greedy decoding"
             )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k {self.top_k} must be at least 1; leave it out for all tokens")

@@ -99,6 +99,7 @@ def test_greedy_takes_the_likeliest():
     ("options", "message"),
     [
         ({"temperature": 0.0}, "temperature 0.0 must be above 0"),
+        ({"temperature": 1e-320}, "at least 1e-06"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
