@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -233,6 +235,20 @@ def read_config(name: str) -> Any:
             f"model {name!r} has no readable configuration ({first_line(error)}); give the folder "
             "of a checkpoint, or a hub name with the network or a filled cache"
         ) from error
+
+
+def unreadable_file(folder: Path) -> Path | None:
+    """A file of a checkpoint that may not be read; libraries call it missing, or say nothing."""
+    if not folder.is_dir():
+        return None
+    return next(
+        (
+            file
+            for file in sorted(folder.iterdir())
+            if file.is_file() and not os.access(file, os.R_OK)
+        ),
+        None,
+    )
 
 
 def first_line(error: BaseException) -> str:

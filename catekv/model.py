@@ -36,6 +36,7 @@ from catekv.loading import (
     resolve_device,
     resolve_dtype,
     sharing_options,
+    unreadable_file,
 )
 from catekv.methods.base import Method, Needs
 from catekv.models import presets
@@ -166,7 +167,8 @@ class CateKVModel:
             raise
         except Exception as error:
             # torn weights, pickles and shapes have each their own errors
-            reason = first_line(error)
+            closed = unreadable_file(local)
+            reason = first_line(error) if closed is None else f"no permission to read {closed}"
             hint = "" if local.is_dir() else " (for a hub name the network or a filled cache)"
             raise UserError(
                 f"cannot load {name}{hint}: {reason}; pass the folder of a complete decoder "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from catekv.commands.doctor_findings import Check, Findings
 from catekv.errors import UserError
 from catekv.evaluation.records import environment
-from catekv.loading import read_config
+from catekv.loading import read_config, unreadable_file
 from catekv.methods.head_mask import HeadMask
 from catekv.models.shape import config_hash
 from catekv.prefill.sizes import GIB
@@ -20,6 +21,10 @@ def examine_fit(findings: Findings, model: str | None, mask: str | None) -> None
     config = _read_config(findings, model) if model is not None else None
     if config is not None:
         _examine_model(findings, config)
+        closed = unreadable_file(Path(str(model)))
+        if closed is not None:
+            reason = f"no permission to read {closed}; change its mode"
+            findings.checks.append(Check("model files", False, reason))
     if mask is not None:
         _examine_mask(findings, mask, config)
 

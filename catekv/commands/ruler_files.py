@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.commands.cli import Parser, run_safely
-from catekv.commands.numbers import MOST_TOKENS, whole
+from catekv.commands.numbers import MOST_SAMPLES, MOST_TOKENS, whole
 from catekv.errors import UserError
 from catekv.files import check_name, read_text
 from catekv.models.embedded import clone
@@ -185,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--num_samples",
-        type=whole(1, MOST_TOKENS),
+        type=whole(1, MOST_SAMPLES),
         default=NUM_SAMPLES,
         help="per task and length (default 96)",
     )

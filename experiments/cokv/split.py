@@ -22,6 +22,7 @@ from catekv.calibration.cokv.split import (
     write_splits,
 )
 from catekv.commands.cli import options_from
+from catekv.commands.numbers import MOST_SAMPLES, whole
 from catekv.errors import UserError
 from experiments.cokv.shared import main, model_name, parser
 
@@ -59,7 +60,9 @@ def split(arguments: argparse.Namespace) -> int:
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("--length", type=int, required=True, help="prompt tokens (a limit)")
-    options.add_argument("--samples", type=int, default=200, help="per task (default: 200)")
+    options.add_argument(
+        "--samples", type=whole(1, MOST_SAMPLES), default=200, help="per task (default: 200)"
+    )
     options.add_argument("--share", type=float, default=VALIDATION_SHARE, help="(default: 0.15)")
     options.add_argument("--task-option", action="append", default=[], metavar="NAME=VALUE")
     main(options, split)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from catekv import tasks
+from catekv.commands.numbers import MOST_SAMPLES
 from catekv.errors import UserError
 from catekv.tasks.building import find_wording
 from catekv.tasks.core.prompt import encode
@@ -121,6 +122,11 @@ def load(name: str, split: Split, tokenizer: Any, reading: Reading) -> list[Exam
     wanted = split.least_rows
     if wanted is None and reading.source == "built-in":
         raise UserError(f"built-in rows of {name} have no end; say how many, like test[:8]")
+    if wanted is not None and wanted > MOST_SAMPLES and reading.source == "built-in":
+        raise UserError(
+            f"split {split} asks for {wanted} built-in rows of {name}; at most {MOST_SAMPLES} are "
+            "generated"
+        )
     if dataset.task is None:
         return _choices(name, split, tokenizer, reading)
     options: dict[str, Any] = {"path": reading.path, "source": reading.source}

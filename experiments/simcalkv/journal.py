@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from catekv.errors import UserError
-from catekv.files import read_text
+from catekv.files import read_text, refusal
 
 
 class Journal:
@@ -60,7 +61,9 @@ class Journal:
             self._stream.write(json.dumps({"row": row, "value": value}) + "\n")
             self._stream.flush()
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from None
+            with contextlib.suppress(OSError):
+                self._close()  # which tries to write once more
+            raise refusal(f"cannot write {self.path}", error) from None
 
     def remove(self) -> None:
         """Everything is in the run's own files now."""
@@ -68,12 +71,12 @@ class Journal:
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"cannot remove {self.path}: {error.strerror or error}") from None
+            raise refusal(f"cannot remove {self.path}", error) from None
 
     def _close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
 
     def __enter__(self) -> Journal:
         return self

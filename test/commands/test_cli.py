@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -204,7 +205,7 @@ def test_mistakes_without_a_model(
         ({"lengths": 2048}, "length 2048 exceeds the model's window of 1024"),
         ({"lengths": "4k"}, "--lengths takes whole numbers of tokens, not '4k'"),
         ({"lengths": 16}, "needs a length of at least"),
-        ({"samples": 0}, "it must be at least 1"),
+        ({"samples": 0}, "whole number from 1"),
         ({"dtype": "float99"}, "unknown dtype 'float99'"),
         ({"device": "abacus"}, "unknown device 'abacus'"),
         ({"attention": "absent"}, "unknown attention 'absent'"),
@@ -234,9 +235,9 @@ def test_a_foreign_checkpoint(
     empty.mkdir()
     assert "it has no config.json" in refused(*evaluate(model=empty))
     (empty / "config.json").write_text('{"model_type": "absent"}')
-    assert "cannot load" in refused(*evaluate(model=empty))
+    assert "no readable configuration" in refused(*evaluate(model=empty))
     (empty / "config.json").write_text("{")
-    assert "cannot load" in refused(*evaluate(model=empty))
+    assert "no readable configuration" in refused(*evaluate(model=empty))
 
 
 def test_a_checkpoint_without_tokenizer(
@@ -653,6 +654,12 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         (("evaluate", "--ratio", "nan"), "give a finite number"),
         (("evaluate", "--ratio", "1e999"), "give a finite number"),
         (("plan", "--length", "1e3"), "invalid int value"),
+        (("mask", "random", "m", "--ratio", "0.4", "--layers", "5000", "--kv-heads", "4"), "4096"),
+        (("mask", "random", "m", "--ratio", "0.4", "--layers", "4", "--kv-heads", "5000"), "4096"),
+        (("evaluate", "--samples", "99999999999"), "65536"),
+        (("calibrate", "--held-out-samples", "99999999999"), "65536"),
+        (("cokv", "score", "--samples", "99999999999"), "65536"),
+        (("tasks", "build", "ruler/vt", "--samples", "99999999999"), "65536"),
     ],
 )
 def test_values_of_no_use_are_refused_before_anything_is_loaded(
@@ -680,3 +687,37 @@ def test_a_foreign_error_of_the_system_is_one_line(
 
     with pytest.raises(OSError, match="defect"):
         cli.run_safely(without_number)
+
+
+def test_words_that_are_no_text_are_refused(
+    refused: Callable[..., str], checkpoint: Path, tmp_path: Path
+) -> None:
+    """A shell hands bytes that are no UTF-8 over as halves of characters."""
+    (tmp_path / "context.txt").write_text("a text")
+    words = ["--model", checkpoint, "--method", "full", "--question", "q\udcff?"]
+    words += ["--context", tmp_path / "context.txt"]
+    assert "half a character, '\\udcff' at 1" in refused("generate", *words)
+
+
+def test_the_largest_batch_of_a_cpu_needs_a_memory(refused: Callable[..., str]) -> None:
+    assert "--memory GIB" in refused("efficiency", "--batch-sizes", "max", "--device", "cpu")
+
+
+def test_weights_without_permission_are_named(
+    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    """Readers of weights call a file missing that they may not read."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    weights = folder / "model.safetensors"
+    # permissions do not bind every user that runs the tests
+    weights.write_bytes(b"")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != weights and access(path, mode))
+    assert cli.main(["doctor", "--model", str(folder)]) == 1
+    assert f"no permission to read {weights}" in capsys.readouterr().out
+    error = refused("evaluate", "--model", folder, "--output", tmp_path / "run")
+    assert f"no permission to read {weights}" in error

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from catekv.errors import UserError
+
 #: Characters, and tokens, of the text before that are tokenised along with its continuation.
 ANCHOR_CHARACTERS = 32
 ANCHOR_TOKENS = 8
@@ -19,7 +21,18 @@ _NEUTRAL_ANCHORS = ("\n", ".", "a.")
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a text on its own, without special tokens that it does not spell out."""
+    """Ids of a text on its own, without special tokens that it does not spell out.
+
+    Raises:
+        UserError: half a character (a lone surrogate), which tokenizers cannot read.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text holds half a character, {text[error.start]!a} at {error.start}; give "
+            "it as UTF-8"
+        ) from None
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
