@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from catekv.decode.text import stop_strings
     from catekv.evaluation.run.request import Request
     from catekv.evaluation.run.session import open_model, settings_for
+    from catekv.tasks.core.token_ids import check_text
 
     names = ("temperature", "top_k", "top_p", "seed")
     given = {name: getattr(arguments, name) for name in names}
@@ -57,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         attention=arguments.attention,
     )
+    for question in arguments.question:
+        check_text(question, "a --question")
     model = open_model(request)
     spec = settings_for(request, model).methods[0]
     context = model.prefill(text, method=spec.create())

@@ -696,7 +696,7 @@ def test_words_that_are_no_text_are_refused(
     (tmp_path / "context.txt").write_text("a text")
     words = ["--model", checkpoint, "--method", "full", "--question", "q\udcff?"]
     words += ["--context", tmp_path / "context.txt"]
-    assert "half a character, '\\udcff' at 1" in refused("generate", *words)
+    assert "a --question holds half a character, '\\udcff' at 1" in refused("generate", *words)
 
 
 def test_the_largest_batch_of_a_cpu_needs_a_memory(refused: Callable[..., str]) -> None:

@@ -20,19 +20,25 @@ ANCHOR_TOKENS = 8
 _NEUTRAL_ANCHORS = ("\n", ".", "a.")
 
 
-def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a text on its own, without special tokens that it does not spell out.
-
-    Raises:
-        UserError: half a character (a lone surrogate), which tokenizers cannot read.
-    """
+def check_text(text: str, what: str = "the text") -> None:
+    """``UserError`` if a text holds half a character (a lone surrogate): tokenizers cannot read it,
+    and a shell makes it of every byte that is no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"the text holds half a character, {text[error.start]!a} at {error.start}; give "
-            "it as UTF-8"
+            f"{what} holds half a character, {text[error.start]!a} at {error.start}; give it "
+            "as UTF-8"
         ) from None
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text on its own, without special tokens that it does not spell out.
+
+    Raises:
+        UserError: half a character.
+    """
+    check_text(text)
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
