@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 #: From the ground up; a part imports what stands below it, and what lies in itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("catekv.errors", "catekv.version"),
+    ("catekv.errors", "catekv.options", "catekv.version"),
     ("catekv.files",),
     ("catekv.kernels",),
     ("catekv.models",),
@@ -53,7 +53,7 @@ FOLDERS = {
     "prefill", "tasks",
 }  # fmt: skip
 MODULES = {
-    "__init__", "__main__", "errors", "files", "loading", "model", "version",
+    "__init__", "__main__", "errors", "files", "loading", "model", "options", "version",
 }  # fmt: skip
 #: Folders at the root that hold no code of the project.
 NO_CODE = {"build", "ckpt", "dist", "docs", "examples", "results", "scripts"}

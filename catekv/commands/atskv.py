@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from catekv.calibration.relevance.fitting import FEATURES
 from catekv.calibration.relevance.labels import ATTENDED, LABELS, SCALES, WEIGHTS
-from catekv.commands.numbers import MOST_SAMPLES, whole
+from catekv.commands.numbers import whole
 from catekv.errors import UserError
 from catekv.files import check_folder, write_json
 from catekv.methods.atskv.files import (
@@ -23,6 +23,7 @@ from catekv.methods.atskv.files import (
     save_predictors,
 )
 from catekv.methods.atskv.relevance import ATTENTION_FEATURES, KINDS
+from catekv.options import MOST_SAMPLES
 
 if TYPE_CHECKING:
     from catekv.calibration.relevance.training import TrainingSettings

@@ -18,10 +18,11 @@ from catekv.calibration.head_masks.result import (
     SweepSettings,
 )
 from catekv.calibration.head_masks.sweep import file_name, sweep, write_masks
-from catekv.commands.numbers import MOST_SAMPLES, whole
+from catekv.commands.numbers import whole
 from catekv.evaluation.columns import defaults
 from catekv.evaluation.records import environment
 from catekv.methods.catekv import DEFAULT_RATIO
+from catekv.options import MOST_SAMPLES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,12 +15,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from catekv.commands.arguments import add_method_arguments as add_method_arguments
 from catekv.commands.arguments import add_model_arguments as add_model_arguments
-from catekv.commands.arguments import add_output_arguments as add_output_arguments
-from catekv.commands.arguments import integers as integers
-from catekv.commands.arguments import options_from as options_from
 from catekv.commands.numbers import real, whole
+from catekv.commands.schema import integers as integers
+from catekv.commands.schema import options_from as options_from
 from catekv.errors import UserError
 from catekv.files import refusal
 from catekv.version import __version__

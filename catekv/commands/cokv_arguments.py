@@ -7,7 +7,8 @@ from pathlib import Path
 
 from catekv.calibration.cokv.coalitions import QUESTIONS, WINDOW
 from catekv.calibration.cokv.game import ACCUMULATORS
-from catekv.commands.numbers import MOST_SAMPLES, whole
+from catekv.commands.numbers import whole
+from catekv.options import MOST_SAMPLES
 
 #: On the embedded model, and where nothing is said.
 DEFAULT_LENGTH, DEFAULT_SAMPLES = 512, 20

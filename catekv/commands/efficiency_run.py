@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = Request(
         model=arguments.model,
         methods=tuple(arguments.methods),
-        masks=tuple(arguments.mask),
+        masks=tuple(arguments.masks),
         ratio=arguments.ratio,
         retention=arguments.retention,
         budget=arguments.budget,

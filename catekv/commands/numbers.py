@@ -10,12 +10,6 @@ from collections.abc import Callable
 LARGEST = 2**63 - 1
 #: Processes, batch sizes, layers, heads, repeats: what is counted out one by one.
 MOST_PARTS = 2**20
-#: Layers of a model, and KV heads of a layer: a table of both fits the memory.
-MOST_LAYERS = MOST_HEADS = 2**12
-#: Samples of a task: their texts stand in memory together.
-MOST_SAMPLES = 2**16
-#: Tokens of a prompt or an answer, all together.
-MOST_TOKENS = 2**30
 
 
 def whole(least: int = -LARGEST, most: int = LARGEST) -> Callable[[str], int]:

@@ -170,7 +170,7 @@ def efficiency_arguments(parsed: argparse.Namespace) -> argparse.Namespace:
         model=parsed.model_name,
         lengths=parsed.lengths or [str(4096 if parsed.datalen is None else parsed.datalen)],
         methods=[canonical_name(parsed.method)],
-        mask=list(_masks(parsed)),
+        masks=list(_masks(parsed)),
         ratio=parsed.cv_threshold,
         retention=parsed.full_fraction,
         budget=parsed.sparse_budget,

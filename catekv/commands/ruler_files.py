@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from catekv.commands.cli import Parser, run_safely
-from catekv.commands.numbers import MOST_SAMPLES, MOST_TOKENS, whole
+from catekv.commands.numbers import whole
 from catekv.errors import UserError
 from catekv.files import check_name, read_text
 from catekv.models.embedded import clone
+from catekv.options import MOST_SAMPLES, MOST_TOKENS
 from catekv.tasks.building import generate
 from catekv.tasks.core.prompt import TEMPLATES, prompt_format
 from catekv.tasks.core.sample import Sample

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from catekv.commands.numbers import MOST_SAMPLES, whole
+from catekv.commands.numbers import whole
 from catekv.errors import UserError
+from catekv.options import MOST_SAMPLES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,8 +22,9 @@ from catekv.calibration.cokv.split import (
     write_splits,
 )
 from catekv.commands.cli import options_from
-from catekv.commands.numbers import MOST_SAMPLES, whole
+from catekv.commands.numbers import whole
 from catekv.errors import UserError
+from catekv.options import MOST_SAMPLES
 from experiments.cokv.shared import main, model_name, parser
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from catekv import tasks
-from catekv.commands.numbers import MOST_SAMPLES
 from catekv.errors import UserError
+from catekv.options import MOST_SAMPLES
 from catekv.tasks.building import find_wording
 from catekv.tasks.core.prompt import encode
 from catekv.tasks.rows.sources import DataOptions

@@ -1,71 +1,149 @@
-"""What a run is asked for."""
+"""What a run is asked for: every option of an evaluation, declared once."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.options import COUNT, MOST_SAMPLES, option
+
+#: The fields that say which model runs, and how.
+MODEL = ("model", "dtype", "device", "attention")
+#: The fields that say which methods run, with which masks.
+METHODS = ("methods", "masks", "ratio", "retention", "budget")
+#: Words of ``--question`` and the question modes that they stand for.
+QUESTIONS = {"agnostic": ("agnostic",), "aware": ("aware",), "both": ("agnostic", "aware")}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Request:
     """What a user asks for; None means: the default of the model at hand.
 
+    Fields with a help text are the flags of ``catekv evaluate``.
+
     Attributes:
-        model: local folder or hub name; None: the embedded model.
-        suite: name of a selection of tasks (:mod:`catekv.evaluation.run.suites`), or "".
         tasks, lengths, samples, questions, seed, chat_template, max_new_tokens, task_options,
             prefill, chunk_size, joint_decode, batch_size, sanity: see :class:`RunSettings`.
         methods: as :func:`catekv.evaluation.columns.specification.parse_method` reads them.
         masks: as :func:`catekv.evaluation.columns.specification.parse_masks` reads them.
         ratio, retention, budget: for every method that takes a head mask.
         options: more options per method name.
-        preset: ``published`` or ``recommended``, for every method that does not say its own.
         made_with: calibration options (k, alpha) that masks must agree with where they say.
         dtype, device, attention: as :meth:`CateKVModel.from_pretrained` takes them.
-        parallel: what several processes do: ``data`` (each a part of the samples) or ``tensor``
-            (all share the model).
-        paper: the published settings for all that is not given, the question inside the compressed
-            prompt among them.
-        output: run directory; None: one under ``results/`` named after the settings.
-        max_errors: share of failed measurements above which a run gives up.
     """
 
-    model: str | None = None
-    suite: str = ""
-    tasks: tuple[str, ...] = ()
-    lengths: tuple[int, ...] = ()
-    samples: int | None = None
-    methods: tuple[str, ...] = ("full", "catekv")
-    masks: tuple[str, ...] = ()
-    ratio: float | None = None
-    retention: float | None = None
-    budget: int | None = None
-    options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    preset: str = "published"
-    made_with: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    questions: tuple[str, ...] = ()
-    seed: int = 42
-    chat_template: str = "auto"
-    max_new_tokens: int | None = None
-    task_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    prefill: str = "auto"
-    chunk_size: int = 8192
-    joint_decode: bool = False
-    batch_size: int = 1
-    sanity: bool = False
-    max_errors: float = 0.5
-    dtype: str = "auto"
-    device: str = "auto"
-    attention: str = "auto"
-    parallel: str = "data"
-    paper: bool = False
-    output: Path | None = None
-    overwrite: bool = False
-    resume: bool = True
+    model: str | None = option(
+        None, "local folder or hub name (default: the embedded model)", metavar="MODEL"
+    )
+    dtype: str = option("auto", "auto, float32, bfloat16 or float16 (default: auto)")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    attention: str = option("auto", "attention of the prefill: auto, sdpa, eager, ...")
+    suite: str = option(
+        "",
+        "a named selection of tasks: mini (every family, small), paper, or a family, e.g. ruler or "
+        "longbench",
+        metavar="NAME",
+    )
+    tasks: tuple[str, ...] = option((), "task names or JSONL files", metavar="TASK")
+    lengths: tuple[int, ...] = option((), "prompt lengths in tokens", metavar="TOKENS")
+    samples: int | None = option(None, "samples per task and length", least=1, most=MOST_SAMPLES)
+    methods: tuple[str, ...] = option(
+        ("full", "catekv"),
+        "[LABEL=]NAME[:option=value,...] (default: {default}), or a JSON or YAML file with a list "
+        "of methods; `catekv methods` lists names and options",
+        metavar="METHOD",
+        verbatim=True,
+    )
+    masks: tuple[str, ...] = option(
+        (),
+        "head mask: folder, CSV, DuoAttention TSV, random:SEED or reversed; may be repeated, "
+        "catekv then appears once per mask",
+        flag="--mask",
+        repeat=True,
+        metavar="[NAME=]SOURCE",
+    )
+    ratio: float | None = option(None, "r, share of adaptive heads (default: 0.4)")
+    retention: float | None = option(None, "eta, share of chunks adaptive heads keep (default: 1)")
+    budget: int | None = option(None, "b, tokens a consistent head keeps (default: 2048)")
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    preset: str = option(
+        "published",
+        "options of all methods as published (default), or as recommended: exact budgets and "
+        "better calibration",
+        choices=("published", "recommended"),
+    )
+    made_with: Mapping[str, float] = field(default_factory=dict)
+    questions: tuple[str, ...] = option(
+        (),
+        "question asked after compression (agnostic, default), inside the compressed prompt "
+        "(aware; default with --paper), or both",
+        flag="--question",
+        choices=QUESTIONS,
+    )
+    seed: int = option(42, "seed of the samples (default: {default})")
+    chat_template: str = option("auto", "auto, none, or a name or text with {prompt}")
+    max_new_tokens: int | None = option(None, "instead of the tasks' own allowance", **COUNT)
+    task_options: Mapping[str, Any] = option(
+        {},
+        "option of the sample builders, e.g. essay_path=FILE or num_hops=2, for the tasks that "
+        "have it; may be repeated",
+        flag="--task-option",
+        metavar="NAME=VALUE",
+    )
+    prefill: str = option(
+        "auto",
+        "one prefill for all methods (shared), or one per method with least memory",
+        choices=("auto", "shared", "separate"),
+    )
+    joint_decode: bool = option(
+        False,
+        "decode all methods of a sample as one batch: faster with many methods, without decode "
+        "times per method",
+    )
+    batch_size: int = option(
+        1,
+        "samples of similar length measured at once (default: {default}); halved where memory "
+        "lacks",
+        metavar="N",
+        **COUNT,
+    )
+    parallel: str = option(
+        "data",
+        "under torchrun: every process measures a part of the samples (data, default), or all "
+        "share a model that is too large for one device (tensor)",
+        choices=("data", "tensor"),
+    )
+    sanity: bool = option(
+        False,
+        "columns that test the tasks: the references themselves must score 100, an empty answer 0; "
+        "other answers and the model without the context about 0",
+    )
+    max_errors: float = option(
+        0.5,
+        "give up when more than this share of the measurements failed (default: {default})",
+        metavar="SHARE",
+    )
+    chunk_size: int = option(
+        8192,
+        "tokens per prefill chunk (default: {default})",
+        flag="--prefill-chunk",
+        also=("--chunk-size",),
+        metavar="TOKENS",
+        **COUNT,
+    )
+    paper: bool = option(
+        False,
+        "published settings for all that is not given: 12 RULER tasks, 96 samples, 131072 tokens, "
+        "r 0.4, eta 1, b 2048, question inside the compressed prompt",
+    )
+    output: Path | None = option(None, "run directory (default: one under results/)")
+    overwrite: bool = option(False, "delete the results in the run directory first")
+    resume: bool = option(
+        True, "go on where an earlier run of the same configuration stopped (default)"
+    )
 
     @property
     def embedded(self) -> bool:
@@ -78,3 +156,11 @@ class Request:
             return Path(self.model).resolve() == embedded.path().resolve()
         except UserError:
             return False
+
+
+def split_list(texts: Sequence[str]) -> tuple[str, ...]:
+    """Values given with spaces, commas or both."""
+    parts = tuple(part for text in texts for part in text.split(",") if part.strip())
+    if texts and not parts:
+        raise UserError(f"{' '.join(texts)!r} names nothing; give values or leave the option out")
+    return parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,8 @@ from catekv.evaluation.report import report
 from catekv.evaluation.run import suites
 from catekv.evaluation.run.distributed import Process, process_group
 from catekv.evaluation.run.overlap import reference_contexts
-from catekv.evaluation.run.request import Request
+from catekv.evaluation.run.request import QUESTIONS, Request
+from catekv.evaluation.run.request import split_list as split_list
 from catekv.methods import available
 from catekv.methods.head_mask import HeadMask
 from catekv.models.compat import context_window
@@ -265,16 +266,6 @@ def _first_error(output: Path) -> str:
     return "an error"
 
 
-def split_list(texts: Sequence[str]) -> tuple[str, ...]:
-    """Values given with spaces, commas or both."""
-    parts = tuple(part for text in texts for part in text.split(",") if part.strip())
-    if texts and not parts:
-        raise UserError(f"{' '.join(texts)!r} names nothing; give values or leave the option out")
-    return parts
-
-
 def question_modes(chosen: str | None) -> tuple[str, ...]:
     """Question modes of the option ``--question``; none were chosen: the default decides."""
-    if chosen is None:
-        return ()
-    return ("agnostic", "aware") if chosen == "both" else (chosen,)
+    return () if chosen is None else QUESTIONS[chosen]

@@ -1,0 +1,43 @@
+"""Fields of a dataclass that are options of a command line; ``catekv.commands.schema`` reads them.
+
+A field's annotation says what its flag takes, its metadata how it reads:
+
+``help``: for ``--help``; ``{default}`` stands for the default.
+``flag``, ``also``: the flag where it is not the field's name, and further names that are read.
+``positional``: no flag but a place; optional where there is a default.
+``metavar``: what stands for the value in ``--help``.
+``choices``: the words that are taken; a mapping says which value each word stands for.
+``least``, ``most``: range of a number.
+``repeat``: a list is given by repeating the flag, one value each; else with spaces or commas.
+``verbatim``: the words of a list are taken as they are, commas included.
+
+Without a default an option is required. A ``bool`` is a switch, or ``--x/--no-x`` where it is on
+by default; a ``Mapping`` collects repeated NAME=VALUE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, field
+from typing import Any
+
+#: Layers of a model, and KV heads of a layer: a table of both fits the memory.
+MOST_LAYERS = MOST_HEADS = 2**12
+#: Samples of a task: their texts stand in memory together.
+MOST_SAMPLES = 2**16
+#: Tokens of a prompt or an answer, all together.
+MOST_TOKENS = 2**30
+#: Range of what is counted in tokens.
+COUNT = {"least": 1, "most": MOST_TOKENS}
+
+
+def option(default: Any, text: str, **metadata: Any) -> Any:
+    """A field with a default and the help text of its flag."""
+    metadata["help"] = text
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def required(text: str, **metadata: Any) -> Any:
+    """A field that must be given, with the help text of its flag."""
+    return option(MISSING, text, **metadata)
