@@ -8,6 +8,7 @@ everything fed since. Positions always continue from the true number of tokens s
 from __future__ import annotations
 
 import copy
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -120,13 +121,19 @@ class RaggedCache(Cache):
         return 0
 
     @property
-    def depends_on_order(self) -> bool:
-        """Whether some layer counts the columns between two tokens (windows, recurrent states), so
-        that no padding may lie between them."""
-        return any(
+    def padded_from(self) -> float:
+        """Questions of so many tokens and more may follow the contexts in one batch, padded to one
+        length. Layers that count the columns between two tokens (windows, recurrent states) want
+        all questions equally long; methods may treat one token otherwise than several. Without a
+        question at all an answer begins with what the context's last token foretold.
+        """
+        if any(
             not isinstance(layer, RaggedLayer) and plain_layers.depends_on_order(layer)
             for layer in self.layers
-        )
+        ):
+            return math.inf
+        stores = (layer.store for layer in self.ragged_layers)
+        return max((store.padded_from for store in stores if store is not None), default=1) or 1
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the sequences ``indices`` of the batch (positions or bool), in this order."""

@@ -43,10 +43,9 @@ def parts_of(cache: RaggedCache, ids: Tensor, mask: Tensor | None) -> list[Part]
     """
     if mask is None:
         return [Part(tuple(range(len(ids))), ids)]
-    alike: dict[int, list[int]] = {}
+    alike: dict[float, list[int]] = {}
     for row, length in enumerate(mask.sum(dim=-1).tolist()):
-        # without a question an answer begins with what the context's last token foretold
-        alike.setdefault(length if cache.depends_on_order else min(length, 1), []).append(row)
+        alike.setdefault(min(length, cache.padded_from), []).append(row)
     return [_part(rows, ids, mask) for rows in alike.values()]
 
 

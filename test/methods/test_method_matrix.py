@@ -363,3 +363,24 @@ def test_recommended_budgets_hold_exactly_what_was_asked(
     )
     stored = torch.stack(context.cache.lengths()).sum(dim=(0, 2))
     assert stored.tolist() == [total] * batch
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_rows_with_questions_of_unequal_length_are_answered_as_alone(name: str) -> None:
+    """Of one token and of several, of a padded batch and of a part of it."""
+    model, method = wrapped("grouped", CASES[name].layers), made(name, "small", "grouped")
+    texts = random_ids(3, 60, seed=1).tolist()
+    contexts = [texts[0][:37], texts[1], texts[2][:52]]
+    questions = [[5], [5, 6, 7], [8]]
+    alone = [
+        model.generate_ids([question], model.prefill([context], method=method), 6, []).rows[0]
+        for context, question in zip(contexts, questions, strict=True)
+    ]
+    context = model.prefill(contexts, method=method)
+    assert model.generate_ids(questions, context, 6, []).rows == alone
+    # without the longest row, and in another order
+    part = context.rows([2, 0])
+    assert model.generate_ids([questions[2], questions[0]], part, 6, []).rows == [
+        alone[2],
+        alone[0],
+    ]

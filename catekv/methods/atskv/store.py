@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,6 +107,9 @@ class TierStore(DecodeStore):
         self.tiers, self.state = tiers, state
         self.predictor, self.rules = predictor, rules
         self.since_update = since_update
+        if rules.update_every:
+            # updates are counted in tokens of the whole batch
+            self.padded_from = math.inf
         self._shared = False
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -225,6 +226,9 @@ class RemergeStore(WholePrefix):
         seen: tokens of each sequence so far, without padding.
         layer, shape: which layer of which model, for budgets that differ.
     """
+
+    # merges are counted in tokens of the whole batch
+    padded_from = math.inf
 
     def __init__(
         self,

@@ -33,6 +33,10 @@ class DecodeStore(abc.ABC):
     #: whether :meth:`absorb` takes tokens over; a context is then forked anew for every question
     absorbs = False
 
+    #: questions of so many tokens and more may stand in one batch, padded to one length; shorter
+    #: ones only beside those of their own length, because the store reads or counts them otherwise
+    padded_from: float = 0
+
     @abc.abstractmethod
     def read(
         self, queries: Tensor, scaling: float, workspace: Workspace | None = None

@@ -46,6 +46,7 @@ class BlockReader(DecodeStore):
     """
 
     capturable = True
+    padded_from = 2
 
     def __init__(
         self,
@@ -77,12 +78,18 @@ class BlockReader(DecodeStore):
         self.pages = torch.tensor([reading.page for _, reading in scored], device=device)[:, None]
         self.row_lengths = torch.tensor([lengths[row] for row, _ in scored], device=device)[:, None]
         counts = [-(-lengths[row] // reading.page) for row, reading in scored]
-        page = torch.arange(max(counts, default=0), device=device)
+        # the tables of a batch that lost its longest row have pages that no row has
+        page = torch.arange(self.pages_of(tables), device=device)
         stop = torch.tensor(counts, device=device)[:, None]
         always = torch.tensor([reading.always for _, reading in scored], device=device)[:, None]
         #: bool [scored rows, pages]: pages that do not exist, and pages that are always read
         self.missing = page >= stop
         self.fixed = ~self.missing & (page >= stop - always)
+
+    @staticmethod
+    @abc.abstractmethod
+    def pages_of(tables: dict[str, Tensor]) -> int:
+        """Pages per row in the tables."""
 
     @abc.abstractmethod
     def scores(self, queries: Tensor, scaling: float) -> Tensor:

@@ -136,10 +136,14 @@ class HybridReader(BlockReader):
                 shape = (len(scored), pages)
                 candidates = torch.zeros(shape, dtype=torch.bool, device=prefix.keys.device)
             for number, (row, reading) in enumerate(scored):
-                kept = pages_of(keep[row], reading.page)
+                kept = pages_with(keep[row], reading.page)
                 candidates[number, : len(kept)] = kept
             tables["candidates"] = candidates
         return cls(prefix, useful, tables)
+
+    @staticmethod
+    def pages_of(tables: dict[str, Tensor]) -> int:
+        return tables["bounds"].shape[-1]
 
     def scores(self, queries: Tensor, scaling: float) -> Tensor:
         dims = max(r.dims for r in self.readings if isinstance(r, HybridReading))
@@ -170,7 +174,7 @@ class HybridReader(BlockReader):
                 scaling,
                 reading.refilter,
             )
-            pages = pages_of(kept, reading.page)
+            pages = pages_with(kept, reading.page)
             self.tables["candidates"][number, : len(pages)].copy_(pages)
         return 0
 
@@ -182,7 +186,7 @@ class HybridReader(BlockReader):
         return type(self)(self.prefix, self.readings, {**self.tables, "candidates": candidates})
 
 
-def pages_of(keep: Tensor, page: int) -> Tensor:
+def pages_with(keep: Tensor, page: int) -> Tensor:
     """Pages that hold a kept entry: bool [entries] -> bool [ceil(entries / page)]."""
     return F.pad(keep, (0, -len(keep) % page)).view(-1, page).any(dim=1)
 

@@ -33,6 +33,10 @@ class QuestReader(BlockReader):
         tables = {"low": bounds.low, "high": bounds.high, "lengths": bounds.lengths}
         return cls(prefix, useful, tables)
 
+    @staticmethod
+    def pages_of(tables: dict[str, Tensor]) -> int:
+        return tables["low"].shape[1]
+
     def scores(self, queries: Tensor, scaling: float) -> Tensor:
         bounds = kernels.PageBounds(size=self.size, **self.tables)
         return kernels.page_scores(queries[:, :, None], bounds).squeeze(1)
