@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from catekv.calibration.cokv.coalitions import QUESTIONS, WINDOW
+from catekv.calibration.cokv.coalitions import WINDOW
 from catekv.calibration.cokv.game import ACCUMULATORS
 from catekv.commands.numbers import whole
+from catekv.evaluation.run.asking import QUESTIONS
 from catekv.options import MOST_SAMPLES
 
 #: On the embedded model, and where nothing is said.

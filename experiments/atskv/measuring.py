@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from catekv import tasks
-from catekv.cache.continuation import feed
+from catekv.evaluation.run.asking import Trial, ask, official_scores, text_of
+from catekv.evaluation.run.forcing import forced, log_likelihoods
 from catekv.methods import Method
 from catekv.methods.atskv.store import TierStore
-from catekv.tasks.core.prompt import encode
 from catekv.tasks.core.sample import Sample
 
 if TYPE_CHECKING:
@@ -80,24 +77,16 @@ def measure(model: CateKVModel, sample: Sample, method: Method, new_tokens: int)
     Raises:
         UserError: the method cannot serve the model, or the prompt exceeds its window.
     """
-    prompt = encode(sample, model.tokenizer)
-    context = model.prefill(prompt.context_ids, method=method)
-    generation = model.generate_ids(
-        prompt.question_ids,
-        context,
-        min(new_tokens, sample.max_new_tokens),
-        stop=sample.stop or None,
-        min_new_tokens=sample.min_new_tokens,
-    )
-    if generation.texts is not None:
-        answer = generation.texts[0]
-    else:
-        answer = model.tokenizer.decode(generation.tokens, skip_special_tokens=True)
-    loss, count = answer_loss(model, context, prompt.question_ids, sample)
+    trial = Trial.of(sample, model.tokenizer, "agnostic")
+    context = model.prefill(trial.context_ids, method=method)
+    generation = ask(model, context, [trial], min(new_tokens, sample.max_new_tokens))
+    answer = text_of(model, generation)
+    (accuracy,) = official_scores([answer], sample)
+    loss, count = answer_loss(model, context, trial.question_ids, sample)
     prefill_s = context.timings["prefill_seconds"]
     compress_s = context.timings["compress_seconds"]
     return Measurement(
-        len(prompt),
+        trial.tokens,
         len(generation.tokens),
         tier_bytes(context),
         context.kept_share(),
@@ -108,7 +97,7 @@ def measure(model: CateKVModel, sample: Sample, method: Method, new_tokens: int)
         generation.question_seconds + generation.decode_seconds,
         generation.decode_seconds,
         generation.steps,
-        float(tasks.score(answer, sample)["official"]),
+        accuracy,
         loss,
         count,
         answer,
@@ -153,30 +142,17 @@ def reference_text(sample: Sample) -> str:
     return sample.outputs[0]
 
 
-@torch.no_grad()
 def answer_loss(
     model: CateKVModel, context: Context, question: list[int], sample: Sample
 ) -> tuple[float, int]:
     """Summed negative log likelihood of the right answer's tokens, and their number.
 
-    The answer is fed token by token, as it would be generated, so that methods that choose what to
-    read at every step do so here too.
+    The answer is fed token by token, as it would be generated, whatever the method, so that the
+    losses of all methods are rounded alike.
     """
     ids = model.tokenizer.encode(reference_text(sample), add_special_tokens=False)
-    cache: Any = context.cache.fork()
-    logits = context.last_logits
-
-    def after(part: list[int]) -> torch.Tensor:
-        return feed(model.model, torch.tensor([part], device=model.device), cache)[:, -1]
-
-    if question:
-        logits = after(question)
-    total = 0.0
-    for place, token in enumerate(ids):
-        total -= float(logits[0].float().log_softmax(dim=-1)[token])
-        if place + 1 < len(ids):
-            logits = after([token])
-    return total, len(ids)
+    (scores,) = forced(model, context, [ids], [question], singly=True)
+    return -sum(log_likelihoods(scores, ids).tolist()), len(ids)
 
 
 def perplexity(losses: list[tuple[float, int]]) -> float | None:

@@ -19,10 +19,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv import tasks
-from catekv.calibration.cokv.coalitions import CoalitionScorer, Trial, masked_context
+from catekv.calibration.cokv.coalitions import CoalitionScorer, masked_context
 from catekv.calibration.cokv.drawing import Draw, default_slices
 from catekv.calibration.cokv.game import Members
 from catekv.evaluation.records import environment
+from catekv.evaluation.run.asking import Trial
 from catekv.files import write_atomically
 from catekv.kernels.ragged import storage_bytes
 from catekv.methods import Needs

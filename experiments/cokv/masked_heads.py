@@ -8,9 +8,10 @@ from random import Random
 import numpy as np
 import torch
 
-from catekv.calibration.cokv.coalitions import CoalitionScorer, Trial
+from catekv.calibration.cokv.coalitions import CoalitionScorer
 from catekv.calibration.cokv.game import Floats, Members
 from catekv.errors import UserError
+from catekv.evaluation.run.asking import Trial
 from catekv.methods.formulas.budgets import extreme_groups
 
 #: Which heads lose their context: the most or the least important ones, or any.

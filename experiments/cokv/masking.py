@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tqdm import tqdm
 
-from catekv.calibration.cokv.coalitions import CoalitionScorer, Trial
+from catekv.calibration.cokv.coalitions import CoalitionScorer
 from catekv.calibration.cokv.split import find_split, refuse_overlap
 from catekv.commands.cli import integers
 from catekv.evaluation.report.statistics import bootstrap_average
+from catekv.evaluation.run.asking import Trial
 from catekv.files import write_atomically, write_figure
 from experiments.cokv.masked_heads import ORDERS, default_counts, masking_curve, masks_of
 from experiments.cokv.predictions import short_name

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catekv.calibration.cokv.coalitions import QUESTIONS
 from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.headkv_probe import probe, write_probe
 from catekv.calibration.cokv.scoring import SCORE_FILE
 from catekv.commands.cli import Parser, add_model_arguments, run_safely
 from catekv.errors import UserError
+from catekv.evaluation.run.asking import QUESTIONS
 from catekv.models.shape import config_hash
 from experiments.cokv.predictions import short_name
 

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
-from catekv.cache.continuation import feed
 from catekv.decode import generation
 from catekv.decode.generation import Limits, Session
+from catekv.evaluation.run.forcing import forced, log_likelihoods
 from experiments.simcalkv.benchmarks import Example
 
 if TYPE_CHECKING:
@@ -129,7 +127,6 @@ def _generate(
     return text, result.decode_seconds, result.steps, _grown(context.cache, session.cache)
 
 
-@torch.no_grad()
 def _rate(
     model: CateKVModel,
     context: Context,
@@ -143,10 +140,16 @@ def _rate(
     clock = time.perf_counter()
     for ids, count in zip(continuations, rated, strict=True):
         cache = context.cache.fork()
-        own = torch.tensor([list(ids)], device=model.device)
-        logits = feed(model.model, own, cache, last=count + 1)[0, :-1]
-        target = own[0, -count:, None]
-        scores.append(float(logits.float().log_softmax(dim=-1).gather(-1, target).sum()))
+        (found,) = forced(
+            model,
+            context,
+            [ids[-count:]],
+            [ids[:-count]],
+            following=True,
+            singly=False,
+            cache=cache,
+        )
+        scores.append(float(log_likelihoods(found, ids[-count:]).sum()))
         grown = max(grown, _grown(context.cache, cache))
     generation.synchronize(model.device)
     seconds = time.perf_counter() - clock

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from catekv import tasks
 from catekv.calibration.head_masks.answers import FULL, score_methods
 from catekv.evaluation.columns.defaults import EMBEDDED_TASKS, method_defaults
-from catekv.evaluation.run.measuring import split_prompt
+from catekv.evaluation.run.asking import split_prompt
 from catekv.methods import Method, ModelShape
 from catekv.models import embedded
 from catekv.tasks.core.prompt import encode

@@ -13,14 +13,7 @@ from tiny_models import LAYERS, tiny_model
 
 import catekv
 from catekv import methods, tasks
-from catekv.calibration.cokv.coalitions import (
-    QUESTIONS,
-    CoalitionScorer,
-    Trial,
-    masked_context,
-    players,
-    prompt_parts,
-)
+from catekv.calibration.cokv.coalitions import CoalitionScorer, masked_context, players
 from catekv.calibration.cokv.comparison import compare_methods, compared_method
 from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.headkv_probe import probe, write_probe
@@ -29,6 +22,7 @@ from catekv.calibration.cokv.split import SampleSet, Split, write_splits
 from catekv.calibration.cokv.tuning import Tuned, tune
 from catekv.commands.cli import main
 from catekv.errors import UserError
+from catekv.evaluation.run.asking import QUESTIONS, Trial, split_prompt
 from catekv.kernels.ragged import storage_bytes
 from catekv.methods import Needs
 from catekv.models import embedded
@@ -139,14 +133,14 @@ def test_stored_lengths_of_a_ragged_cache(golden) -> None:
 
 def test_which_tokens_are_read_before_heads_are_masked() -> None:
     prompt = EncodedPrompt([1, 2, 3], [4, 5])
-    found = {question: prompt_parts(prompt, question) for question in QUESTIONS}
+    found = {question: split_prompt(prompt, question) for question in QUESTIONS}
     assert found == {
         "published": ([1, 2, 3, 4, 5], []),
         "aware": ([1, 2, 3, 4], [5]),
         "agnostic": ([1, 2, 3], [4, 5]),
     }
     with pytest.raises(UserError, match="use published, aware, agnostic"):
-        prompt_parts(prompt, "never")
+        split_prompt(prompt, "never")
 
 
 def small(model: catekv.CateKVModel, count: int = 2, first: int = 0) -> list[tasks.Sample]:

@@ -8,43 +8,26 @@ Nothing is copied: the rows of a batch of coalitions share the storage of the on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from catekv import tasks
 from catekv.cache import plain_layers
 from catekv.cache.cache import RaggedCache
 from catekv.cache.layer import RaggedLayer
 from catekv.calibration.cokv.game import Members
 from catekv.decode.context import Context, DensePrompt
 from catekv.errors import UserError
+from catekv.evaluation.run.asking import Trial, ask, official_scores, text_of
 from catekv.kernels.ragged import Bucket, RaggedPrefix
 from catekv.methods.base import Needs
-from catekv.tasks.core.prompt import EncodedPrompt, encode
-from catekv.tasks.core.sample import Sample
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
 
 #: Tokens at the end of the prompt that every head sees, as published.
 WINDOW = 8
-#: ``published``: the whole prompt is read before anything is masked, and so gives the first token
-#: of the answer. ``aware``: all but its last token. ``agnostic``: the context without the question.
-QUESTIONS = ("published", "aware", "agnostic")
-
-
-def prompt_parts(prompt: EncodedPrompt, question: str) -> tuple[list[int], list[int]]:
-    """The ids that are read before heads are masked or compressed, and those after them."""
-    if question == "agnostic":
-        return prompt.context_ids, prompt.question_ids
-    if question == "aware":
-        return prompt.ids[:-1], prompt.ids[-1:]
-    if question == "published":
-        return prompt.ids, []
-    raise UserError(f"unknown question mode {question!r}; use {', '.join(QUESTIONS)}")
 
 
 def players(model: CateKVModel) -> tuple[int, int]:
@@ -155,45 +138,10 @@ def _shared_prefix(
     )
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One validation sample, ready to be answered from any coalition."""
-
-    sample: Sample
-    context_ids: list[int]
-    question_ids: list[int]
-
-    @classmethod
-    def of(
-        cls,
-        sample: Sample,
-        tokenizer: Any,
-        question: str = "published",
-        chat_template: str | None = "auto",
-    ) -> Trial:
-        return cls(sample, *prompt_parts(encode(sample, tokenizer, chat_template), question))
-
-
 def answer_all(model: CateKVModel, context: Context, trial: Trial) -> list[str]:
     """The greedy answers to one sample's question from every sequence of a context."""
-    sample = trial.sample
-    batch = context.input_ids.shape[0]
-    generation = model.generate_ids(
-        [list(trial.question_ids) for _ in range(batch)],
-        context,
-        sample.max_new_tokens,
-        stop=sample.stop or None,
-        min_new_tokens=sample.min_new_tokens,
-    )
-    if generation.texts is not None:
-        return generation.texts
-    return [model.tokenizer.decode(row, skip_special_tokens=True) for row in generation.rows]
-
-
-def official_scores(texts: Sequence[str], sample: Sample) -> list[float]:
-    """The task's official score of every answer, each in [0, 1]."""
-    found = {text: float(tasks.score(text, sample)["official"]) for text in dict.fromkeys(texts)}
-    return [found[text] for text in texts]
+    generation = ask(model, context, [trial] * len(context.input_ids))
+    return [text_of(model, generation, place) for place in range(len(generation.rows))]
 
 
 class CoalitionScorer:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from catekv.calibration.cokv.coalitions import WINDOW, Trial, answer_all, official_scores
+from catekv.calibration.cokv.coalitions import WINDOW, answer_all
 from catekv.decode.context import stack
 from catekv.errors import UserError
+from catekv.evaluation.run.asking import Trial, official_scores
 from catekv.methods import Method, Needs, create
 from catekv.methods.equal_memory import with_total
 

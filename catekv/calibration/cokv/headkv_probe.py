@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from catekv import tasks
-from catekv.calibration.cokv.coalitions import Trial, answer_all
+from catekv.calibration.cokv.coalitions import answer_all
 from catekv.errors import UserError
+from catekv.evaluation.run.asking import Trial
 from catekv.files import write_json
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.methods.base import Needs, Observed, Selection

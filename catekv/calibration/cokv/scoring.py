@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catekv.calibration.cokv.coalitions import WINDOW, CoalitionScorer, Trial
+from catekv.calibration.cokv.coalitions import WINDOW, CoalitionScorer
 from catekv.calibration.cokv.course import Course
 from catekv.calibration.cokv.drawing import RUNS, check_slices, default_slices
 from catekv.calibration.cokv.files import ScoreFile
@@ -18,6 +18,7 @@ from catekv.calibration.cokv.journal import SCORE_FILE as SCORE_FILE
 from catekv.calibration.cokv.progress import Progress
 from catekv.errors import UserError
 from catekv.evaluation.records import environment
+from catekv.evaluation.run.asking import Trial
 from catekv.evaluation.run.cells import sample_hash
 from catekv.files import write_atomically
 from catekv.models.shape import config_hash

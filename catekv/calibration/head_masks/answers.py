@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from catekv import tasks
-from catekv.cache.continuation import feed
-from catekv.evaluation.run.measuring import split_prompt
+from catekv.evaluation.run.asking import Trial, official_scores, text_of
+from catekv.evaluation.run.forcing import forced, log_likelihoods
 from catekv.methods import Method, Needs, create
-from catekv.tasks.core.prompt import encode
 from catekv.tasks.core.sample import Sample
 
 if TYPE_CHECKING:
@@ -61,42 +59,30 @@ def score_methods(
         questions: ``agnostic`` (asked after compression) and/or ``aware`` (inside the context).
         advance: called after every sample and question mode.
     """
-    found: list[Answer] = []
+    answers: list[Answer] = []
     needs = Needs.of_all(methods.values())
     for sample in samples:
-        prompt = encode(sample, model.tokenizer, chat_template)
         for question in questions:
-            context_ids, question_ids = split_prompt(prompt, question)
-            dense = model.observe(context_ids, needs=needs, chunk_size=chunk_size)
-
-            def keep(
-                label: str,
-                official: float,
-                log_probability: float,
-                sample: Sample = sample,
-                question: str = question,
-            ) -> None:
-                found.append(
-                    Answer(label, sample.task, sample.index, question, official, log_probability)
-                )
-
+            trial = Trial.of(sample, model.tokenizer, question, chat_template)
+            dense = model.observe(trial.context_ids, needs=needs, chunk_size=chunk_size)
             context = dense.compress(create("full"))
-            answer = _generate(model, context, question_ids, sample)
-            official = _score(model, answer, sample)
-            _, log_probability = check_answer(model, context, question_ids, answer, sample)
-            keep(FULL, official, log_probability)
-            for label, method in methods.items():
-                context = dense.compress(method)
-                same, log_probability = check_answer(model, context, question_ids, answer, sample)
-                own = official
-                if not same:
-                    own = _score(model, _generate(model, context, question_ids, sample), sample)
-                keep(label, own, log_probability)
+            full, official = _answer(model, context, trial)
+            for label, method in {FULL: None, **methods}.items():
+                score = official
+                if method is not None:
+                    context = dense.compress(method)
+                same, log_probability = check_answer(
+                    model, context, trial.question_ids, full, sample
+                )
+                if method is not None and not same:
+                    _, score = _answer(model, context, trial)
+                answers.append(
+                    Answer(label, sample.task, sample.index, question, score, log_probability)
+                )
             advance()
-    return found
+    return answers
 
 
-@torch.no_grad()
 def check_answer(
     model: CateKVModel,
     context: Context,
@@ -105,13 +91,9 @@ def check_answer(
     sample: Sample,
 ) -> tuple[bool, float]:
     """Whether the context's own greedy answer is ``answer``, and that answer's log probability."""
-    ids = torch.tensor([[*question_ids, *answer]], device=model.device)
-    count = len(answer) + 1
-    logits = feed(model.model, ids, context.cache.fork(), last=count)[0]
-    scores = logits.float().log_softmax(dim=-1)
-    target = torch.tensor(list(answer), dtype=torch.long, device=scores.device)
-    total = float(scores[: len(answer)].gather(-1, target[:, None]).sum())
-    same = bool((scores[: len(answer)].argmax(dim=-1) == target).all())
+    (scores,) = forced(model, context, [answer], [question_ids], following=True)
+    total = float(log_likelihoods(scores, answer).sum())
+    same = scores[:-1].argmax(dim=-1).tolist() == list(answer)
     if len(answer) < sample.max_new_tokens:
         stops = torch.tensor(model.stop_token_ids(), device=scores.device)
         total += float(scores[-1, stops].logsumexp(dim=-1)) if len(stops) else 0.0
@@ -119,15 +101,12 @@ def check_answer(
     return same, total
 
 
-def _generate(
-    model: CateKVModel, context: Context, question_ids: Sequence[int], sample: Sample
-) -> list[int]:
-    return model.generate_ids(list(question_ids), context, sample.max_new_tokens).tokens
-
-
-def _score(model: CateKVModel, answer: Sequence[int], sample: Sample) -> float:
-    text = model.tokenizer.decode(list(answer), skip_special_tokens=True)
-    return float(tasks.score(text, sample)["official"])
+def _answer(model: CateKVModel, context: Context, trial: Trial) -> tuple[list[int], float]:
+    """The greedy answer's ids and its official score."""
+    sample = trial.sample
+    generation = model.generate_ids(trial.question_ids, context, sample.max_new_tokens)
+    (score,) = official_scores([text_of(model, generation)], sample)
+    return generation.tokens, score
 
 
 def mean_by_task(answers: Sequence[Answer], label: str) -> dict[str, float]:

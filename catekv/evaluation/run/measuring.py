@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +13,7 @@ from catekv.decode.context import stack
 from catekv.evaluation.columns.settings import MethodSpec, RunSettings
 from catekv.evaluation.records import environment
 from catekv.evaluation.records.records import Record
+from catekv.evaluation.run.asking import Trial, as_prompt, ask, text_of
 from catekv.evaluation.run.batches import Unit
 from catekv.evaluation.run.distributed import Process
 from catekv.evaluation.run.measured import (
@@ -27,8 +28,6 @@ from catekv.evaluation.run.measured import (
 )
 from catekv.methods import Method, Needs
 from catekv.methods.per_sequence import NotTogetherError, together
-from catekv.tasks.core.prompt import EncodedPrompt, encode
-from catekv.tasks.core.sample import Sample
 
 if TYPE_CHECKING:
     from catekv.decode.context import Context, DensePrompt
@@ -49,22 +48,8 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One sample as token ids; ``tokens`` are those of the whole prompt."""
-
-    position: int
-    sample: Sample
-    context_ids: list[int]
-    question_ids: list[int]
-
-    @property
-    def tokens(self) -> int:
-        return len(self.context_ids) + len(self.question_ids)
-
-
-@dataclass(frozen=True)
 class _Answer:
-    """What one method answered to one row. ``place``: its sequence in ``context``; ``shared``: its
+    """What one method answered. ``place``: its sequence in ``context``; ``shared``: its
     prefill served all methods; ``jointly``: so did its decode steps; ``peak_bytes``: CUDA's
     allocation peak until then."""
 
@@ -75,17 +60,6 @@ class _Answer:
     batch: int = 1
     jointly: bool = False
     peak_bytes: int | None = None
-
-
-def split_prompt(prompt: EncodedPrompt, question: str) -> tuple[list[int], list[int]]:
-    """The ids that are compressed and those that follow.
-
-    ``agnostic``: the context, then the question. ``aware``: all but the last id of the whole
-    prompt, then that id, which makes the model speak.
-    """
-    if question == "agnostic":
-        return prompt.context_ids, prompt.question_ids
-    return prompt.ids[:-1], prompt.ids[-1:]
 
 
 class Measurer:
@@ -126,8 +100,8 @@ class Measurer:
             mode: ``shared``, ``separate`` or ``auto`` prefill.
             phase: kept up to date, so that the caller knows where an exception came from.
         """
-        rows = [self._row(unit, position) for position in unit.positions]
-        contexts = [row.context_ids for row in (rows[:1] if unit.one_context else rows)]
+        trials = [self._trial(unit, position) for position in unit.positions]
+        contexts = _contexts(unit, trials)
         methods: dict[str, list[Method]] = {}
         for phase.spec in joint or specs:
             methods[phase.spec.label] = self._methods(phase.spec, contexts)
@@ -136,31 +110,32 @@ class Measurer:
         if shared:
             phase.name = "prefill"
             dense = self.model.observe(
-                _prompt(contexts),
+                as_prompt(contexts),
                 needs=Needs.of_all(method for found in methods.values() for method in found),
                 chunk_size=self.settings.chunk_size,
             )
         together_answers: dict[str, list[_Answer]] = {}
         if dense is not None and joint:
-            together_answers = self._decode_jointly(dense, joint, methods, rows, phase)
+            together_answers = self._decode_jointly(dense, joint, methods, trials, phase)
         for phase.spec in specs:
             if together_answers:
                 answers = together_answers.pop(phase.spec.label)
             else:
-                answers = self._decode(dense, unit, methods[phase.spec.label], rows, phase)
+                answers = self._decode(dense, unit, methods[phase.spec.label], trials, phase)
             phase.name = "score"
+            per_trial = _for_trials(methods[phase.spec.label], trials)
             yield [
-                self._record(unit, row, phase.spec, method, answer)
-                for row, method, answer in zip(
-                    rows, _for_rows(methods[phase.spec.label], rows), answers, strict=True
+                self._record(unit, position, trial, phase.spec, method, answer)
+                for position, trial, method, answer in zip(
+                    unit.positions, trials, per_trial, answers, strict=True
                 )
             ]
             del answers
 
-    def _row(self, unit: Unit, position: int) -> Row:
+    def _trial(self, unit: Unit, position: int) -> Trial:
         sample = unit.cell.sample(position)
-        prompt = encode(sample, self.model.tokenizer, self.settings.chat_template)
-        return Row(position, sample, *split_prompt(prompt, unit.question))
+        template = self.settings.chat_template
+        return Trial.of(sample, self.model.tokenizer, unit.question, template)
 
     def _methods(self, spec: MethodSpec, contexts: Sequence[Sequence[int]]) -> list[Method]:
         """The method for every context; equal memory depends on its length."""
@@ -173,32 +148,32 @@ class Measurer:
         dense: DensePrompt | None,
         unit: Unit,
         methods: Sequence[Method],
-        rows: Sequence[Row],
+        trials: Sequence[Trial],
         phase: Phase,
     ) -> list[_Answer]:
         """Compress the unit with one method and answer all of its questions."""
         reset_peak(self.settings.device)
-        contexts = [row.context_ids for row in (rows[:1] if unit.one_context else rows)]
+        contexts = _contexts(unit, trials)
         method = together(methods)
         try:
             context = self._compress(dense, contexts, method, phase)
         except NotTogetherError:
             return [
-                self._decode(None, unit.part([row.position]), [own], [row], phase)[0]
-                for own, row in zip(methods, rows, strict=True)
+                self._decode(None, unit.part([position]), [own], [trial], phase)[0]
+                for position, own, trial in zip(unit.positions, methods, trials, strict=True)
             ]
         phase.name = "generate"
         shared = dense is not None
         if unit.one_context:
             return [
-                _Answer(context, self._generate([row], context), shared, peak_bytes=self._peak())
-                for row in rows
+                _Answer(context, self._generate([trial], context), shared, peak_bytes=self._peak())
+                for trial in trials
             ]
-        generation = self._generate(rows, context)
+        generation = self._generate(trials, context)
         found = self._peak()
         return [
-            _Answer(context, generation, shared, place, len(rows), peak_bytes=found)
-            for place in range(len(rows))
+            _Answer(context, generation, shared, place, len(trials), peak_bytes=found)
+            for place in range(len(trials))
         ]
 
     def _peak(self) -> int | None:
@@ -216,7 +191,7 @@ class Measurer:
             return dense.compress(method)
         phase.name = "prefill"
         return self.model.prefill(
-            _prompt(contexts), chunk_size=self.settings.chunk_size, method=method
+            as_prompt(contexts), chunk_size=self.settings.chunk_size, method=method
         )
 
     def _decode_jointly(
@@ -224,7 +199,7 @@ class Measurer:
         dense: DensePrompt,
         specs: Sequence[MethodSpec],
         methods: Mapping[str, Sequence[Method]],
-        rows: Sequence[Row],
+        trials: Sequence[Trial],
         phase: Phase,
     ) -> dict[str, list[_Answer]]:
         """Compress one context with every method and decode the answers of all as one batch."""
@@ -235,8 +210,8 @@ class Measurer:
         phase.name = "generate"
         whole = stack(list(contexts.values()))
         answers: dict[str, list[_Answer]] = {label: [] for label in contexts}
-        for row in rows:
-            generation = self._generate([row] * len(contexts), whole)
+        for trial in trials:
+            generation = self._generate([trial] * len(contexts), whole)
             for place, (label, context) in enumerate(contexts.items()):
                 own = dataclasses.replace(
                     generation,
@@ -246,16 +221,9 @@ class Measurer:
                 answers[label].append(_Answer(context, own, shared=True, jointly=True))
         return answers
 
-    def _generate(self, rows: Sequence[Row], context: Context) -> Generation:
+    def _generate(self, trials: Sequence[Trial], context: Context) -> Generation:
         """Answers to one question per sequence of the context."""
-        sample = rows[0].sample
-        return self.model.generate_ids(
-            _prompt([row.question_ids for row in rows]),
-            context,
-            self.settings.max_new_tokens or sample.max_new_tokens,
-            stop=sample.stop or None,
-            min_new_tokens=sample.min_new_tokens,
-        )
+        return ask(self.model, context, trials, self.settings.max_new_tokens)
 
     def _dense_fits(self, contexts: Sequence[Sequence[int]]) -> bool:
         # what is free differs between processes, but those that share a model go the same way
@@ -272,28 +240,26 @@ class Measurer:
     def _record(
         self,
         unit: Unit,
-        row: Row,
+        position: int,
+        trial: Trial,
         spec: MethodSpec,
         method: Method,
         answer: _Answer,
     ) -> Record:
         generation = answer.generation
         tokens = generation.rows[answer.place]
-        if generation.texts is not None:
-            prediction = generation.texts[answer.place]
-        else:
-            prediction = self.model.tokenizer.decode(tokens, skip_special_tokens=True)
+        prediction = text_of(self.model, generation, answer.place)
         timings = answer.context.timings
         return dataclasses.replace(
-            self.blank(unit, row.position, spec),
-            **described(row.sample),
-            **scored(prediction, row.sample),
-            prompt_tokens=row.tokens,
-            compressed_tokens=len(row.context_ids),
+            self.blank(unit, position, spec),
+            **described(trial.sample),
+            **scored(prediction, trial.sample),
+            prompt_tokens=trial.tokens,
+            compressed_tokens=len(trial.context_ids),
             prefill="shared" if answer.shared else "separate",
             budget=budget_of(method, spec),
-            asked_share=asked_share(method, spec, len(row.context_ids), self.model.shape),
-            **sizes(answer.context, answer.place, len(row.context_ids)),
+            asked_share=asked_share(method, spec, len(trial.context_ids), self.model.shape),
+            **sizes(answer.context, answer.place, len(trial.context_ids)),
             new_tokens=len(tokens),
             prefill_seconds=timings.get("prefill_seconds"),
             compress_seconds=timings.get("compress_seconds"),
@@ -304,10 +270,10 @@ class Measurer:
         )
 
 
-def _for_rows(methods: Sequence[Method], rows: Sequence[Row]) -> Sequence[Method]:
-    return list(methods) * len(rows) if len(methods) == 1 else methods
+def _for_trials(methods: Sequence[Method], trials: Sequence[Trial]) -> Sequence[Method]:
+    return list(methods) * len(trials) if len(methods) == 1 else methods
 
 
-def _prompt(ids: Sequence[list[int]]) -> Any:
-    """One prompt as it is, several as a batch."""
-    return ids[0] if len(ids) == 1 else list(ids)
+def _contexts(unit: Unit, trials: Sequence[Trial]) -> list[list[int]]:
+    """What is read: one context of all questions, or that of every one."""
+    return [trial.context_ids for trial in (trials[:1] if unit.one_context else trials)]

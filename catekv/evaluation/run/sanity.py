@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from catekv import tasks
 from catekv.evaluation.columns.settings import RunSettings, stable_hash
 from catekv.evaluation.records.records import SKIPPED, Record
+from catekv.evaluation.run.asking import Trial, ask, text_of
 from catekv.evaluation.run.batches import Unit
 from catekv.evaluation.run.measured import described, scored
 from catekv.methods import create
-from catekv.tasks.core.prompt import encode
 from catekv.tasks.core.randomness import generator
 from catekv.tasks.core.sample import Sample
 
@@ -120,19 +120,11 @@ def _without_context(
     sample: Sample, model: CateKVModel, settings: RunSettings
 ) -> tuple[str, dict[str, Any]]:
     asked = dataclasses.replace(sample, context="")
-    ids = encode(asked, model.tokenizer, settings.chat_template).ids
-    context = model.prefill(ids[:-1], method=create("full"))
-    generation = model.generate_ids(
-        ids[-1:],
-        context,
-        settings.max_new_tokens or sample.max_new_tokens,
-        stop=sample.stop or None,
-        min_new_tokens=sample.min_new_tokens,
-    )
-    texts = generation.texts or [
-        model.tokenizer.decode(generation.tokens, skip_special_tokens=True)
-    ]
-    return texts[0], {"prompt_tokens": len(ids), "new_tokens": len(generation.tokens)}
+    trial = Trial.of(asked, model.tokenizer, "aware", settings.chat_template)
+    context = model.prefill(trial.context_ids, method=create("full"))
+    generation = ask(model, context, [trial], settings.max_new_tokens)
+    sizes = {"prompt_tokens": trial.tokens, "new_tokens": len(generation.tokens)}
+    return text_of(model, generation), sizes
 
 
 def violations(records: Iterable[Record]) -> list[str]:
