@@ -31,6 +31,11 @@ INTERRUPTED = 130
 COMMANDS = (
     ("evaluate", "Accuracy of methods on tasks, side by side.", "catekv.commands.evaluate"),
     (
+        "fidelity",
+        "How far a method's predictions are from the full cache's, on your text.",
+        "catekv.commands.fidelity",
+    ),
+    (
         "efficiency",
         "Latency, memory and throughput of a method against full.",
         "catekv.commands.efficiency",

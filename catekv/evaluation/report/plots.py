@@ -209,6 +209,37 @@ def curves(
     return picture
 
 
+@drawing
+def over_share(
+    series: Mapping[str, Sequence[Point]], style: Mapping[str, Style], title: str, y_title: str
+) -> Picture:
+    """Values with intervals over the kept share of the memory, their cost in percent.
+
+    Args:
+        series: name to its points, at least one. Values are 0 at least and of any size.
+    """
+    points = [point for line in series.values() for point in line]
+    picture, foot = _with_legend([(name, style[name]) for name in series], title)
+    axes = picture.axes(58, 44 + foot, 14, 14)
+    axes.set_xlim(0, 1.04 * max(100.0, *(point.cost for point in points)))
+    axes.set_ylim(min(0.0, *(point.low for point in points)),
+                  1.06 * max(point.high for point in points) or 1.0)  # fmt: skip
+    axes.set(xlabel="kept share of the context's entries, %", ylabel=y_title)
+    _number(axes.xaxis)
+    _number(axes.yaxis)
+    for name, line in series.items():
+        look, ordered = style[name], sorted(line, key=lambda point: point.cost)
+        axes.plot([p.cost for p in ordered], [p.score for p in ordered], color=look.colour,
+                  linewidth=2)  # fmt: skip
+        for point in ordered:
+            axes.plot([point.cost] * 2, [point.low, point.high], color=look.colour, linewidth=1,
+                      alpha=0.5)  # fmt: skip
+            (mark,) = axes.plot(point.cost, point.score, clip_on=False, **look.marker)
+            picture.tip(mark, f"{point.name}: {point.score:.3g} ({point.low:.3g} .. "
+                              f"{point.high:.3g}) at {point.cost:.1f} %")  # fmt: skip
+    return picture
+
+
 def _apart(axes: Axes, values: Sequence[float]) -> list[float]:
     """Those of the values whose numbers do not touch below the axis."""
     kept: list[float] = []

@@ -40,16 +40,32 @@ def bootstrap_average(
     arrays = [np.asarray(values, dtype=np.float64) for values in groups.values() if len(values)]
     if not arrays:
         return None
+    mean = float(np.mean([array.mean() for array in arrays]))
+    draws = resampled_averages(groups, seed=seed)
+    low, high = interval(draws, confidence)
+    return Estimate(mean, low, high, sum(len(array) for array in arrays))
+
+
+def resampled_averages(groups: Mapping[str, Sequence[float]], *, seed: int = SEED) -> np.ndarray:
+    """The average of :func:`bootstrap_average` in every resample, fp64 [RESAMPLES].
+
+    Groups of the same sizes are drawn alike, so that functions of several averages (differences of
+    perplexities) are paired.
+    """
+    arrays = [np.asarray(values, dtype=np.float64) for values in groups.values() if len(values)]
     sizes = tuple(len(array) for array in arrays)
     weigh = _weights if sum(sizes) * RESAMPLES <= _KEPT else _weights.__wrapped__
     draws = np.zeros(RESAMPLES)
     for weights, array in zip(weigh(sizes, seed), arrays, strict=True):
         draws += weights @ array / len(array)
-    draws /= len(arrays)
+    return draws / len(arrays)
+
+
+def interval(draws: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of resampled values."""
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(draws, [tail, 1.0 - tail])
-    mean = float(np.mean([array.mean() for array in arrays]))
-    return Estimate(mean, float(low), float(high), sum(len(array) for array in arrays))
+    return float(low), float(high)
 
 
 @functools.lru_cache(maxsize=4)

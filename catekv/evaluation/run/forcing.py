@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from catekv.model import CateKVModel
 
 
+def reads_by_step(context: Context) -> bool:
+    """Whether a context's method keeps a store, which may choose or evict at every decode step."""
+    return any(layer.store is not None for layer in context.cache.ragged_layers)
+
+
 def forced(
     model: CateKVModel,
     context: Context,
@@ -47,7 +52,7 @@ def forced(
         Per sequence natural log probabilities, fp32 [tokens (+ 1 with ``following``), vocabulary].
 
     Raises:
-        UserError: as many continuations and questions as the context has sequences are needed.
+        UserError: another number of continuations or questions than the context has sequences.
     """
     batch = len(context.input_ids)
     asked = [list(ids) for ids in questions] if questions is not None else [[]] * batch
@@ -59,7 +64,7 @@ def forced(
     if cache is not None and batch > 1:
         raise UserError("a cache to feed can be given for a single sequence only")
     if singly is None:
-        singly = any(layer.store is not None for layer in context.cache.ragged_layers)
+        singly = reads_by_step(context)
     ids, mask = _left_padded(asked, model.device)
     parts = parts_of(context.cache, ids, mask)
     rows = []

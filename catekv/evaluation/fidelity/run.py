@@ -1,0 +1,119 @@
+"""A whole fidelity run: passages, measurements, summary and report in one folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from catekv.errors import UserError
+from catekv.evaluation.fidelity import page
+from catekv.evaluation.fidelity.measuring import measure
+from catekv.evaluation.fidelity.passages import Passage, passages_of
+from catekv.evaluation.fidelity.records import FidelityRecord, Records, opened
+from catekv.evaluation.fidelity.settings import Settings
+from catekv.evaluation.fidelity.summary import Row, refusals, rows_of
+from catekv.evaluation.report import write
+from catekv.evaluation.run.progress import BAR, LINES, NONE, Progress
+from catekv.files import write_json
+
+if TYPE_CHECKING:
+    from catekv.model import CateKVModel
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found: a row per column and source; ``refused``: columns -> why they are not
+    there; ``measured``: new records."""
+
+    rows: list[Row]
+    refused: dict[str, str]
+    measured: int
+
+
+def fidelity(
+    model: CateKVModel,
+    settings: Settings,
+    output: Path,
+    *,
+    resume: bool = True,
+    overwrite: bool = False,
+    progress: bool = True,
+    quiet: bool = False,
+) -> Outcome:
+    """Measure what ``output`` does not hold yet; write the summary and the report.
+
+    Args:
+        model: as loaded; its own method is not used.
+        output: folder of the results; a run that was interrupted, even killed, goes on in it.
+        progress: show it on stderr; quiet: as plain lines for a log, not as a bar.
+
+    Raises:
+        UserError: texts, tasks or methods that do not fit the model, a folder that may not hold
+            the results, or no column that can be measured.
+    """
+    for column in settings.columns:
+        method = column.spec.create()
+        method.validate(model.shape)
+        method.validate_model(settings.model_hash)
+    if model.tokenizer is None:
+        raise UserError("this model has no tokenizer; fidelity is measured on text")
+    groups = passages_of(settings, model.tokenizer)
+    with opened(output, settings.configuration(), overwrite=overwrite, resume=resume) as records:
+        kind = (LINES if quiet else BAR) if progress else NONE
+        with Progress(sum(map(len, groups)), kind, sys.stderr) as shown:
+            measured = sum(_group(model, settings, group, records, shown) for group in groups)
+        wanted = [record for group in groups for record in _of(settings, group, records)]
+        rows, refused = rows_of(wanted), refusals(wanted)
+        if not rows:
+            raise UserError(
+                f"no method can be measured: {next(iter(refused.values()))}; give larger --ratios"
+            )
+        write_json(
+            output / SUMMARY,
+            {
+                "model": settings.model,
+                "configuration": settings.configuration(),
+                "rows": [row.to_dict() for row in rows],
+                "refused": refused,
+            },
+        )
+        write.write(output, page.document(settings, rows, refused), [])
+    return Outcome(rows, refused, measured)
+
+
+def _group(
+    model: CateKVModel,
+    settings: Settings,
+    passages: Sequence[Passage],
+    records: Records,
+    shown: Progress,
+) -> int:
+    """Measure what a group lacks; a batch as a whole, so that its rounding does not depend on what
+    was measured before."""
+    lacking = [
+        column
+        for column in settings.columns
+        if any(records.get((passage.digest, column.key)) is None for passage in passages)
+    ]
+    measured = 0
+    if lacking:
+        for found in measure(model, settings, passages, lacking):
+            records.add(found)
+            measured += len(found)
+    shown.advance(passages[0].source, len(passages), len(passages) if measured else 0)
+    return measured
+
+
+def _of(settings: Settings, passages: Sequence[Passage], records: Records) -> list[FidelityRecord]:
+    """The group's records in the order of the columns, under the names of this run."""
+    return [
+        record
+        for column in settings.columns
+        for passage in passages
+        if (record := records.get((passage.digest, column.key))) is not None
+    ]
