@@ -13,7 +13,7 @@ from catekv.evaluation.fidelity import page
 from catekv.evaluation.fidelity.measuring import measure
 from catekv.evaluation.fidelity.passages import Passage, passages_of
 from catekv.evaluation.fidelity.records import FidelityRecord, Records, opened
-from catekv.evaluation.fidelity.settings import Settings
+from catekv.evaluation.fidelity.settings import Column, Settings
 from catekv.evaluation.fidelity.summary import Row, refusals, rows_of
 from catekv.evaluation.report import write
 from catekv.evaluation.run.progress import BAR, LINES, NONE, Progress
@@ -98,7 +98,7 @@ def _group(
     lacking = [
         column
         for column in settings.columns
-        if any(records.get((passage.digest, column.key)) is None for passage in passages)
+        if any(_lacks(records, passage, column) for passage in passages)
     ]
     measured = 0
     if lacking:
@@ -107,6 +107,12 @@ def _group(
             measured += len(found)
     shown.advance(passages[0].source, len(passages), len(passages) if measured else 0)
     return measured
+
+
+def _lacks(records: Records, passage: Passage, column: Column) -> bool:
+    """Whether a measurement is missing; what was refused is tried again."""
+    record = records.get((passage.digest, column.key))
+    return record is None or record.refused is not None
 
 
 def _of(settings: Settings, passages: Sequence[Passage], records: Records) -> list[FidelityRecord]:
