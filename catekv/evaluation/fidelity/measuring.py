@@ -7,7 +7,7 @@ method is then forced through the same ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -110,7 +110,7 @@ class Group:
         return records
 
 
-def named(passage: Passage, column: Column) -> dict[str, object]:
+def named(passage: Passage, column: Column) -> dict[str, Any]:
     """The fields of a record that say what was measured."""
     return {
         "kind": passage.kind,
