@@ -295,7 +295,6 @@ def test_a_split_serves_the_command(
         (["--split", "missing.json"], "cannot read the split"),
         (["--task-option", "depth"], "NAME=VALUE"),
         (["--max-draws", "1"], "at least check_every"),
-        (["--samples", "0"], "0 samples of ruler/vt are none"),
         (["--overwrite", "--processes", "1/2"], "deletes the draws of the others"),
     ],
 )

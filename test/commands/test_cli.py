@@ -659,6 +659,10 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         (("evaluate", "--samples", "99999999999"), "65536"),
         (("calibrate", "--held-out-samples", "99999999999"), "65536"),
         (("cokv", "score", "--samples", "99999999999"), "65536"),
+        (("cokv", "score", "--samples", "0"), "65536"),
+        (("calibrate", "--samples", "0"), "65536"),
+        (("fidelity", "--samples", "0"), "65536"),
+        (("atskv", "train", "--samples", "0"), "65536"),
         (("tasks", "build", "ruler/vt", "--samples", "99999999999"), "65536"),
     ],
 )
