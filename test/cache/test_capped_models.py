@@ -163,3 +163,12 @@ def test_what_methods_see_of_the_logits_is_the_model_s(name: str):
         observed, _ = layer.observed()
         expected = weights[layer.index].sum(dim=2)
         torch.testing.assert_close(observed.column_sums, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("gemma2", "softcap"), ("gpt_oss", "s_aux")])
+def test_dense_baselines_refuse_what_they_do_not_compute(name: str, reason: str):
+    from catekv.evaluation.efficiency.dense import measured_attention
+
+    wrapped = CateKVModel(with_base(name, "catekv"), KeepEverything())
+    with measured_attention(wrapped), pytest.raises(UserError, match=reason), torch.no_grad():
+        wrapped.model(random_ids(1, 4, seed=0))
