@@ -146,7 +146,7 @@ def test_missing_and_foreign_checkpoints(checkpoint: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"no config\.json"):
         CateKVModel.from_pretrained(tmp_path, "full")
     (tmp_path / "config.json").write_text("{ torn")
-    with pytest.raises(UserError, match="cannot load"):
+    with pytest.raises(UserError, match="no readable configuration"):
         CateKVModel.from_pretrained(tmp_path, "full")
     (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
     with pytest.raises(UserError, match="cannot load"):
