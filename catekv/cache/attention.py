@@ -23,6 +23,7 @@ from catekv import kernels
 from catekv.cache.buffer import FixedTail
 from catekv.errors import UserError
 from catekv.kernels.dispatch import choose
+from catekv.kernels.logits import LogitForm
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.kernels.ragged_decode import causal_tail_mask
 from catekv.kernels.sparse_prefill import minference_attention
@@ -37,7 +38,7 @@ NAMES = {
     "flash_attention_3": "catekv_flash_attention_3",
 }
 #: Arguments of an attention call that change the result and that ragged layers do not implement.
-UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+UNSUPPORTED = ("position_bias",)
 HANDLE = "_catekv_handle"
 #: An additive mask hides what it gives this or less (float16 ends at -65504).
 HIDDEN = -1e4
@@ -45,6 +46,8 @@ HIDDEN = -1e4
 #: that a block's additive mask may take; a long past means fewer queries per block.
 QUERY_BLOCK = 512
 MASK_BYTES = 16 * 2**20
+#: Bytes of logits that a block of queries may take where a model's own formula holds them all.
+LOGIT_BYTES = 128 * 2**20
 
 
 class ObservingLayer(Protocol):
@@ -58,7 +61,9 @@ class ObservingLayer(Protocol):
 
     pending: bool
 
-    def observe(self, queries: Tensor, valid: Tensor | None, scaling: float) -> None: ...
+    def observe(
+        self, queries: Tensor, valid: Tensor | None, scaling: float, form: LogitForm
+    ) -> None: ...
 
     def attended(self) -> None: ...
 
@@ -138,6 +143,8 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def delegate(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
+        if base == "sdpa" and not _form(options).plain:
+            return _by_own_formula(module, query, key, value, mask, **options)
         function = base_attention(base, module)
         if flash:
             # FlashAttention functions look their kernels up by the name in the configuration
@@ -170,18 +177,24 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 )
         _refuse_bias(module, attention_mask)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        form = _form(options)
         if handle.dense:
             result: tuple[Tensor, Tensor | None]
             if handle.layer.prefill == "minference" and query.shape[2] > 1:
+                if not form.plain:
+                    raise UserError(
+                        f"{type(module).__name__} has {form}, which prefill='minference' does not "
+                        "compute; use prefill='dense'"
+                    )
                 seen = _last_row(attention_mask, key.shape[2])
                 result = minference_attention(query, key, value, scale, seen), None
-            elif not flash and _past_is_causal(query, key, attention_mask):
+            elif form.plain and not flash and _past_is_causal(query, key, attention_mask):
                 result = _past_and_self(query, key, value, scale, attention_mask), None
             else:
                 result = delegate(
                     module, query, key, value, attention_mask, scaling=scaling, **options
                 )
-            handle.layer.observe(query, _last_row(attention_mask, key.shape[2]), scale)
+            handle.layer.observe(query, _last_row(attention_mask, key.shape[2]), scale, form)
             return result
         prefix = handle.layer.prefix
         assert prefix is not None
@@ -209,6 +222,7 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 tail_length=handle.fixed.length,
                 blocks=blocks,
                 workspace=workspace,
+                form=form,
             )
             return output.transpose(1, 2).contiguous(), None
         tail_mask = _tail_mask(attention_mask, query.shape[2], key.shape[2])
@@ -226,13 +240,69 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 **options,
             )
         output = kernels.ragged_decode(
-            query, prefix, key, value, scale, tail_mask, blocks=blocks, workspace=workspace
+            query,
+            prefix,
+            key,
+            value,
+            scale,
+            tail_mask,
+            blocks=blocks,
+            workspace=workspace,
+            form=form,
         )
         if store is not None:
             handle.layer.absorb(query, key, value, scale, tail_mask)
         return output.transpose(1, 2).contiguous(), None
 
     return attention
+
+
+def _form(options: dict[str, Any]) -> LogitForm:
+    """What an attention call says about its logits."""
+    cap, sinks = options.get("softcap"), options.get("s_aux")
+    return LogitForm(
+        None if cap is None else float(cap), None if sinks is None else sinks.detach().flatten()
+    )
+
+
+def _by_own_formula(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """The model's eager attention under a mask of sdpa, which knows neither soft caps nor sinks.
+
+    Eager attention holds all logits: long prompts go through it in blocks of queries.
+    """
+    function = base_attention("eager", module)
+    batch, heads, count, _ = query.shape
+    tokens = key.shape[2]
+    per_query = batch * heads * tokens * max(4, query.element_size())
+    step = max(1, min(count, LOGIT_BYTES // max(1, per_query)))
+    outputs = []
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        extra = _additive(mask, start, stop, count, tokens, query)
+        outputs.append(function(module, query[:, :, start:stop], key, value, extra, **options)[0])
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
+
+
+def _additive(
+    mask: Tensor | None, start: int, stop: int, count: int, tokens: int, like: Tensor
+) -> Tensor:
+    """Additive mask [batch or 1, 1, stop - start, tokens] of some of the last ``count`` queries,
+    from any mask that transformers makes for sdpa."""
+    if mask is not None and mask.ndim == 4:
+        if mask.shape[2] != 1:
+            mask = mask[:, :, start:stop]
+        if mask.dtype != torch.bool:
+            return mask
+        visible = mask
+    else:
+        rows = torch.arange(tokens - count + start, tokens - count + stop, device=like.device)
+        visible = (torch.arange(tokens, device=like.device) <= rows[:, None])[None, None]
+        if mask is not None:
+            visible = visible & mask[:, None, None, -tokens:].bool()
+    extra = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
+    return extra.masked_fill_(~visible, torch.finfo(like.dtype).min)
 
 
 def _on_torch(device: torch.device) -> bool:

@@ -16,6 +16,7 @@ from catekv.cache.buffer import FixedTail, TokenBuffer
 from catekv.cache.sharded import select_here
 from catekv.errors import UserError
 from catekv.kernels import Workspace
+from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.packing import pack, pack_merged
 from catekv.kernels.ragged import RaggedPrefix, from_rows
 from catekv.methods.base import Method, Needs, Observed, Selection
@@ -83,6 +84,7 @@ class RaggedLayer(CacheLayerMixin):
         self.padding: list[int] = []
         self.seen = 0
         self.scaling = 1.0
+        self.form: LogitForm = PLAIN
         self.query_heads = 0
         self.pending = False
         self.is_initialized = False
@@ -214,18 +216,21 @@ class RaggedLayer(CacheLayerMixin):
         """Called by the attention function once it has met this layer's keys."""
         self.pending = False
 
-    def observe(self, queries: Tensor, valid: Tensor | None, scaling: float) -> None:
+    def observe(
+        self, queries: Tensor, valid: Tensor | None, scaling: float, form: LogitForm = PLAIN
+    ) -> None:
         """Called by the attention function after attending while dense.
 
         Args:
             queries: [batch, query_heads, query_tokens, head_dim] of this forward.
             valid: bool [batch, tokens seen], False on padding; None without padding.
             scaling: factor of the attention logits.
+            form: what follows between them and the softmax.
         """
         if not self.pending:  # a layer that shares another layer's keys and values
             return
         self.pending = False
-        self.scaling = scaling
+        self.scaling, self.form = scaling, form
         self.query_heads = queries.shape[1]
         if valid is not None:
             self.valid = valid
@@ -258,7 +263,7 @@ class RaggedLayer(CacheLayerMixin):
             boundary = min(self.settings.prefill_tokens or self.seen, self.seen)
             keys = self.buffer.views()[0][:, :, :boundary]
             valid = None if self.valid is None else self.valid[:, :boundary]
-            sums = kernels.column_sums(queries, keys, self.scaling, valid)
+            sums = kernels.column_sums(queries, keys, self.scaling, valid, self.form)
             if self.column_sums is not None:
                 sums[:, :, : self.column_sums.shape[-1]] += self.column_sums
             self.column_sums = sums
@@ -302,6 +307,7 @@ class RaggedLayer(CacheLayerMixin):
             column_sums=self.column_sums if needs.column_sums else None,
             hidden_states=None if hidden is None else hidden[:, :tokens],
             rotation=self._rotation(tokens, valid) if needs.rotation else None,
+            form=self.form,
         )
         return observed, valid
 
@@ -348,6 +354,11 @@ class RaggedLayer(CacheLayerMixin):
         """Store what was selected of this layer and let go of the dense context."""
         prefix = _packed(observed, selection)
         store = method.open_store(prefix, observed, valid, selection)
+        if store is not None and store.plain_logits and not observed.form.plain:
+            raise UserError(
+                f"{method.name} computes attention while decoding without {observed.form}, which "
+                "this model has; use another method, or this one without its steps while decoding"
+            )
         tail = TokenBuffer()
         if self.buffer.length > observed.tokens:
             keys, values = self.buffer.views()

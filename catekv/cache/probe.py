@@ -16,6 +16,7 @@ from catekv.cache.continuation import continues_by
 from catekv.errors import UserError
 from catekv.methods.base import Needs
 from catekv.models.compat import attention_sizes, input_device, text_config
+from catekv.models.finite import refuse_not_finite
 from catekv.models.shape import ModelShape
 from catekv.models.sharding import is_sharded
 
@@ -70,15 +71,6 @@ def _same(stored: Tensor, used: Tensor) -> bool:
     return stored is used or torch.equal(stored, used)
 
 
-def _refuse_not_finite(name: str, logits: Tensor) -> None:
-    # minus infinity is how some models exclude tokens
-    if not logits.is_meta and bool((logits.isnan() | logits.isposinf()).any()):
-        raise UserError(
-            f"{name} answers one token with logits that are not finite: its weights are damaged or "
-            f"exceed {str(logits.dtype).removeprefix('torch.')}; load another checkpoint or dtype"
-        )
-
-
 def probe(model: Any) -> ModelShape:
     """Check with a one-token forward that every layer's keys reach our attention function.
 
@@ -103,7 +95,7 @@ def probe(model: Any) -> ModelShape:
             raise
         except Exception as error:
             raise UserError(f"{name} does not run with a compressed cache: {error}") from error
-    _refuse_not_finite(name, output.logits)
+    refuse_not_finite(output.logits[:, -1], f"{name} answers one token")
     fed = [layer for layer in layers if layer.seen]
     deaf = [layer.index for layer in fed if layer.pending]
     if deaf or (layers and not fed):

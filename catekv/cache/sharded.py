@@ -51,13 +51,16 @@ def select_here(
 
 def _of_all_heads(layer: Observed) -> Observed:
     """The same layer with the heads of all processes. Hidden states are everywhere already."""
-    sums = layer.column_sums
+    sums, sinks = layer.column_sums, layer.form.sinks
+    if sinks is not None:
+        sinks = all_heads(sinks[None])[0]
     return dataclasses.replace(
         layer,
         queries=all_heads(layer.queries),
         keys=all_heads(layer.keys),
         values=all_heads(layer.values),
         column_sums=None if sums is None else all_heads(sums),
+        form=layer.form if sinks is None else dataclasses.replace(layer.form, sinks=sinks),
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
+from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.window_statistics import count_hits, order_statistics
 from catekv.methods.prompt_layout import (
     ROUNDING_GUARD,
@@ -309,6 +310,7 @@ def observe_many(
     *,
     scaling: float | None = None,
     valid: Tensor | None = None,
+    form: LogitForm = PLAIN,
 ) -> list[Observation]:
     """:func:`observe` for several configurations of equal geometry at the cost of about one.
 
@@ -331,11 +333,11 @@ def observe_many(
     scaling = dim**-0.5 if scaling is None else scaling
     if valid is not None and not bool(valid.all()):
         rows = [
-            _observe_unpadded(row_queries, row_keys, configs, scaling)
+            _observe_unpadded(row_queries, row_keys, configs, scaling, form)
             for row_queries, row_keys in _without_padding(queries, keys, valid)
         ]
         return [_stack([row[i] for row in rows]) for i in range(len(configs))]
-    return _observe_unpadded(queries, keys, configs, scaling)
+    return _observe_unpadded(queries, keys, configs, scaling, form)
 
 
 def observe(
@@ -345,6 +347,7 @@ def observe(
     *,
     scaling: float | None = None,
     valid: Tensor | None = None,
+    form: LogitForm = PLAIN,
 ) -> Observation:
     """Threshold, hits and CV of every KV head of one layer.
 
@@ -356,6 +359,7 @@ def observe(
         scaling: factor of the logits; default ``head_dim ** -0.5``.
         valid: bool [batch, tokens], False on padding. Rows with fewer units than the longest prompt
             have 0 in the last columns of ``hits``; their CV covers their own units only.
+        form: soft cap and sinks of the logits.
 
     Returns:
         threshold [batch, kv_heads], hits [batch, kv_heads, chunks or middle tokens], cv
@@ -364,7 +368,7 @@ def observe(
     Raises:
         UserError: shapes that do not fit, or a prompt too short to have a middle.
     """
-    return observe_many(queries, keys, [config], scaling=scaling, valid=valid)[0]
+    return observe_many(queries, keys, [config], scaling=scaling, valid=valid, form=form)[0]
 
 
 def _without_padding(
@@ -387,7 +391,7 @@ def _stack(parts: list[Observation]) -> Observation:
 
 
 def _observe_unpadded(
-    queries: Tensor, keys: Tensor, configs: Sequence[CVConfig], scaling: float
+    queries: Tensor, keys: Tensor, configs: Sequence[CVConfig], scaling: float, form: LogitForm
 ) -> list[Observation]:
     tokens = keys.shape[2]
     config = configs[0]
@@ -403,6 +407,6 @@ def _observe_unpadded(
     start, stop = layout.middle_start, layout.middle_end
     rule = _Thresholds(tuple(configs), queries.shape[2] * (stop - start))
     statistics, hits = kernels.window_statistics(
-        queries, keys, scaling, start, stop, rule.positions, rule.limits, rule.units
+        queries, keys, scaling, start, stop, rule.positions, rule.limits, rule.units, form=form
     )
     return rule.observations(statistics, hits)

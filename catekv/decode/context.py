@@ -292,6 +292,7 @@ class DensePrompt:
             target: Any = cache.layers[index]
             target.lazy_initialization(observed.keys, observed.values)
             target.seen, target.scaling = source.seen, source.scaling
+            target.form = source.form
             target.query_heads = source.query_heads
             seen.append((target, observed, valid))
             if not method.needs.all_layers:

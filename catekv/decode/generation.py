@@ -16,10 +16,14 @@ from catekv.decode.sampling import Greedy, Sampler, Sampling
 from catekv.decode.step import DecodeStep, EagerStep
 from catekv.decode.text import TextStream
 from catekv.models.compat import input_device
+from catekv.models.finite import broken_rows, fault
 
 #: Steps that run before a step is recorded, and that must be left then. Recording costs about as
 #: much as this many eager steps, and many answers are shorter than what was allowed.
 RECORD_AFTER = 8
+
+#: Stands for a token that cannot be chosen because its logits are not finite.
+BROKEN = -1
 
 #: A new piece of text of one sequence of the batch.
 Piece = tuple[int, str]
@@ -129,6 +133,8 @@ class _Answers:
         pieces = []
         for row in sorted(self.open):
             token = tokens[row]
+            if token == BROKEN:
+                raise fault(f"the answer of sequence {self.numbers[row]} goes on")
             if token in self.stops:
                 pieces += self._end(row)
                 continue
@@ -207,6 +213,9 @@ def answer(
 
     Returns:
         :class:`Generation`.
+
+    Raises:
+        UserError: an answer whose logits are not finite.
     """
     cache, most = session.cache, limits.max_new_tokens
     mask = _mask(question, question_mask, context_mask, cache.get_seq_length())
@@ -230,8 +239,10 @@ def answer(
         with torch.no_grad():
             if index < limits.min_new_tokens and endings is not None:
                 logits = logits.index_fill(-1, endings, float("-inf"))
-            tokens = choose(logits, index)
-        mail.send(tokens)
+            broken = broken_rows(logits)
+            tokens = choose(logits, index).masked_fill(broken, 0)
+        # the host refuses it where it belongs to an answer; a row that has ended may hold anything
+        mail.send(tokens.masked_fill(broken, BROKEN))
         last = index + 1 == most
         if last or not mail.travels:
             yield from answers.add(mail.receive())

@@ -16,6 +16,7 @@ from catekv.kernels.append import append_torch
 from catekv.kernels.column_sums import column_sums_torch
 from catekv.kernels.copy import copy_torch, why_no_copy_kernel
 from catekv.kernels.dispatch import backends, choose
+from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.pack import pack_torch
 from catekv.kernels.page_bounds import (
     REDUCTIONS,
@@ -35,6 +36,8 @@ from catekv.kernels.window_statistics import window_statistics_torch
 from catekv.kernels.workspace import Workspace
 
 __all__ = [
+    "PLAIN",
+    "LogitForm",
     "PageBounds",
     "Workspace",
     "append",
@@ -72,6 +75,7 @@ def ragged_decode(
     tail_length: Tensor | None = None,
     blocks: BlockList | None = None,
     workspace: Workspace | None = None,
+    form: LogitForm = PLAIN,
     backend: str = "auto",
 ) -> Tensor:
     """Attention of the newest tokens over a ragged prefix and a dense tail.
@@ -91,6 +95,7 @@ def ragged_decode(
             size, and nothing depends on the host (CUDA graphs).
         blocks: the part of the prefix to read; None: all of it.
         workspace: scratch memory to use; None: allocate it.
+        form: soft cap and sinks of the logits; a bias of the prefix is added after the cap.
         backend: ``auto`` or one of :func:`backends`.
 
     Returns:
@@ -102,7 +107,16 @@ def ragged_decode(
     reason = why_no_decode_kernel(queries, prefix, tail_keys)
     function = choose("ragged_decode", queries.device, backend, unsupported=reason)
     result: Tensor = function(
-        queries, prefix, tail_keys, tail_values, scaling, tail_mask, tail_length, blocks, workspace
+        queries,
+        prefix,
+        tail_keys,
+        tail_values,
+        scaling,
+        tail_mask,
+        tail_length,
+        blocks,
+        workspace,
+        form,
     )
     return result
 
@@ -183,6 +197,7 @@ def window_scores(
     *,
     scored: int | None = None,
     heads: Tensor | None = None,
+    form: LogitForm = PLAIN,
     backend: str = "auto",
 ) -> Tensor:
     """Score of every chunk from ``start`` on by the attention of the last prompt queries.
@@ -201,15 +216,18 @@ def window_scores(
             over the window's queries.
         scored: how many tokens from ``start`` on get a score; None: all of the range.
         heads: int64 [scored], ascending: the KV heads to score; None: all.
+        form: soft cap and sinks of the logits.
         backend: ``auto`` or one of ``backends("window_scores")``.
 
     Returns:
         fp32 [batch, kv_heads or scored, chunks].
     """
-    unsupported = why_no_window_kernel(queries, keys, chunk_size)
+    unsupported = why_no_window_kernel(queries, keys, chunk_size, form)
     function = choose("window_scores", keys.device, backend, unsupported=unsupported)
     scored = stop - start if scored is None else scored
-    result: Tensor = function(queries, keys, scaling, start, stop, chunk_size, rule, scored, heads)
+    result: Tensor = function(
+        queries, keys, scaling, start, stop, chunk_size, rule, scored, heads, form
+    )
     return result
 
 
@@ -223,6 +241,7 @@ def window_statistics(
     limits: Callable[[Tensor], Tensor],
     units: Sequence[int],
     *,
+    form: LogitForm = PLAIN,
     backend: str = "auto",
 ) -> tuple[Tensor, list[Tensor]]:
     """Order statistics of the observation window's probabilities, and hits above limits that are
@@ -232,7 +251,7 @@ def window_statistics(
     :func:`catekv.kernels.window_scores.window_attention`.
 
     Args:
-        queries, keys, scaling, start, stop: as in :func:`window_scores`.
+        queries, keys, scaling, start, stop, form: as in :func:`window_scores`.
         positions: which order statistics, counted from the smallest value (0).
         limits: makes fp32 [rows, len(units)] from the statistics fp32 [rows, len(positions)]: the
             least value that is a hit, at least 0.
@@ -244,20 +263,24 @@ def window_statistics(
         The statistics, fp32 [batch, kv_heads, len(positions)], and for each limit the queries that
         hit each unit, an integer tensor [batch, kv_heads, ceil((stop - start) / unit)].
     """
-    unsupported = why_no_window_kernel(queries, keys, max(units, default=1))
+    unsupported = why_no_window_kernel(queries, keys, max(units, default=1), form)
     function = choose("window_statistics", keys.device, backend, unsupported=unsupported)
     result: tuple[Tensor, list[Tensor]] = function(
-        queries, keys, scaling, start, stop, positions, limits, units
+        queries, keys, scaling, start, stop, positions, limits, units, form
     )
     return result
 
 
 def column_sums(
-    queries: Tensor, keys: Tensor, scaling: float, valid: Tensor | None = None
+    queries: Tensor,
+    keys: Tensor,
+    scaling: float,
+    valid: Tensor | None = None,
+    form: LogitForm = PLAIN,
 ) -> Tensor:
     """Attention that every key receives, summed over the queries: float32 [batch, query_heads,
     tokens]; arguments as in :func:`catekv.kernels.column_sums.column_sums_torch`."""
-    sums: Tensor = choose("column_sums", keys.device)(queries, keys, scaling, valid)
+    sums: Tensor = choose("column_sums", keys.device)(queries, keys, scaling, valid, form)
     return sums
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from catekv.kernels.logits import PLAIN, LogitForm, softmax_with_sink
 from catekv.kernels.ragged import BlockList, Bucket, RaggedPrefix
 from catekv.kernels.workspace import Workspace
 
@@ -65,6 +66,7 @@ def ragged_decode_reference(
     tail_length: Tensor | None = None,
     blocks: BlockList | None = None,
     workspace: Workspace | None = None,
+    form: LogitForm = PLAIN,
 ) -> Tensor:
     """The definition, row by row in float32 (float64 for float64 input); arguments as in
     :func:`catekv.kernels.ragged_decode`."""
@@ -88,11 +90,13 @@ def ragged_decode_reference(
             values = torch.cat([row_values, tail_values[b, head]]).to(dtype)
             visible = torch.cat([seen.new_ones(query_tokens, len(row_keys)), seen[b, 0]], dim=-1)
             for query_head in range(head * group, (head + 1) * group):
-                logits = queries[b, query_head].to(dtype) @ keys.T * scaling
+                logits = form.cap_(queries[b, query_head].to(dtype) @ keys.T * scaling)
                 if row_bias is not None:
                     logits[:, : len(row_keys)] += row_bias.to(dtype)
                 logits = logits.masked_fill(~visible, torch.finfo(dtype).min)
-                output[b, query_head] = (logits.softmax(dim=-1) @ values).to(output.dtype)
+                sink = form.sinks_of(query_head, query_head + 1, dtype)
+                weights = softmax_with_sink(logits, sink)
+                output[b, query_head] = (weights @ values).to(output.dtype)
     return output
 
 
@@ -176,12 +180,17 @@ def _flash(
 
 
 def _products(
-    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, extra: Tensor | None
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    extra: Tensor | None,
+    form: LogitForm,
 ) -> tuple[Tensor, Tensor]:
     """The same by two products, arguments [rows, tokens, dim]; ``extra`` is added to the logits
     [rows, query tokens, tokens]."""
     logits = _product(queries, keys.transpose(1, 2)) * scaling
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = form.cap_(logits.to(torch.promote_types(logits.dtype, torch.float32)))
     if extra is not None:
         logits = logits + extra
     log_sum = logits.logsumexp(dim=-1)
@@ -194,6 +203,7 @@ def _over_tail(
     tail_values: Tensor,
     scaling: float,
     visible: Tensor | None,
+    form: LogitForm,
 ) -> tuple[Tensor, Tensor]:
     """Attention of all rows over the tail alone.
 
@@ -211,18 +221,23 @@ def _over_tail(
         mask = torch.zeros(visible.shape, dtype=kind, device=queries.device)
         # not infinite: a padded query may see nothing
         mask = mask.masked_fill_(~visible, torch.finfo(kind).min).repeat(1, 1, group, 1)
-    if _flash_serves(tail_keys, tail_values):
+    if _flash_serves(tail_keys, tail_values, form):
         flat = queries.reshape(batch, kv_heads, group * count, head_dim)
         result, log_sum = _flash(flat, tail_keys, tail_values, scaling, mask)
         return result.flatten(0, 1), log_sum.flatten(0, 1)
     if mask is not None:
         mask = mask.expand(batch, kv_heads, *mask.shape[2:]).flatten(0, 1)
     flat = queries.reshape(batch * kv_heads, group * count, head_dim)
-    return _products(flat, tail_keys.flatten(0, 1), tail_values.flatten(0, 1), scaling, mask)
+    return _products(flat, tail_keys.flatten(0, 1), tail_values.flatten(0, 1), scaling, mask, form)
 
 
 def _over_bucket(
-    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, bias: Tensor | None
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    bias: Tensor | None,
+    form: LogitForm,
 ) -> tuple[Tensor, Tensor]:
     """Attention of stored rows over their entries, in shares.
 
@@ -234,9 +249,9 @@ def _over_bucket(
         [rows, shares, queries of a row, value_dim] and the log-sum-exp without the last dimension.
     """
     rows, count, head_dim = queries.shape
-    if bias is not None or not _flash_serves(keys, values):
+    if bias is not None or not _flash_serves(keys, values, form):
         extra = None if bias is None else bias[:, None]
-        result, log_sum = _products(queries, keys, values, scaling, extra)
+        result, log_sum = _products(queries, keys, values, scaling, extra, form)
         return result[:, None], log_sum[:, None]
     shares = _shares(rows, keys.shape[1])
     result, log_sum = _flash(
@@ -249,8 +264,18 @@ def _over_bucket(
     return result.view(rows, shares, count, -1), log_sum.view(rows, shares, count)
 
 
-def _flash_serves(keys: Tensor, values: Tensor) -> bool:
+def _flash_serves(keys: Tensor, values: Tensor, form: LogitForm) -> bool:
+    if form.softcap is not None:
+        return False
     return keys.device.type == "cpu" and keys.shape[-2] > 0 and keys.shape[-1] == values.shape[-1]
+
+
+def _sinks_per_query(form: LogitForm, grouped: Tensor) -> Tensor | None:
+    """[rows, group, query_tokens] for queries [batch, kv_heads, group, query_tokens, head_dim]."""
+    if form.sinks is None:
+        return None
+    heads = form.sinks.view(1, *grouped.shape[1:3], 1)
+    return heads.expand(grouped.shape[:-1]).flatten(0, 1)
 
 
 def ragged_decode_torch(
@@ -263,6 +288,7 @@ def ragged_decode_torch(
     tail_length: Tensor | None = None,
     blocks: BlockList | None = None,
     workspace: Workspace | None = None,
+    form: LogitForm = PLAIN,
 ) -> Tensor:
     """Vectorised path: one attention over the tail, one per bucket of rows, combined by their sums
     of exponentials.
@@ -284,9 +310,10 @@ def ragged_decode_torch(
     for start in range(0, query_tokens, step):
         part = grouped[:, :, :, start : start + step]
         seen = None if visible is None else visible[:, :, start : start + step]
-        own, own_log = _over_tail(part, tail_keys, tail_values, scaling, seen)
+        own, own_log = _over_tail(part, tail_keys, tail_values, scaling, seen, form)
         pieces.append((start, part.reshape(rows, -1, head_dim), own, own_log))
     wide = torch.promote_types(queries.dtype, torch.float32)
+    sinks = _sinks_per_query(form, grouped)
     parts = (
         ((bucket, _read(prefix, bucket)) for bucket in prefix.buckets)
         if blocks is None
@@ -298,10 +325,15 @@ def ragged_decode_torch(
         for start, per_row, own, own_log in pieces:
             # readers of one stored row are further queries of it
             shared = per_row[readers].reshape(stored, -1, head_dim)
-            found, log_sums = _over_bucket(shared, keys, values, scaling, bias)
+            found, log_sums = _over_bucket(shared, keys, values, scaling, bias, form)
             logs = torch.cat([log_sums, own_log[readers].view(stored, 1, -1)], dim=1)
             both = torch.cat([found, own[readers].view(stored, 1, -1, value_dim)], dim=1)
-            result = (both.to(wide) * logs.softmax(dim=1)[..., None]).sum(dim=1)
+            if sinks is not None:
+                # one more part of every row, whose values are zero
+                own_sinks = sinks[readers, :, start : start + step].reshape(stored, 1, -1)
+                logs = torch.cat([logs, own_sinks.to(logs.dtype)], dim=1)
+            weights = logs.softmax(dim=1)[:, : both.shape[1], :, None]
+            result = (both.to(wide) * weights).sum(dim=1)
             result = result.view(len(readers), group, -1, value_dim)
             output[readers, :, start : start + step] = result.to(output.dtype)
     return output.view(batch, query_heads, query_tokens, value_dim)

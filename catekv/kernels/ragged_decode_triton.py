@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.kernels.variant import Variant, signature
 from catekv.kernels.work_plan import work_plan
@@ -70,9 +71,30 @@ def _power_of_two(value: int) -> int:
 
 
 @triton.jit
-def _online_softmax(queries, keys, values, extra, visible, scale, top, total, acc):
+def tanh(x):
+    """Hyperbolic tangent with a relative error of some 1e-7: a series for small numbers, where
+    the formula by exponentials would lose what makes them differ."""
+    size = tl.abs(x)
+    power = tl.exp2(size * -2.8853900817779268)
+    large = (1.0 - power) / (1.0 + power)
+    square = x * x
+    series = 0.021869488536155203 - square * 0.008863235529902197
+    series = square * series - 0.05396825396825397
+    series = square * series + 0.13333333333333333
+    series = square * series - 0.3333333333333333
+    small = x + x * square * series
+    return tl.where(size < 0.3, small, tl.where(x < 0.0, -large, large))
+
+
+@triton.jit
+def _online_softmax(
+    queries, keys, values, extra, visible, scale, cap, top, total, acc, CAPPED: tl.constexpr
+):
     """One block: queries [M, D], keys [N, D], values [N, DV], extra [N], visible [M or 1, N]."""
-    logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale + extra[None, :]
+    logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+    if CAPPED:
+        logits = cap * tanh(logits)
+    logits += extra[None, :]
     logits = tl.where(visible, logits, float("-inf"))
     new_top = tl.maximum(top, tl.max(logits, 1))
     # a query that has seen nothing yet must not compute inf - inf
@@ -101,9 +123,10 @@ def _load_queries(
 
 @triton.jit
 def _attend_slots(
-    queries, keys, values, bias, slot, inside, column, value_column, scale,
+    queries, keys, values, bias, slot, inside, column, value_column, scale, cap,
     top, total, acc,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HAS_BIAS: tl.constexpr,
+    CAPPED: tl.constexpr,
 ):  # fmt: skip
     """Read the entries of a prefix at ``slot`` [N] where ``inside`` and attend to them."""
     k = tl.load(
@@ -118,7 +141,9 @@ def _attend_slots(
     if HAS_BIAS:
         log2_e: tl.constexpr = 1.4426950408889634
         extra = tl.load(bias + slot, mask=inside, other=0.0) * log2_e
-    return _online_softmax(queries, k, v, extra, inside[None, :], scale, top, total, acc)
+    return _online_softmax(
+        queries, k, v, extra, inside[None, :], scale, cap, top, total, acc, CAPPED
+    )
 
 
 @triton.jit
@@ -149,13 +174,13 @@ _VARYING = [
 def _decode(
     queries, keys, values, bias, offsets, lengths, block_start, first_row, block_indices,
     block_counts, tail_keys, tail_values, tail_mask, tail_length, partial, log_sums,
-    scale, tail_tokens, tail_splits, tail_part, per_program, list_capacity, list_splits,
+    scale, cap, tail_tokens, tail_splits, tail_part, per_program, list_capacity, list_splits,
     list_part, rows, query_tokens, query_b, query_h, query_t, key_b, key_h, key_t,
     value_b, value_h, value_t, mask_b, mask_q, mask_t,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     LIST_SIZE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
-    DEVICE_LENGTH: tl.constexpr,
+    DEVICE_LENGTH: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     member = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -211,7 +236,7 @@ def _decode(
                     )  # fmt: skip
                     visible = visible & (shown != 0)
                 top, total, acc = _online_softmax(
-                    q, k, v, no_extra, visible, scale, top, total, acc
+                    q, k, v, no_extra, visible, scale, cap, top, total, acc, CAPPED
                 )
             _store_partial(
                 partial, log_sums, program, member, queries_per_row, top, total, acc,
@@ -246,9 +271,9 @@ def _decode(
                 inside = inside & (position < length)
                 slot = offset + position
                 top, total, acc = _attend_slots(
-                    q, keys, values, bias, slot, inside, column, value_column, scale,
+                    q, keys, values, bias, slot, inside, column, value_column, scale, cap,
                     top, total, acc,
-                    HEAD_DIM, VALUE_DIM, HAS_BIAS,
+                    HEAD_DIM, VALUE_DIM, HAS_BIAS, CAPPED,
                 )  # fmt: skip
             _store_partial(
                 partial, log_sums, program, member, queries_per_row, top, total, acc,
@@ -279,9 +304,9 @@ def _decode(
                     inside = position < length
                     slot = offset + position
                     top, total, acc = _attend_slots(
-                        q, keys, values, bias, slot, inside, column, value_column, scale,
+                        q, keys, values, bias, slot, inside, column, value_column, scale, cap,
                         top, total, acc,
-                        HEAD_DIM, VALUE_DIM, HAS_BIAS,
+                        HEAD_DIM, VALUE_DIM, HAS_BIAS, CAPPED,
                     )  # fmt: skip
                 _store_partial(
                     partial, log_sums, tail_programs + share + row, member, queries_per_row,
@@ -318,7 +343,7 @@ def _combine(
 
 @triton.jit(do_not_specialize=_VARYING)
 def _reduce(
-    partial, log_sums, block_start, block_counts, tail_length, output,
+    partial, log_sums, block_start, block_counts, tail_length, sinks, output,
     tail_tokens, tail_splits, tail_part, per_program, list_splits, list_part, rows, query_tokens,
     output_b, output_h, output_t,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, VALUE_DIM: tl.constexpr, COLUMNS: tl.constexpr,
@@ -332,8 +357,14 @@ def _reduce(
     used = tail_tokens
     if DEVICE_LENGTH:
         used = tl.load(tail_length)
+    head = (row % KV_HEADS) * GROUP + member % GROUP
     top = tl.full((), float("-inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
+    if sinks is not None:
+        # as if a segment with values of zero came first
+        log2_e: tl.constexpr = 1.4426950408889634
+        top = tl.load(sinks + head).to(tl.float32) * log2_e
+        total = tl.full((), 1.0, tl.float32)
     acc = tl.zeros([COLUMNS], tl.float32)
     top, total, acc = _combine(
         partial, log_sums, row * tail_splits, tl.cdiv(used, tail_part), member, queries_per_row,
@@ -354,7 +385,6 @@ def _reduce(
     )  # fmt: skip
     result = acc / tl.where(total > 0.0, total, 1.0)
     b = (row // KV_HEADS).to(tl.int64)
-    head = (row % KV_HEADS) * GROUP + member % GROUP
     place = output + b * output_b + head * output_h + (member // GROUP) * output_t
     tl.store(place + column, result.to(output.dtype.element_ty), mask=column < VALUE_DIM)
 
@@ -384,6 +414,7 @@ def ragged_decode_triton(
     tail_length: Tensor | None = None,
     blocks: BlockList | None = None,
     workspace: Workspace | None = None,
+    form: LogitForm = PLAIN,
     options: LaunchOptions | None = None,
 ) -> Tensor:
     """Arguments as in :func:`catekv.kernels.ragged_decode`; ``options`` overrides the rule.
@@ -435,22 +466,24 @@ def ragged_decode_triton(
         "LIST_SIZE": 0 if blocks is None else blocks.size,
         "DEVICE_LENGTH": tail_length is not None,
     }
+    cap = form.softcap or 1.0
+    scale = scaling * _LOG2_E if form.softcap is None else scaling / cap
     indices, counts = (None, None) if blocks is None else (blocks.indices, blocks.counts)
     _decode[(rows * tail_splits + prefix_programs, tiles)](
         queries, prefix.keys, prefix.values, prefix.bias, prefix.offsets, prefix.lengths,
         plan.block_start, plan.first_row, indices, counts, tail_keys, tail_values, tail_mask,
         tail_length, partial, log_sums,
-        scaling * _LOG2_E, tail, tail_splits, tail_part, plan.per_program, list_capacity,
+        scale, cap * _LOG2_E, tail, tail_splits, tail_part, plan.per_program, list_capacity,
         list_splits, list_part, rows, query_tokens,
         queries.stride(0), queries.stride(1), queries.stride(2),
         *tail_keys.stride()[:3], *tail_values.stride()[:3], *mask_strides,
         HEAD_DIM=head_dim, BLOCK_D=_power_of_two(head_dim), BLOCK_DV=_power_of_two(value_dim),
         BLOCK_M=tile, BLOCK_N=block, HAS_BIAS=prefix.bias is not None,
-        HAS_MASK=tail_mask is not None, **shape,
+        HAS_MASK=tail_mask is not None, CAPPED=form.softcap is not None, **shape,
         num_warps=options.num_warps, num_stages=options.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
     _reduce[(rows * queries_per_row, -(-value_dim // REDUCE_COLUMNS))](
-        partial, log_sums, plan.block_start, counts, tail_length, output,
+        partial, log_sums, plan.block_start, counts, tail_length, form.sinks, output,
         tail, tail_splits, tail_part, plan.per_program, list_splits, list_part, rows, query_tokens,
         *output.stride()[:3],
         COLUMNS=REDUCE_COLUMNS, SEGMENTS=REDUCE_SEGMENTS, **shape, num_warps=2,
@@ -464,10 +497,11 @@ def variants() -> list[Variant]:
     found = []
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
         for head_dim in (64, 96, 128, 256):
-            for use in ("decode", "decode bias", "decode list", "question"):
+            for use in ("decode", "decode bias", "decode list", "decode capped", "question"):
                 found.append(_decode_variant(dtype, name, head_dim, use))
         found.append(_reduce_variant(name, lists=False))
         found.append(_reduce_variant(name, lists=True))
+        found.append(_reduce_variant(name, lists=False, sinks=True))
     return found
 
 
@@ -491,12 +525,14 @@ def _decode_variant(dtype: torch.dtype, name: str, head_dim: int, use: str) -> V
         "offsets": "*i64",
         "tail_mask": "*u8",
         "scale": "fp32",
+        "cap": "fp32",
     }
     constants: dict[str, Any] = {
         "KV_HEADS": 8, "GROUP": 4, "HEAD_DIM": head_dim, "VALUE_DIM": head_dim,
         "BLOCK_D": _power_of_two(head_dim), "BLOCK_DV": _power_of_two(head_dim),
         "BLOCK_M": tile, "BLOCK_N": options.block, "LIST_SIZE": 16 if use == "decode list" else 0,
         "HAS_BIAS": use == "decode bias", "HAS_MASK": use == "question", "DEVICE_LENGTH": True,
+        "CAPPED": use == "decode capped",
         **dict.fromkeys(absent),
     }  # fmt: skip
     strides = [f"{tensor}_{axis}" for tensor in ("query", "key", "value") for axis in "bht"]
@@ -505,14 +541,17 @@ def _decode_variant(dtype: torch.dtype, name: str, head_dim: int, use: str) -> V
         _decode,
         signature(_decode, types, constants),
         constants,
-        divisible=(*strides[1:], *(key for key in types if key not in absent and key != "scale")),
+        divisible=(
+            *strides[1:],
+            *(key for key in types if key not in absent and key not in ("scale", "cap")),
+        ),
         num_warps=options.num_warps,
         num_stages=options.num_stages,
         hot=use != "question" and dtype.itemsize == 2,
     )
 
 
-def _reduce_variant(name: str, *, lists: bool) -> Variant:
+def _reduce_variant(name: str, *, lists: bool, sinks: bool = False) -> Variant:
     pointers = ["block_start", "block_counts", "tail_length"]
     types = {"partial": "*fp32", "log_sums": "*fp32", "output": f"*{name}"}
     types |= dict.fromkeys(pointers, "*i32")
@@ -522,9 +561,13 @@ def _reduce_variant(name: str, *, lists: bool) -> Variant:
     }  # fmt: skip
     if not lists:
         constants["block_counts"] = None
+    if sinks:
+        types["sinks"] = f"*{name}"
+    else:
+        constants["sinks"] = None
     divisible = tuple(key for key in types if key not in constants)
     return Variant(
-        f"ragged_decode reduce {'list ' if lists else ''}{name}",
+        f"ragged_decode reduce {'list ' if lists else ''}{'sinks ' if sinks else ''}{name}",
         _reduce,
         signature(_reduce, types, constants),
         constants,

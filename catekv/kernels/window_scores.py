@@ -7,10 +7,13 @@ head) at a time so that long prompts fit.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from catekv.kernels.logits import PLAIN, LogitForm, softmax_with_sink
 
 #: Upper bound on the bytes of one block's logits; a single row may exceed it.
 BLOCK_BYTES = 64 * 2**20
@@ -30,6 +33,7 @@ def window_attention(
     start: int = 0,
     stop: int | None = None,
     block_bytes: int = BLOCK_BYTES,
+    form: LogitForm = PLAIN,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Attention of the last prompt queries over the keys ``[start, stop)``, block by block.
 
@@ -42,6 +46,7 @@ def window_attention(
         scaling: factor of the logits.
         start, stop: range of keys; default all.
         block_bytes: bound on the bytes of one block's logits.
+        form: soft cap and sinks of the logits.
 
     Yields:
         (rows, attention): a slice over the rows ``batch * kv_heads`` and their probabilities, fp32
@@ -62,10 +67,14 @@ def window_attention(
             block = keys[row, first:last, start:stop].float().transpose(-1, -2)
             mean: Tensor | None = None
             for member in range(group):
-                logits = (grouped[row, first:last, member].float() * scaling) @ block
+                logits = form.cap_((grouped[row, first:last, member].float() * scaling) @ block)
                 if hidden is not None:
                     logits.masked_fill_(hidden, -torch.inf)
-                probability = torch.softmax(logits, dim=-1)
+                sink = None
+                if form.sinks is not None:
+                    own = form.sinks.float().view(heads, group)[first:last, member]
+                    sink = own[:, None, None]
+                probability = softmax_with_sink(logits, sink)
                 if hidden is not None:
                     # a query before the whole range
                     probability.nan_to_num_(nan=0.0)
@@ -111,21 +120,28 @@ def window_scores_torch(
     rule: str,
     scored: int,
     heads: Tensor | None,
+    form: LogitForm = PLAIN,
 ) -> Tensor:
     """Arguments as in :func:`catekv.kernels.window_scores`."""
     batch, kv_heads = keys.shape[:2]
     if heads is not None and len(heads) < kv_heads:
         queries = queries.unflatten(1, (kv_heads, -1))[:, heads].flatten(1, 2)
+        if form.sinks is not None:
+            form = replace(form, sinks=form.sinks.view(kv_heads, -1)[heads].flatten())
         keys = keys[:, heads]
     chunks = -(-scored // chunk_size)
     scores = torch.empty(batch * keys.shape[1], chunks, device=keys.device)
-    for rows, attention in window_attention(queries, keys, scaling, start, stop):
+    for rows, attention in window_attention(queries, keys, scaling, start, stop, form=form):
         scores[rows] = chunk_scores(attention[..., :scored], chunk_size, rule)
     return scores.view(batch, keys.shape[1], chunks)
 
 
-def why_no_window_kernel(queries: Tensor, keys: Tensor, chunk_size: int = 1) -> str | None:
+def why_no_window_kernel(
+    queries: Tensor, keys: Tensor, chunk_size: int = 1, form: LogitForm = PLAIN
+) -> str | None:
     """Why the triton kernels over the observation window cannot take these arguments."""
+    if not form.plain:
+        return f"the model has {form}"
     if keys.shape[-1] not in HEAD_DIMS:
         return f"head_dim {keys.shape[-1]} is none of {', '.join(map(str, HEAD_DIMS))}"
     if queries.shape[1] // keys.shape[1] > MAX_GROUP:

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from catekv.kernels import window_triton
+from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.variant import Variant
 from catekv.kernels.window_triton import load_keys, probabilities, row_head, tile_of, window_of
 
@@ -63,8 +64,10 @@ def window_scores_triton(
     rule: str,
     scored: int,
     heads: Tensor | None,
+    form: LogitForm = PLAIN,
 ) -> Tensor:
-    """Arguments as in :func:`catekv.kernels.window_scores`."""
+    """Arguments as in :func:`catekv.kernels.window_scores`; only the plain form of logits."""
+    assert form.plain
     chunks = triton.cdiv(scored, chunk_size)
     scored_heads = keys.shape[1] if heads is None else len(heads)
     scores = torch.empty(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.window_scores import chunk_maximum, window_attention
 
 
@@ -50,12 +51,13 @@ def window_statistics_torch(
     positions: Sequence[int],
     limits: Callable[[Tensor], Tensor],
     units: Sequence[int],
+    form: LogitForm = PLAIN,
 ) -> tuple[Tensor, list[Tensor]]:
     """Arguments as in :func:`catekv.kernels.window_statistics`."""
     lead = keys.shape[:2]
     found = []
     counted: list[list[Tensor]] = []
-    for _, attention in window_attention(queries, keys, scaling, start, stop):
+    for _, attention in window_attention(queries, keys, scaling, start, stop, form=form):
         statistics = order_statistics(attention.flatten(1), positions)
         found.append(statistics)
         counted.append(count_hits(attention, limits(statistics), units))

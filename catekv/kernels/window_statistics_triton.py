@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from catekv.kernels import window_triton
+from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.variant import Variant
 from catekv.kernels.window_triton import (
     Window,
@@ -221,11 +222,13 @@ def window_statistics_triton(
     positions: Sequence[int],
     limits: Callable[[Tensor], Tensor],
     units: Sequence[int],
+    form: LogitForm = PLAIN,
 ) -> tuple[Tensor, list[Tensor]]:
     """Arguments as in :func:`catekv.kernels.window_statistics`.
 
-    Counts are int32: a row may have up to 2^31 - 1 probabilities.
+    Counts are int32: a row may have up to 2^31 - 1 probabilities. Only the plain form of logits.
     """
+    assert form.plain
     lead = keys.shape[:2]
     view = window_of(queries, keys, scaling, start, stop, None)
     statistics = _order_statistics(view, positions)

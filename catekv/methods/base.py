@@ -17,6 +17,7 @@ from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
+from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.ragged import Merged
 from catekv.methods.stores import stored
 from catekv.models.shape import ModelShape
@@ -74,7 +75,8 @@ class Observed:
 
     ``queries`` [batch, query_heads, window, head_dim] holds the last prompt queries (at most the
     whole prompt), ``keys`` and ``values`` [batch, kv_heads, tokens, head_dim] the whole prompt;
-    queries and keys are post-rotary. ``scaling`` is the factor of the attention logits.
+    queries and keys are post-rotary. ``scaling`` is the factor of the attention logits, ``form``
+    what the model does to them before the softmax.
 
     ``column_sums`` float32 [batch, query_heads, tokens] (causal softmax over all keys, summed over
     all prompt queries), ``hidden_states`` [batch, tokens, hidden_size] and ``rotation`` are there
@@ -90,6 +92,7 @@ class Observed:
     column_sums: Tensor | None = None
     hidden_states: Tensor | None = None
     rotation: Rotation | None = None
+    form: LogitForm = PLAIN
 
     @property
     def tokens(self) -> int:
@@ -99,6 +102,16 @@ class Observed:
     def group(self) -> int:
         """Query heads per KV head."""
         return self.queries.shape[1] // self.keys.shape[1]
+
+    def plain_scaling(self, method: str) -> float:
+        """``scaling``, for a method that takes the softmax of scaled products itself; ``UserError``
+        where the model's attention is more than that."""
+        if not self.form.plain:
+            raise UserError(
+                f"{method} scores tokens without {self.form}, which this model has; use another "
+                "method (catekv, snapkv, adakv and others follow the model)"
+            )
+        return self.scaling
 
     def required_rotation(self, method: str) -> Rotation:
         """The rotation, for a method that cannot do without it; ``UserError`` if there is none."""
@@ -261,6 +274,7 @@ class Method:
         *,
         valid: Tensor | None = None,
         scaling: float | None = None,
+        form: LogitForm = PLAIN,
         column_sums: Tensor | None = None,
         hidden_states: Tensor | None = None,
     ) -> Selection:
@@ -272,6 +286,7 @@ class Method:
             layer, num_layers: position of the layer, for budgets that depend on depth.
             valid: bool [batch, tokens], False on (left) padding. None: no padding.
             scaling: factor of the logits; default ``head_dim ** -0.5``.
+            form: soft cap and sinks of the logits.
             column_sums, hidden_states: as in :class:`Observed`. Column sums that the method needs
                 and that are not given are computed if ``queries`` covers the whole prompt.
 
@@ -290,12 +305,12 @@ class Method:
                     f"method {self.name!r} scores by the attention of all prompt queries; pass the "
                     f"queries of all {keys.shape[2]} tokens, or column_sums"
                 )
-            column_sums = kernels.column_sums(queries, keys, scaling, valid)
+            column_sums = kernels.column_sums(queries, keys, scaling, valid, form)
         if self.needs.hidden_states and hidden_states is None:
             raise UserError(f"method {self.name!r} needs hidden_states; pass them to select()")
         window = queries[:, :, max(0, queries.shape[2] - self.needs.window) :]
         observed = Observed(
-            window, keys, values, scaling, layer, num_layers, column_sums, hidden_states
+            window, keys, values, scaling, layer, num_layers, column_sums, hidden_states, form=form
         )
         return self.select_padded([observed], valid)[0]
 

@@ -255,6 +255,7 @@ class CateKV(Method):
             self.chunk_size,
             self.retention_score,
             heads=heads,
+            form=observed.form,
         )
         return top_mask(scores, counts)
 

@@ -192,7 +192,7 @@ class DynamicKV(Budgeted):
             [
                 kernels.window_scores(
                     layer.queries[:, member::group], layer.keys, layer.scaling, 0, layer.tokens,
-                    scored=before,
+                    scored=before, form=layer.form.of_member(member, group),
                 )
                 for member in range(group)
             ],

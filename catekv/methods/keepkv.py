@@ -98,7 +98,7 @@ class KeepKV(Budgeted):
         batch, heads, tokens, _ = observed.keys.shape
         keep = self.keeper.select_observed(observed).keep
         assert keep is not None
-        queries = observed.queries.unflatten(1, (heads, -1)) * observed.scaling
+        queries = observed.queries.unflatten(1, (heads, -1)) * observed.plain_scaling(self.name)
         position = torch.arange(tokens, device=keep.device)
 
         def row(b: int, head: int) -> Merged:
@@ -133,7 +133,9 @@ class KeepKV(Budgeted):
             return None
         entries = selected_entries(selection, observed, valid)
         rule = Eviction(row_capacities(self, observed), self.edges())
-        queries = observed.queries.unflatten(1, (observed.keys.shape[1], -1)) * observed.scaling
+        queries = observed.queries.unflatten(
+            1, (observed.keys.shape[1], -1)
+        ) * observed.plain_scaling(self.name)
         return KeepKVStore(prefix, entries, rule, self.threshold, self.alpha, queries.flatten(0, 1))
 
 

@@ -230,7 +230,10 @@ class PyramidInferKV(Method):
         positions = positions.to(layer.keys.device)
         queries = layer.queries[b, :, max(0, layer.queries.shape[2] - recent) :]
         scores = context_scores(
-            queries * layer.scaling, layer.keys[b, :, positions], positions, layer.tokens
+            queries * layer.plain_scaling(self.name),
+            layer.keys[b, :, positions],
+            positions,
+            layer.tokens,
         )
         before = len(positions) - recent
         scores[:before].masked_fill_(positions[:before] < self.sinks, torch.inf)

@@ -124,7 +124,12 @@ class RocketKV(Method):
         count = self.filtered_tokens(tokens) - observed.queries.shape[2]
         if not self.multi_turn and count < before:
             scores = window_token_scores(
-                observed.queries, keys, observed.scaling, self.kernel, self.pooling
+                observed.queries,
+                keys,
+                observed.scaling,
+                self.kernel,
+                self.pooling,
+                form=observed.form,
             )
             keep[:, :, :before] = top_mask(scores, torch.full((batch, heads), count))
         return Selection(keep)

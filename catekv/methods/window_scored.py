@@ -64,7 +64,13 @@ class WindowScored(Budgeted):
         before = tokens - observed.queries.shape[2]
         if int(counts.min()) < before:
             scores = window_token_scores(
-                observed.queries, keys, observed.scaling, self.kernel, self.pooling, self.order
+                observed.queries,
+                keys,
+                observed.scaling,
+                self.kernel,
+                self.pooling,
+                self.order,
+                observed.form,
             )
             keep[:, :, :before] = top_mask(scores, self.split(scores, counts))
         return Selection(keep)

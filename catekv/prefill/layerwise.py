@@ -30,6 +30,7 @@ from catekv.cache.continuation import (
 from catekv.cache.layer import RaggedLayer
 from catekv.methods.base import Needs
 from catekv.models.compat import decoder_layers
+from catekv.models.finite import refuse_not_finite
 from catekv.models.weights_identity import WeightsIdentity
 
 #: Why a model's layers cannot be driven in chunks, None if they can, by the tokens of the trial
@@ -69,6 +70,7 @@ def prefill(
         if chunk is not None:
             stack.enter_context(layerwise(model, cache, chunk))
         logits: Tensor = model(input_ids, **options).logits[:, -1]
+    refuse_not_finite(logits, "the prompt ends")
     if cache.due:
         cache.compress()
     cache.weights = WeightsIdentity.of(model)

@@ -73,7 +73,8 @@ def record(model: CateKVModel, prompt: Sequence[int], new_tokens: int) -> Record
             seen = dense.observed(index)
         except UserError:
             continue  # a layer that is not compressed
-        layers[index] = LayerTensors(seen.queries[0], seen.keys[0], seen.values[0], seen.scaling)
+        scaling = seen.plain_scaling("the analysis of attention tensors")
+        layers[index] = LayerTensors(seen.queries[0], seen.keys[0], seen.values[0], scaling)
     if not layers:
         raise UserError(
             "this model has no layer with full attention, and only those are compressed"

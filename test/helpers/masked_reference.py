@@ -31,11 +31,15 @@ def attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     logits = query @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     if attention_mask is not None:
         logits = logits + attention_mask[..., -key.shape[2] :]
     keep = KEEP.get(module.layer_idx)
@@ -44,7 +48,11 @@ def attention(
         tokens = keep.shape[2]
         part = logits[..., :tokens].masked_fill(hidden, torch.finfo(logits.dtype).min)
         logits = torch.cat([part, logits[..., tokens:]], dim=-1)
-    output = logits.softmax(dim=-1) @ value
+    total = logits.exp().sum(dim=-1, keepdim=True)
+    if s_aux is not None:
+        total = total + s_aux.view(1, -1, 1, 1).exp()
+    # a query on padding sees nothing
+    output = (logits.exp() / total.clamp(min=1e-30)) @ value
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from catekv import kernels
 from catekv.errors import UserError
 from catekv.kernels import Workspace, ragged_decode_reference
+from catekv.kernels.logits import LogitForm
 from catekv.kernels.ragged import BlockList, from_rows
 
 pytest.importorskip("triton", reason="triton has no package for this platform")
@@ -41,6 +42,8 @@ class Case:
     hidden: int = 0
     capacity: int | None = None
     blocks: bool = False
+    softcap: float | None = None
+    sinks: bool = False
 
     def arguments(self) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(11)
@@ -82,6 +85,10 @@ class Case:
                 torch.tensor([self.tail], dtype=torch.int32) if self.capacity else None
             ),
             "blocks": chosen,
+            "form": LogitForm(
+                self.softcap,
+                2 * normal(self.kv_heads * self.group).float() if self.sinks else None,
+            ),
         }
 
     @staticmethod
@@ -115,6 +122,13 @@ CASES = {
     "head dimension 128": Case(dim=128, value_dim=128),
     "head dimension 256": Case(lengths=(70, 5, 0), dim=256, value_dim=256),
     "values of another dimension": Case(value_dim=32),
+    "a soft cap": Case(softcap=0.7),
+    "a large soft cap, several queries": Case(softcap=50.0, query_tokens=3, tail=7, hidden=2),
+    "a soft cap, bias, values of another dimension": Case(softcap=0.7, bias=True, value_dim=32),
+    "a soft cap, blocks": Case(softcap=0.7, blocks=True, capacity=80, tail=66),
+    "sinks": Case(sinks=True),
+    "sinks, several queries, padding hidden": Case(sinks=True, query_tokens=3, tail=7, hidden=2),
+    "sinks, a soft cap, blocks": Case(sinks=True, softcap=0.7, blocks=True),
     "odd head dimension": Case(dim=24, value_dim=24),
 }
 

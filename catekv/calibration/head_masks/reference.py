@@ -89,7 +89,11 @@ class CalibrationProbe(Method):
 
     def select_observed(self, observed: Observed) -> Selection:
         found = observe_many(
-            observed.queries, observed.keys, self.configs, scaling=observed.scaling
+            observed.queries,
+            observed.keys,
+            self.configs,
+            scaling=observed.scaling,
+            form=observed.form,
         )
         self.records[observed.layer] = torch.stack([one.cv[0] for one in found]).cpu()
         keep = torch.zeros(observed.keys.shape[:3], dtype=torch.bool, device=observed.keys.device)

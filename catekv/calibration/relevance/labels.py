@@ -32,7 +32,9 @@ def split_attention(observed: Observed, later: int) -> tuple[Tensor, Tensor]:
         Sums over the queries float32 [1, query_heads, context] of both.
     """
     assert observed.column_sums is not None
-    after = kernels.column_sums(observed.queries[:, :, -later:], observed.keys, observed.scaling)
+    after = kernels.column_sums(
+        observed.queries[:, :, -later:], observed.keys, observed.scaling, form=observed.form
+    )
     context = observed.tokens - later
     before = (observed.column_sums - after).clamp(min=0)
     return before[..., :context], after[..., :context]

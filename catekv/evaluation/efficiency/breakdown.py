@@ -42,17 +42,18 @@ def attention_seconds(setting: Setting, stepper: RaggedStepper) -> float:
         )
         tail = torch.empty(batch, shape.kv_heads, TAIL, shape.head_dim, dtype=dtype, device=device)
         length = torch.full((1,), TAIL, dtype=torch.int32, device=device)
-        work.append((prefix, layer.scaling, fill_random_(queries), fill_random_(tail), length))
+        work.append((prefix, layer, fill_random_(queries), fill_random_(tail), length))
 
     def attend() -> Tensor:
         output = work[0][2]
-        for prefix, scaling, queries, tail, length in work:
+        for prefix, layer, queries, tail, length in work:
             output = kernels.ragged_decode(
                 queries,
                 prefix,
                 tail,
                 tail,
-                scaling,
+                layer.scaling,
+                form=layer.form,
                 tail_length=length,
                 workspace=workspace,
             )

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from catekv.errors import UserError
 from catekv.evaluation.efficiency.fill import fill_random_
 from catekv.model import CateKVModel
 from catekv.models.compat import decoder_layers
@@ -270,6 +271,12 @@ def _attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
+    for name in ("softcap", "s_aux"):
+        if options.get(name) is not None:
+            raise UserError(
+                f"{type(module).__name__} changes its attention logits ({name}), which the dense "
+                "baselines do not compute; measure another model"
+            )
     reader: Reader = getattr(key, _READER)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return reader.attend(query, scale), None

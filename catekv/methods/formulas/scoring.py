@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from catekv import kernels
+from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.window_scores import (
     CHUNK_RULES,
     chunk_maximum,
@@ -38,6 +39,7 @@ def window_token_scores(
     kernel: int = 7,
     pooling: str = "max",
     order: str = "mean_then_pool",
+    form: LogitForm = PLAIN,
 ) -> Tensor:
     """SnapKV score of every token before the window: [batch, kv_heads, tokens - window].
 
@@ -47,8 +49,10 @@ def window_token_scores(
     """
     tokens, window = keys.shape[2], queries.shape[2]
     if order == "pool_then_mean" and kernel > 1 and pooling == "max":
-        return _mean_of_pooled(queries, keys, scaling, kernel)
-    scores = kernels.window_scores(queries, keys, scaling, 0, tokens, scored=tokens - window)
+        return _mean_of_pooled(queries, keys, scaling, kernel, form)
+    scores = kernels.window_scores(
+        queries, keys, scaling, 0, tokens, scored=tokens - window, form=form
+    )
     scores /= window
     if scores.shape[-1] and kernel > 1:
         pool = F.max_pool1d if pooling == "max" else F.avg_pool1d
@@ -56,7 +60,9 @@ def window_token_scores(
     return scores
 
 
-def _mean_of_pooled(queries: Tensor, keys: Tensor, scaling: float, kernel: int) -> Tensor:
+def _mean_of_pooled(
+    queries: Tensor, keys: Tensor, scaling: float, kernel: int, form: LogitForm
+) -> Tensor:
     """Maximum over neighbours, then mean over window and group (the average pools linearly, so its
     order does not matter)."""
     batch, heads, tokens = keys.shape[:3]
@@ -64,7 +70,13 @@ def _mean_of_pooled(queries: Tensor, keys: Tensor, scaling: float, kernel: int) 
     grouped = queries.unflatten(1, (heads, group))
     scores = torch.zeros(batch * heads, tokens - window, device=keys.device)
     for member in range(group if tokens > window else 0):
-        blocks = window_attention(grouped[:, :, member], keys, scaling, block_bytes=_POOLED_BLOCK)
+        blocks = window_attention(
+            grouped[:, :, member],
+            keys,
+            scaling,
+            block_bytes=_POOLED_BLOCK,
+            form=form.of_member(member, group),
+        )
         for rows, attention in blocks:
             before = attention[..., : tokens - window]
             pooled = F.max_pool1d(before, kernel, stride=1, padding=kernel // 2)

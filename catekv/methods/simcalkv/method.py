@@ -211,7 +211,7 @@ def last_query_logits(observed: Observed, b: int, head: int) -> Tensor:
     """Logits of the last prompt query (mean over the query group): float32 [tokens]."""
     group = observed.group
     queries = observed.queries[b, head * group : (head + 1) * group, -1].float()
-    return observed.keys[b, head].float() @ queries.mean(dim=0) * observed.scaling
+    return observed.keys[b, head].float() @ queries.mean(dim=0) * observed.plain_scaling("simcalkv")
 
 
 class RemergeStore(WholePrefix):

@@ -37,6 +37,10 @@ class DecodeStore(abc.ABC):
     #: ones only beside those of their own length, because the store reads or counts them otherwise
     padded_from: float = 0
 
+    #: whether it computes attention as the softmax of scaled products itself; such a store is
+    #: refused where a model caps its logits or has sinks
+    plain_logits = True
+
     @abc.abstractmethod
     def read(
         self, queries: Tensor, scaling: float, workspace: Workspace | None = None

@@ -29,6 +29,8 @@ class OffloadedPrefix(DecodeStore):
         plan: the same prefix on the device with no keys and values, for its lengths and biases.
     """
 
+    plain_logits = False
+
     def __init__(self, device: torch.device, keys: Tensor, values: Tensor, plan: RaggedPrefix):
         self.device = device
         self.keys, self.values = keys, values

@@ -65,6 +65,7 @@ class QuantisedPrefix(DecodeStore):
     """
 
     capturable = True
+    plain_logits = False
 
     def __init__(self, parts: tuple[tuple[Tensor, Tensor], ...], plan: RaggedPrefix):
         self.parts = parts

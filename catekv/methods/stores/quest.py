@@ -14,8 +14,11 @@ from catekv.methods.stores.block_reader import BlockReader, Reading, row_bounds
 class QuestReader(BlockReader):
     """Reads the pages with the largest bound over the query heads of a group.
 
-    Besides the prefix it holds two keys per page.
+    Besides the prefix it holds two keys per page. A soft cap or a sink changes no order of the
+    bounds.
     """
+
+    plain_logits = False
 
     @classmethod
     def build(cls, prefix: RaggedPrefix, readings: Sequence[Reading | None]) -> QuestReader | None:

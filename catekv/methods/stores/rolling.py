@@ -41,6 +41,8 @@ class RollingStore(WholePrefix):
             tokens between them had never been; None: keys keep their positions.
     """
 
+    plain_logits = False
+
     def __init__(
         self,
         prefix: RaggedPrefix,
