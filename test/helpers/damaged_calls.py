@@ -63,7 +63,7 @@ CALLS = (
     "--max-new-tokens 2 --seed 1 --quiet --output {run} --overwrite",
     "evaluate --model {model} --tasks {samples} --samples 1 --methods {methods} --lengths 64 "
     "--max-new-tokens 2 --quiet --output {new}",
-    "calibrate --model {model} --references ruler/vt --held-out-tasks ruler/niah_single_1 --held-out-samples 1 --length 256 --samples 1 --k 0.9 --alpha 0.5 "
+    "calibrate --model {model} --references ruler/vt --held-out-tasks ruler/niah_single_1 --held-out-samples 1 --length 512 --samples 1 --k 0.9 --alpha 0.5 "
     "--ratio 0.5 --window 8 --no-picture --output {new}",
     "efficiency --model {model} --lengths 64 --methods full --new-tokens 2 --batch-sizes 1 "
     "--repeats 1 --output {new}",
@@ -266,7 +266,9 @@ def _make_files(folder: Path) -> dict[str, Path]:
     grid = {"models": [str(files["model"])], "methods": ["full"], "tasks": ["ruler/vt"]}
     grid["lengths"] = [256]
     files["grid"].write_text(json.dumps(grid))
-    files["results"].write_text(json.dumps([{"context_length": 64, "depth_percent": 50, "score": 1}]))
+    files["results"].write_text(
+        json.dumps([{"context_length": 64, "depth_percent": 50, "score": 1}])
+    )
     torch.manual_seed(0)
     mask = HeadMask(torch.tensor([[True, False], [False, True]]))
     mask.save(files["mask"])
