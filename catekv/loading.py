@@ -265,3 +265,9 @@ def load_tokenizer(name: str) -> Any:
     except (OSError, ValueError, KeyError):
         # token ids work without one; text asks for it by name
         return None
+    except Exception as error:
+        # every kind of tokenizer checks its values in its own way
+        raise UserError(
+            f"the tokenizer of model {name!r} cannot be read ({first_line(error)}); restore its "
+            "files, such as tokenizer_config.json"
+        ) from error

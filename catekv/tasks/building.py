@@ -39,6 +39,10 @@ def find_wording(
     raise UserError(f"unknown wording {wording!r}; use 'english', 'small' or a Wording")
 
 
+#: Tokens of a sample: its text is built, and its tokens are counted, as a whole in memory.
+LONGEST = 2**24
+
+
 def max_new_tokens(name: str, wording: Wording | None = None) -> int:
     """New tokens allowed for the answer of a task; a wording may need another allowance."""
     return answer_tokens(find(name), wording)
@@ -47,6 +51,8 @@ def max_new_tokens(name: str, wording: Wording | None = None) -> int:
 def _check_counts(length: int, count: int, first: int, max_answer_tokens: int | None) -> None:
     if min(count, length, first) < 0:
         raise UserError(f"length={length}, count={count}, first={first}; none may be negative")
+    if length > LONGEST:
+        raise UserError(f"length={length}; the text of a sample may have up to {LONGEST} tokens")
     if max_answer_tokens is not None and max_answer_tokens < 1:
         raise UserError(f"max_answer_tokens={max_answer_tokens}; it must be at least 1")
 
