@@ -45,6 +45,11 @@ def make_method(method: str | Method, **options: Any) -> Method:
                 "when making it"
             )
         return method
+    if not isinstance(method, str):
+        raise UserError(
+            f"{method!r} is no method; give the name of one, or make one with "
+            "catekv.methods.create(name, ...)"
+        )
     return methods.create(method, **given)
 
 

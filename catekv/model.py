@@ -61,7 +61,7 @@ class CateKVModel:
     def __init__(
         self,
         model: Any,
-        method: Method | None = None,
+        method: str | Method | None = None,
         tokenizer: Any = None,
         *,
         attention_base: str = "auto",
@@ -71,14 +71,14 @@ class CateKVModel:
         attach_attention(model, attention_base)
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.method = method
+        self.method = None if method is None else make_method(method)
         self.model_id = model_id
         self.config = model.config
         refuse_unless_causal(model)
         self.traits = examine(self.model)
         self.shape = self.traits.shape
-        if method is not None:
-            method.validate(self.shape)
+        if self.method is not None:
+            self.method.validate(self.shape)
 
     @property
     def device(self) -> torch.device:
@@ -482,8 +482,6 @@ class CateKVModel:
     ) -> Generator[Piece, None, Generation]:
         """Check a request; return the generator that answers it."""
         ids, mask = self._question_ids(question, context)
-        if limits.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens {limits.max_new_tokens} must be at least 1")
         if graph not in GRAPH_MODES:
             raise UserError(f"unknown graph mode {graph!r}; use {', '.join(GRAPH_MODES)}")
         text = text or bool(limits.stop)

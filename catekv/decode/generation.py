@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from catekv.cache.continuation import feed
 from catekv.decode.sampling import Greedy, Sampler, Sampling
 from catekv.decode.step import DecodeStep, EagerStep
 from catekv.decode.text import TextStream
+from catekv.errors import UserError
 from catekv.models.compat import input_device
 from catekv.models.finite import broken_rows, fault
 
@@ -69,6 +71,17 @@ class Limits:
     stop_token_ids: Sequence[int] = ()
     stop: Sequence[str] = ()
     min_new_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0)):
+            count = getattr(self, name)
+            if not isinstance(count, Integral) or count < least:
+                raise UserError(f"{name} {count!r} must be a whole number, at least {least}")
+        strange = [token for token in self.stop_token_ids if not isinstance(token, Integral)]
+        if strange:
+            raise UserError(
+                f"stop_token_ids are token ids, not {strange[0]!r}; pass strings as stop="
+            )
 
 
 def synchronize(device: torch.device) -> None:

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,6 +29,7 @@ from catekv.cache.continuation import (
     trial_ids,
 )
 from catekv.cache.layer import RaggedLayer
+from catekv.errors import UserError
 from catekv.methods.base import Needs
 from catekv.models.compat import decoder_layers
 from catekv.models.finite import refuse_not_finite
@@ -82,8 +84,8 @@ def usable_chunk(model: torch.nn.Module, tokens: int, chunk_size: int | None) ->
     because they are no more than that or the model's layers cannot be driven in chunks."""
     if chunk_size is None:
         return None
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size {chunk_size} must be at least 1")
+    if not isinstance(chunk_size, Integral) or chunk_size < 1:
+        raise UserError(f"chunk_size must be a whole number of at least 1, not {chunk_size!r:.40}")
     in_chunks = tokens > chunk_size and _why_not_layerwise(model, tokens) is None
     return chunk_size if in_chunks else None
 

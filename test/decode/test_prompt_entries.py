@@ -446,3 +446,30 @@ def test_a_decoder_of_an_encoder_family_is_no_encoder():
     model = BertLMHeadModel(BertConfig(**SMALL, is_decoder=True)).eval()
     refuse_other_kinds(model)
     refuse_unless_causal(model)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: CateKVModel(model.model, 3), "3 is no method"),
+        (lambda model: CateKVModel(model.model, "snapkw"), "unknown method 'snapkw'"),
+        (lambda model: model.prefill([[5, 6]], method=3), "3 is no method"),
+        (lambda model: model.prefill([[5, 6]], torch.ones(1, 2)), "chunk_size must be a whole"),
+        (lambda model: model.prefill([[5, 6]], chunk_size="8"), "chunk_size must be a whole"),
+        (lambda model: model.prefill([[5, 6]], 0), "chunk_size must be a whole"),
+        (lambda model: answered(model, 2.5), "max_new_tokens 2.5 must be a whole number"),
+        (lambda model: answered(model, 0), "max_new_tokens 0 must be"),
+        (lambda model: answered(model, 3, ["x"]), "not 'x'; pass strings as stop="),
+        (lambda model: answered(model, 3, min_new_tokens=-1), "min_new_tokens -1 must be"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(call: Any, message: str):
+    model = CateKVModel(tiny_model("llama"), "full")
+    assert answered(model, 3)
+    with pytest.raises(UserError, match=message) as refused:
+        call(model)
+    assert "\n" not in str(refused.value)
+
+
+def answered(model: CateKVModel, *limits: Any, **more: Any) -> list[list[int]]:
+    return model.generate_ids([[5]], model.prefill([[5, 6]]), *limits, **more).rows
