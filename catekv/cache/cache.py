@@ -272,8 +272,11 @@ class RaggedCache(Cache):
             extra: further plain values for the description.
 
         Raises:
-            UserError: if a layer is not compressed yet or is of a kind that cannot be stored.
+            UserError: if a layer is not compressed yet or is of a kind that cannot be stored, or if
+                ``model`` is not what filled the cache.
         """
+        if model is not None:
+            self.refuse_other_model(model)
         weights = self.weights if model is None else WeightsIdentity.of(model)
         files.write(
             Path(path),
@@ -313,6 +316,9 @@ class RaggedCache(Cache):
         own = getattr(model, "model", model) if hasattr(model, "method") else model
         if cache.weights is None:
             warn_unknown_weights(f"{path}")
+            if isinstance(own, torch.nn.Module):
+                # taken on trust; saved again it says so itself
+                cache.weights = WeightsIdentity.of(own)
         elif isinstance(own, torch.nn.Module):
             refuse_other_weights(cache.weights, own, f"{path}")
         files.restore(cache.layers, description["layers"], tensors)

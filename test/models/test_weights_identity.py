@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,31 @@ def test_a_cache_that_a_caller_filled_can_record_its_model(tmp_path: Path):
     RaggedCache.load(tmp_path, model.config)
     with pytest.raises(UserError, match=OTHER):
         RaggedCache.load(tmp_path, tiny_model("llama", seed=1))
+
+
+def test_a_cache_is_not_saved_under_the_name_of_another_model(tmp_path: Path):
+    cache = wrapped().prefill(IDS).cache
+    for other, reason in (
+        (tiny_model("llama", seed=1), OTHER),
+        (tiny_model("yi"), "another model"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            cache.save(tmp_path, model=other)
+    cache.save(tmp_path, model=tiny_model("llama"))
+
+
+def test_saving_an_old_context_again_records_its_weights(tmp_path: Path):
+    model = wrapped()
+    context = model.prefill(IDS)
+    context.cache.weights = None
+    context.save(tmp_path / "old")
+    with pytest.warns(UserWarning, match="save it again to record them"):
+        model.load_context(tmp_path / "old").save(tmp_path / "new")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.load_context(tmp_path / "new")
+    with pytest.raises(UserError, match=OTHER):
+        wrapped(seed=1).load_context(tmp_path / "new")
 
 
 def test_batches_are_joined_of_one_model_only():
