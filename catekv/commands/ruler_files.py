@@ -175,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
         description="Build RULER JSONL files for the tokenizer of a model.",
     )
     made.add_argument(
-        "model", help="local folder, .gguf file or hub name whose tokenizer counts the tokens"
+        "model", help="folder, .gguf file or hub name whose tokenizer counts the tokens"
     )
     made.add_argument(
         "template",

@@ -177,7 +177,7 @@ def read_config(model: str | None) -> Any:
     path = str(embedded.path()) if model is None else model
     if model is not None and not Path(model).is_dir() and not is_gguf(model):
         raise UserError(
-            f"{model!r} is neither a folder nor a GGUF file nor a known shape; known: "
+            f"{model!r} is neither a folder, a GGUF file nor a known shape; known: "
             f"{', '.join(presets.available())}"
         )
     return read_model_config(path)

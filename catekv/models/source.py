@@ -18,7 +18,7 @@ class ModelSource:
     """What transformers' ``from_pretrained`` methods are called with.
 
     Attributes:
-        name: as the user wrote it. place: local folder, .gguf file or hub name.
+        name: as the user wrote it. place: local folder or hub name.
         file: name of the GGUF file in it; None: weights and configuration as transformers saves
             them. local: whether the place is a folder of this machine.
     """
