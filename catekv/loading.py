@@ -24,6 +24,7 @@ from catekv.models.compat import (
 )
 from catekv.models.shape import ModelShape
 from catekv.models.sharding import group_position
+from catekv.models.source import ModelSource, model_source
 
 #: The attribute of transformers' models that says which base they run with.
 _SUPPORT = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn"}
@@ -225,27 +226,42 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch
 
 
 def read_config(name: str) -> Any:
-    """The configuration of a checkpoint folder or hub name.
+    """The configuration of a checkpoint (see :func:`catekv.models.source.model_source`).
 
     Raises:
         UserError: none, or one that transformers cannot make sense of.
     """
     from transformers import AutoConfig
 
+    source = model_source(name)
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(source.place, **source.options)
     except Exception as error:
         # every kind of model checks its values in its own way
+        if source.file is not None:
+            raise UserError(
+                f"GGUF file {name!r} cannot be read ({_reason(source, error)}); give a complete "
+                "one of an architecture that transformers reads, or the model's own checkpoint"
+            ) from error
         raise UserError(
             f"model {name!r} has no readable configuration ({first_line(error)}); give the folder "
             "of a checkpoint, or a hub name with the network or a filled cache"
         ) from error
 
 
+def _reason(source: ModelSource, error: Exception) -> str:
+    closed = unreadable_file(source.path) if source.local else None
+    return first_line(error) if closed is None else f"no permission to read {closed}"
+
+
 def unreadable_file(folder: Path) -> Path | None:
-    """A file of a checkpoint that may not be read; libraries call it missing, or say nothing."""
+    """A file of a checkpoint that may not be read; libraries call it missing, or say nothing.
+
+    Args:
+        folder: of the checkpoint, or a checkpoint that is one file.
+    """
     if not folder.is_dir():
-        return None
+        return folder if folder.is_file() and not os.access(folder, os.R_OK) else None
     return next(
         (
             file
@@ -265,8 +281,9 @@ def load_tokenizer(name: str) -> Any:
     """The checkpoint's tokenizer, or None if it has none."""
     from transformers import AutoTokenizer
 
+    source = model_source(name)
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(source.place, **source.options)
     except (OSError, ValueError, KeyError):
         # token ids work without one; text asks for it by name
         return None

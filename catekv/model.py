@@ -43,6 +43,7 @@ from catekv.models import presets
 from catekv.models.compat import context_window, input_device, text_config
 from catekv.models.kinds import refuse_adapters, refuse_other_kinds, refuse_unless_causal
 from catekv.models.padding import refuse_unless_left_padding
+from catekv.models.source import model_source
 from catekv.prefill import capacity, layerwise
 from catekv.tasks.core.token_ids import end_of_ids
 
@@ -108,7 +109,8 @@ class CateKVModel:
         """Load a checkpoint.
 
         Args:
-            path: folder of a checkpoint, or a hub name.
+            path: folder of a checkpoint, a hub name, a ``.gguf`` file (its weights are taken out
+                of their quantisation), or ``REPOSITORY:FILE`` for a GGUF file of the hub.
             method: a method, or its name; every other method option goes to
                 ``catekv.methods.create``. None stands for the method's own default.
             head_mask: catekv: a ``HeadMask`` or the path of one. ratio: r, share of adaptive heads
@@ -137,27 +139,24 @@ class CateKVModel:
         )
         target = resolve_device(device)
         base = attention_base(attention)
-        name = str(path)
-        local = Path(name).expanduser()
-        if local.is_dir():
-            if not (local / "config.json").is_file():
-                raise UserError(f"{name} is no checkpoint: it has no config.json")
-            name = str(local)
-        elif local.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise UserError(f"there is no checkpoint folder {name}; pass a folder or a hub name")
+        source = model_source(path)
+        name = source.name
+        if source.local and source.file is None and not (source.path / "config.json").is_file():
+            raise UserError(f"{name} is no checkpoint: it has no config.json")
         try:
             config = read_config(name)
             refuse_early(chosen, config)
             kind = resolve_dtype(dtype, target)
             shared = sharing_options(config, target) if tensor_parallel else {}
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name,
+                source.place,
                 config=config,
                 dtype=kind,
                 attn_implementation=base,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refuse_incomplete() names them
                 **shared,
+                **source.options,
             )
             model, found = loaded
             refuse_incomplete(model, name, found)
@@ -167,12 +166,12 @@ class CateKVModel:
             raise
         except Exception as error:
             # torn weights, pickles and shapes have each their own errors
-            closed = unreadable_file(local)
+            closed = unreadable_file(source.path)
             reason = first_line(error) if closed is None else f"no permission to read {closed}"
-            hint = "" if local.is_dir() else " (for a hub name the network or a filled cache)"
+            hint = "" if source.local else " (for a hub name the network or a filled cache)"
             raise UserError(
                 f"cannot load {name}{hint}: {reason}; pass the folder of a complete decoder "
-                "checkpoint"
+                "checkpoint, or a complete GGUF file"
             ) from error
         return cls(model, chosen, load_tokenizer(name), model_id=str(path))
 

@@ -28,7 +28,11 @@ from catekv.options import MOST_SAMPLES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``catekv calibrate``."""
     add = parser.add_argument
-    add("--model", metavar="MODEL", help="local folder or hub name (default: the embedded model)")
+    add(
+        "--model",
+        metavar="MODEL",
+        help="local folder, .gguf file or hub name (default: the embedded model)",
+    )
     add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--attention", default="auto", help="attention of the prefill: auto, sdpa, eager, ...")

@@ -8,7 +8,9 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``catekv doctor``."""
     parser.add_argument(
-        "--model", metavar="MODEL", help="local folder or hub name: can it be compressed here?"
+        "--model",
+        metavar="MODEL",
+        help="local folder, .gguf file or hub name: can it be compressed here?",
     )
     parser.add_argument(
         "--mask", metavar="SOURCE", help="head mask, folder or file: does it fit the model?"

@@ -39,7 +39,7 @@ def examine(model: str | None = None, mask: str | None = None) -> Findings:
     """Look at the installation, and at a model and a head mask if they are named.
 
     Args:
-        model: local folder or hub name. Its weights are not read.
+        model: local folder, .gguf file or hub name. Its weights are not read.
         mask: folder or file of a head mask; without a model it is held against the embedded one
             only if that is named.
     """

@@ -15,7 +15,12 @@ from catekv.prefill.devices import DEVICES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``catekv plan``."""
     add = parser.add_argument
-    add("name", nargs="?", metavar="MODEL", help="known shape or model folder (default: embedded)")
+    add(
+        "name",
+        nargs="?",
+        metavar="MODEL",
+        help="known shape, model folder or .gguf file (default: embedded)",
+    )
     add("--model", metavar="MODEL", help="the same, as the other commands take it")
     add("--length", type=int, required=True, help="prompt length in tokens")
     add("--batch-size", type=int, default=1, help="sequences at once (default: 1)")

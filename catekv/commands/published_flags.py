@@ -25,7 +25,7 @@ _FULL = "full"
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that both published scripts share."""
     add = parser.add_argument
-    add("--model_name", help="local folder or hub name (default: the embedded model)")
+    add("--model_name", help="local folder, .gguf file or hub name (default: the embedded model)")
     add(
         "--head_classification_path",
         help="head masks: folder, CSV or DuoAttention pattern (default: those of the model)",

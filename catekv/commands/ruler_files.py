@@ -14,6 +14,7 @@ from catekv.commands.numbers import whole
 from catekv.errors import UserError
 from catekv.files import check_name, read_text
 from catekv.models.embedded import clone
+from catekv.models.source import model_source, short_name
 from catekv.options import MOST_SAMPLES, MOST_TOKENS
 from catekv.tasks.building import generate
 from catekv.tasks.core.prompt import TEMPLATES, prompt_format
@@ -29,13 +30,12 @@ NUM_SAMPLES = 96
 
 
 def load_tokenizer(model: str) -> Any:
-    """The tokenizer of a local folder or hub name; ``UserError`` says why it cannot be had."""
-    if (model.startswith(("/", ".", "~")) or model.count("/") > 1) and not Path(model).is_dir():
-        raise UserError(f"there is no folder {model}; give a folder with a tokenizer or a hub name")
+    """The tokenizer of a model; ``UserError`` says why it cannot be had."""
+    source = model_source(model)
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model)
+        return AutoTokenizer.from_pretrained(source.place, **source.options)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
@@ -174,7 +174,9 @@ def parser() -> argparse.ArgumentParser:
         prog="data/ruler/prepare.py",
         description="Build RULER JSONL files for the tokenizer of a model.",
     )
-    made.add_argument("model", help="local folder or hub name whose tokenizer counts the tokens")
+    made.add_argument(
+        "model", help="folder, .gguf file or hub name whose tokenizer counts the tokens"
+    )
     made.add_argument(
         "template",
         nargs="?",
@@ -236,7 +238,7 @@ def _prepare(given: argparse.Namespace) -> int:
         begin_answer=not given.no_answer_prefix,
     )
     family = given.family or (
-        Path(given.model).name if given.template == "auto" else given.template
+        short_name(given.model) if given.template == "auto" else given.template
     )
     paths = prepare(
         load_tokenizer(given.model),

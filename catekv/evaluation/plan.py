@@ -22,6 +22,7 @@ from catekv.methods.head_votes import check_ratio
 from catekv.methods.registry import create, method_class
 from catekv.models.compat import context_window
 from catekv.models.shape import ModelShape
+from catekv.models.source import is_gguf, short_name
 from catekv.prefill.capacity import RESERVE_BATCH, RESERVE_SINGLE, Workload
 from catekv.prefill.devices import Device, find_device, read_bytes
 from catekv.prefill.sizes import GB, ModelSizes, kept_table, sizes_of_config
@@ -174,9 +175,9 @@ def read_config(model: str | None) -> Any:
     if model is not None and model.lower() in presets.available():
         return presets.preset_config(model)
     path = str(embedded.path()) if model is None else model
-    if model is not None and not Path(model).is_dir():
+    if model is not None and not Path(model).is_dir() and not is_gguf(model):
         raise UserError(
-            f"{model!r} is neither a folder nor a known shape; known: "
+            f"{model!r} is neither a folder, a GGUF file nor a known shape; known: "
             f"{', '.join(presets.available())}"
         )
     return read_model_config(path)
@@ -250,7 +251,7 @@ def _method(
     if "head_mask" not in known or "head_mask" in options:
         return label, _fitting(create(written.name, **options), shape)
     ratio = options.pop("ratio", None)
-    folder = None if arguments.mask else defaults.shipped_masks(Path(model or "embedded").name)
+    folder = None if arguments.mask else defaults.shipped_masks(short_name(model or "embedded"))
     source = arguments.mask or (None if folder is None else str(folder))
     if source is not None:
         (mask,) = parse_masks([source], shape, ratio).values()

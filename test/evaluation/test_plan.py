@@ -169,7 +169,10 @@ def test_no_weights_are_allocated(
         ([*LLAMA, "--length", "9", "--bandwidth", "-1"], "must be positive"),
         ([*LLAMA, "--length", "9", "--model", "phi4"], "named twice"),
         ([*LLAMA, "--length", "9", "--output", "/dev/null/plan.json"], "cannot write"),
-        (["plan", "absent", "--length", "9"], "neither a folder nor a known shape; known: "),
+        (
+            ["plan", "absent", "--length", "9"],
+            "neither a folder, a GGUF file nor a known shape; known: ",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(

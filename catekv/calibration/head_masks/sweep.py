@@ -32,6 +32,7 @@ from catekv.methods import create
 from catekv.methods.head_mask import HeadMask, refuse_other_model, save_statistics, vote
 from catekv.methods.head_votes import STANDARD_RATIOS, adaptive_count
 from catekv.models.shape import config_hash
+from catekv.models.source import short_name
 from catekv.tasks.core.sample import Sample
 
 if TYPE_CHECKING:
@@ -325,4 +326,4 @@ def _bar(what: str, total: int, shown: bool) -> Iterator[Callable[[], None]]:
 
 
 def file_name(model: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", Path(model).name) or "model"
+    return re.sub(r"[^\w.-]+", "_", short_name(model)) or "model"

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from catekv.models.embedded import clone
+from catekv.models.source import SUFFIX
 from catekv.prefill.devices import free_memory_bytes as free_memory_bytes
 from catekv.version import __version__
 
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", SUFFIX)
 _SAMPLE_BYTES = 1 << 20
 
 
@@ -71,20 +72,22 @@ def model_identity(folder: str | Path, revision: str | None = None) -> str:
     """Hash that tells two sets of weights apart.
 
     Args:
-        folder: local model folder. Its config, tokenizer and weight files are hashed; of a weight
-            file above 2 MiB the first and last MiB and the size, so that 16 GB need no minute.
-        revision: commit of a hub model, used when ``folder`` is not a local folder.
+        folder: local model folder, or a local GGUF file. Config, tokenizer and weight files are
+            hashed; of a weight file above 2 MiB the first and last MiB and the size, so that 16 GB
+            need no minute.
+        revision: commit of a hub model, used when ``folder`` is nothing local.
     """
-    path = Path(folder)
-    if not path.is_dir():
+    path = Path(folder).expanduser()
+    if not path.exists():
         return f"hub:{folder}@{revision or 'unknown'}"
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        is_weight = file.suffix in _WEIGHT_SUFFIXES
+    for file in [path] if path.is_file() else sorted(path.iterdir()):
+        is_weight = file.suffix.lower() in _WEIGHT_SUFFIXES
         if not is_weight and not file.name.endswith(("config.json", "tokenizer.json")):
             continue
         size = file.stat().st_size
-        digest.update(f"{file.name}:{size}:".encode())
+        # a single file is the same model under any name
+        digest.update(f"{'' if file == path else file.name}:{size}:".encode())
         with file.open("rb") as stream:
             if is_weight and size > 2 * _SAMPLE_BYTES:
                 digest.update(stream.read(_SAMPLE_BYTES))

@@ -27,6 +27,7 @@ from catekv.evaluation.report.styles import styles
 from catekv.evaluation.report.summary import family_of
 from catekv.evaluation.report.summary_text import difference, interval, notes_of, runs_of, score
 from catekv.evaluation.report.validity_section import validity_section, without_checks
+from catekv.models.source import short_name
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _tables_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], lis
 
 def _shipped(model: str) -> list[Path]:
     """Mask folders of a model, whose statistics go with masks of runs."""
-    found = defaults.shipped_masks(Path(model).name)
+    found = defaults.shipped_masks(short_name(model))
     return [] if found is None else [found]
 
 

@@ -16,6 +16,7 @@ from catekv.evaluation import tables
 from catekv.evaluation.report.document import NOTE, WARNING, Section, Table, Text
 from catekv.evaluation.report.plots import short_length
 from catekv.evaluation.report.summary import AVERAGE
+from catekv.models.source import short_name
 
 FOLDER = Path(__file__).parent / "published"
 _MODELS = "models.json"
@@ -40,7 +41,7 @@ def _aliases() -> dict[str, str]:
 
 def paper_name(model: str) -> str | None:
     """What papers call a model, from the last part of its folder's or repository's name."""
-    return _aliases().get(Path(str(model)).name.lower())
+    return _aliases().get(short_name(model).lower())
 
 
 def published_section(summary: Mapping[str, Any]) -> Section | None:

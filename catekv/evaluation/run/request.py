@@ -36,7 +36,7 @@ class Request:
     """
 
     model: str | None = option(
-        None, "local folder or hub name (default: the embedded model)", metavar="MODEL"
+        None, "local folder, .gguf file or hub name (default: the embedded model)", metavar="MODEL"
     )
     dtype: str = option("auto", "auto, float32, bfloat16 or float16 (default: auto)")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")

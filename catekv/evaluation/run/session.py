@@ -33,6 +33,7 @@ from catekv.evaluation.run.request import split_list as split_list
 from catekv.methods import available
 from catekv.methods.head_mask import HeadMask
 from catekv.models.compat import context_window
+from catekv.models.source import short_name
 
 if TYPE_CHECKING:
     from catekv.evaluation.run.runner import Outcome
@@ -64,7 +65,7 @@ def open_model(request: Request, process: Process | None = None) -> CateKVModel:
 
 
 def model_path(request: Request) -> str:
-    """Folder or hub name of the model."""
+    """Folder, file or hub name of the model."""
     if request.model is not None:
         return request.model
     from catekv.models import embedded
@@ -176,8 +177,8 @@ def revision_of(model: CateKVModel) -> str | None:
 
 
 def model_name(request: Request) -> str:
-    """Short name of the model: that of its folder or repository."""
-    return "embedded" if request.embedded else Path(model_path(request)).name
+    """Short name of the model: that of its folder, repository or GGUF file."""
+    return "embedded" if request.embedded else short_name(model_path(request))
 
 
 def default_masks(request: Request) -> tuple[str, ...]:
@@ -191,7 +192,7 @@ def default_output(settings: RunSettings) -> Path:
 
     The number of samples is not part of the hash: asking for more adds to what is there.
     """
-    name = re.sub(r"[^\w.-]+", "_", Path(settings.model).name) or "model"
+    name = re.sub(r"[^\w.-]+", "_", short_name(settings.model)) or "model"
     parts = [
         settings.configuration(),
         list(settings.tasks),

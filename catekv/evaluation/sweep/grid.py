@@ -13,6 +13,7 @@ from catekv.evaluation.columns.settings import PREFILL_MODES, QUESTION_MODES
 from catekv.evaluation.sweep import checks
 from catekv.files import parse_yaml, read_text
 from catekv.methods.registry import nearest
+from catekv.models.source import short_name
 
 EMBEDDED = "embedded"
 EXAMPLE = "examples/mini_sweep.yaml"
@@ -179,7 +180,7 @@ def _model(path: str, item: Any) -> GridModel:
                 f"{', '.join(known)}"
             )
     source = item["model"]
-    name = item.get("name", Path(source).name)
+    name = item.get("name", short_name(source))
     masks = _listed(item.get("masks", []))
     if not isinstance(name, str) or not name or "/" in name:
         raise UserError(f"{path}: the name of model {source!r} is {name!r}; give one without '/'")
