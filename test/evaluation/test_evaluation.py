@@ -372,7 +372,7 @@ def same_summary(folder: Path, other: Path) -> bool:
     return timeless(folder) == timeless(other)
 
 
-@pytest.mark.parametrize("lines", [0, 11])
+@pytest.mark.parametrize("lines", [0, pytest.param(11, marks=pytest.mark.slow)])
 def test_sigkill_and_a_restart_give_the_summary_of_an_undisturbed_run(
     checkpoint: Path, undisturbed: Path, tmp_path: Path, lines: int
 ) -> None:

@@ -78,6 +78,7 @@ def timeless(folder: Path) -> dict[str, Any]:
     return report.without_times(summary)
 
 
+@pytest.mark.slow
 def test_batches_of_several_families_survive_kills_at_random_moments(tmp_path: Path) -> None:
     model = save_tiny_checkpoint(tmp_path / "model")
     options = (
