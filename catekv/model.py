@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -410,7 +410,13 @@ class CateKVModel:
             ids = self.tokenizer.eos_token_id
         if ids is None:
             return []
-        return [ids] if isinstance(ids, int) else list(ids)
+        listed = list(ids) if isinstance(ids, Iterable) else [ids]
+        if not all(isinstance(token, int) for token in listed):
+            raise UserError(
+                f"eos_token_id {ids!r} of the model's generation configuration is no token id; "
+                "correct its generation_config.json"
+            )
+        return listed
 
     def generate_ids(
         self,

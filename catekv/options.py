@@ -24,6 +24,8 @@ from typing import Any
 MOST_LAYERS = MOST_HEADS = 2**12
 #: Samples of a task: their texts stand in memory together.
 MOST_SAMPLES = 2**16
+#: Passes over the texts of a training.
+MOST_EPOCHS = 10_000
 #: Tokens of a prompt or an answer, all together.
 MOST_TOKENS = 2**30
 #: Range of what is counted in tokens.

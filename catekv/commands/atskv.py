@@ -23,7 +23,7 @@ from catekv.methods.atskv.files import (
     save_predictors,
 )
 from catekv.methods.atskv.relevance import ATTENTION_FEATURES, KINDS
-from catekv.options import MOST_SAMPLES
+from catekv.options import MOST_EPOCHS, MOST_SAMPLES
 
 if TYPE_CHECKING:
     from catekv.calibration.relevance.training import TrainingSettings
@@ -88,7 +88,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task-option", action="append", default=[], metavar="NAME=VALUE", help="of the tasks"
     )
-    parser.add_argument("--epochs", type=int, help="(default: 5)")
+    parser.add_argument("--epochs", type=whole(1, MOST_EPOCHS), help="(default: 5)")
     parser.add_argument("--learning-rate", type=float, help="of Adam (default: 0.001)")
     parser.add_argument("--batch-tokens", type=int, help="per step; 0: a whole text (default: 128)")
     parser.add_argument(

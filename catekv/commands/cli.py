@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import shlex
 import sys
@@ -172,6 +173,10 @@ def _leave_output() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the command ``catekv`` and of ``python -m catekv``."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # names of files may hold bytes that no encoding of a terminal has
+            stream.reconfigure(errors="backslashreplace")
     return run_safely(lambda: _command(words))
 
 

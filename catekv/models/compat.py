@@ -67,6 +67,11 @@ def context_window(config: Any) -> int | None:
     value = getattr(text, "max_position_embeddings", None)
     if not value:
         return None
+    if not isinstance(value, int | float) or value < 1:
+        raise UserError(
+            f"max_position_embeddings {value!r} of the model's configuration is no number of "
+            "tokens; correct its config.json"
+        )
     return max(int(value), _scaled_window(text, int(value)))
 
 

@@ -125,7 +125,8 @@ class _Pieces:
         self.chunked = chunk < tokens
         self.full = [batch * size for size in sizes.full_layer_bytes(tokens)]
         self.kept = [0.0] * sizes.layers
-        for length, count in Counter([tokens] * batch if lengths is None else lengths).items():
+        counts = {tokens: batch} if lengths is None else Counter(lengths)
+        for length, count in counts.items():
             own = sizes.kept_layer_bytes(method, length)
             self.kept = [sum_ + count * size for sum_, size in zip(self.kept, own, strict=True)]
         needs = None if method is None else method.needs

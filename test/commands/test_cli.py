@@ -725,3 +725,19 @@ def test_weights_without_permission_are_named(
     assert f"no permission to read {weights}" in capsys.readouterr().out
     error = refused("evaluate", "--model", folder, "--output", tmp_path / "run")
     assert f"no permission to read {weights}" in error
+
+
+def test_names_that_no_terminal_can_show_are_printed_all_the_same(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path
+) -> None:
+    assert cli.main(["doctor", "--model", str(checkpoint), "--mask", "half\ud800"]) == 1
+    assert "half\\ud800" in capsys.readouterr().out
+
+
+def test_a_plan_for_a_memory_without_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--length", "512", "--device-memory", "1000000000", "--json"]) == 0
+    capsys.readouterr()
+
+
+def test_more_passes_than_a_training_can_make(refused: Callable[..., str]) -> None:
+    assert "10000" in refused("atskv", "train", "--epochs", "1000000000")

@@ -18,6 +18,7 @@ from catekv import HeadMask, methods
 from catekv.errors import UserError
 from catekv.model import CateKVModel
 from catekv.models import presets
+from catekv.models.compat import context_window
 from catekv.prefill import layerwise
 
 
@@ -265,3 +266,19 @@ def test_layerwise_verdict_is_kept_per_model():
     assert model not in layerwise._verdicts
     wrapped.prefill(random_ids(1, 20, seed=0), chunk_size=8)
     assert list(layerwise._verdicts[model].values()) == [None]
+
+
+@pytest.mark.parametrize("positions", [-1, 0.5, "many"])
+def test_a_window_that_is_no_number_of_tokens(positions: Any):
+    config = tiny_model("llama").config
+    config.__dict__["max_position_embeddings"] = positions
+    with pytest.raises(UserError, match="is no number of tokens; correct its config"):
+        context_window(config)
+
+
+@pytest.mark.parametrize("end", [float("inf"), "</s>", [2, None]])
+def test_ends_of_answers_that_are_no_token_ids(end: Any):
+    model = CateKVModel(tiny_model("llama"), "full")
+    model.model.generation_config.__dict__["eos_token_id"] = end
+    with pytest.raises(UserError, match="is no token id; correct its generation_config"):
+        model.generate_ids([[5]], model.prefill([[5, 6]]), 2)
