@@ -118,7 +118,7 @@ def test_another_file_under_the_same_name_is_another_job(tmp_path: Path) -> None
         ({"methods": ("full", "full=snapkv:budget=64")}, "two methods of the grid are called"),
         ({"settings": {"task_options": {"no_such": 1}}}, "no task of the grid has an option"),
         ({"lengths": (1 << 20,)}, "exceeds the window of model 'embedded'"),
-        ({"models": (GridModel("gone", "no/such/folder"),)}, "no readable configuration"),
+        ({"models": (GridModel("gone", "no/such/folder"),)}, "there is no checkpoint folder"),
         (
             {"exclude": ({"task": GRID.tasks},)},
             "the grid excludes everything it names",

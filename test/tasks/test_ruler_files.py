@@ -354,6 +354,6 @@ def test_create_dataset_script(tokenizer_folder, tmp_path):
     command[2] = str(tmp_path / "absent")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "there is no folder" in done.stderr.splitlines()[-1]
+    assert "there is no checkpoint folder" in done.stderr.splitlines()[-1]
     done = subprocess.run(["bash", script], env=environment, capture_output=True, check=False)
     assert done.returncode == 2
