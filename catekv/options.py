@@ -17,7 +17,7 @@ by default; a ``Mapping`` collects repeated NAME=VALUE.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, field
+from dataclasses import field
 from typing import Any
 
 #: Layers of a model, and KV heads of a layer: a table of both fits the memory.
@@ -38,8 +38,3 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-def required(text: str, **metadata: Any) -> Any:
-    """A field that must be given, with the help text of its flag."""
-    return option(MISSING, text, **metadata)
