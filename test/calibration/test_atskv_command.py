@@ -60,14 +60,18 @@ def test_show_prints_recipe_and_quality(folder: Path, capsys: pytest.CaptureFixt
         ([], "say which prompts to train on"),
         (["--task", "ruler/vtt"], "unknown task"),
         (["--task", "ruler/vt", "--lengths", "many"], "--lengths takes whole numbers"),
-        (["--task", "ruler/vt", "--epochs", "0"], "epochs 0 must be at least 1"),
+        (["--task", "ruler/vt", "--epochs", "0"], "'0' is out of range"),
         (["--task", "ruler/vt", "--task-option", "x"], "--task-option takes NAME=VALUE"),
     ],
 )
 def test_wrong_input_is_refused(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["atskv", "train", "--output", str(tmp_path / "x"), *words]) == 2
+    try:
+        code = cli.main(["atskv", "train", "--output", str(tmp_path / "x"), *words])
+    except SystemExit as refused:  # what the parser itself refuses
+        code = refused.code
+    assert code == 2
     assert message in capsys.readouterr().err
 
 
