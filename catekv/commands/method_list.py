@@ -12,6 +12,7 @@ from typing import Any
 from catekv.evaluation.columns.specification import canonical_name
 from catekv.methods import Method, available, method_class
 from catekv.methods.allocators import KINDS
+from catekv.methods.options import meanings_of, rules_of
 
 #: What becomes of the entries that a method does not keep.
 EFFECTS = {
@@ -41,7 +42,8 @@ def needs_of(cls: type[Method]) -> list[str]:
 
 
 def describe_method(name: str) -> dict[str, Any]:
-    """Name, paper, effect, needs and options of one method as plain values.
+    """Name, paper, effect, needs and options (defaults, allowed values, meanings) of one method as
+    plain values.
 
     Raises:
         UserError: unknown name; the message lists those there are.
@@ -56,6 +58,10 @@ def describe_method(name: str) -> dict[str, Any]:
         "effect": cls.effect,
         "needs": needs_of(cls),
         "options": {item.name: item.default for item in own + common},
+        "allowed": {name: rule.text for name, rule in rules_of(cls).items() if rule.text},
+        "meanings": {
+            name: text for name, text in meanings_of(cls).items() if name in rules_of(cls)
+        },
         "recommended": dict(cls.recommended),
     }
 
@@ -97,14 +103,18 @@ def render_details(method: dict[str, Any]) -> str:
         f"{method['name']}: {method['paper'] or 'no paper'}",
         f"{EFFECTS[method['effect']]}; needs {', '.join(method['needs']) or 'nothing'}",
         "",
-        inspect.getdoc(cls) or "",
+        (inspect.getdoc(cls) or "").partition("\n\nArgs:")[0],
         "",
         "options (preset=recommended sets what is said in brackets):",
     ]
     for name, value in method["options"].items():
         better = method["recommended"].get(name, value)
         note = "" if better == value else f"  [{_word(better)}]"
-        lines.append(f"  {name} = {_word(value)}{note}")
+        allowed = method["allowed"].get(name, "")
+        lines.append(f"  {name} = {_word(value)}{note}{f'  ({allowed})' if allowed else ''}")
+        indent = " " * 6
+        meaning = method["meanings"].get(name, "")
+        lines += textwrap.wrap(meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent)
     if "budgets" in method["options"]:
         lines += [
             "",

@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from catekv.errors import NeedsAllHeadsError, UserError
+from catekv.errors import NeedsAllHeadsError
+from catekv.methods.allocators import budgets_from
 from catekv.methods.base import Method
 from catekv.methods.formulas.budgets import SAFEGUARDS, ada_counts
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.window_scored import WindowScored
 from catekv.models.shape import ModelShape
@@ -44,17 +46,11 @@ class AdaKV(WindowScored):
     )
     recommended: ClassVar[dict[str, Any]] = {"exact": True}
 
-    budgets: Any = None
-    floor: float = 0.2
-    safeguard: str = "mixed"
+    budgets: Any = method_option(None, convert=budgets_from)
+    floor: float = method_option(0.2, least=0, most=1)
+    safeguard: str = method_option("mixed", words=SAFEGUARDS)
     exact: bool = False
     normalise: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.floor <= 1:
-            raise UserError(f"adakv: floor {self.floor} is outside [0, 1]; it is a share")
-        self.refuse_unless("safeguard", SAFEGUARDS)
 
     def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
         table = super().budget_table(tokens, shape)

@@ -9,8 +9,6 @@ allocator is a frozen dataclass that ``to_dict`` turns back into such a dict.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,7 +35,7 @@ from catekv.methods.formulas.budgets import (
     pyramid_budgets,
 )
 from catekv.methods.head_mask import HeadMask
-from catekv.methods.options import check_kinds
+from catekv.methods.options import assign, check_options, method_option
 from catekv.methods.registry import nearest
 from catekv.models.shape import ModelShape
 
@@ -76,6 +74,9 @@ class Budgets:
     """Base of the allocators."""
 
     kind: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_options(self.kind, self)
 
     def validate(self, shape: ModelShape) -> None:
         """Raise ``UserError`` if the allocator was made for a model of another shape."""
@@ -130,15 +131,10 @@ class Pyramid(Budgets):
 
     kind: ClassVar[str] = "pyramid"
 
-    beta: float = 20
-    short_prompt: str = "uniform"
-    step: str = "integer"
+    beta: float = method_option(20, least=1)
+    short_prompt: str = method_option("uniform", words=SHORT_PROMPTS)
+    step: str = method_option("integer", words=STEPS)
     rescale: bool = False
-
-    def __post_init__(self) -> None:
-        _check_beta(self, self.beta)
-        _check_choice(self, "short_prompt", SHORT_PROMPTS)
-        _check_choice(self, "step", STEPS)
 
     def table(self, demand: Demand) -> Tensor:
         options = (self.beta, self.short_prompt, self.step, self.rescale)
@@ -159,10 +155,7 @@ class Table(Budgets):
 
     kind: ClassVar[str] = "table"
 
-    counts: Any = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "counts", read_budgets(self.counts))
+    counts: Any = method_option(None, convert=read_budgets)
 
     @property
     def tensor(self) -> Tensor:
@@ -198,19 +191,19 @@ class Mask(Budgets):
 
     kind: ClassVar[str] = "mask"
 
-    mask: HeadMask | str | Path | dict[str, Any] | None = None
+    mask: HeadMask | str | Path | dict[str, Any] | None = method_option(
+        None, needs="a head mask; give mask=FOLDER"
+    )
     ratio: float | None = None
 
     def __post_init__(self) -> None:
-        mask = self.mask
-        if mask is None:
-            raise UserError("budgets of kind 'mask' need a head mask; give mask=FOLDER")
+        super().__post_init__()
+        mask: Any = self.mask
         if isinstance(mask, dict):
             mask = HeadMask.from_dict(mask)
         elif not isinstance(mask, HeadMask):
             mask = HeadMask.load(mask, self.ratio)
-        object.__setattr__(self, "mask", mask)
-        object.__setattr__(self, "ratio", mask.nominal_ratio)
+        assign(self, mask=mask, ratio=mask.nominal_ratio)
 
     @property
     def adaptive(self) -> Tensor:
@@ -261,15 +254,9 @@ class Scored(Budgets):
             the others; otherwise they are lost.
     """
 
-    scores: Any = None
-    rounding: str = "floor"
+    scores: Any = method_option(None, convert=read_scores, needs="scores; give scores=FILE")
+    rounding: str = method_option("floor", words=ROUNDINGS)
     redistribute: bool = False
-
-    def __post_init__(self) -> None:
-        if self.scores is None:
-            raise UserError(f"budgets of kind {self.kind!r} need scores; give scores=FILE")
-        object.__setattr__(self, "scores", read_scores(self.scores))
-        _check_choice(self, "rounding", ROUNDINGS)
 
     def scores_for(self, shape: ModelShape) -> Tensor:
         """float64 [layers, kv_heads] (CoKV: possibly [slices, layers, kv_heads])."""
@@ -311,11 +298,7 @@ class HeadKV(Scored):
 
     kind: ClassVar[str] = "headkv"
 
-    beta: float = 1.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_beta(self, self.beta)
+    beta: float = method_option(1.01, least=1)
 
     def scores_for(self, shape: ModelShape) -> Tensor:
         scores = super().scores_for(shape)
@@ -340,14 +323,13 @@ class CoKV(Scored):
 
     kind: ClassVar[str] = "cokv"
 
-    alpha: int = 1
-    slice_scaling: str = "none"
+    alpha: int = method_option(1, least=1)
+    slice_scaling: str = method_option("none", words=SLICE_SCALINGS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice(self, "slice_scaling", SLICE_SCALINGS)
         groups = torch.tensor(self.scores).shape[-2:].numel()
-        if type(self.alpha) is not int or not 1 <= self.alpha <= groups:
+        if self.alpha > groups:
             raise UserError(f"cokv: alpha {self.alpha} is outside 1 to {groups}, the groups")
 
     def weights(self, demand: Demand) -> Tensor:
@@ -413,16 +395,4 @@ def _from_dict(content: dict[str, Any]) -> Budgets:
             f"budgets of kind {kind!r} have no option {unknown[0]!r}{nearest(unknown[0], valid)}; "
             f"valid options: {', '.join(valid) or 'none'}"
         )
-    check_kinds(f"budgets of kind {kind!r}", KINDS[kind], options)
     return KINDS[kind](**options)
-
-
-def _check_beta(allocator: Budgets, beta: float) -> None:
-    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 1 <= beta < math.inf:
-        raise UserError(f"{allocator.kind}: beta {beta} must be at least 1")
-
-
-def _check_choice(allocator: Budgets, name: str, allowed: Sequence[str]) -> None:
-    value = getattr(allocator, name)
-    if value not in allowed:
-        raise UserError(f"{allocator.kind}: unknown {name} {value!r}; use {' or '.join(allowed)}")

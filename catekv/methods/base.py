@@ -19,7 +19,8 @@ from catekv import kernels
 from catekv.errors import UserError
 from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.ragged import Merged
-from catekv.methods.stores import stored
+from catekv.methods.options import RULE, Rule, check_options
+from catekv.methods.stores import STORES, stored
 from catekv.models.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -184,7 +185,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class Method:
-    """Base of every method; see the module's first lines for how to write one."""
+    """Base of every method; see the module's first lines for how to write one.
+
+    Args:
+        store: where and how what is kept is stored: ``device``, ``offload`` (host memory), or
+            quantised on the device: ``int8``, ``fp8``.
+    """
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
@@ -194,9 +200,11 @@ class Method:
     #: option values that differ from the defaults (the ``published`` preset) in ``recommended``
     recommended: ClassVar[dict[str, Any]] = {}
 
-    #: where and how what is kept is stored: ``device``, ``offload`` (host memory), or quantised on
-    #: the device: ``int8``, ``fp8``
-    store: str = field(default="device", kw_only=True)
+    store: str = field(default="device", kw_only=True, metadata={RULE: Rule(words=STORES)})
+
+    def __post_init__(self) -> None:
+        """Check the options; a subclass checks after this what concerns several of them."""
+        check_options(self.name, self)
 
     @property
     def needs(self) -> Needs:

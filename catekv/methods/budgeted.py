@@ -18,6 +18,7 @@ from torch import Tensor
 from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.allocators import Budgets, Demand, budgets_from
 from catekv.methods.base import Method, Observed
+from catekv.methods.options import method_option
 from catekv.models.shape import ModelShape
 
 #: Length of a prompt in which every budget fits.
@@ -40,27 +41,8 @@ class Budgeted(Method):
     edges_option: ClassVar[str] = ""
     edges_in_budget: ClassVar[bool] = False
 
-    budget: int = 1024
-    total: int | None = None
-
-    def __post_init__(self) -> None:
-        self.refuse_below("budget", 0)
-        if self.total is not None:
-            self.refuse_below("total", 0)
-        if hasattr(self, "budgets"):
-            object.__setattr__(self, "budgets", budgets_from(self.budgets))
-
-    def refuse_below(self, name: str, least: int) -> None:
-        """Raise ``UserError`` if a numeric option is below ``least``."""
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"{self.name}: {name} {value} must be a whole number, at least {least}")
-
-    def refuse_unless(self, name: str, allowed: tuple[str, ...]) -> None:
-        """Raise ``UserError`` if an option is none of the allowed words."""
-        value = getattr(self, name)
-        if value not in allowed:
-            raise UserError(f"{self.name}: unknown {name} {value!r}; use {' or '.join(allowed)}")
+    budget: int = method_option(1024, least=0)
+    total: int | None = method_option(None, least=0)
 
     @cached_property
     def allocator(self) -> Budgets:

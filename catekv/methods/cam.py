@@ -10,6 +10,7 @@ from torch import Tensor
 
 from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.kernels.ragged import Merged, RaggedPrefix
+from catekv.methods.allocators import budgets_from
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
 from catekv.methods.formulas.draws import uniform_numbers
@@ -20,6 +21,7 @@ from catekv.methods.h2o import (
     selected_entries,
     with_halved_window,
 )
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.stores.slots import Entries, Eviction, Newcomer, SlotStore
 from catekv.methods.streaming_llm import StreamingLLM
@@ -91,24 +93,18 @@ class CaM(Budgeted):
     paper: ClassVar[str] = "CaM: Cache Merging for Memory-efficient LLMs Inference, ICML 2024"
     edges_in_budget: ClassVar[bool] = True
 
-    keep: str = "streaming_llm"
+    keep: str = method_option("streaming_llm", words=KEEPS)
     sinks: int = 4
-    recent: int | None = None
-    merge_tokens: int | None = None
-    denominator: str = "max"
+    recent: int | None = method_option(None, least=0)
+    merge_tokens: int | None = method_option(None, least=1)
+    denominator: str = method_option("max", words=DENOMINATORS)
     expected: bool = False
     seed: int = 0
     decode: bool = True
-    budgets: Any = None
+    budgets: Any = method_option(None, convert=budgets_from)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_unless("keep", KEEPS)
-        self.refuse_unless("denominator", DENOMINATORS)
-        if self.merge_tokens is not None:
-            self.refuse_below("merge_tokens", 1)
-        if self.recent is not None:
-            self.refuse_below("recent", 0)
         self.keeper  # noqa: B018 - refuses budgets that do not hold what is always kept
         if self.keep == "streaming_llm" and self.budget <= self.sinks:
             raise UserError(

@@ -17,7 +17,7 @@ from catekv.kernels.sparse_prefill import require_minference
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.formulas.scoring import CHUNK_RULES, top_mask
 from catekv.methods.head_mask import HeadMask
-from catekv.methods.head_votes import check_ratio
+from catekv.methods.options import assign, method_option
 from catekv.methods.prompt_layout import (
     VARIANTS,
     PromptLayout,
@@ -84,51 +84,33 @@ class CateKV(Method):
     )
 
     head_mask: HeadMask | str | Path | dict[str, Any] | None = None
-    ratio: float | None = None
-    retention: float = 1.0
-    budget: int = 2048
-    window: int = 64
-    chunk_size: int = 8
-    init_tokens: int = 64
+    ratio: float | None = method_option(None, above=0, most=1)
+    retention: float = method_option(1.0, above=0, most=1)
+    budget: int = method_option(2048, least=1)
+    window: int = method_option(64, least=1)
+    chunk_size: int = method_option(8, least=1)
+    init_tokens: int = method_option(64, least=0)
     recent_tokens: int | str | None = None
-    guard_tokens: int = 32
-    variant: str = "official"
-    retention_score: str | None = None
-    retention_range: str | None = None
-    read: str = "all"
-    rank: int = 160
-    outliers: int = 48
-    local: int = 4
-    prefill: str = "dense"
+    guard_tokens: int = method_option(32, least=0)
+    variant: str = method_option("official", words=VARIANTS)
+    retention_score: str | None = method_option(None, words=CHUNK_RULES)
+    retention_range: str | None = method_option(None, words=RETENTION_RANGES)
+    read: str = method_option("all", words=READS)
+    rank: int = method_option(160, least=1)
+    outliers: int = method_option(48, least=0)
+    local: int = method_option(4, least=0)
+    prefill: str = method_option("dense", words=PREFILLS)
 
     def __post_init__(self) -> None:
-        def resolve(name: str, official: str, paper: str, allowed: tuple[str, ...]) -> None:
-            value = getattr(self, name)
-            if value is None:
-                value = official if self.variant == "official" else paper
-            if value not in allowed:
-                raise UserError(f"catekv: unknown {name} {value!r}; use {' or '.join(allowed)}")
-            object.__setattr__(self, name, value)
-
-        if self.variant not in VARIANTS:
-            raise UserError(
-                f"catekv: unknown variant {self.variant!r}; use {' or '.join(VARIANTS)}"
-            )
-        resolve("retention_score", *CHUNK_RULES, CHUNK_RULES)
-        resolve("retention_range", *RETENTION_RANGES, RETENTION_RANGES)
-        if not 0 < self.retention <= 1:
-            raise UserError(
-                f"retention {self.retention} is outside (0, 1]; it is the share of chunks that "
-                "adaptive heads keep"
-            )
-        for name in ("budget", "window", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"catekv: {name} {getattr(self, name)} must be at least 1")
-        for name in ("init_tokens", "guard_tokens"):
-            if getattr(self, name) < 0:
-                raise UserError(f"catekv: {name} {getattr(self, name)} must be at least 0")
+        super().__post_init__()
+        of_variant = VARIANTS.index(self.variant)
         recent = recent_tokens_of(self.recent_tokens, self.variant, self.budget)
-        object.__setattr__(self, "recent_tokens", recent)
+        assign(
+            self,
+            retention_score=self.retention_score or CHUNK_RULES[of_variant],
+            retention_range=self.retention_range or RETENTION_RANGES[of_variant],
+            recent_tokens=recent,
+        )
         if self.retention_range == "middle" and self.budget < self.init_tokens + recent:
             raise UserError(
                 f"budget {self.budget} is smaller than the edges it includes ({self.init_tokens} "
@@ -139,12 +121,6 @@ class CateKV(Method):
         self._resolve_mask()
 
     def _check_read(self) -> None:
-        if self.read not in READS:
-            raise UserError(f"catekv: unknown read {self.read!r}; use {', '.join(READS)}")
-        if self.prefill not in PREFILLS:
-            raise UserError(
-                f"catekv: unknown prefill {self.prefill!r}; use {' or '.join(PREFILLS)}"
-            )
         if self.prefill == "minference":
             require_minference()
         if self.read == "shadowkv" and self.retention < 1:
@@ -156,13 +132,8 @@ class CateKV(Method):
             raise UserError(
                 f"catekv: budget {self.budget} is less than one chunk of {self.chunk_size} tokens"
             )
-        for name, least in (("rank", 1), ("outliers", 0), ("local", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"catekv: {name} {getattr(self, name)} must be at least {least}")
 
     def _resolve_mask(self) -> None:
-        if self.ratio is not None:
-            check_ratio(self.ratio)
         mask = self.head_mask
         if mask is None:
             raise UserError(
@@ -173,8 +144,7 @@ class CateKV(Method):
             mask = HeadMask.from_dict(mask)
         elif not isinstance(mask, HeadMask):
             mask = HeadMask.load(mask, self.ratio, DEFAULT_RATIO)
-        object.__setattr__(self, "head_mask", mask)
-        object.__setattr__(self, "ratio", mask.nominal_ratio)
+        assign(self, head_mask=mask, ratio=mask.nominal_ratio)
 
     @property
     def mask(self) -> HeadMask:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from catekv.errors import UserError
-from catekv.methods.allocators import CoKV
+from catekv.methods.allocator_files import read_scores
+from catekv.methods.allocators import SLICE_SCALINGS, CoKV
+from catekv.methods.formulas.budgets import ROUNDINGS
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.window_scored import WindowScored
 
@@ -41,18 +43,18 @@ class CoKVMethod(WindowScored):
         "redistribute": True,
     }
 
-    scores: Any = None
+    scores: Any = method_option(
+        None, convert=read_scores, needs="scores of the model's head groups; give scores=FILE"
+    )
     window: int = 8
-    alpha: int = 1
-    rounding: str = "floor"
+    alpha: int = method_option(1, least=1)
+    rounding: str = method_option("floor", words=ROUNDINGS)
     redistribute: bool = False
-    slice_scaling: str = "none"
+    slice_scaling: str = method_option("none", words=SLICE_SCALINGS)
 
     def __post_init__(self) -> None:
-        if self.scores is None:
-            raise UserError("cokv needs scores of the model's head groups; give scores=FILE")
         super().__post_init__()
-        object.__setattr__(self, "scores", self.allocator.scores)
+        self.allocator  # noqa: B018 - refuses bad options
 
     @cached_property
     def allocator(self) -> CoKV:

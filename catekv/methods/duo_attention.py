@@ -15,6 +15,7 @@ from catekv.methods.allocator_files import read_scores
 from catekv.methods.base import Method, Observed, Selection
 from catekv.methods.formulas.budgets import largest_remainder
 from catekv.methods.head_mask import DUO_FILE, HeadMask
+from catekv.methods.options import assign, method_option
 from catekv.methods.prompt_layout import floor_count
 from catekv.methods.registry import register
 from catekv.methods.streaming_llm import first_and_last
@@ -39,6 +40,18 @@ def streaming_heads(gates: Tensor, share: float) -> Tensor:
     streaming = torch.zeros(gates.numel(), dtype=torch.bool)
     streaming[order[gates.numel() - count :]] = True
     return streaming.view(gates.shape)
+
+
+def read_gates(pattern: Any) -> tuple[tuple[float, ...], ...]:
+    """Gates [layers, kv_heads] from a pattern: a mask, its ``to_dict()``, rows, a file or the
+    folder that holds one."""
+    if isinstance(pattern, dict):
+        pattern = HeadMask.from_dict(pattern)
+    if isinstance(pattern, HeadMask):
+        pattern = pattern.adaptive.double()
+    elif isinstance(pattern, str | Path) and Path(pattern).is_dir():
+        pattern = Path(pattern) / DUO_FILE
+    return read_scores(pattern)
 
 
 @register
@@ -71,41 +84,26 @@ class DuoAttention(Method):
         "ICLR 2025"
     )
 
-    pattern: Any = None
-    streaming_share: float | None = None
-    sinks: int = 128
-    recent: int = 256
+    pattern: Any = method_option(
+        None,
+        convert=read_gates,
+        needs=f"the gates of the model's heads; give pattern=FILE (a {DUO_FILE}) or a head mask",
+    )
+    streaming_share: float | None = method_option(None, least=0, most=1)
+    sinks: int = method_option(128, least=0)
+    recent: int = method_option(256, least=0)
     rolling: bool = False
     total: int | None = None
 
     def __post_init__(self) -> None:
-        pattern = self.pattern
-        if pattern is None:
-            raise UserError(
-                "duo_attention needs the gates of the model's heads; give pattern=FILE (a "
-                f"{DUO_FILE}) or a head mask"
-            )
-        if isinstance(pattern, dict):
-            pattern = HeadMask.from_dict(pattern)
-        if isinstance(pattern, HeadMask):
-            pattern = pattern.adaptive.double()
-        elif isinstance(pattern, str | Path) and Path(pattern).is_dir():
-            pattern = Path(pattern) / DUO_FILE
-        rows = read_scores(pattern)
-        object.__setattr__(self, "pattern", rows)
+        super().__post_init__()
         gates = self.gates
         if gates.dim() != 2:
             raise UserError(f"duo_attention: gates are [layers, KV heads], not {list(gates.shape)}")
-        share = self.streaming_share
-        if share is None:
+        if self.streaming_share is None:
             is_mask = bool(((gates == 0) | (gates == 1)).all())
             share = float((gates == 0).double().mean()) if is_mask else DEFAULT_SHARE
-            object.__setattr__(self, "streaming_share", share)
-        if not 0 <= share <= 1:
-            raise UserError(f"duo_attention: streaming_share {share} is outside [0, 1]")
-        for name in ("sinks", "recent"):
-            if getattr(self, name) < 0:
-                raise UserError(f"duo_attention: {name} {getattr(self, name)} must be at least 0")
+            assign(self, streaming_share=share)
         if self.store != "device" and self.rolling:
             raise UserError(
                 f"duo_attention: store {self.store!r} holds what does not change while decoding; "

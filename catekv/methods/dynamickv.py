@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from catekv import kernels
-from catekv.errors import NeedsAllHeadsError, UserError
+from catekv.errors import NeedsAllHeadsError
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
 from catekv.methods.formulas.budgets import ROUNDINGS, proportional
 from catekv.methods.formulas.scoring import POOLINGS, top_mask
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.models.shape import ModelShape
 
@@ -98,7 +99,8 @@ class DynamicKV(Budgeted):
         window: last prompt queries that score the others; always kept (8 or 16).
         r_max: a layer keeps at most ``r_max * budget`` tokens per head (10; 5 in some runs).
         interval: m, layers between two updates.
-        kernel: width of the pooling, odd; 1 = none. pooling: ``max`` or ``average``.
+        kernel: width of the pooling, odd; 1 = none.
+        pooling: ``max`` or ``average``.
         scaling, rounding: as in :func:`layer_budgets`.
         score_heads: ``query`` or ``kv``.
     """
@@ -112,27 +114,14 @@ class DynamicKV(Budgeted):
     edges_option: ClassVar[str] = "window"
 
     budget: int = 504
-    window: int = 8
-    r_max: float = 10
-    interval: int = 4
-    kernel: int = 7
-    pooling: str = "max"
-    scaling: str = "official"
-    rounding: str = "floor"
-    score_heads: str = "query"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("window", 1), ("interval", 1), ("kernel", 1)):
-            self.refuse_below(name, least)
-        if self.r_max < 1:
-            raise UserError(f"dynamickv: r_max {self.r_max} must be at least 1")
-        if self.kernel % 2 == 0:
-            raise UserError(f"dynamickv: kernel {self.kernel} must be odd")
-        self.refuse_unless("pooling", POOLINGS)
-        self.refuse_unless("scaling", SCALINGS)
-        self.refuse_unless("rounding", ROUNDINGS)
-        self.refuse_unless("score_heads", SCORE_HEADS)
+    window: int = method_option(8, least=1)
+    r_max: float = method_option(10, least=1)
+    interval: int = method_option(4, least=1)
+    kernel: int = method_option(7, least=1, odd=True)
+    pooling: str = method_option("max", words=POOLINGS)
+    scaling: str = method_option("official", words=SCALINGS)
+    rounding: str = method_option("floor", words=ROUNDINGS)
+    score_heads: str = method_option("query", words=SCORE_HEADS)
 
     @property
     def needs(self) -> Needs:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from catekv.errors import UserError
+from catekv.methods.allocators import budgets_from
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted, BudgetedType
 from catekv.methods.formulas.scoring import top_mask
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.models.shape import ModelShape
 
@@ -105,7 +107,7 @@ class H2O(Budgeted):
 
     recent: int | None = None
     decode: bool = True
-    budgets: Any = None
+    budgets: Any = method_option(None, convert=budgets_from)
 
     def __post_init__(self) -> None:
         super().__post_init__()

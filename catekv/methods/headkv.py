@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from catekv.errors import UserError
+from catekv.methods.allocator_files import read_scores
 from catekv.methods.allocators import HeadKV
+from catekv.methods.formulas.budgets import ROUNDINGS
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.window_scored import WindowScored
 
@@ -42,17 +44,17 @@ class HeadKVMethod(WindowScored):
         "redistribute": True,
     }
 
-    scores: Any = None
+    scores: Any = method_option(
+        None, convert=read_scores, needs="scores of the model's heads; give scores=FILE"
+    )
     window: int = 8
-    beta: float = 1.01
-    rounding: str = "floor"
+    beta: float = method_option(1.01, least=1)
+    rounding: str = method_option("floor", words=ROUNDINGS)
     redistribute: bool = False
 
     def __post_init__(self) -> None:
-        if self.scores is None:
-            raise UserError("headkv needs scores of the model's heads; give scores=FILE")
         super().__post_init__()
-        object.__setattr__(self, "scores", self.allocator.scores)
+        self.allocator  # noqa: B018 - refuses bad options
 
     @cached_property
     def allocator(self) -> HeadKV:

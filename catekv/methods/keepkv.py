@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from catekv.errors import UserError
 from catekv.kernels.ragged import Merged, RaggedPrefix
+from catekv.methods.allocators import budgets_from
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
 from catekv.methods.formulas.merging import nearest_kept
@@ -23,7 +23,7 @@ from catekv.methods.formulas.vote_merge import (
     zip_merge,
 )
 from catekv.methods.h2o import H2O, row_capacities, selected_entries, with_halved_window
-from catekv.methods.options import check_number
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.stores.slots import Entries, Eviction, Newcomer, SlotStore
 from catekv.models.shape import ModelShape
@@ -60,21 +60,14 @@ class KeepKV(Budgeted):
     edges_in_budget: ClassVar[bool] = True
 
     recent: int | None = None
-    threshold: float = 0.8
-    alpha: float = 0.9
-    window: int = 32
+    threshold: float = method_option(0.8, least=-1, most=1)
+    alpha: float = method_option(0.9, above=0, below=1)
+    window: int = method_option(32, least=1)
     decode: bool = True
-    budgets: Any = None
+    budgets: Any = method_option(None, convert=budgets_from)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_below("window", 1)
-        for option in ("threshold", "alpha"):
-            check_number(self.name, option, getattr(self, option))
-        if not -1 <= self.threshold <= 1:
-            raise UserError(f"keepkv: threshold {self.threshold} is outside [-1, 1]")
-        if not 0 < self.alpha < 1:
-            raise UserError(f"keepkv: alpha {self.alpha} must lie between 0 and 1")
         self.keeper  # noqa: B018 - making it refuses a window larger than the budget
 
     @property

@@ -17,7 +17,7 @@ from catekv.kernels.ragged import Merged, RaggedPrefix
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.h2o import observed_shape
-from catekv.methods.options import check_number, check_whole
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.stores.base import WholePrefix
 from catekv.models.shape import ModelShape
@@ -129,23 +129,18 @@ class PyramidInferKV(Method):
         "PyramidInfer: Pyramid KV Cache Compression for High-throughput LLM Inference, 2024"
     )
 
-    least_ratio: float = 0.9
-    recent: float = 0.2
-    sinks: int = 4
-    min_context: int = 64
-    window: int = 512
+    least_ratio: float = method_option(0.9, least=0, most=1)
+    recent: float = method_option(0.2, least=0, most=1)
+    sinks: int = method_option(4, least=0)
+    min_context: int = method_option(64, least=0)
+    window: int = method_option(512, least=1)
     decode: bool = True
-    block: int = 16
-    block_share: float = 0.9
-    least_block_ratio: float = 0.1
+    block: int = method_option(16, least=1)
+    block_share: float = method_option(0.9, least=0, most=1)
+    least_block_ratio: float = method_option(0.1, least=0, most=1)
 
     def __post_init__(self) -> None:
-        for option in ("least_ratio", "recent", "block_share", "least_block_ratio"):
-            check_number(self.name, option, getattr(self, option))
-            if not 0 <= getattr(self, option) <= 1:
-                raise UserError(f"{self.name}: {option} {getattr(self, option)} is outside [0, 1]")
-        for option, least in (("sinks", 0), ("min_context", 0), ("window", 1), ("block", 1)):
-            check_whole(self.name, option, getattr(self, option), least)
+        super().__post_init__()
         if self.min_context < self.sinks:
             raise UserError(
                 f"{self.name}: min_context {self.min_context} does not hold the {self.sinks} sinks"

@@ -7,6 +7,8 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from catekv.methods.allocators import Budgets, Pyramid
+from catekv.methods.formulas.budgets import SHORT_PROMPTS, STEPS
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.window_scored import WindowScored
 
@@ -38,14 +40,10 @@ class PyramidKV(WindowScored):
     recommended: ClassVar[dict[str, Any]] = {"rescale": True}
 
     window: int = 8
-    beta: float = 20
-    short_prompt: str = "uniform"
-    step: str = "integer"
+    beta: float = method_option(20, least=1)
+    short_prompt: str = method_option("uniform", words=SHORT_PROMPTS)
+    step: str = method_option("integer", words=STEPS)
     rescale: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        assert self.allocator  # refuses bad options
 
     @cached_property
     def allocator(self) -> Budgets:

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from catekv.errors import UserError
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.methods.base import Observed, Selection
 from catekv.methods.full import KeepsEverything
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.stores.base import DecodeStore
 from catekv.methods.stores.block_reader import Reading
@@ -40,15 +40,10 @@ class Quest(KeepsEverything):
     )
     effect: ClassVar[str] = "skips"
 
-    budget: int = 2048
-    page: int = 16
-    full_layers: int = 2
-    least_pages: int = 3
-
-    def __post_init__(self) -> None:
-        for name, least in (("budget", 1), ("page", 1), ("full_layers", 0), ("least_pages", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"quest: {name} {getattr(self, name)} must be at least {least}")
+    budget: int = method_option(2048, least=1)
+    page: int = method_option(16, least=1)
+    full_layers: int = method_option(2, least=0)
+    least_pages: int = method_option(3, least=1)
 
     @property
     def top_pages(self) -> int:

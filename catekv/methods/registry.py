@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 from catekv.errors import UserError
 from catekv.methods.base import Method
-from catekv.methods.options import check_kinds
-from catekv.methods.stores import check_store
 
 _REGISTRY: dict[str, type[Method]] = {}
 
@@ -72,8 +70,6 @@ def create(name: str, *, preset: str = "published", **options: Any) -> Method:
             f"valid options: {', '.join(valid) or 'none'}"
         )
     base = dict(cls.recommended) if preset == "recommended" else {}
-    check_store(options.get("store", "device"))
-    check_kinds(f"method {cls.name!r}", cls, options)
     try:
         return cls(**{**base, **options})
     except UserError:

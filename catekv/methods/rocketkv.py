@@ -14,6 +14,7 @@ from catekv.errors import UserError
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.formulas.scoring import POOLINGS, top_mask, window_token_scores
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.stores.base import DecodeStore
 from catekv.methods.stores.hybrid import HybridReader, HybridReading, Refilter
@@ -77,28 +78,19 @@ class RocketKV(Method):
     )
 
     budget: int = 2048
-    window: int = 32
-    kernel: int = 63
-    pooling: str = "max"
-    page_rule: str = "paper"
+    window: int = method_option(32, least=1)
+    kernel: int = method_option(63, least=1, odd=True)
+    pooling: str = method_option("max", words=POOLINGS)
+    page_rule: str = method_option("paper", words=PAGE_RULES)
     multi_turn: bool = False
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise UserError(
-                f"rocketkv: window {self.window} must be at least 1, kernel {self.kernel} odd and "
-                "at least 1"
-            )
+        super().__post_init__()
         if self.budget < max(2, self.window):
             raise UserError(
                 f"rocketkv: budget {self.budget} is smaller than the window of {self.window} "
                 "tokens that is always kept; raise the budget"
             )
-        for name, allowed in (("pooling", POOLINGS), ("page_rule", PAGE_RULES)):
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"rocketkv: unknown {name} {getattr(self, name)!r}; use {' or '.join(allowed)}"
-                )
 
     @property
     def needs(self) -> Needs:

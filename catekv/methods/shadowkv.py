@@ -11,6 +11,7 @@ from catekv.errors import UserError
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.full import KeepsEverything
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.stores.base import DecodeStore
 from catekv.methods.stores.shadow import ShadowSettings
@@ -45,15 +46,13 @@ class ShadowKV(KeepsEverything):
     effect: ClassVar[str] = "moves"
 
     budget: int = 2048
-    chunk: int = 8
-    rank: int = 160
-    outliers: int = 48
-    local: int = 4
+    chunk: int = method_option(8, least=1)
+    rank: int = method_option(160, least=1)
+    outliers: int = method_option(48, least=0)
+    local: int = method_option(4, least=0)
 
     def __post_init__(self) -> None:
-        for name, least in (("chunk", 1), ("rank", 1), ("outliers", 0), ("local", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"shadowkv: {name} {getattr(self, name)} must be at least {least}")
+        super().__post_init__()
         if self.budget < self.chunk:
             raise UserError(
                 f"shadowkv: budget {self.budget} is less than one chunk of {self.chunk} tokens"

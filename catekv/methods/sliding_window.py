@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from catekv.methods.allocators import budgets_from
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.streaming_llm import FirstAndLast
 
@@ -28,8 +30,5 @@ class SlidingWindow(FirstAndLast):
     name: ClassVar[str] = "sliding_window"
     paper: ClassVar[str] = "the window baseline of Efficient Streaming Language Models, ICLR 2024"
 
-    budgets: Any = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.refuse_below("budget", 1)
+    budget: int = method_option(1024, least=1)
+    budgets: Any = method_option(None, convert=budgets_from)

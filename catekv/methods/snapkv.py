@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from catekv.errors import UserError
-from catekv.methods.allocators import Table
+from catekv.methods.allocators import Table, budgets_from
+from catekv.methods.options import assign, method_option
 from catekv.methods.registry import register
 from catekv.methods.window_scored import WindowScored
 
@@ -37,13 +38,12 @@ class SnapKV(WindowScored):
     paper: ClassVar[str] = "SnapKV: LLM Knows What You are Looking for Before Generation, 2024"
 
     budget: int | Sequence[int] = 1024  # type: ignore[assignment]
-    budgets: Any = None
+    budgets: Any = method_option(None, convert=budgets_from)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.budget, int):
+        if not isinstance(self.budget, int | float):
             if self.budgets is not None:
                 raise UserError("snapkv: give a budget per head or budgets, not both")
             row = tuple(int(value) for value in self.budget)
-            object.__setattr__(self, "budgets", Table([row]))
-            object.__setattr__(self, "budget", round(sum(row) / len(row)))
+            assign(self, budgets=Table([row]), budget=round(sum(row) / len(row)))
         super().__post_init__()

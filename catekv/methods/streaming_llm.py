@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
+from catekv.methods.allocators import budgets_from
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import ENDLESS, Budgeted
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.models.shape import ModelShape
 
@@ -102,16 +104,16 @@ class StreamingLLM(FirstAndLast):
     edges_option: ClassVar[str] = "sinks"
     edges_in_budget: ClassVar[bool] = True
 
-    sinks: int = 4
+    sinks: int = method_option(4, least=0)
     reposition: bool = False
-    budgets: Any = None
+    budgets: Any = method_option(None, convert=budgets_from)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sinks < 0 or self.budget < max(1, self.sinks):
+        if self.budget < max(1, self.sinks):
             raise UserError(
                 f"streaming_llm: budget {self.budget} must be at least 1 and at least sinks "
-                f"{self.sinks}, and sinks at least 0"
+                f"{self.sinks}"
             )
 
     @property

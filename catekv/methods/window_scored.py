@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from catekv.errors import UserError
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
 from catekv.methods.formulas.scoring import ORDERS, POOLINGS, top_mask, window_token_scores
+from catekv.methods.options import method_option
 from catekv.models.shape import ModelShape
 
 
@@ -27,18 +27,10 @@ class WindowScored(Budgeted):
 
     edges_option: ClassVar[str] = "window"
 
-    window: int = 32
-    kernel: int = 7
-    pooling: str = "max"
-    order: str = "mean_then_pool"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.refuse_below("window", 1)
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise UserError(f"{self.name}: kernel {self.kernel} must be odd and at least 1")
-        self.refuse_unless("pooling", POOLINGS)
-        self.refuse_unless("order", ORDERS)
+    window: int = method_option(32, least=1)
+    kernel: int = method_option(7, least=1, odd=True)
+    pooling: str = method_option("max", words=POOLINGS)
+    order: str = method_option("mean_then_pool", words=ORDERS)
 
     @property
     def needs(self) -> Needs:

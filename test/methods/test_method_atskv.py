@@ -463,7 +463,7 @@ def test_a_predictor_of_another_model_is_refused(tmp_path: Path) -> None:
         ({"beta": -1.0}, "beta -1.0"),
         ({"beta": float("nan")}, "beta nan"),
         ({"momentum": "x"}, "momentum 'x' is not a number"),
-        ({"predictor_kind": "tree"}, "unknown predictor kind"),
+        ({"predictor_kind": "tree"}, "predictor: unknown kind 'tree'; use mlp or linear"),
         ({"feature_dim": 18}, "feature_dim 18"),
     ],
 )
@@ -569,7 +569,7 @@ def test_a_full_passive_tier_is_an_error_before_anything_is_lost() -> None:
     ("options", "message"),
     [
         ({"hysteresis": "none"}, "unknown hysteresis 'none'; use absolute or quantile"),
-        ({"passive": "disk"}, "unknown passive 'disk'; use host or file or drop"),
+        ({"passive": "disk"}, "unknown passive 'disk'; use host, file, drop"),
         ({"passive_folder": "x"}, "passive_folder is for passive=file"),
         ({"passive_mib": -1.0}, "passive_mib -1.0 must be at least 0"),
     ],

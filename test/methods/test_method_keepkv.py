@@ -322,7 +322,7 @@ def test_budgets_are_exact_and_an_infinite_one_changes_nothing() -> None:
     [
         ({"threshold": 1.5}, "outside"),
         ({"threshold": "high"}, "threshold 'high' is not a number"),
-        ({"alpha": 1.0}, "between 0 and 1"),
+        ({"alpha": 1.0}, r"alpha 1.0 is outside \(0, 1\)"),
         ({"window": 0}, "at least 1"),
         ({"budget": 4, "recent": 5}, "does not fit"),
     ],

@@ -145,7 +145,7 @@ def test_bad_ratios_are_refused(name: str) -> None:
         ("simcalkv_keepkv", {"duplicates": "first"}, "use last or all"),
         ("simcalkv_keepkv", {"threshold": -2.0}, "outside"),
         ("simcalkv_pyramidinfer", {"every": 0}, "at least 1"),
-        ("simcalkv_cam", {"total": -1}, "negative"),
+        ("simcalkv_cam", {"total": -1}, "total -1 must be at least 0"),
         ("simcalkv_cam", {"seed": "x"}, "seed 'x' is not a whole number"),
         ("simcalkv_pyramidinfer", {"step": "x"}, "step 'x' is not a number"),
         ("simcalkv_pyramidinfer", {"step": float("nan")}, "step nan is not a number"),

@@ -405,7 +405,7 @@ def test_another_model_is_refused_with_both_numbers() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "tree"}, "unknown predictor kind 'tree'"),
+        ({"kind": "tree"}, "predictor: unknown kind 'tree'"),
         ({"attention_feature": "matrix"}, "unknown attention_feature"),
         ({"feature_dim": 18}, "feature_dim 18"),
         ({"width": 0}, "width 0"),

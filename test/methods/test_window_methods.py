@@ -184,7 +184,7 @@ def test_cokv_gives_the_worst_groups_their_window_only() -> None:
         ("cokv", {}, "give scores=FILE"),
         ("snapkv", {"order": "pool"}, "use mean_then_pool or pool_then_mean"),
         ("snapkv", {"budget": [1, 2], "budgets": "pyramid"}, "not both"),
-        ("snapkv", {"total": -1}, "total -1 must be a whole number"),
+        ("snapkv", {"total": -1}, "total -1 must be at least 0"),
     ],
 )
 def test_bad_options_are_refused(name: str, options: dict, message: str) -> None:

@@ -19,6 +19,7 @@ from catekv.kernels.ragged import Merged
 from catekv.methods.atskv.control import simple_controller
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.formulas.scoring import top_mask
+from catekv.methods.options import assign, method_option
 from catekv.methods.registry import register
 from catekv.models.shape import ModelShape
 
@@ -44,11 +45,6 @@ class _OneMask(Method):
         )
 
 
-def _check_budget(name: str, budget: int | None) -> None:
-    if budget is not None and budget < 1:
-        raise UserError(f"{name}: budget {budget} must be at least 1 token, or None")
-
-
 @register
 @dataclass(frozen=True)
 class AtskvDynamicKV(_OneMask):
@@ -68,14 +64,15 @@ class AtskvDynamicKV(_OneMask):
     paper: ClassVar[str] = f"{PAPER} (its comparison's 'dynamic_kv')"
 
     ratio: float | Sequence[float] = 0.5
-    min_ratio: float = 0.1
-    max_ratio: float = 0.9
-    budget: int | None = None
+    min_ratio: float = method_option(0.1, least=0, most=1)
+    max_ratio: float = method_option(0.9, least=0, most=1)
+    budget: int | None = method_option(None, least=1)
 
     def __post_init__(self) -> None:
         if isinstance(self.ratio, Sequence):
-            object.__setattr__(self, "ratio", tuple(float(value) for value in self.ratio))
-        if not 0 <= self.min_ratio <= self.max_ratio <= 1:
+            assign(self, ratio=tuple(float(value) for value in self.ratio))
+        super().__post_init__()
+        if self.min_ratio > self.max_ratio:
             raise UserError(
                 f"atskv_dynamic_kv: limits {self.min_ratio} and {self.max_ratio} must be ordered "
                 "and inside [0, 1]"
@@ -86,7 +83,6 @@ class AtskvDynamicKV(_OneMask):
                     f"atskv_dynamic_kv: ratio {value} is outside its limits [{self.min_ratio}, "
                     f"{self.max_ratio}]"
                 )
-        _check_budget(self.name, self.budget)
 
     def _given(self) -> tuple[float, ...]:
         return tuple(self.ratio) if isinstance(self.ratio, Sequence) else (self.ratio,)
@@ -154,18 +150,9 @@ class AtskvRocketKV(_OneMask):
     name: ClassVar[str] = "atskv_rocket_kv"
     paper: ClassVar[str] = f"{PAPER} (its comparison's 'rocket_kv')"
 
-    eviction: float = 0.5
-    sparsity: float = 0.7
-    budget: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("eviction", "sparsity"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(
-                    f"atskv_rocket_kv: {name} {getattr(self, name)} is outside [0, 1]; it is a "
-                    "share"
-                )
-        _check_budget(self.name, self.budget)
+    eviction: float = method_option(0.5, least=0, most=1)
+    sparsity: float = method_option(0.7, least=0, most=1)
+    budget: int | None = method_option(None, least=1)
 
     @property
     def needs(self) -> Needs:

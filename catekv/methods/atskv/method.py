@@ -5,8 +5,6 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Integral
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +20,7 @@ from catekv.methods.atskv.source import PREDICTOR_OPTIONS, PredictorSource
 from catekv.methods.atskv.store import TierRules, TierState, TierStore
 from catekv.methods.atskv.tiers import TwoTiers
 from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.options import assign, method_option
 from catekv.methods.registry import register
 from catekv.models.shape import ModelShape
 
@@ -55,7 +54,8 @@ class ATSKV(Method):
         q_min, q_max: range of the level; with a budget it moves by ``1 - smoothing`` towards
             ``q_min + (q_max - q_min) * min(1, active / budget)`` at every update.
         beta: factor of the threshold (default 1, or the file's). Not 1: q is no share any more.
-        momentum: lambda of the soft mask. smoothing: inertia of the level.
+        momentum: lambda of the soft mask.
+        smoothing: inertia of the level.
         init_tokens, recent_tokens: first and last prompt tokens that are always active; 0 = none.
         promote_above, demote_below: relevance at which tokens change tiers, strictly.
         hysteresis: ``absolute`` compares relevance itself with these two, as published;
@@ -65,8 +65,9 @@ class ATSKV(Method):
         update_every: tokens between two updates of relevance and tiers; 0 = the tiers stay.
         lsh_bits, fetch: hash bits, and passive entries fetched per KV head and step (0 = none).
             With 16 bits hardly a key shares its query's bucket; recommended: 4 and 16.
-        passive: ``host`` memory, memory-mapped ``file`` in ``passive_folder`` (default: where
-            temporary files go), or ``drop``: what is not active is gone for good.
+        passive: ``host`` memory, memory-mapped ``file``, or ``drop``: what is not active is gone
+            for good.
+        passive_folder: of the mapped files; default: where temporary files go.
         passive_mib: MiB for passive entries over all layers, an equal share each; what does not
             fit is an error that loses nothing. None: no limit.
         seed: of the projections and of untrained predictors.
@@ -91,25 +92,25 @@ class ATSKV(Method):
     predictor: str | None = None
     untrained: bool = False
     budget: int | None = None
-    selection: str = "quantile"
-    quantile: float | None = None
-    q_min: float = 0.5
-    q_max: float = 0.9
-    beta: float | None = None
-    momentum: float = 0.8
-    smoothing: float = 0.9
-    init_tokens: int = 4
-    recent_tokens: int = 32
-    promote_above: float = 0.8
-    demote_below: float = 0.2
-    hysteresis: str = "absolute"
-    update_every: int = 16
-    lsh_bits: int = 16
-    fetch: int = 5
-    passive: str = "host"
+    selection: str = method_option("quantile", words=SELECTIONS)
+    quantile: float | None = method_option(None, least=0, most=1)
+    q_min: float = method_option(0.5, least=0, most=1)
+    q_max: float = method_option(0.9, least=0, most=1)
+    beta: float | None = method_option(None, least=0)
+    momentum: float = method_option(0.8, least=0, most=1)
+    smoothing: float = method_option(0.9, least=0, most=1)
+    init_tokens: int = method_option(4, least=0)
+    recent_tokens: int = method_option(32, least=0)
+    promote_above: float = method_option(0.8, least=0, most=1)
+    demote_below: float = method_option(0.2, least=0, most=1)
+    hysteresis: str = method_option("absolute", words=HYSTERESES)
+    update_every: int = method_option(16, least=0)
+    lsh_bits: int = method_option(16, least=1, most=62)
+    fetch: int = method_option(5, least=0)
+    passive: str = method_option("host", words=PASSIVE_TIERS)
     passive_folder: str | None = None
-    passive_mib: float | None = None
-    seed: int = 0
+    passive_mib: float | None = method_option(None, least=0)
+    seed: int = method_option(0, least=0)
     predictor_kind: str | None = None
     predictor_width: int | None = None
     feature_dim: int | None = None
@@ -117,9 +118,7 @@ class ATSKV(Method):
     causal_normalised: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("predictor", "passive_folder"):
-            if isinstance(getattr(self, name), Path):
-                object.__setattr__(self, name, str(getattr(self, name)))
+        super().__post_init__()
         if self.predictor is None and not self.untrained:
             raise UserError(
                 "atskv needs a trained relevance predictor: pass predictor=FOLDER; untrained=True "
@@ -127,44 +126,17 @@ class ATSKV(Method):
             )
         if self.predictor is not None and self.untrained:
             raise UserError("atskv: pass predictor or untrained=True, not both")
-        self._check_numbers()
-        for option, value in self.source.options.items():
-            object.__setattr__(self, option, value)
+        self._check_together()
+        assign(self, **self.source.options)
 
-    def _check_numbers(self) -> None:
-        for name in ("budget", "init_tokens", "recent_tokens", "update_every", "lsh_bits", "fetch",
-                     "seed"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
-                raise UserError(f"atskv: {name} {value!r} must be a whole number")
-        for name in ("quantile", "q_min", "q_max", "momentum", "smoothing", "promote_above",
-                     "demote_below"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"atskv: {name} {value} is outside [0, 1]")
+    def _check_together(self) -> None:
         for low, high in (("q_min", "q_max"), ("demote_below", "promote_above")):
             if getattr(self, low) > getattr(self, high):
                 raise UserError(
                     f"atskv: {low} {getattr(self, low)} is above {high} {getattr(self, high)}"
                 )
-        for name in ("init_tokens", "recent_tokens", "update_every", "fetch", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"atskv: {name} {getattr(self, name)} must be at least 0")
-        if not 1 <= self.lsh_bits <= 62:
-            raise UserError(f"atskv: lsh_bits {self.lsh_bits} must be between 1 and 62")
-        if self.beta is not None and not self.beta >= 0:
-            raise UserError(f"atskv: beta {self.beta} must be at least 0")
-        for name, known in (
-            ("selection", SELECTIONS), ("hysteresis", HYSTERESES), ("passive", PASSIVE_TIERS)
-        ):  # fmt: skip
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"atskv: unknown {name} {getattr(self, name)!r}; use {' or '.join(known)}"
-                )
         if self.passive_folder is not None and self.passive != "file":
             raise UserError("atskv: passive_folder is for passive=file")
-        if self.passive_mib is not None and not self.passive_mib >= 0:
-            raise UserError(f"atskv: passive_mib {self.passive_mib} must be at least 0")
         edges = self.init_tokens + self.recent_tokens
         if self.budget is not None and self.budget < max(1, edges):
             raise UserError(

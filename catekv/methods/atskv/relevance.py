@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from catekv.errors import UserError
+from catekv.methods.options import check_options, method_option
 
 KINDS = ("mlp", "linear")
 ATTENTION_FEATURES = ("vector", "scalar")
@@ -39,26 +40,18 @@ class PredictorConfig:
 
     hidden_size: int
     query_heads: int
-    kind: str = "mlp"
-    width: int = 32
-    feature_dim: int = 64
-    attention_feature: str = "vector"
+    kind: str = method_option("mlp", words=KINDS)
+    width: int = method_option(32, least=1)
+    feature_dim: int = method_option(64, least=16)
+    attention_feature: str = method_option("vector", words=ATTENTION_FEATURES)
     causal_normalised: bool = True
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"unknown predictor kind {self.kind!r}; use {' or '.join(KINDS)}")
-        if self.attention_feature not in ATTENTION_FEATURES:
-            raise UserError(
-                f"unknown attention_feature {self.attention_feature!r}; use "
-                f"{' or '.join(ATTENTION_FEATURES)}"
-            )
-        if self.feature_dim < 16 or self.feature_dim % 4:
+        check_options("predictor", self)
+        if self.feature_dim % 4:
             raise UserError(
                 f"feature_dim {self.feature_dim} must be a multiple of 4 and at least 16"
             )
-        if self.width < 1:
-            raise UserError(f"predictor width {self.width} must be at least 1")
 
     @property
     def attention_size(self) -> int:

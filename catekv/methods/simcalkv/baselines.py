@@ -7,7 +7,6 @@ that comparison did by mistake and cannot have meant (kept entries averaged with
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -23,7 +22,7 @@ from catekv.methods.formulas.draws import uniform_numbers
 from catekv.methods.formulas.merging import group_mean, group_shares, nearest_kept, removed_count
 from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.h2o import observed_shape, received_attention
-from catekv.methods.options import check_number, check_whole
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.simcalkv.merge import removal_order
 from catekv.methods.simcalkv.method import check_ratio, last_query_logits
@@ -43,10 +42,11 @@ class RemovedShare(Method):
         total: entries of all layers and heads together, exact, instead of ``ratio``.
     """
 
-    ratio: float = 0.4
-    total: int | None = None
+    ratio: float = method_option(0.4, least=0, most=1)
+    total: int | None = method_option(None, least=0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ratio(self.name, self.ratio, self.total)
 
     @property
@@ -135,16 +135,9 @@ class SimCalPyramidInfer(RemovedShare):
     paper: ClassVar[str] = PAPER
     recommended: ClassVar[dict[str, Any]] = {"rescale": True}
 
-    step: float = 0.01
-    every: int = 1
+    step: float = method_option(0.01, least=0)
+    every: int = method_option(1, least=1)
     rescale: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self.name, "step", self.step)
-        check_whole(self.name, "every", self.every, 1)
-        if not 0 <= self.step < math.inf:
-            raise UserError(f"{self.name}: step {self.step} must be at least 0")
 
     def ratios(self, layers: int) -> list[float]:
         rise = [self.step * (layer // self.every) for layer in range(layers)]
@@ -197,19 +190,8 @@ class SimCalKeepKV(RemovedShare):
     paper: ClassVar[str] = PAPER
     recommended: ClassVar[dict[str, Any]] = {"duplicates": "all"}
 
-    threshold: float = -1.0
-    duplicates: str = "last"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.duplicates not in DUPLICATES:
-            raise UserError(
-                f"{self.name}: unknown duplicates {self.duplicates!r}; use "
-                f"{' or '.join(DUPLICATES)}"
-            )
-        check_number(self.name, "threshold", self.threshold)
-        if not -1 <= self.threshold <= 1:
-            raise UserError(f"{self.name}: threshold {self.threshold} is outside [-1, 1]")
+    threshold: float = method_option(-1.0, least=-1, most=1)
+    duplicates: str = method_option("last", words=DUPLICATES)
 
     @property
     def needs(self) -> Needs:
@@ -256,11 +238,7 @@ class SimCalCaM(RemovedShare):
     paper: ClassVar[str] = PAPER
 
     expected: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole(self.name, "seed", self.seed)
+    seed: int = method_option(0, least=0)
 
     def for_heads(self, heads: slice) -> SimCalCaM:
         if not self.expected:

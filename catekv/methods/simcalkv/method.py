@@ -17,7 +17,7 @@ from catekv.methods.allocators import Demand, budgets_from
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.formulas.merging import removed_count
 from catekv.methods.h2o import observed_shape, received_attention
-from catekv.methods.options import check_number, check_whole
+from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.simcalkv.merge import (
     CALIBRATIONS,
@@ -70,42 +70,26 @@ class SimCalKV(Method):
     paper: ClassVar[str] = "Similarity-Aware KV Cache Merging with Bias Calibration, MSN 2025"
     recommended: ClassVar[dict[str, Any]] = {"calibration": "logit", "key_mean": "uniform"}
 
-    ratio: float = 0.4
-    threshold: float = 0.0
-    calibration: str = "key_const"
-    key_mean: str = "half"
-    merge_order: str = "batched"
-    protect_initial: int = 0
-    protect_recent: int = 0
+    ratio: float = method_option(0.4, least=0, most=1)
+    threshold: float = method_option(0.0, least=-1, most=1)
+    calibration: str = method_option("key_const", words=CALIBRATIONS)
+    key_mean: str = method_option("half", words=KEY_MEANS)
+    merge_order: str = method_option("batched", words=ORDERS)
+    protect_initial: int = method_option(0, least=0)
+    protect_recent: int = method_option(0, least=0)
     causal_normalise: bool = False
-    remerge_every: int = 0
-    budgets: Any = None
-    total: int | None = None
+    remerge_every: int = method_option(0, least=0)
+    budgets: Any = method_option(None, convert=budgets_from)
+    total: int | None = method_option(None, least=0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ratio(self.name, self.ratio, self.total)
-        choices = {"calibration": CALIBRATIONS, "key_mean": KEY_MEANS, "merge_order": ORDERS}
-        for option, allowed in choices.items():
-            if getattr(self, option) not in allowed:
-                raise UserError(
-                    f"{self.name}: unknown {option} {getattr(self, option)!r}; use "
-                    f"{' or '.join(allowed)}"
-                )
-        check_number(self.name, "threshold", self.threshold)
-        if not -1 <= self.threshold <= 1:
-            raise UserError(f"{self.name}: threshold {self.threshold} is outside [-1, 1]")
         if self.merge_order == "sequential" and self.key_mean != "half":
             raise UserError(
                 f"{self.name}: a sequential merge halves the key at every step; use "
                 "key_mean='half' or merge_order='batched'"
             )
-        for option in ("protect_initial", "protect_recent", "remerge_every"):
-            check_whole(self.name, option, getattr(self, option))
-        if not isinstance(self.causal_normalise, bool):
-            raise UserError(
-                f"{self.name}: causal_normalise {self.causal_normalise!r} must be true or false"
-            )
-        object.__setattr__(self, "budgets", budgets_from(self.budgets))
 
     @property
     def needs(self) -> Needs:
@@ -196,13 +180,7 @@ class SimCalKV(Method):
 
 
 def check_ratio(name: str, ratio: float, total: int | None) -> None:
-    """Raise ``UserError`` unless ``ratio`` is a share that leaves something, and ``total``, which
-    stands for it where it is given, not negative."""
-    check_number(name, "ratio", ratio)
-    if total is not None:
-        check_whole(name, "total", total)
-    if not 0 <= ratio <= 1:
-        raise UserError(f"{name}: ratio {ratio} is outside [0, 1); it is the share removed")
+    """Raise ``UserError`` unless the share removed leaves something, or ``total`` says what."""
     if ratio == 1 and total is None:
         raise UserError(f"{name}: ratio 1 removes every token; use a ratio below 1")
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from catekv.errors import UserError
-
 if TYPE_CHECKING:
     from catekv.kernels.ragged import RaggedPrefix
     from catekv.methods.stores.base import DecodeStore
@@ -18,15 +16,8 @@ if TYPE_CHECKING:
 STORES = ("device", "offload", "int8", "fp8")
 
 
-def check_store(name: str) -> None:
-    """Raise ``UserError`` unless ``name`` is in :data:`STORES`."""
-    if name not in STORES:
-        raise UserError(f"unknown store {name!r}; use {', '.join(STORES)}")
-
-
 def stored(name: str, prefix: RaggedPrefix) -> DecodeStore | None:
     """The prefix kept as ``name`` says; None for ``device``, which is what it is already."""
-    check_store(name)
     if name == "device":
         return None
     if name == "offload":
