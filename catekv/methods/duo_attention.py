@@ -16,7 +16,6 @@ from catekv.methods.base import Method, Observed, Selection
 from catekv.methods.formulas.budgets import largest_remainder
 from catekv.methods.head_mask import DUO_FILE, HeadMask
 from catekv.methods.options import assign, method_option
-from catekv.methods.prompt_layout import floor_count
 from catekv.methods.registry import register
 from catekv.methods.streaming_llm import first_and_last
 from catekv.models.shape import ModelShape
@@ -30,13 +29,13 @@ DEFAULT_SHARE = 0.5
 
 
 def streaming_heads(gates: Tensor, share: float) -> Tensor:
-    """Which heads stream: the ``floor(share * heads)`` with the lowest gates, bool like ``gates``.
+    """Which heads stream: the ``round(share * heads)`` with the lowest gates, bool like ``gates``.
 
     Gates are clamped to [0, 1]. Among equal gates the lower flat index keeps everything first.
     """
     gates = gates.double().clamp(0, 1)
     order = gates.flatten().sort(descending=True, stable=True).indices
-    count = floor_count(share * gates.numel())
+    count = round(share * gates.numel())
     streaming = torch.zeros(gates.numel(), dtype=torch.bool)
     streaming[order[gates.numel() - count :]] = True
     return streaming.view(gates.shape)

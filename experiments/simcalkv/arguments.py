@@ -59,8 +59,7 @@ def add_method_arguments(parser: argparse.ArgumentParser, ratios: list[float]) -
         type=float,
         nargs="+",
         default=ratios,
-        help="share of the prompt that is removed, 0 to below 1 (default: "
-        f"{' '.join(map(str, ratios))})",
+        help=f"share of the prompt that is removed, 0 to 1 (default: {' '.join(map(str, ratios))})",
     )
     parser.add_argument(
         "--kv_method",

@@ -10,9 +10,10 @@ from catekv.errors import UserError
 from catekv.methods import Method, ModelShape
 from catekv.methods.equal_memory import total_kept, with_total
 from catekv.methods.formulas.merging import removed_count
+from catekv.methods.options import Rule
 from catekv.methods.pyramidinfer import PyramidInferKV
 from catekv.methods.simcalkv.merge import CALIBRATIONS
-from catekv.methods.simcalkv.method import SimCalKV, check_ratio
+from catekv.methods.simcalkv.method import SimCalKV
 
 #: published name to method. What the public comparison ran under the three other names were
 #: simpler methods: ``simcalkv_keepkv``, ``simcalkv_pyramidinfer`` and ``simcalkv_cam``.
@@ -84,7 +85,7 @@ class Choice:
         if self.name == "simcalkv":
             options["ratio"] = self.ratio
         else:
-            check_ratio(self.kv_method, self.ratio, None)
+            Rule(least=0, most=1).check(self.kv_method, "ratio", self.ratio)
             if self.calibration is not None:
                 raise UserError(
                     f"{self.kv_method} has no calibration, SimCalKV has; leave --calibration out"

@@ -347,7 +347,7 @@ def test_the_analyses_write_numbers_and_pictures(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["--dataset", "squad"], "unknown dataset 'squad'"),
-        (["--compress_ratio", "1"], "ratio 1 removes every token"),
+        (["--compress_ratio", "1.5"], "ratio 1.5 is outside [0, 1]"),
         (["--similarity_threshold", "1.2"], "threshold 1.2 is outside [-1, 1]"),
         (["--kv_method", "KeepCV"], "unknown method 'keepcv'"),
         (["--kv_method", "KeepKV", "CaM", "--calibration", "logit"], "KeepKV has no calibration"),

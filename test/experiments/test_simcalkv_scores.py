@@ -221,11 +221,11 @@ def test_pyramidinfer_gets_the_memory_as_nearly_as_its_shape_allows() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (Choice("SimCalKV", 1.0), "ratio 1 removes every token"),
-        (Choice("KeepKV", 1.0), "ratio 1 removes every token"),
+        (Choice("SimCalKV", 1.1), r"ratio 1.1 is outside \[0, 1\]"),
+        (Choice("KeepKV", 1.1), r"ratio 1.1 is outside \[0, 1\]"),
         (Choice("CaM", -0.1), "outside"),
         (Choice("SimCalKV", 0.4, 1.5), r"threshold 1.5 is outside \[-1, 1\]"),
-        (Choice("SimCalKV", 0.4, None, "best"), "use key_const or logit or none"),
+        (Choice("SimCalKV", 0.4, None, "best"), "use key_const, logit, none"),
         (Choice("CaM", 0.4, None, "logit"), "CaM has no calibration"),
         (Choice("CaM", 0.4, 0.5), "has no option 'threshold'"),
         (Choice("KeepCV", 0.4), "unknown method 'keepcv'"),

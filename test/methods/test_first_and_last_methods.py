@@ -42,6 +42,8 @@ def test_a_sliding_window_keeps_no_sinks() -> None:
 def test_duo_worked_example() -> None:
     gates = torch.tensor([0.9, 0.1, 0.4, 0.8, 0.2, 0.05, 0.7, 0.3])
     assert streaming_heads(gates, 0.5).nonzero().flatten().tolist() == [1, 4, 5, 7]
+    # 2.8 of 8 heads: rounded
+    assert streaming_heads(gates, 0.35).nonzero().flatten().tolist() == [1, 4, 5]
     method = methods.create("duo_attention", pattern=gates[None], sinks=128, recent=256)
     table = method.budget_table(8192, ModelShape(1, 8, 8, 8))
     assert float(table.double().mean()) / 8192 == 0.5234375

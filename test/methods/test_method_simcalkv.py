@@ -18,7 +18,6 @@ from catekv.methods.formulas.merging import nearest_kept, removed_count
 from catekv.methods.h2o import received_attention
 from catekv.methods.simcalkv.merge import (
     MergeRule,
-    key_constant_needed,
     key_constant_shift,
     merge_row,
     normalised_by_queries,
@@ -203,6 +202,29 @@ def test_worked_example_of_sequential_merging() -> None:
     torch.testing.assert_close(batched.keys, torch.tensor([[2.693147] * 2]), rtol=0, atol=1e-5)
 
 
+def test_sequential_merging_cuts_logits_off() -> None:
+    keys, values = torch.tensor([[2.0, 0.0], [3.0, 1.0]]), torch.eye(2)
+    logits = keys @ torch.tensor([40.0, 0.0])
+    for sign in (1, -1):
+        row = merge_row(
+            keys, values, sign * logits, torch.tensor([1]), MergeRule(-1, merge_order="sequential")
+        )
+        torch.testing.assert_close(row.values, torch.tensor([[0.5, 0.5]]))
+    batched = merge_row(keys, values, logits, torch.tensor([1]), MergeRule(-1))
+    assert float(batched.values[0, 1]) > 0.999
+
+
+def test_a_removed_share_of_one_leaves_a_token_of_every_head() -> None:
+    method = methods.create("simcalkv", ratio=1.0)
+    assert method.budget_table(9, ModelShape(2, 4, 2, 4)).tolist() == [[1, 1], [1, 1]]
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(1, 4, 9, 4, generator=generator)
+    keys, values = torch.randn(2, 1, 2, 9, 4, generator=generator)
+    found = method.select(queries, keys, values)
+    assert found.budgets.tolist() == [[1, 1]]
+    assert all(bool(row.isfinite().all()) for row in found.keys[0] + found.values[0])
+
+
 def test_golden_sequential_merge(golden) -> None:
     for case in golden("simcalkv", "sequential_merge"):
         found = merge_into_one(case["inputs"], merge_order="sequential")
@@ -263,7 +285,8 @@ def test_golden_key_constant(golden) -> None:
         given, expected = case["inputs"], case["expected"]
         shift = key_constant_shift(given["sum_q"], given["head_dim"])
         assert shift == pytest.approx(expected["logit_shift"], rel=1e-5)
-        needed = key_constant_needed(given["sum_q"], given["head_dim"])
+        # the constant that would add ln 2 to the logit, where ln 2 itself adds the shift
+        needed = math.log(2) ** 2 / shift
         assert needed == pytest.approx(expected["beta_needed"], rel=1e-5)
 
 
@@ -513,7 +536,6 @@ def test_everything_seen_is_merged_again_if_nothing_is_to_be_removed() -> None:
     [
         ({"ratio": 1.5}, "ratio 1.5 is outside"),
         ({"ratio": -0.1}, "ratio -0.1 is outside"),
-        ({"ratio": 1.0}, "ratio 1 removes every token; use a ratio below 1"),
         ({"ratio": math.nan}, "ratio nan is not a number"),
         ({"ratio": "half"}, "ratio 'half' is not a number"),
         ({"threshold": "high"}, "threshold 'high' is not a number"),

@@ -25,7 +25,7 @@ from catekv.methods.h2o import observed_shape, received_attention
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.simcalkv.merge import removal_order
-from catekv.methods.simcalkv.method import check_ratio, last_query_logits
+from catekv.methods.simcalkv.method import last_query_logits
 from catekv.models.shape import ModelShape
 
 PAPER = "a baseline of Similarity-Aware KV Cache Merging with Bias Calibration, MSN 2025"
@@ -38,16 +38,12 @@ class RemovedShare(Method):
     """Base: remove the share ``ratio`` of every head's tokens, the lowest column sums first.
 
     Args:
-        ratio: share removed, from 0 to below 1.
+        ratio: share removed, of which one token of a head always stays out.
         total: entries of all layers and heads together, exact, instead of ``ratio``.
     """
 
     ratio: float = method_option(0.4, least=0, most=1)
     total: int | None = method_option(None, least=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ratio(self.name, self.ratio, self.total)
 
     @property
     def needs(self) -> Needs:
@@ -179,7 +175,7 @@ class SimCalKeepKV(RemovedShare):
     comparison several tokens with one target overwrite each other; here the last removed one wins.
 
     Args:
-        ratio: share removed, from 0 to below 1.
+        ratio: share removed, of which one token of a head always stays out.
         total: entries of all layers and heads together, exact, instead of ``ratio``.
         threshold: cosine of the keys that a merge must exceed; others are dropped. -1: all merge.
         duplicates: ``last`` (as run): of several tokens with one target only the one with the
@@ -228,7 +224,7 @@ class SimCalCaM(RemovedShare):
     CaM itself adds it to the tokens that follow.
 
     Args:
-        ratio: share removed, from 0 to below 1.
+        ratio: share removed, of which one token of a head always stays out.
         total: entries of all layers and heads together, exact, instead of ``ratio``.
         expected: add the expected value instead of drawing (deterministic).
         seed: of the draws; a draw depends on layer, head and position only.

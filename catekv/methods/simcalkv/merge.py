@@ -23,6 +23,8 @@ CALIBRATIONS = ("key_const", "logit", "none")
 KEY_MEANS = ("half", "uniform")
 ORDERS = ("batched", "sequential")
 LOG_2 = math.log(2.0)
+#: Where the released sequential merge cuts the logits of its value weights off, on both sides.
+LARGEST_LOGIT = 50.0
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,6 @@ def key_constant_shift(query_sum: float, head_dim: int) -> float:
     return LOG_2 * query_sum / math.sqrt(head_dim)
 
 
-def key_constant_needed(query_sum: float, head_dim: int) -> float:
-    """The constant on every key coordinate that would add ln 2 to a logit."""
-    return LOG_2 * math.sqrt(head_dim) / query_sum
-
-
 def merge_row(
     keys: Tensor,
     values: Tensor,
@@ -106,6 +103,8 @@ def merge_row(
     target, similarity = nearest_kept(left_keys, own_keys)
     merged = similarity > rule.threshold
     added = group_count(target, merged, len(own_keys))
+    if rule.merge_order == "sequential":
+        logits = logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
     # entries that already stand for several tokens weigh accordingly
     weights = (logits[kept] + own_counts, logits[removed] + left_counts)
     if rule.merge_order == "sequential":

@@ -48,8 +48,8 @@ class SimCalKV(Method):
     which is exact for equal tokens. The published score favours early tokens.
 
     Args:
-        ratio: share removed, from 0 to below 1: ``max(1, floor(tokens * ratio))`` tokens, none
-            for 0.
+        ratio: share removed: ``max(1, floor(tokens * ratio))`` tokens, none for 0; one token of a
+            head always stays, also at 1, where the released code kept nothing.
         threshold: cosine that a merge must exceed; 0 as published, 0.8 in its threshold study.
         calibration: ``key_const`` (published): ln 2 on every key coordinate; ``logit``: the log of
             the number of tokens on the attention logit; ``none``.
@@ -84,7 +84,6 @@ class SimCalKV(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self.name, self.ratio, self.total)
         if self.merge_order == "sequential" and self.key_mean != "half":
             raise UserError(
                 f"{self.name}: a sequential merge halves the key at every step; use "
@@ -177,12 +176,6 @@ class SimCalKV(Method):
         batch, tokens = observed.keys.shape[0], observed.tokens
         seen = [tokens] * batch if valid is None else valid.sum(dim=-1).tolist()
         return RemergeStore(prefix, self, seen, observed.layer, observed_shape(observed))
-
-
-def check_ratio(name: str, ratio: float, total: int | None) -> None:
-    """Raise ``UserError`` unless the share removed leaves something, or ``total`` says what."""
-    if ratio == 1 and total is None:
-        raise UserError(f"{name}: ratio 1 removes every token; use a ratio below 1")
 
 
 def last_query_logits(observed: Observed, b: int, head: int) -> Tensor:
