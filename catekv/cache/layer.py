@@ -95,8 +95,9 @@ class RaggedLayer(CacheLayerMixin):
 
     @property
     def prefill(self) -> str:
-        """How the prompt is attended to while it comes in: ``dense`` unless the method says so."""
-        return getattr(self.settings.method, "prefill", "dense")
+        """How the prompt is attended to while it comes in."""
+        method = self.settings.method
+        return "dense" if method is None else method.prefill_attention
 
     @property
     def tail_length(self) -> int:

@@ -225,6 +225,21 @@ class Method:
         """
         raise UserError(f"method {self.name!r} decides its budgets for every prompt")
 
+    def given_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        """:meth:`budget_table`; of methods that move tokens between heads as they see the prompt,
+        what they are given to move."""
+        return self.budget_table(tokens, shape)
+
+    @property
+    def prefill_attention(self) -> str:
+        """How the prompt is attended to while it comes in: ``dense`` or ``minference``."""
+        return "dense"
+
+    def scored(self, tokens: int) -> tuple[int, int]:
+        """Of a prompt of ``tokens`` tokens how many are scored by the window, and how many scores
+        per head are compared."""
+        return tokens, tokens
+
     def for_heads(self, heads: slice) -> Method:
         """The method for some of the model's KV heads (tensor parallelism). Methods with budgets
         per head override this; for all others every head is alike.

@@ -77,8 +77,11 @@ class Budgeted(Method):
             )
         return self.allocator.exact_table(demand, self.total - edges * demand.heads)
 
-    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+    def given_table(self, tokens: int, shape: ModelShape) -> Tensor:
         return self.counts(tokens, shape) + min(self.edges(), tokens)
+
+    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        return self.given_table(tokens, shape)
 
     def row_capacities(self, observed: Observed, held: Sequence[int]) -> list[int | None]:
         """Entries that each row of a layer may hold while decoding, in (batch, head) order: what it

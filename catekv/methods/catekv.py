@@ -147,6 +147,14 @@ class CateKV(Method):
         assign(self, head_mask=mask, ratio=mask.nominal_ratio)
 
     @property
+    def prefill_attention(self) -> str:
+        return self.prefill
+
+    def scored(self, tokens: int) -> tuple[int, int]:
+        layout = self.layout(tokens)
+        return layout.chunks * layout.chunk_size, layout.chunks
+
+    @property
     def mask(self) -> HeadMask:
         assert isinstance(self.head_mask, HeadMask)
         return self.head_mask

@@ -7,7 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from catekv.errors import UserError
 from catekv.methods.base import Method
-from catekv.methods.budgeted import Budgeted
 from catekv.methods.registry import create
 from catekv.models.shape import ModelShape
 
@@ -29,9 +28,7 @@ def total_kept(method: Method, tokens: int, shape: ModelShape) -> int:
     Raises:
         UserError: the method decides by the prompt's content how many it keeps.
     """
-    if isinstance(method, Budgeted):
-        return int(Budgeted.budget_table(method, tokens, shape).sum())
-    return int(method.budget_table(tokens, shape).sum())
+    return int(method.given_table(tokens, shape).sum())
 
 
 def mean_kept_tokens(method: Method, tokens: int, shape: ModelShape) -> float:
@@ -52,7 +49,7 @@ def with_total(method: Method, total: int, tokens: int, shape: ModelShape) -> Me
     """
     if isinstance(method, TakesTotal):
         return method.with_total(total, tokens, shape)
-    if method.name == "full":
+    if method.effect == "keeps":
         return method
     if "budget" not in [item.name for item in fields(method)]:
         raise UserError(

@@ -39,9 +39,8 @@ class PerSequence(Method):
         return self.methods[0].needs
 
     @property
-    def prefill(self) -> str:
-        """How the prompt is attended to while it comes in."""
-        return getattr(self.methods[0], "prefill", "dense")
+    def prefill_attention(self) -> str:
+        return self.methods[0].prefill_attention
 
     def validate(self, shape: ModelShape) -> None:
         for method in self.methods:

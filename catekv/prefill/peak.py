@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from catekv.cache import attention
 from catekv.kernels.window_scores import BLOCK_BYTES
 from catekv.methods.base import Method, Needs
-from catekv.methods.catekv import CateKV
 from catekv.prefill.sizes import ModelSizes, kept_table
 
 FLOAT32 = 4
@@ -257,11 +256,10 @@ class _Pieces:
 
     def _scoring(self, layer: int) -> list[Term]:
         heads = self._scored_heads(layer)
-        scored, scores = self.tokens, self.batch * heads * self.tokens
-        if isinstance(self.method, CateKV):
-            layout = self.method.layout(self.tokens)
-            scored = layout.chunks * layout.chunk_size
-            scores = self.batch * heads * layout.chunks
+        scored = compared = self.tokens
+        if self.method is not None:
+            scored, compared = self.method.scored(self.tokens)
+        scores = self.batch * heads * compared
         if self.device == "cuda":
             # scores, their sorted copy with indices, and what the sort works in
             return [self._marks(), Term("scoring", scores * SORT_BYTES, "scores and their order")]

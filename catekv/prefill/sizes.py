@@ -17,7 +17,6 @@ from catekv.cache.cache import RaggedCache
 from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
 from catekv.methods.base import Method
-from catekv.methods.budgeted import Budgeted
 from catekv.models.compat import attention_sizes, text_config
 from catekv.models.shape import ModelShape
 
@@ -145,9 +144,7 @@ def kept_table(method: Method, tokens: int, shape: ModelShape) -> Tensor | None:
     """
     method.validate(shape)
     try:
-        if isinstance(method, Budgeted):
-            return Budgeted.budget_table(method, tokens, shape)
-        return method.budget_table(tokens, shape)
+        return method.given_table(tokens, shape)
     except UserError:
         return None
 

@@ -109,6 +109,7 @@ def test_what_the_numbers_do_not_know_is_said(
     assert "shadowkv moves entries to host memory" in capsys.readouterr().out
     monkeypatch.setattr(SnapKV, "budget_table", Method.budget_table)
     monkeypatch.setattr(Budgeted, "budget_table", Method.budget_table)
+    monkeypatch.setattr(Budgeted, "given_table", Method.given_table)
     assert cli.main([*words, "--method", "snapkv"]) == 0
     assert "snapkv decides by the prompt's content" in capsys.readouterr().out
 
