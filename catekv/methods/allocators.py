@@ -288,7 +288,7 @@ class Scored(Budgets):
 
 
 @dataclass(frozen=True)
-class HeadKV(Scored):
+class HeadKVBudgets(Scored):
     """A part of every head's budget is pooled and split by the heads' scores (HeadKV).
 
     Args:
@@ -311,7 +311,7 @@ class HeadKV(Scored):
 
 
 @dataclass(frozen=True)
-class CoKV(Scored):
+class CoKVBudgets(Scored):
     """All tokens are split by how far a group's score lies above the worst ones (CoKV).
 
     Args:
@@ -338,7 +338,7 @@ class CoKV(Scored):
 
 
 KINDS: dict[str, type[Budgets]] = {
-    cls.kind: cls for cls in (Uniform, Pyramid, Table, Mask, HeadKV, CoKV)
+    cls.kind: cls for cls in (Uniform, Pyramid, Table, Mask, HeadKVBudgets, CoKVBudgets)
 }
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from catekv.methods.allocator_files import read_scores
-from catekv.methods.allocators import SLICE_SCALINGS, CoKV
+from catekv.methods.allocators import SLICE_SCALINGS, CoKVBudgets
 from catekv.methods.formulas.budgets import ROUNDINGS
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
@@ -16,7 +16,7 @@ from catekv.methods.window_scored import WindowScored
 
 @register
 @dataclass(frozen=True)
-class CoKVMethod(WindowScored):
+class CoKV(WindowScored):
     """Split all tokens by how far a group's sliced Shapley value lies above the worst ones.
 
     A group is a KV head with its query heads; its score comes from an offline game on a validation
@@ -57,5 +57,7 @@ class CoKVMethod(WindowScored):
         self.allocator  # noqa: B018 - refuses bad options
 
     @cached_property
-    def allocator(self) -> CoKV:
-        return CoKV(self.scores, self.rounding, self.redistribute, self.alpha, self.slice_scaling)
+    def allocator(self) -> CoKVBudgets:
+        return CoKVBudgets(
+            self.scores, self.rounding, self.redistribute, self.alpha, self.slice_scaling
+        )

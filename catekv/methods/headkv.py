@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from catekv.methods.allocator_files import read_scores
-from catekv.methods.allocators import HeadKV
+from catekv.methods.allocators import HeadKVBudgets
 from catekv.methods.formulas.budgets import ROUNDINGS
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
@@ -16,7 +16,7 @@ from catekv.methods.window_scored import WindowScored
 
 @register
 @dataclass(frozen=True)
-class HeadKVMethod(WindowScored):
+class HeadKV(WindowScored):
     """Pool a part of every head's budget, split the pool by scores, and select as SnapKV does.
 
     Scores come from an offline probe of the model. The pool takes ``budget // beta`` of every head:
@@ -57,5 +57,5 @@ class HeadKVMethod(WindowScored):
         self.allocator  # noqa: B018 - refuses bad options
 
     @cached_property
-    def allocator(self) -> HeadKV:
-        return HeadKV(self.scores, self.rounding, self.redistribute, self.beta)
+    def allocator(self) -> HeadKVBudgets:
+        return HeadKVBudgets(self.scores, self.rounding, self.redistribute, self.beta)
