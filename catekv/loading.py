@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from catekv.cache.attention import NAMES, register_attention
 from catekv.cache.probe import probe
 from catekv.errors import UserError
 from catekv.methods.base import Method
-from catekv.models import row_rotary
+from catekv.models import presets, row_rotary
 from catekv.models.compat import (
     attention_sizes,
     set_attention,
@@ -293,3 +294,92 @@ def load_tokenizer(name: str) -> Any:
             f"the tokenizer of model {name!r} cannot be read ({first_line(error)}); restore its "
             "files, such as tokenizer_config.json"
         ) from error
+
+
+def load_checkpoint(
+    path: str | Path,
+    method: Method,
+    dtype: str | torch.dtype,
+    device: str | torch.device,
+    attention: str,
+    tensor_parallel: bool,
+) -> tuple[Any, Any]:
+    """The transformers model and the tokenizer (None if there is none) of a checkpoint.
+
+    Args: see :meth:`catekv.CateKVModel.from_pretrained`; ``method`` is asked whether it fits before
+        any weight is read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    target = resolve_device(device)
+    base = attention_base(attention)
+    source = model_source(path)
+    name = source.name
+    if source.local and source.file is None and not (source.path / "config.json").is_file():
+        raise UserError(f"{name} is no checkpoint: it has no config.json")
+    try:
+        config = read_config(name)
+        refuse_early(method, config)
+        shared = sharing_options(config, target) if tensor_parallel else {}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.place,
+            config=config,
+            dtype=resolve_dtype(dtype, target),
+            attn_implementation=base,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refuse_incomplete() names them
+            **shared,
+            **source.options,
+        )
+        model, report = loaded
+        refuse_incomplete(model, name, report)
+        if not shared:
+            model.to(target)
+    except UserError:
+        raise
+    except Exception as error:
+        # torn weights, pickles and shapes have each their own errors
+        closed = unreadable_file(source.path)
+        reason = first_line(error) if closed is None else f"no permission to read {closed}"
+        hint = "" if source.local else " (for a hub name the network or a filled cache)"
+        raise UserError(
+            f"cannot load {name}{hint}: {reason}; pass the folder of a complete decoder "
+            "checkpoint, or a complete GGUF file"
+        ) from error
+    return model, load_tokenizer(name)
+
+
+def random_model(
+    config: Any,
+    method: Method | None,
+    dtype: str | torch.dtype,
+    device: str | torch.device,
+    attention: str,
+    layers: int | None,
+    seed: int,
+) -> tuple[Any, str]:
+    """A transformers model of some shape with random weights, and what to call it.
+
+    Args: see :meth:`catekv.CateKVModel.from_config`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    target = resolve_device(device)
+    base = attention_base(attention)
+    if isinstance(config, str):
+        name = config
+        config = presets.preset_config(config, layers)
+    else:
+        name = type(config).__name__
+        config = copy.deepcopy(config)
+        if layers is not None:
+            text_config(config).num_hidden_layers = layers
+    refuse_early(method, config)
+    kind = resolve_dtype(dtype, target)
+    if kind == "auto":
+        kind = torch.bfloat16
+    generators = [target.index or 0] if target.type == "cuda" else []
+    with torch.random.fork_rng(devices=generators), target:
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=kind, attn_implementation=base)
+    return model, f"{name} (random weights)"

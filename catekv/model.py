@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,26 +23,11 @@ from catekv.decode.step import GRAPH_MODES
 from catekv.decode.stock_generation import DEFAULT_NEW_TOKENS, StockOptions, refuse_both
 from catekv.decode.text import stop_strings
 from catekv.errors import UserError
-from catekv.loading import (
-    attach_attention,
-    attention_base,
-    first_line,
-    load_tokenizer,
-    make_method,
-    read_config,
-    refuse_early,
-    refuse_incomplete,
-    resolve_device,
-    resolve_dtype,
-    sharing_options,
-    unreadable_file,
-)
+from catekv.loading import attach_attention, load_checkpoint, make_method, random_model
 from catekv.methods.base import Method, Needs
-from catekv.models import presets
 from catekv.models.compat import context_window, input_device, text_config
 from catekv.models.kinds import refuse_adapters, refuse_other_kinds, refuse_unless_causal
 from catekv.models.padding import refuse_unless_left_padding
-from catekv.models.source import model_source
 from catekv.prefill import capacity, layerwise
 from catekv.tasks.core.token_ids import end_of_ids
 
@@ -127,8 +111,6 @@ class CateKVModel:
             UserError: the checkpoint is missing or not one, the device is absent, an option is
                 wrong, or the model's attention cannot be compressed.
         """
-        from transformers import AutoModelForCausalLM
-
         chosen = make_method(
             method,
             head_mask=head_mask,
@@ -137,43 +119,8 @@ class CateKVModel:
             budget=budget,
             **method_options,
         )
-        target = resolve_device(device)
-        base = attention_base(attention)
-        source = model_source(path)
-        name = source.name
-        if source.local and source.file is None and not (source.path / "config.json").is_file():
-            raise UserError(f"{name} is no checkpoint: it has no config.json")
-        try:
-            config = read_config(name)
-            refuse_early(chosen, config)
-            kind = resolve_dtype(dtype, target)
-            shared = sharing_options(config, target) if tensor_parallel else {}
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.place,
-                config=config,
-                dtype=kind,
-                attn_implementation=base,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refuse_incomplete() names them
-                **shared,
-                **source.options,
-            )
-            model, found = loaded
-            refuse_incomplete(model, name, found)
-            if not shared:
-                model.to(target)
-        except UserError:
-            raise
-        except Exception as error:
-            # torn weights, pickles and shapes have each their own errors
-            closed = unreadable_file(source.path)
-            reason = first_line(error) if closed is None else f"no permission to read {closed}"
-            hint = "" if source.local else " (for a hub name the network or a filled cache)"
-            raise UserError(
-                f"cannot load {name}{hint}: {reason}; pass the folder of a complete decoder "
-                "checkpoint, or a complete GGUF file"
-            ) from error
-        return cls(model, chosen, load_tokenizer(name), model_id=str(path))
+        model, tokenizer = load_checkpoint(path, chosen, dtype, device, attention, tensor_parallel)
+        return cls(model, chosen, tokenizer, model_id=str(path))
 
     @classmethod
     def from_config(
@@ -200,32 +147,11 @@ class CateKVModel:
             seed: of the weights. Other arguments as in :meth:`from_pretrained`; ``auto`` dtype is
                 bfloat16 on an accelerator.
         """
-        from transformers import AutoModelForCausalLM
-
         if not random_weights:
             raise UserError("from_config has no weights to load; use from_pretrained for those")
         chosen = None if method is None else make_method(method, **method_options)
-        target = resolve_device(device)
-        base = attention_base(attention)
-        if isinstance(config, str):
-            model_id = f"{config} (random weights)"
-            config = presets.preset_config(config, layers)
-        else:
-            model_id = f"{type(config).__name__} (random weights)"
-            config = copy.deepcopy(config)
-            if layers is not None:
-                text_config(config).num_hidden_layers = layers
-        refuse_early(chosen, config)
-        kind = resolve_dtype(dtype, target)
-        if kind == "auto":
-            kind = torch.bfloat16
-        with (
-            torch.random.fork_rng(devices=[target.index or 0] if target.type == "cuda" else []),
-            target,
-        ):
-            torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=kind, attn_implementation=base)
-        return cls(model, chosen, tokenizer, model_id=model_id)
+        model, name = random_model(config, chosen, dtype, device, attention, layers, seed)
+        return cls(model, chosen, tokenizer, model_id=name)
 
     @property
     def vocabulary(self) -> int:

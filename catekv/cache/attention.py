@@ -96,7 +96,7 @@ def register_attention() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     for base, name in NAMES.items():
-        AttentionInterface.register(name, _attention(base))
+        AttentionInterface.register(name, _Attention(base))
         # Without a mask function under the same name transformers builds no mask at all and left
         # padding is ignored without an error.
         AttentionMaskInterface.register(name, _mask(base))
@@ -137,22 +137,45 @@ class ModuleView:
         return getattr(self.__dict__["_target"], name)
 
 
-def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    flash = base.startswith("flash")
+@dataclass
+class _Call:
+    """One call of a layer's attention: states [batch, heads, tokens, head_dim], the mask that
+    transformers made, and what the call says about its logits."""
 
-    def delegate(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        if base == "sdpa" and not _form(options).plain:
-            return _by_own_formula(module, query, key, value, mask, **options)
-        function = base_attention(base, module)
-        if flash:
-            # FlashAttention functions look their kernels up by the name in the configuration
-            config = ModuleView(module.config, _attn_implementation=base)
-            module = ModuleView(module, config=config)
-        return function(module, query, key, value, mask, **options)
+    module: torch.nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scaling: float | None
+    options: dict[str, Any]
 
-    def attention(
+    def __post_init__(self) -> None:
+        width = self.query.shape[-1]
+        self.scale = width**-0.5 if self.scaling is None else self.scaling
+        self.form = _form(self.options)
+
+    def refuse_what_changes_logits(self) -> None:
+        """``UserError`` for options and masks that compressed layers do not implement."""
+        for name in UNSUPPORTED:
+            if self.options.get(name) is not None:
+                raise UserError(
+                    f"{type(self.module).__name__} uses {name!r}, which compressed layers do not "
+                    "implement; run this model with its ordinary cache"
+                )
+        _refuse_bias(self.module, self.mask)
+
+
+class _Attention:
+    """The attention function of one base: the base itself for caches that are not ours and for
+    dense prefixes, ragged decode over what a compressed layer kept."""
+
+    def __init__(self, base: str):
+        self.base = base
+        self.flash = base.startswith("flash")
+
+    def __call__(
+        self,
         module: torch.nn.Module,
         query: Tensor,
         key: Tensor,
@@ -168,93 +191,107 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         if handle is None:
             if scaling is not None:
                 options["scaling"] = scaling
-            return delegate(module, query, key, value, attention_mask, **options)
-        for name in UNSUPPORTED:
-            if options.get(name) is not None:
-                raise UserError(
-                    f"{type(module).__name__} uses {name!r}, which compressed layers do not "
-                    "implement; run this model with its ordinary cache"
-                )
-        _refuse_bias(module, attention_mask)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        form = _form(options)
+            return self._stock(module, query, key, value, attention_mask, **options)
+        call = _Call(module, query, key, value, attention_mask, scaling, options)
+        call.refuse_what_changes_logits()
         if handle.dense:
-            result: tuple[Tensor, Tensor | None]
-            if handle.layer.prefill == "minference" and query.shape[2] > 1:
-                if not form.plain:
-                    raise UserError(
-                        f"{type(module).__name__} has {form}, which prefill='minference' does not "
-                        "compute; use prefill='dense'"
-                    )
-                seen = _last_row(attention_mask, key.shape[2])
-                result = minference_attention(query, key, value, scale, seen), None
-            elif form.plain and not flash and _past_is_causal(query, key, attention_mask):
-                result = _past_and_self(query, key, value, scale, attention_mask), None
-            else:
-                result = delegate(
-                    module, query, key, value, attention_mask, scaling=scaling, **options
+            output = self._over_prompt(call, handle)
+            seen = _last_row(call.mask, key.shape[2])
+            handle.layer.observe(query, seen, call.scale, call.form)
+            return output
+        return self._over_kept(call, handle)
+
+    def _stock(
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What transformers itself would compute with the base."""
+        if self.base == "sdpa" and not _form(options).plain:
+            return _by_own_formula(module, query, key, value, mask, **options)
+        function = base_attention(self.base, module)
+        if self.flash:
+            # FlashAttention functions look their kernels up by the name in the configuration
+            config = ModuleView(module.config, _attn_implementation=self.base)
+            module = ModuleView(module, config=config)
+        return function(module, query, key, value, mask, **options)
+
+    def _over_prompt(self, call: _Call, handle: Handle) -> tuple[Tensor, Tensor | None]:
+        """Attention while the prompt is read and nothing of the layer is compressed yet."""
+        query, key, value, mask = call.query, call.key, call.value, call.mask
+        if handle.layer.prefill == "minference" and query.shape[2] > 1:
+            if not call.form.plain:
+                raise UserError(
+                    f"{type(call.module).__name__} has {call.form}, which prefill='minference' "
+                    "does not compute; use prefill='dense'"
                 )
-            handle.layer.observe(query, _last_row(attention_mask, key.shape[2]), scale, form)
-            return result
-        prefix = handle.layer.prefix
+            seen = _last_row(mask, key.shape[2])
+            return minference_attention(query, key, value, call.scale, seen), None
+        if call.form.plain and not self.flash and _past_is_causal(query, key, mask):
+            return _past_and_self(query, key, value, call.scale, mask), None
+        options = call.options
+        return self._stock(call.module, query, key, value, mask, scaling=call.scaling, **options)
+
+    def _over_kept(self, call: _Call, handle: Handle) -> tuple[Tensor, Tensor | None]:
+        """Attention over the kept entries of a compressed layer and the tokens after them."""
+        query, key, value, layer = call.query, call.key, call.value, handle.layer
+        prefix = layer.prefix
         assert prefix is not None
-        first = handle.layer.pending
-        handle.layer.attended()
+        first, store, blocks = layer.pending, layer.store, None
+        layer.attended()
         workspace = handle.workspace if query.shape[2] == 1 else None
-        store, blocks = handle.layer.store, None
         if store is not None:
             if store.absorbs and not first:
                 raise UserError(
-                    f"{type(module).__name__} attends to another layer's keys, and this method "
-                    "moves keys while decoding; use another method for this model"
+                    f"{type(call.module).__name__} attends to another layer's keys, and this "
+                    "method moves keys while decoding; use another method for this model"
                 )
-            prefix, blocks = store.read(query, scale, workspace)
-        if handle.fixed is not None:
+            prefix, blocks = store.read(query, call.scale, workspace)
+        if handle.fixed is None:
+            mask, length = _tail_mask(call.mask, query.shape[2], key.shape[2]), None
+            plain = store is None and prefix.uniform_length is not None
+            if self.base == "sdpa" and plain and _on_torch(query.device):
+                return self._over_rectangle(call, prefix, mask)
+        else:
+            mask, length = handle.fixed.mask, handle.fixed.length
             if handle.fixed.used is not None:
                 handle.fixed.used.append(prefix)
-            output = kernels.ragged_decode(
-                query,
-                prefix,
-                key,
-                value,
-                scale,
-                handle.fixed.mask,
-                tail_length=handle.fixed.length,
-                blocks=blocks,
-                workspace=workspace,
-                form=form,
-            )
-            return output.transpose(1, 2).contiguous(), None
-        tail_mask = _tail_mask(attention_mask, query.shape[2], key.shape[2])
-        plain = store is None and prefix.uniform_length is not None
-        if base == "sdpa" and plain and _on_torch(query.device):
-            # Nothing is ragged: the very call that an ordinary cache would make, bit for bit.
-            keys, values = prefix.dense()
-            return delegate(
-                module,
-                query,
-                torch.cat([keys, key], dim=2),
-                torch.cat([values, value], dim=2),
-                _with_prefix(tail_mask, query.shape[2], key.shape[2], keys.shape[2], query.device),
-                scaling=scaling,
-                **options,
-            )
         output = kernels.ragged_decode(
             query,
             prefix,
             key,
             value,
-            scale,
-            tail_mask,
+            call.scale,
+            mask,
+            tail_length=length,
             blocks=blocks,
             workspace=workspace,
-            form=form,
+            form=call.form,
         )
-        if store is not None:
-            handle.layer.absorb(query, key, value, scale, tail_mask)
+        if store is not None and handle.fixed is None:
+            layer.absorb(query, key, value, call.scale, mask)
         return output.transpose(1, 2).contiguous(), None
 
-    return attention
+    def _over_rectangle(
+        self, call: _Call, prefix: RaggedPrefix, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Nothing is ragged: the very call that an ordinary cache would make, bit for bit."""
+        query, options = call.query, call.options
+        keys, values = prefix.dense()
+        tail = call.key.shape[2]
+        return self._stock(
+            call.module,
+            query,
+            torch.cat([keys, call.key], dim=2),
+            torch.cat([values, call.value], dim=2),
+            _with_prefix(mask, query.shape[2], tail, keys.shape[2], query.device),
+            scaling=call.scaling,
+            **options,
+        )
 
 
 def _form(options: dict[str, Any]) -> LogitForm:

@@ -102,6 +102,11 @@ class Session:
         self.base = cache.get_seq_length()
         self.step: DecodeStep | None = None
 
+    @property
+    def recording_seconds(self) -> float:
+        """Time spent so far on recording the step."""
+        return 0.0 if self.step is None else self.step.capture_seconds
+
     def rewind(self) -> None:
         """Forget everything since the context."""
         extra = self.cache.get_seq_length() - self.base
@@ -212,9 +217,8 @@ def answer(
     """Feed a question after the context in ``session`` and decode; a generator of text pieces.
 
     Args:
-        question: [batch, tokens], left-padded; may have no tokens.
-        question_mask: [batch, tokens] or None without padding.
-        context_mask: [batch, context columns] or None without padding.
+        question, question_mask: [batch, tokens], left-padded; may have no tokens.
+        context_mask: [batch, context columns]; masks are None without padding.
         last_logits: [batch, vocabulary] of the context's last token, used if there is no question.
         limits: when answers end. sampling: how tokens are drawn; None: greedily.
         tokenizer: decodes while tokens come in; None: nothing is yielded, no stop strings.
@@ -230,22 +234,50 @@ def answer(
     Raises:
         UserError: an answer whose logits are not finite.
     """
-    cache, most = session.cache, limits.max_new_tokens
-    mask = _mask(question, question_mask, context_mask, cache.get_seq_length())
+    mask = _mask(question, question_mask, context_mask, session.cache.get_seq_length())
     clock = time.perf_counter()
-    logits = _ask(model, cache, question, mask, last_logits)
+    logits = _ask(model, session.cache, question, mask, last_logits)
     device = logits.device
     synchronize(device)
     question_seconds = time.perf_counter() - clock
 
-    batch = question.shape[0]
-    numbers = range(batch) if sequences is None else sequences
+    numbers = range(question.shape[0]) if sequences is None else sequences
     answers = _Answers(numbers, limits, tokenizer)
-    mail = _Mail(batch, device)
+    most = limits.max_new_tokens
     choose = Greedy() if sampling is None else Sampler(sampling, numbers, most, device)
-    clock = time.perf_counter()
-    recorded = 0.0 if session.step is None else session.step.capture_seconds
+    clock, recorded = time.perf_counter(), session.recording_seconds
+    steps = yield from _decode(model, session, logits, mask, answers, choose, tokenizer, graph)
+    synchronize(device)
+    recording = session.recording_seconds - recorded
+    step = session.step
+    return Generation(
+        answers.rows[0],
+        answers.rows,
+        question_seconds,
+        time.perf_counter() - clock - recording,
+        steps,
+        answers.texts,
+        step is not None and step.captured,
+        "no step was recorded" if step is None else step.reason,
+        recording,
+    )
+
+
+def _decode(
+    model: Any,
+    session: Session,
+    logits: Tensor,
+    mask: Tensor | None,
+    answers: _Answers,
+    choose: Callable[[Tensor, int], Tensor],
+    tokenizer: Any,
+    graph: str,
+) -> Generator[Piece, None, int]:
+    """Token after token from the logits of the question; returns the number of steps."""
+    limits, device = answers.limits, logits.device
     endings = _endings(limits, tokenizer, device)
+    mail = _Mail(logits.shape[0], device)
+    most = limits.max_new_tokens
     step: Callable[..., Tensor] | None = None
     steps = 0
     for index in range(most):
@@ -271,21 +303,7 @@ def answer(
             yield from answers.add(mail.receive())
             if not answers.open:
                 break
-    synchronize(device)
-    decode_seconds = time.perf_counter() - clock
-    used = session.step
-    recording = 0.0 if used is None else used.capture_seconds - recorded
-    return Generation(
-        answers.rows[0],
-        answers.rows,
-        question_seconds,
-        decode_seconds - recording,
-        steps,
-        answers.texts,
-        used is not None and used.captured,
-        "no step was recorded" if used is None else used.reason,
-        recording,
-    )
+    return steps
 
 
 def _endings(limits: Limits, tokenizer: Any, device: torch.device) -> Tensor | None:

@@ -214,25 +214,31 @@ class KeepKVStore(SlotStore):
             "norms": torch.linalg.vector_norm(key.float(), dim=-1),
         }
 
+    def _most_similar(
+        self, here: Tensor, left_key: Tensor, newcomer: Newcomer
+    ) -> tuple[Tensor, Tensor]:
+        """Largest cosine of the keys that leave with all that stay, the newcomer last, and where.
+
+        Args:
+            here: [rows, 1], their slots. left_key: [rows, head_dim].
+        """
+        entries = self.entries
+        own = (left_key * newcomer.key.float()).sum(dim=-1, keepdim=True)
+        products = torch.cat([self.logits(left_key[:, None])[:, 0], own], dim=1)
+        lengths = torch.cat([entries.norms, newcomer.known["norms"][:, None]], dim=1)
+        lengths = lengths * entries.norms.gather(1, here)
+        cosine = products / lengths.clamp(min=torch.finfo(torch.float32).tiny)
+        stays = F.pad(entries.used.scatter(1, here, False), (0, 1), value=True)
+        largest = cosine.masked_fill(~stays, -torch.inf).max(dim=1)
+        return largest.values, largest.indices
+
     def leave(self, slot: Tensor, newcomer: Newcomer, leaving: Tensor) -> Newcomer:
         entries = self.entries
         width = entries.positions.shape[1]
         here = slot.clamp(max=width - 1)[:, None]
         place = self.slots(width).gather(1, here).squeeze(1)
         left_key, left_value = self.prefix.keys[place].float(), self.prefix.values[place].float()
-        left_norm = entries.norms.gather(1, here)
-        # cosines with all that stay, the newcomer last
-        products = torch.cat(
-            [
-                self.logits(left_key[:, None])[:, 0],
-                (left_key * newcomer.key.float()).sum(dim=-1, keepdim=True),
-            ],
-            dim=1,
-        )
-        lengths = torch.cat([entries.norms, newcomer.known["norms"][:, None]], dim=1)
-        cosine = products / (left_norm * lengths).clamp(min=torch.finfo(torch.float32).tiny)
-        stays = F.pad(entries.used.scatter(1, here, False), (0, 1), value=True)
-        similarity, target = cosine.masked_fill(~stays, -torch.inf).max(dim=1)
+        similarity, target = self._most_similar(here, left_key, newcomer)
         merges = leaving & (similarity > self.threshold)
         into_newcomer = target == width
         other = target.clamp(max=width - 1)
@@ -258,10 +264,7 @@ class KeepKVStore(SlotStore):
         )
         weight, left_weight = votes + score, left_votes + left_score
         share = (left_weight - weight).sigmoid()[:, None]
-        log_weight, log_votes = (
-            torch.logaddexp(weight, left_weight),
-            torch.logaddexp(votes, left_votes),
-        )
+        log_weight, log_votes = weight.logaddexp(left_weight), votes.logaddexp(left_votes)
         mean_score = share[:, 0] * left_score + (1 - share[:, 0]) * score
         key = of_target(self.prefix.keys[other_place].float(), newcomer.key.float())
         value = of_target(self.prefix.values[other_place].float(), newcomer.value.float())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -27,6 +28,30 @@ if TYPE_CHECKING:
 
 #: Measurements of a process before the share of failed ones means anything.
 _ENOUGH = 20
+
+
+@dataclasses.dataclass
+class _Attempt:
+    """How a unit is being measured: ``missing`` methods under a prefill ``mode``, decoded at once
+    where ``joint``; ``failed`` ones are given up; ``fitted`` samples at once had memory (0: it did
+    not lack)."""
+
+    unit: Unit
+    missing: list[MethodSpec]
+    mode: str
+    joint: bool
+    failed: list[MethodSpec] = dataclasses.field(default_factory=list)
+    fitted: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """What went wrong with ``spec`` in ``phase``, and whether memory was lacking."""
+
+    spec: MethodSpec
+    phase: str
+    error: dict[str, str]
+    memory: bool
 
 
 class Loop:
@@ -140,59 +165,83 @@ class Loop:
         """Measure a unit with the methods that lack it.
 
         A batch is measured as a whole, also where an interruption left only some of its records
-        missing: its rounding must not depend on that. If it fails it is halved, down to single
-        samples; if memory was lacking, for all methods that are still missing. A single sample that
-        lacks memory is tried once more with the prefill that needs least of it, a joint decode
-        that fails method by method. What fails then becomes an error record.
+        missing: its rounding must not depend on that. What fails is tried again by the first of the
+        steps below that applies; each makes the attempt smaller, and the last ends it with an error
+        record.
 
         Returns:
             How many samples at once there was memory for; 0: it did not lack.
         """
-        joint = self.settings.joint_decode
-        failed: list[MethodSpec] = []
-        count, fitted = len(unit.positions), 0
-        while missing:
-            phase = Phase(missing[0])
-            # a joint batch always holds all methods, also those measured before an interruption
-            batch = [s for s in self.settings.methods if s not in failed] if joint else []
-            results = self.measurer.records(unit, missing, batch, mode, phase)
-            failure: dict[str, str] | None = None
-            lacked_memory = False
-            while missing and failure is None:
+        steps = (self._read_apart, self._decode_apart, self._halve, self._give_up)
+        attempt = _Attempt(unit, missing, mode, self.settings.joint_decode)
+        while attempt.missing:
+            failure = self._try(attempt)
+            if failure is None:
+                break
+            if failure.memory:
+                _free()
+            any(step(attempt, failure) for step in steps)
+        return attempt.fitted
+
+    def _try(self, attempt: _Attempt) -> _Failure | None:
+        """Measure and keep what works; the first failure ends it."""
+        phase = Phase(attempt.missing[0])
+        # a joint batch always holds all methods, also those measured before an interruption
+        batch = [s for s in self.settings.methods if s not in attempt.failed]
+        results = self.measurer.records(
+            attempt.unit, attempt.missing, batch if attempt.joint else [], attempt.mode, phase
+        )
+        with contextlib.closing(results):
+            while attempt.missing:
                 try:
                     records = next(results)
                 except Exception as error:
                     self.process.must_end(error, phase.name)
-                    failure = _describe(error, phase.name)
-                    lacked_memory = _is_out_of_memory(error)
-                else:
-                    for record in records:
-                        self._keep(record)
-                    missing = missing[1:]
-            results.close()
-            if failure is None:
-                break
-            if lacked_memory:
-                _free()
-            if lacked_memory and mode != "separate" and (count == 1 or unit.one_context):
-                mode, joint = "separate", False
-            elif joint and phase.name == "generate":
-                joint = False
-            elif count > 1:
-                # the others go on as a batch where only one method failed
-                again = missing if lacked_memory else [phase.spec]
-                for half in unit.halves():
-                    fewer = self._measure(half, list(again), mode)
-                    if lacked_memory and not unit.one_context:
-                        fitted = min(fitted or count, fewer or len(half.positions))
-                missing = [spec for spec in missing if all(spec is not one for one in again)]
-            else:
-                failed.append(phase.spec)
-                if phase.spec in missing:
-                    blank = self.measurer.blank(unit, unit.positions[0], phase.spec)
-                    self._keep(dataclasses.replace(blank, error=failure))
-                    missing = [spec for spec in missing if spec is not phase.spec]
-        return fitted
+                    described = _describe(error, phase.name)
+                    return _Failure(phase.spec, phase.name, described, _is_out_of_memory(error))
+                for record in records:
+                    self._keep(record)
+                attempt.missing = attempt.missing[1:]
+        return None
+
+    def _read_apart(self, attempt: _Attempt, failure: _Failure) -> bool:
+        """A single context that lacks memory: the prefill that needs least of it."""
+        unit = attempt.unit
+        single = len(unit.positions) == 1 or unit.one_context
+        if not (failure.memory and attempt.mode != "separate" and single):
+            return False
+        attempt.mode, attempt.joint = "separate", False
+        return True
+
+    def _decode_apart(self, attempt: _Attempt, failure: _Failure) -> bool:
+        """A joint decode that fails: method by method."""
+        if not (attempt.joint and failure.phase == "generate"):
+            return False
+        attempt.joint = False
+        return True
+
+    def _halve(self, attempt: _Attempt, failure: _Failure) -> bool:
+        """A batch: its halves, for all missing methods if memory was lacking, else for the one that
+        failed while the others go on as a batch."""
+        unit, count = attempt.unit, len(attempt.unit.positions)
+        if count == 1:
+            return False
+        again = attempt.missing if failure.memory else [failure.spec]
+        for half in unit.halves():
+            fewer = self._measure(half, list(again), attempt.mode)
+            if failure.memory and not unit.one_context:
+                attempt.fitted = min(attempt.fitted or count, fewer or len(half.positions))
+        attempt.missing = [s for s in attempt.missing if all(s is not tried for tried in again)]
+        return True
+
+    def _give_up(self, attempt: _Attempt, failure: _Failure) -> bool:
+        """A single sample under one method: an error record."""
+        attempt.failed.append(failure.spec)
+        if failure.spec in attempt.missing:
+            blank = self.measurer.blank(attempt.unit, attempt.unit.positions[0], failure.spec)
+            self._keep(dataclasses.replace(blank, error=failure.error))
+            attempt.missing = [spec for spec in attempt.missing if spec is not failure.spec]
+        return True
 
     def _check_validity(self, unit: Unit) -> None:
         """The columns that test the task."""

@@ -80,10 +80,7 @@ def evaluate(
     if not 0 < max_errors <= 1:
         raise UserError(f"max_errors {max_errors} is no share; give a number above 0, at most 1")
     process = process or Process()
-    for spec in settings.methods:
-        method = spec.create()
-        method.validate(model.shape)
-        method.validate_model(settings.model_hash)
+    _validate_methods(model, settings)
     cells = build_cells(model, settings)
     directory = RunDirectory(output, *process.shard)
     manifest = make_manifest(settings, cells, command)
@@ -102,14 +99,26 @@ def evaluate(
             loop = Loop(model, settings, directory, process, max_errors)
             loop.run(cells, (LINES if quiet else BAR) if shown else NONE)
         process.barrier()
-        outcome = Outcome(
-            None,
-            failed=process.total(loop.failed),
-            measured=process.total(loop.measured),
-            skipped=process.total(loop.skipped),
-            gave_up=process.total(int(loop.hopeless)) > 0,
-        )
+        outcome = _outcome(loop, process)
         return _concluded(outcome, directory, manifest) if process.is_first else outcome
+
+
+def _validate_methods(model: CateKVModel, settings: RunSettings) -> None:
+    for spec in settings.methods:
+        method = spec.create()
+        method.validate(model.shape)
+        method.validate_model(settings.model_hash)
+
+
+def _outcome(loop: Loop, process: Process) -> Outcome:
+    """What all processes together did."""
+    return Outcome(
+        None,
+        failed=process.total(loop.failed),
+        measured=process.total(loop.measured),
+        skipped=process.total(loop.skipped),
+        gave_up=process.total(int(loop.hopeless)) > 0,
+    )
 
 
 def _concluded(outcome: Outcome, directory: RunDirectory, own: dict[str, Any]) -> Outcome:

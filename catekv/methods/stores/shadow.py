@@ -98,6 +98,34 @@ class Shadow:
         return dataclasses.replace(self, rows=tuple(rows), chunks=chunks, **taken)
 
 
+def _factorise(
+    prefix: RaggedPrefix,
+    rotation: Rotation,
+    rows: Sequence[int],
+    chunks: Sequence[int],
+    settings: ShadowSettings,
+) -> tuple[Tensor, Tensor, list[list[int]]]:
+    """Low-rank keys of the shadowed rows, all heads of a sequence together.
+
+    Returns:
+        The factors [tokens, rank] and bases of all sequences one after the other, and for every row
+        the number of its sequence's first factor.
+    """
+    heads, dim = prefix.kv_heads, prefix.keys.shape[-1]
+    factors: list[Tensor] = []
+    bases: list[Tensor] = []
+    first_token: list[list[int]] = []
+    for b in sorted({row // heads for row in rows}):
+        group = [row for row in rows if row // heads == b]
+        stop = chunks[group[0]] * settings.chunk
+        row_keys = [prefix.row(b, row % heads)[0][:stop] for row in group]
+        first_token += [[sum(len(factor) for factor in factors)]] * len(group)
+        factor, basis = low_rank(row_keys, rotation, min(settings.rank, dim * len(group)))
+        factors.append(factor)
+        bases.append(basis)
+    return torch.cat(factors), torch.cat(bases), first_token
+
+
 def make_shadow(
     prefix: RaggedPrefix,
     rotation: Rotation,
@@ -139,23 +167,13 @@ def make_shadow(
         kept = (outliers[:, None] * settings.chunk + inner).flatten()
         exact[row] = torch.cat([kept, torch.arange(stop, len(keys), device=device)])
         values.append(row_values[:stop].reshape(count, -1))
-    factors: list[Tensor] = []
-    bases: list[Tensor] = []
-    first_token: list[list[int]] = []
-    for b in sorted({row // heads for row in rows}):
-        own = [row for row in rows if row // heads == b]
-        stop = chunks[own[0]] * settings.chunk
-        row_keys = [prefix.row(b, row % heads)[0][:stop] for row in own]
-        first_token += [[sum(len(factor) for factor in factors)]] * len(own)
-        factor, basis = low_rank(row_keys, rotation, min(settings.rank, dim * len(own)))
-        factors.append(factor)
-        bases.append(basis)
+    factors, bases, first_token = _factorise(prefix, rotation, rows, chunks, settings)
     first_chunk = [[sum(len(part) for part in values[:number])] for number in range(len(rows))]
     shadow = Shadow(
         settings,
         rotation,
-        torch.cat(factors),
-        torch.cat(bases),
+        factors,
+        bases,
         to_host(values),
         landmarks,
         hidden,
