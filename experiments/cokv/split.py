@@ -58,7 +58,7 @@ def split(arguments: argparse.Namespace) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def arguments_parser() -> argparse.ArgumentParser:
     options = parser(__doc__)
     options.add_argument("--length", type=int, required=True, help="prompt tokens (a limit)")
     options.add_argument(
@@ -66,4 +66,8 @@ if __name__ == "__main__":
     )
     options.add_argument("--share", type=float, default=VALIDATION_SHARE, help="(default: 0.15)")
     options.add_argument("--task-option", action="append", default=[], metavar="NAME=VALUE")
-    main(options, split)
+    return options
+
+
+if __name__ == "__main__":
+    main(arguments_parser(), split)

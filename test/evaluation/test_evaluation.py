@@ -16,6 +16,7 @@ import pytest
 import torch
 from tiny_checkpoint import save_tiny_checkpoint
 
+from catekv.commands import cli
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import RunSettings
 from catekv.evaluation.records.records import Record, RunDirectory
@@ -356,12 +357,7 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    subprocess.run(
-        [sys.executable, "-m", "catekv", *command(checkpoint, folder)],
-        check=True,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-    )
+    assert cli.main(command(checkpoint, folder)) == 0
     return folder
 
 
@@ -372,7 +368,8 @@ def same_summary(folder: Path, other: Path) -> bool:
     return timeless(folder) == timeless(other)
 
 
-@pytest.mark.parametrize("lines", [0, pytest.param(11, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [0, 11])
 def test_sigkill_and_a_restart_give_the_summary_of_an_undisturbed_run(
     checkpoint: Path, undisturbed: Path, tmp_path: Path, lines: int
 ) -> None:
@@ -401,6 +398,7 @@ def torchrun(checkpoint: Path, output: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_summary_of_one_process(
     checkpoint: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -447,7 +445,6 @@ def test_files_that_ranks_left_behind_are_merged_by_fewer(
     lines = (undisturbed / "samples.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "samples.rank0.jsonl").write_bytes(b"".join(lines[0:16:2]))
     (folder / "samples.rank1.jsonl").write_bytes(b"".join(lines[1:16:2]) + lines[16][:50])
-    words = [sys.executable, "-m", "catekv", *command(checkpoint, folder)]
-    subprocess.run(words, check=True, env=environment(), stdout=subprocess.DEVNULL)
+    assert cli.main(command(checkpoint, folder)) == 0
     assert same_summary(folder, undisturbed)
     assert [file.name for file in folder.glob("samples*")] == ["samples.jsonl"]

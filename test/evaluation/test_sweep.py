@@ -144,6 +144,7 @@ def test_a_dry_run_shows_the_jobs_and_writes_nothing(
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_after_an_interruption_and_a_killed_worker(
     grid: Grid, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from catekv.calibration.cokv.split import read_splits
+from catekv.commands.cli import run_safely
+from experiments.cokv import split as draw_splits
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "ruler/niah_multikey_1"
@@ -50,31 +52,28 @@ def written(folder: Path) -> set[tuple[Path, int]]:
     return {(path, path.stat().st_mtime_ns) for path in found}
 
 
-def test_splits_are_added_to_and_never_drawn_again(tmp_path: Path) -> None:
+def test_splits_are_added_to_and_never_drawn_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "split.json"
 
-    def split(task: str, *words: str) -> subprocess.CompletedProcess[str]:
-        script = [sys.executable, "experiments/cokv/split.py", "--tasks", task, "--length", "96"]
-        return subprocess.run(
-            [*script, "--output", str(path), *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def split(task: str, *words: str) -> int:
+        words = ("--tasks", task, "--length", "96", "--output", str(path), *words)
+        arguments = draw_splits.arguments_parser().parse_args(words)
+        return run_safely(lambda: draw_splits.split(arguments))
 
     options = ("--samples", "8", "--task-option", "num_keys=1")
-    assert split("ruler/niah_single_1", *options).returncode == 0
+    assert split("ruler/niah_single_1", *options) == 0
     first = read_splits(path)
-    assert split("ruler/niah_single_1", *options, "--share", "0.5").returncode == 0
+    assert split("ruler/niah_single_1", *options, "--share", "0.5") == 0
     assert read_splits(path) == first
-    assert split("ruler/niah_single_2", *options).returncode == 0
+    assert split("ruler/niah_single_2", *options) == 0
     both = read_splits(path)
     assert list(both) == ["ruler/niah_single_1", "ruler/niah_single_2"]
     assert both["ruler/niah_single_1"] == first["ruler/niah_single_1"]
-    refused = split("ruler/niah_single_1", "--samples", "9", "--task-option", "num_keys=1")
-    assert refused.returncode == 2
-    assert "holds a split of ruler/niah_single_1 made of other samples" in refused.stderr
+    assert split("ruler/niah_single_1", "--samples", "9", "--task-option", "num_keys=1") == 2
+    refusal = "holds a split of ruler/niah_single_1 made of other samples"
+    assert refusal in capsys.readouterr().err
     assert read_splits(path) == both
 
 
