@@ -17,7 +17,6 @@ from catekv.cache.sharded import select_here
 from catekv.errors import UserError
 from catekv.kernels import Workspace
 from catekv.kernels.logits import PLAIN, LogitForm
-from catekv.kernels.packing import pack, pack_merged
 from catekv.kernels.ragged import RaggedPrefix, from_rows
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.stores.base import DecodeStore
@@ -353,7 +352,7 @@ class RaggedLayer(CacheLayerMixin):
         self, method: Method, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> None:
         """Store what was selected of this layer and let go of the dense context."""
-        prefix = _packed(observed, selection)
+        prefix = selection.packed(observed.keys, observed.values)
         store = method.open_store(prefix, observed, valid, selection)
         if store is not None and store.plain_logits and not observed.form.plain:
             raise UserError(
@@ -458,14 +457,6 @@ class RaggedLayer(CacheLayerMixin):
         raise UserError("a compressed cache cannot be offloaded; make the cache without offloading")
 
     prefetch = offload
-
-
-def _packed(observed: Observed, selection: Selection) -> RaggedPrefix:
-    """What was selected of one layer, in flat storage."""
-    if selection.merged is not None:
-        return pack_merged(selection.merged)
-    assert selection.keep is not None
-    return pack(observed.keys, observed.values, selection.keep)
 
 
 def _without_entries(prefix: RaggedPrefix) -> RaggedPrefix:

@@ -44,7 +44,10 @@ def select_here(
         part = method.for_heads(heads)
     except NeedsAllHeadsError as reason:
         whole = method.select_padded([_of_all_heads(layer) for layer in layers], valid)
-        chosen = [_part(one, heads, layer) for one, layer in zip(whole, layers, strict=True)]
+        chosen = [
+            one.of_heads(heads, layer.keys, layer.values)
+            for one, layer in zip(whole, layers, strict=True)
+        ]
         return _Undivided(method, str(reason)), chosen
     return part, part.select_padded(layers, valid)
 
@@ -61,17 +64,6 @@ def _of_all_heads(layer: Observed) -> Observed:
         values=all_heads(layer.values),
         column_sums=None if sums is None else all_heads(sums),
         form=layer.form if sinks is None else dataclasses.replace(layer.form, sinks=sinks),
-    )
-
-
-def _part(selection: Selection, heads: slice, layer: Observed) -> Selection:
-    keep, stays, merged = selection.keep, selection.stays, selection.merged
-    return Selection(
-        None if keep is None else keep[:, heads].contiguous(),
-        layer.keys,
-        layer.values,
-        None if merged is None else [rows[heads] for rows in merged],
-        None if stays is None else stays[:, heads].contiguous(),
     )
 
 

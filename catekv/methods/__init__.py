@@ -27,12 +27,14 @@ from catekv.methods.atskv import baselines as _atskv_baselines  # noqa: F401
 from catekv.methods.atskv import method as _atskv  # noqa: F401
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.registry import available, create, from_dict, method_class, register
+from catekv.methods.selection import MergedSelection
 from catekv.methods.simcalkv import baselines as _simcalkv_baselines  # noqa: F401
 from catekv.methods.simcalkv import method as _simcalkv  # noqa: F401
 from catekv.models.shape import ModelShape
 
 __all__ = [
     "Merged",
+    "MergedSelection",
     "Method",
     "ModelShape",
     "Needs",

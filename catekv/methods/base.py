@@ -9,17 +9,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
 from catekv.kernels.logits import PLAIN, LogitForm
-from catekv.kernels.ragged import Merged
 from catekv.methods.options import RULE, Rule, check_options
+from catekv.methods.selection import Selection, joined
 from catekv.methods.stores import STORES, stored
 from catekv.models.shape import ModelShape
 
@@ -122,65 +120,6 @@ class Observed:
                 "angles; pass Observed(rotation=rotation_of(model, tokens, layer))"
             )
         return self.rotation
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """What a method keeps of one layer.
-
-    Either ``keep`` (bool [batch, kv_heads, tokens], over the columns the caller passed, padding
-    included and never kept) or ``merged`` (one :class:`Merged` per batch entry and KV head) is set.
-
-    With ``merged`` a method may say as ``stays`` (of the shape of ``keep``) which tokens were kept
-    to take the others in, entry by entry. ``memo`` holds what a method hands from choosing to
-    :meth:`Method.decode_store`, one item per batch entry, over its columns without padding.
-    """
-
-    keep: Tensor | None
-    source_keys: Tensor | None = field(default=None, repr=False)
-    source_values: Tensor | None = field(default=None, repr=False)
-    merged: list[list[Merged]] | None = field(default=None, repr=False)
-    stays: Tensor | None = field(default=None, repr=False)
-    memo: tuple[Any, ...] | None = field(default=None, repr=False)
-
-    @cached_property
-    def budgets(self) -> Tensor:
-        """Entries kept per row, int64 [batch, kv_heads]."""
-        if self.keep is not None:
-            return self.keep.sum(dim=-1)
-        assert self.merged is not None
-        return torch.tensor([[row.keys.shape[0] for row in rows] for rows in self.merged])
-
-    def _rows(self, source: Tensor | None, name: str) -> list[list[Tensor]]:
-        if self.merged is not None:
-            return [[getattr(row, name) for row in rows] for rows in self.merged]
-        assert self.keep is not None
-        if source is None:
-            raise UserError(f"this selection was made without {name}; pass them to select()")
-        return [
-            [source[b, h][self.keep[b, h]] for h in range(source.shape[1])]
-            for b in range(source.shape[0])
-        ]
-
-    @cached_property
-    def keys(self) -> list[list[Tensor]]:
-        """Stored keys as ``keys[batch][kv_head]`` [kept, head_dim], in prompt order."""
-        return self._rows(self.source_keys, "keys")
-
-    @cached_property
-    def values(self) -> list[list[Tensor]]:
-        """Stored values as ``values[batch][kv_head]`` [kept, head_dim], in prompt order."""
-        return self._rows(self.source_values, "values")
-
-    @cached_property
-    def bias(self) -> list[list[Tensor]] | None:
-        """Additive logits as ``bias[batch][kv_head]`` [kept], or None where nothing was merged."""
-        if self.merged is None or all(r.bias is None for rows in self.merged for r in rows):
-            return None
-        return [
-            [r.keys.new_zeros(r.keys.shape[0]) if r.bias is None else r.bias for r in rows]
-            for rows in self.merged
-        ]
 
 
 @dataclass(frozen=True)
@@ -353,7 +292,7 @@ class Method:
                 for b in range(batch)
             ]
             chosen = [
-                _join([row[index] for row in rows], valid, layer)
+                joined([row[index] for row in rows], layer.keys, layer.values, valid)
                 for index, layer in enumerate(layers)
             ]
         return [
@@ -394,58 +333,3 @@ def _sequence(layer: Observed, b: int, valid: Tensor) -> Observed:
         column_sums=None if sums is None else sums[b : b + 1, :, columns],
         hidden_states=None if hidden is None else hidden[b : b + 1, columns],
     )
-
-
-def _join(parts: Sequence[Selection], valid: Tensor, layer: Observed) -> Selection:
-    """Selections of single sequences as one of the padded batch."""
-
-    def joined(masks: Sequence[Tensor | None]) -> Tensor:
-        whole = torch.zeros(layer.keys.shape[:3], dtype=torch.bool, device=layer.keys.device)
-        for b, mask in enumerate(masks):
-            assert mask is not None
-            whole[b][:, valid[b]] = mask[0]
-        return whole
-
-    parts = written_alike(
-        [
-            dataclasses.replace(
-                part,
-                source_keys=layer.keys[b : b + 1, :, valid[b]],
-                source_values=layer.values[b : b + 1, :, valid[b]],
-            )
-            for b, part in enumerate(parts)
-        ]
-        if len({part.merged is None for part in parts}) > 1
-        else parts
-    )
-    memo = None if parts[0].memo is None else tuple(part.memo[0] for part in parts if part.memo)
-    if parts[0].merged is None:
-        return Selection(joined([part.keep for part in parts]), memo=memo)
-    return Selection(
-        None,
-        merged=[part.merged[0] for part in parts if part.merged],
-        stays=None if parts[0].stays is None else joined([part.stays for part in parts]),
-        memo=memo,
-    )
-
-
-def written_alike(parts: Sequence[Selection]) -> Sequence[Selection]:
-    """Selections of single sequences, all of them with ``merged`` if one of them has it: a method
-    may leave a short sequence as it is and replace the tokens of a longer one."""
-    if len({part.merged is None for part in parts}) < 2:
-        return parts
-    staying = any(part.stays is not None for part in parts)
-    return [
-        part
-        if part.merged is not None
-        else dataclasses.replace(
-            part,
-            keep=None,
-            stays=part.keep if staying else None,
-            merged=[
-                [Merged(*row) for row in zip(*rows, strict=True)]
-                for rows in zip(part.keys, part.values, strict=True)
-            ],
-        )
-        for part in parts
-    ]

@@ -23,6 +23,7 @@ from catekv.methods.h2o import (
 )
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
+from catekv.methods.selection import MergedSelection
 from catekv.methods.stores.slots import Entries, Eviction, Newcomer, SlotStore
 from catekv.methods.streaming_llm import StreamingLLM
 from catekv.models.shape import ModelShape
@@ -179,8 +180,7 @@ class CaM(Budgeted):
             added = added_values(parts, rank, len(keys), self.following)
             return Merged(keys, (values.float() + added).to(values.dtype))
 
-        return Selection(
-            None,
+        return MergedSelection(
             merged=[[row(b, head) for head in range(heads)] for b in range(batch)],
             stays=keep,
         )

@@ -62,8 +62,7 @@ def selected_entries(selection: Selection, observed: Observed, valid: Tensor | N
     """
     from catekv.methods.stores.slots import kept_entries
 
-    keep = selection.keep if selection.stays is None else selection.stays
-    assert keep is not None
+    keep = selection.tokens
     assert observed.column_sums is not None
     return kept_entries(keep, received_attention(observed.column_sums, keep.shape[1]), valid)
 

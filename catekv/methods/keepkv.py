@@ -25,6 +25,7 @@ from catekv.methods.formulas.vote_merge import (
 from catekv.methods.h2o import H2O, row_capacities, selected_entries, with_halved_window
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
+from catekv.methods.selection import MergedSelection
 from catekv.methods.stores.slots import Entries, Eviction, Newcomer, SlotStore
 from catekv.models.shape import ModelShape
 
@@ -111,8 +112,7 @@ class KeepKV(Budgeted):
             )
             return Merged(done.keys, done.values, done.log_votes)
 
-        return Selection(
-            None,
+        return MergedSelection(
             merged=[[row(b, head) for head in range(heads)] for b in range(batch)],
             stays=keep,
         )

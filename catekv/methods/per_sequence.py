@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.methods.base import Method, Needs, Observed, Selection, written_alike
+from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.selection import joined
 from catekv.models.shape import ModelShape
 
 
@@ -61,7 +62,10 @@ class PerSequence(Method):
         for b, method in enumerate(self.methods):
             own = None if valid is None else valid[b : b + 1]
             rows.append(method.select_padded([_row(layer, b) for layer in layers], own))
-        return [_joined([row[index] for row in rows]) for index in range(len(layers))]
+        return [
+            joined([row[index] for row in rows], layer.keys, layer.values)
+            for index, layer in enumerate(layers)
+        ]
 
     def decode_store(self, *arguments: Any, **options: Any) -> None:
         if self.methods[0].decode_store(*arguments, **options) is not None:
@@ -97,19 +101,3 @@ def _row(layer: Observed, b: int) -> Observed:
         column_sums=part(layer.column_sums),
         hidden_states=part(layer.hidden_states),
     )
-
-
-def _joined(parts: Sequence[Selection]) -> Selection:
-    """Selections of single sequences as one of the batch; the dense tensors they were made from
-    are left out."""
-    parts = written_alike(parts)
-    values: dict[str, Any] = {}
-    for item in fields(Selection):
-        found = [getattr(part, item.name) for part in parts]
-        if item.name.startswith("source_") or found[0] is None:
-            values[item.name] = None
-        elif isinstance(found[0], Tensor):
-            values[item.name] = torch.cat(found)
-        else:
-            values[item.name] = [row for rows in found for row in rows]
-    return Selection(**values)

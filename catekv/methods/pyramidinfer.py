@@ -197,7 +197,6 @@ class PyramidInferKV(Method):
 
         if not self.decode:
             return None
-        assert selection.keep is not None
         keep = decode_block_keep(
             observed.layer,
             observed.num_layers,
@@ -207,7 +206,7 @@ class PyramidInferKV(Method):
         )
         sequences = []
         for b in range(observed.keys.shape[0]):
-            kept = selection.keep[b, 0]
+            kept = selection.tokens[b, 0]
             seen = observed.tokens
             if valid is not None:
                 kept, seen = kept[valid[b]], int(valid[b].sum())

@@ -21,7 +21,7 @@ from catekv.calibration.cokv.split import (
     read_splits,
     write_splits,
 )
-from catekv.commands.cli import options_from
+from catekv.commands.cli import Parser, options_from
 from catekv.commands.numbers import whole
 from catekv.errors import UserError
 from catekv.options import MOST_SAMPLES
@@ -58,7 +58,7 @@ def split(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def arguments_parser() -> argparse.ArgumentParser:
+def arguments_parser() -> Parser:
     options = parser(__doc__)
     options.add_argument("--length", type=int, required=True, help="prompt tokens (a limit)")
     options.add_argument(

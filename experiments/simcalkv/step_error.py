@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from catekv import kernels, methods
-from catekv.kernels.packing import pack, pack_merged
 from catekv.methods import Method
 from catekv.methods.simcalkv.merge import LOG_2
 from experiments.simcalkv.tensors import LayerTensors, Recorded
@@ -94,11 +93,7 @@ def _attend(method: Method, layer: LayerTensors, tokens: int, sums: Tensor, inde
         scaling=layer.scaling,
         column_sums=sums,
     )
-    if found.merged is not None:
-        prefix = pack_merged(found.merged)
-    else:
-        assert found.keep is not None
-        prefix = pack(keys, values, found.keep)
+    prefix = found.packed(keys, values)
     part = slice(tokens, tokens + 1)
     return kernels.ragged_decode(
         layer.queries[None, :, part].float(),

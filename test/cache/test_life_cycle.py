@@ -25,6 +25,7 @@ from catekv.cache.cache import RaggedCache
 from catekv.errors import UserError
 from catekv.kernels.ragged import Merged
 from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.selection import MergedSelection
 from catekv.model import CateKVModel
 from catekv.models.sharding import local_heads
 from catekv.prefill import layerwise as prefill
@@ -369,7 +370,7 @@ class PairMerge(Method):
                     for h in range(observed.keys.shape[1])
                 ]
             )
-        return Selection(None, merged=rows)
+        return MergedSelection(merged=rows)
 
 
 def test_merged_entries_are_attended_to_with_their_bias(model: Any):

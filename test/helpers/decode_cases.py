@@ -42,8 +42,7 @@ def compressed(
 ) -> tuple[RaggedPrefix, DecodeStore | None]:
     """What the method keeps of a layer, packed, and its store."""
     selection = method.select_padded([observed], valid)[0]
-    assert selection.keep is not None
-    prefix = pack(observed.keys, observed.values, selection.keep)
+    prefix = selection.packed(observed.keys, observed.values)
     return prefix, method.open_store(prefix, observed, valid, selection)
 
 

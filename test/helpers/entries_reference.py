@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from catekv.kernels.packing import pack, pack_merged
 from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.methods import Method, Observed
 from catekv.models.rotation import rotation_of
@@ -186,11 +185,7 @@ class ReferenceCache(DynamicCache):
             selections = [run.method.select_padded([one], valid)[0] for one in observed]
         for layer, selection in zip(observed, selections, strict=True):
             record = run.layers[layer.layer]
-            if selection.merged is not None:
-                record.prefix = pack_merged(selection.merged)
-            else:
-                assert selection.keep is not None
-                record.prefix = pack(layer.keys, layer.values, selection.keep)
+            record.prefix = selection.packed(layer.keys, layer.values)
             record.store = run.method.open_store(record.prefix, layer, valid, selection)
         run.context = observed[0].tokens
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from catekv import kernels
-from catekv.kernels.packing import pack, pack_merged
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.methods.base import Method, Observed
 
@@ -36,11 +35,7 @@ def after_prefill(
     window = queries[:, :, max(0, queries.shape[2] - method.needs.window) :]
     observed = Observed(window, keys, values, SCALING, layer, 3, column_sums=sums)
     selection = method.select_padded([observed], valid)[0]
-    if selection.merged is not None:
-        prefix = pack_merged(selection.merged)
-    else:
-        assert selection.keep is not None
-        prefix = pack(keys, values, selection.keep)
+    prefix = selection.packed(keys, values)
     return prefix, method.decode_store(prefix, observed, valid, selection)
 
 

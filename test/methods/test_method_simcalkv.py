@@ -11,7 +11,6 @@ from slot_rows import DIM, GROUP, HEADS, SCALING, after_prefill, random_tensors
 
 from catekv import kernels, methods
 from catekv.errors import UserError
-from catekv.kernels.packing import pack_merged
 from catekv.methods import Merged, ModelShape
 from catekv.methods.formulas import merging
 from catekv.methods.formulas.merging import nearest_kept, removed_count
@@ -326,7 +325,7 @@ def test_equal_tokens_merge_without_any_change_of_the_output() -> None:
     method = methods.create("simcalkv", preset="recommended", ratio=2 / 3, threshold=0.99)
     found = method.select(queries, keys, values, scaling=SCALING, column_sums=sums)
     assert found.budgets.tolist() == [[12, 12]]
-    prefix = pack_merged(found.merged)
+    prefix = found.packed(keys, values)
     asked, own_keys, own_values = random_tensors(1, 1, seed=5)
     merged = kernels.ragged_decode(asked, prefix, own_keys, own_values, SCALING)
     full = torch.nn.functional.scaled_dot_product_attention(

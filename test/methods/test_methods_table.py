@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from catekv import kernels, methods
-from catekv.kernels.packing import pack, pack_merged
 from catekv.kernels.ragged import RaggedPrefix, storage_bytes
 from catekv.methods import Method, ModelShape, Observed, Selection
 from catekv.methods.head_mask import HeadMask
@@ -184,11 +183,7 @@ def test_formulas_hold(name: str, prompt: list[Observed]) -> None:
     layers = seen_by(method, prompt)
     for layer, full, selection in zip(layers, prompt, select(method, layers), strict=True):
         kept += int(selection.budgets.sum())
-        if selection.keep is None:
-            assert selection.merged is not None
-            prefix = pack_merged(selection.merged)
-        else:
-            prefix = pack(layer.keys, layer.values, selection.keep)
+        prefix = selection.packed(layer.keys, layer.values)
         store = method.open_store(prefix, layer, None, selection)
         stored += storage_bytes(prefix.tensors() if store is None else store.tensors())
         blocks = None

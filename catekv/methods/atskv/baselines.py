@@ -21,6 +21,7 @@ from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.options import assign, method_option
 from catekv.methods.registry import register
+from catekv.methods.selection import MergedSelection
 from catekv.models.shape import ModelShape
 
 PAPER = "Adaptive Token-Relevance Sparse KV-Cache for Efficient Long Context Understanding"
@@ -187,4 +188,4 @@ class AtskvRocketKV(_OneMask):
             open_channels = top_mask(size, torch.tensor(dim - zeroed))[:, None]
             own_keys, own_values = own_keys * open_channels, own_values * open_channels
             merged.append([Merged(own_keys[h], own_values[h]) for h in range(heads)])
-        return Selection(None, merged=merged)
+        return MergedSelection(merged=merged)

@@ -24,6 +24,7 @@ from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.h2o import observed_shape, received_attention
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
+from catekv.methods.selection import MergedSelection
 from catekv.methods.simcalkv.merge import removal_order
 from catekv.methods.simcalkv.method import last_query_logits
 from catekv.models.shape import ModelShape
@@ -90,8 +91,7 @@ class RemovedShare(Method):
 
     def select_observed(self, observed: Observed) -> Selection:
         received, kept = self.received(observed), self.kept_counts(observed)
-        return Selection(
-            None,
+        return MergedSelection(
             merged=[
                 [
                     self.merge(observed, b, head, received[b, head], kept[head])

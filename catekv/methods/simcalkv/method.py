@@ -19,6 +19,7 @@ from catekv.methods.formulas.merging import removed_count
 from catekv.methods.h2o import observed_shape, received_attention
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
+from catekv.methods.selection import MergedSelection
 from catekv.methods.simcalkv.merge import (
     CALIBRATIONS,
     KEY_MEANS,
@@ -158,8 +159,8 @@ class SimCalKV(Method):
                 merge_row(keys[b, head], values[b, head], logits, removed, self.rule)
             )
 
-        return Selection(
-            None, merged=[[row(b, head) for head in range(heads)] for b in range(batch)]
+        return MergedSelection(
+            merged=[[row(b, head) for head in range(heads)] for b in range(batch)]
         )
 
     def entries(self, row: MergedRow) -> Merged:
