@@ -13,6 +13,7 @@ from catekv.tasks.core.task import BuildRequest, answer_tokens
 from catekv.tasks.core.tokenizers import tokenizer_hash
 from catekv.tasks.core.wording import Wording
 from catekv.tasks.registry import find
+from catekv.tasks.small.parts import is_small
 
 Arguments = ParamSpec("Arguments")
 
@@ -100,6 +101,11 @@ def generate(
     """
     task = find(name)
     _check_counts(length, count, first, max_answer_tokens)
+    spoken = find_wording(wording, tokenizer, words_path)
+    if is_small(spoken) and not task.small:
+        raise UserError(
+            f"the embedded model's vocabulary cannot express {task.name}; name a model with --model"
+        )
     request = BuildRequest(
         task=task,
         options=task.configured(options),
@@ -110,7 +116,7 @@ def generate(
         first=first,
         seed=seed,
         stream=stream,
-        wording=find_wording(wording, tokenizer, words_path),
+        wording=spoken,
         chat_template=chat_template,
         max_answer_tokens=max_answer_tokens,
         format=prompt_format(tokenizer, chat_template),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from catekv.errors import UserError
 from catekv.tasks.core.task import Family, Task
+from catekv.tasks.families.graphwalks.family import FAMILY as GRAPHWALKS_FAMILY
 from catekv.tasks.families.infinitebench.family import FAMILY as INFINITEBENCH_FAMILY
 from catekv.tasks.families.longbench.family import FAMILY as LONGBENCH_FAMILY
+from catekv.tasks.families.mrcr.family import FAMILY as MRCR_FAMILY
 from catekv.tasks.families.niah.family import FAMILY as NIAH_FAMILY
+from catekv.tasks.families.reasoning.family import FAMILY as REASONING_FAMILY
 from catekv.tasks.families.ruler.family import FAMILY as RULER_FAMILY
+from catekv.tasks.families.scbench.family import FAMILY as SCBENCH_FAMILY
 from catekv.tasks.families.summarization.family import FAMILY as SUMMARIZATION_FAMILY
 from catekv.tasks.families.synthetic.family import FAMILY as SYNTHETIC_FAMILY
 from catekv.tasks.families.zeroscrolls.family import FAMILY as ZEROSCROLLS_FAMILY
@@ -20,6 +24,10 @@ FAMILIES: tuple[Family, ...] = (
     ZEROSCROLLS_FAMILY,
     INFINITEBENCH_FAMILY,
     SUMMARIZATION_FAMILY,
+    GRAPHWALKS_FAMILY,
+    MRCR_FAMILY,
+    REASONING_FAMILY,
+    SCBENCH_FAMILY,
 )
 #: names of RULER's tasks may be given without the family
 _SHORT = "ruler/"

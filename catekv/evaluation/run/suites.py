@@ -77,7 +77,7 @@ def _speaks(task: str) -> bool:
     """Whether the embedded model's vocabulary can express a task."""
     family, _, name = task.partition("/")
     if family != "ruler":
-        return True
+        return find(task).small
     from catekv.tasks.wording.small import SmallWording
 
     return name in SmallWording().tasks

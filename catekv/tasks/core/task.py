@@ -33,6 +33,7 @@ class Task:
         natural: samples come from rows that have lengths of their own. The requested length is
             then a limit (0: none) and prompts above it are cut by the task's rule, which
             ``metadata["cut_tokens"]`` of the sample records.
+        small: the closed vocabulary of the embedded model can express it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Task:
     generate: Callable[[BuildRequest], Iterator[Sample]]
     score: Callable[[str, Sample], dict[str, float]]
     natural: bool = False
+    small: bool = True
 
     def option_names(self) -> list[str]:
         """Names of the task's options."""

@@ -1,0 +1,1 @@
+"""GraphWalks: walks over a graph that is given edge by edge."""

@@ -1,0 +1,1 @@
+"""MRCR: which of several equal requests of a long conversation is meant."""

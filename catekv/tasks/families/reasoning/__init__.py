@@ -1,0 +1,1 @@
+"""Reasoning: problems with one right answer, and long answers that follow step by step."""

@@ -1,0 +1,1 @@
+"""SCBench: several questions about one context, in turns or as requests of their own."""

@@ -1,0 +1,237 @@
+"""SCBench, GraphWalks, MRCR and reasoning: prompts at any length, official rows, scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ruler_tokenizers
+
+from catekv import tasks
+from catekv.errors import UserError
+from catekv.tasks.families.graphwalks.graph import Graph, node_name
+from catekv.tasks.families.scbench.options import input_limit, kept_positions
+from catekv.tasks.registry import find
+
+DRAWN = [
+    "graphwalks/bfs", "graphwalks/parents", "mrcr/2_needles", "mrcr/4_needles", "scbench/kv",
+    "scbench/vt", "scbench/prefix_suffix", "scbench/mf", "scbench/many_shot",
+    "reasoning/copy_long", "reasoning/reverse", "reasoning/sort", "reasoning/add_chain",
+    "reasoning/state_track", "reasoning/recall_own", "reasoning/addition_digits",
+]  # fmt: skip
+LENGTH = 2048
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Any:
+    return ruler_tokenizers.byte_level()
+
+
+def build(task: str, tokenizer: Any, count: int = 2, **options: Any) -> list[Any]:
+    if task.startswith("mrcr"):
+        options.setdefault("short", True)
+    return tasks.build(task, tokenizer, LENGTH, count, chat_template="base", **options)
+
+
+@pytest.mark.parametrize("task", DRAWN)
+def test_samples_fill_the_length_and_their_answer_is_right(task: str, bpe: Any) -> None:
+    for sample in build(task, bpe):
+        assert 0.95 * LENGTH <= sample.length <= LENGTH
+        answer = "\n".join(sample.outputs)
+        if task.startswith("graphwalks"):
+            answer = f"Final Answer: [{', '.join(sample.outputs)}]"
+        elif task == "scbench/vt":
+            answer = " ".join(sample.outputs)
+        scores = find(task).score(answer, sample)
+        assert scores["official"] == 1
+        assert scores["strict"] == 1
+        assert find(task).score("nothing of it", sample)["official"] < 0.2
+
+
+@pytest.mark.parametrize("task", DRAWN)
+def test_a_sample_does_not_depend_on_the_others(task: str, bpe: Any) -> None:
+    second = build(task, bpe, 2)[1]
+    (alone,) = tasks.build(
+        task, bpe, LENGTH, 1, first=1, chat_template="base",
+        **({"short": True} if task.startswith("mrcr") else {}),
+    )  # fmt: skip
+    assert alone == second
+
+
+def test_the_published_answers_of_graphs(golden: Any) -> None:
+    for case in golden("benchmarks_2026", "graphwalks_answer"):
+        given = case["inputs"]
+        graph = Graph(given["edges"])
+        answer = graph.answer(given["operation"], given["node"], given.get("depth", 1))
+        assert answer == case["expected"]["nodes"], case["id"]
+    for case in golden("benchmarks_2026", "graphwalks_name"):
+        assert node_name(case["inputs"]["number"]) == case["expected"]["name"]
+
+
+def test_drawn_graphs_have_the_published_form(bpe: Any) -> None:
+    for sample in build("graphwalks/bfs", bpe, 3, largest=5, depth=2):
+        lines = sample.context.split("The graph:\n")[1].strip().splitlines()
+        edges = [tuple(line.split(" -> ")) for line in lines]
+        assert len(set(edges)) == len(edges) == sample.metadata["edges"]
+        assert all(start != end for start, end in edges)
+        leaving = Graph(edges).leaving.values()
+        assert max(map(len, leaving)) <= 4
+        node = sample.question.split()[4]
+        answer = Graph(edges).answer("bfs", node, sample.metadata["depth"])
+        assert tuple(answer) == sample.outputs
+        assert len(answer) <= 5
+
+
+def test_published_limits_and_truncation(golden: Any) -> None:
+    for case in golden("benchmarks_2026", "scbench_limit"):
+        given = case["inputs"]
+        limit = input_limit(given["task"], given["turns"], given["mode"], given["max_seq"])
+        assert limit == case["expected"]["limit"], case["id"]
+    for case in golden("benchmarks_2026", "scbench_truncate"):
+        assert kept_positions(**case["inputs"]) == case["expected"]["kept"]
+
+
+def test_turns_of_a_session_share_their_context(bpe: Any) -> None:
+    samples = build("scbench/kv", bpe, 4, turns=3)
+    assert [sample.metadata["turn"] for sample in samples] == [1, 2, 3, 1]
+    first, second, third, other = samples
+    assert first.context == second.context == third.context != other.context
+    assert first.group == second.group == third.group != other.group
+    assert len({sample.outputs for sample in samples}) == 4
+    assert all(sample.outputs[0] in sample.context for sample in samples)
+
+
+def test_turns_repeat_what_was_asked_before_with_right_answers(bpe: Any) -> None:
+    alone = build("scbench/kv", bpe, 3, turns=3)
+    turns = build("scbench/kv", bpe, 3, turns=3, mode="multi_turn")
+    assert turns[0].context == turns[2].context
+    assert all(answer in turns[2].question for sample in turns[:2] for answer in sample.outputs)
+    assert turns[2].outputs[0] not in turns[2].question
+    assert turns[0].question == alone[0].question
+    assert max(sample.length for sample in turns) <= LENGTH
+    with pytest.raises(UserError, match="mode='x'; use one of multi_request, multi_turn"):
+        build("scbench/kv", bpe, mode="x")
+
+
+def test_the_embedded_model_speaks_some_of_them() -> None:
+    from catekv.tasks.wording.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    for task in ("scbench/kv", "scbench/vt"):
+        for sample in tasks.build(task, tokenizer, 256, 3):
+            assert tokenizer.unk_token_id not in tokenizer(sample.context)["input_ids"]
+            right = " ".join(sample.outputs) + " ."
+            assert find(task).score(right, sample)["official"] == 1
+    with pytest.raises(UserError, match="cannot express graphwalks/bfs; name a model"):
+        tasks.build("graphwalks/bfs", tokenizer, 256, 1)
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_of_scbench(tmp_path: Path) -> None:
+    turns = [{"input": "k1", "answer": "v1"}, {"input": "k2", "answer": "v2"}]
+    path = write(tmp_path / "scbench_kv.jsonl", {"id": 0, "context": "{...}", "multi_turns": turns})
+    samples = tasks.read(path)
+    assert [sample.task for sample in samples] == ["scbench/kv"] * 2
+    assert samples[1].outputs == ("v2",)
+    assert samples[0].group == samples[1].group
+    choice = {
+        "context": "A story.",
+        "multi_turns": [{"input": "Who?", "options": ["a", "b", "c", "d"], "answer": "c"}],
+    }
+    (sample,) = tasks.read(write(tmp_path / "scbench_choice_eng.jsonl", choice))
+    assert find(sample.task).score("The answer is C", sample)["official"] == 1
+    numbers = {"context": [3, 1], "multi_turns": [{"input": "Largest?", "answer": 3}]}
+    (sample,) = tasks.read(write(tmp_path / "scbench_mf.jsonl", numbers))
+    assert "[3, 1]" in sample.context
+    assert find(sample.task).score("3", sample)["official"] == 1
+    code = {
+        "context": "def f(): pass", "lang": "python", "repo": {"f": "def f(a, b):\n    return a + b"},
+        "multi_turns": [
+            {"input": "Does nothing.", "name": "f", "answer": "def f(): pass",
+             "task": "scbench_repoqa"},
+            {"input": "key", "answer": "value", "task": "scbench_kv"},
+        ],
+    }  # fmt: skip
+    first, second = tasks.read(write(tmp_path / "scbench_repoqa_and_kv.jsonl", code))
+    assert find(first.task).score("def f(a, b):\n    return a + b", first)["official"] == 1
+    assert (first.max_new_tokens, second.max_new_tokens) == (1024, 80)
+    short = {"context": "text", "question": ["a?", "b?"], "answers": ["x", "y"]}
+    assert len(tasks.read(write(tmp_path / "short" / "scbench_qa_eng.jsonl", short))) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"context": "", "multi_turns": [{"input": "a", "answer": "b"}]}, "context is no text"),
+        ({"context": "x", "multi_turns": []}, "no list multi_turns"),
+        ({"context": "x", "multi_turns": [{"input": "a"}]}, "turn 1 has no answer"),
+        ({"context": "x", "multi_turns": [{"answer": "a"}]}, "turn 1 has no input"),
+    ],
+)
+def test_rows_that_nothing_can_be_scored_against(
+    tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        tasks.read(write(tmp_path / "scbench_kv.jsonl", row))
+
+
+def test_rows_of_graphwalks(tmp_path: Path) -> None:
+    row = {
+        "prompt": "Rules.\nThe graph:\na -> b\nc -> b\nb -> b\n\nOperation:\nParents of node b",
+        "answer_nodes": ["a", "b", "c"], "problem_type": "parents",
+    }  # fmt: skip
+    (sample,) = tasks.read(write(tmp_path / "graphwalks.jsonl", row))
+    assert sample.task == "graphwalks/parents"
+    assert sample.outputs == ("a", "c")  # an edge to itself makes no parent
+    assert sample.question.strip().startswith("Operation:")
+    older = {"prompt": "x\n\nBFS", "answer": [], "problem_type": "bfs"}
+    (sample,) = tasks.read(write(tmp_path / "older.jsonl", older))
+    assert find(sample.task).score("Final Answer: []", sample)["official"] == 1
+
+
+def test_rows_of_mrcr(tmp_path: Path) -> None:
+    ask = {"role": "user", "content": "Write a poem about owls."}
+    poems = [{"role": "assistant", "content": text} for text in ("red owls", "blue owls")]
+    messages = [ask, poems[0], ask, poems[1], {"role": "user", "content": "Prepend xY the second."}]
+    row = {
+        "prompt": json.dumps(messages), "answer": "xYblue owls", "n_needles": 2,
+        "random_string_to_prepend": "xY", "desired_msg_index": 2,
+    }  # fmt: skip
+    (sample,) = tasks.read(write(tmp_path / "mrcr.jsonl", row))
+    assert sample.task == "mrcr/2_needles"
+    scores = find(sample.task).score("xYred owls", sample)
+    assert (scores["instance"], scores["prefix_ok"], scores["strict"]) == (0, 1, 0)
+    assert find(sample.task).score("xYblue owls", sample)["official"] == 1
+    with pytest.raises(UserError, match="prompt is no list of messages"):
+        tasks.read(write(tmp_path / "torn.jsonl", {**row, "prompt": "[]"}), task="mrcr/2_needles")
+
+
+def test_rows_of_problems(tmp_path: Path) -> None:
+    path = write(tmp_path / "aime24.jsonl", {"problem": "1+1?", "answer": "002", "id": 60})
+    (sample,) = tasks.read(path)
+    assert sample.task == "reasoning/aime24"
+    assert find(sample.task).score(r"so \boxed{2}", sample)["official"] == 1
+    unanswered = find(sample.task).score("2", sample)
+    assert (unanswered["official"], unanswered["answered"]) == (0, 0)
+    with pytest.raises(UserError, match="no whole number from 0 to 999"):
+        tasks.read(write(tmp_path / "aime25.jsonl", {"problem": "?", "answer": "x"}))
+    math = write(tmp_path / "math500.jsonl", {"problem": "?", "answer": r"\frac12", "level": 2})
+    (sample,) = tasks.read(math)
+    assert sample.metadata["level"] == 2
+
+
+def test_missing_files_say_where_to_get_them(bpe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("CATEKV_DATA", raising=False)
+    for task, name in (("reasoning/math500", "MATH-500"), ("scbench/repoqa", "microsoft/SCBench")):
+        with pytest.raises(UserError, match=rf"download .*{name}.*path=FILE"):
+            tasks.build(task, bpe, 0, 1)
+    with pytest.raises(UserError, match="is always generated"):
+        tasks.build("reasoning/sort", bpe, 512, 1, source="hub")
