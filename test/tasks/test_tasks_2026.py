@@ -152,7 +152,7 @@ def test_rows_of_scbench(tmp_path: Path) -> None:
     assert "[3, 1]" in sample.context
     assert find(sample.task).score("3", sample)["official"] == 1
     code = {
-        "context": "def f(): pass", "lang": "python", "repo": {"f": "def f(a, b):\n    return a + b"},
+        "context": "code", "lang": "python", "repo": {"f": "def f(a, b):\n    return a + b"},
         "multi_turns": [
             {"input": "Does nothing.", "name": "f", "answer": "def f(): pass",
              "task": "scbench_repoqa"},

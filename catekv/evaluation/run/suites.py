@@ -51,7 +51,7 @@ def suites() -> dict[str, Suite]:
         benchmarks.setdefault(task.partition("/")[0], []).append(task)
     mini = Suite(
         MINI,
-        f"every family of tasks, {MINI_SAMPLES} samples of {MINI_LENGTH} tokens, generated rows, "
+        f"every family of tasks that the model speaks, {MINI_SAMPLES} samples of {MINI_LENGTH} tokens, generated rows, "
         "embedded model",
         tuple(task for task in available() if _speaks(task)),
         (MINI_LENGTH,),
