@@ -62,6 +62,11 @@ COMMANDS = (
         "Many runs over models, methods, ratios, tasks and lengths, on one machine or many.",
         "catekv.commands.sweep",
     ),
+    (
+        "lm-eval",
+        "lm-evaluation-harness with compressed caches; all options are the harness's own.",
+        "catekv.commands.lm_eval",
+    ),
     ("report", "Summary and report of runs, as HTML and Markdown.", "catekv.commands.report"),
     (
         "doctor",

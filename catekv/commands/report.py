@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="RUN",
         help="run directory, folder of runs (of a sweep), folder with efficiency.json, folder of "
-        "head masks, or file of needle results",
+        "head masks, results of kvpress, or file of needle results",
     )
     parser.add_argument(
         "--output", type=Path, help="folder of report.html and report.md (default: the first RUN)"

@@ -75,3 +75,18 @@ def test_damaged_runs_are_named(tmp_path: Path) -> None:
     (folder / "metrics.json").write_text("{")
     with pytest.raises(UserError, match=r"metrics\.json cannot be read"):
         read_runs(tmp_path)
+
+
+def test_a_report_shows_them_as_theirs(tmp_path: Path) -> None:
+    from catekv.evaluation.report import report
+
+    metrics = {f"task{number}": {"string_match": 10.0 * number} for number in range(5)}
+    write(tmp_path / "ruler__4096__a--b__snapkv__0.50", metrics, None, "compression_ratio\n0.5\n")
+    write(tmp_path / "math500__a--b__no_press__0.00", {"accuracy": 0.5}, "dataset: math500\n"
+          "model: a/b\npress_name: no_press\n", "answer\n1\n")  # fmt: skip
+    written = report.report_on([tmp_path], output=tmp_path / "out")
+    text = next(path for path in written.files if path.suffix == ".md").read_text()
+    assert "Results of kvpress" in text
+    assert "string_match 20.00 (mean of 5 tasks)" in text
+    assert "accuracy 0.5" in text
+    assert "not finished: ruler__4096__a--b__snapkv__0.50" in text

@@ -133,13 +133,14 @@ def read_runs(folder: str | Path) -> list[KvpressRun]:
         UserError: no run is there, or a file of one cannot be read.
     """
     root = Path(folder)
-    runs = [_read(path.parent) for path in sorted(root.rglob("metrics.json"))]
+    runs = [read_run(path.parent) for path in sorted(root.rglob("metrics.json"))]
     if not runs:
         raise UserError(f"{root} holds no results of kvpress (no metrics.json anywhere in it)")
     return runs
 
 
-def _read(folder: Path) -> KvpressRun:
+def read_run(folder: Path) -> KvpressRun:
+    """One run, finished or not; ``UserError`` for files that cannot be read."""
     config = _config(folder)
     named: dict[str, Any] = {}
     if not config:

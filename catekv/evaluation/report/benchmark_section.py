@@ -26,6 +26,7 @@ def benchmark_section(summary: Mapping[str, Any]) -> Section | None:
         section.blocks += _ruler(own, question) + _longbench(own, question)
     section.blocks += _even(summary.get("buckets", []))
     section.blocks += _choices(summary.get("choices", []))
+    section.blocks += _turns(summary.get("turns", []))
     return None if section.is_empty else section
 
 
@@ -175,3 +176,18 @@ def _choices(cells: Sequence[Mapping[str, Any]]) -> list[Block]:
             Text("Most texts were cut: such a table says little about compression.", WARNING)
         )
     return blocks
+
+
+def _turns(cells: Sequence[Mapping[str, Any]]) -> list[Block]:
+    if not cells:
+        return []
+    turns = sorted({cell["turn"] for cell in cells})
+    places: dict[tuple[str, ...], dict[int, str]] = {}
+    for cell in cells:
+        length = short_length(cell["length"]) if cell["length"] else "whole texts"
+        place = (cell["method"], cell["task"], length, cell["question"])
+        value = f"{tables.number(cell['score'])} (n {cell['count']})"
+        places.setdefault(place, {})[cell["turn"]] = value
+    rows = [[*place, *(own.get(turn, "-") for turn in turns)] for place, own in places.items()]
+    header = ["method", "task", "limit", "question", *(f"turn {turn}" for turn in turns)]
+    return [Table("Score by turn, one compressed context for all of a session", header, rows)]

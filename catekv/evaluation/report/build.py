@@ -18,6 +18,7 @@ from catekv.evaluation.report.efficiency_section import efficiency_section
 from catekv.evaluation.report.groups import Group, group_runs
 from catekv.evaluation.report.head_section import folder_section, head_section
 from catekv.evaluation.report.inputs import Inputs
+from catekv.evaluation.report.kvpress_section import kvpress_section
 from catekv.evaluation.report.names import file_stem
 from catekv.evaluation.report.needle_files import read_needle_file
 from catekv.evaluation.report.needle_section import needle_section
@@ -70,6 +71,8 @@ def build(inputs: Inputs, options: Options) -> tuple[Section, list[Group]]:
             document.sections.append(section)
     document.sections += [folder_section(folder, options.scale) for folder in inputs.masks]
     document.sections += [efficiency_section(result) for result in inputs.efficiency]
+    if inputs.kvpress:
+        document.sections.append(kvpress_section(inputs.kvpress))
     if inputs.runs:
         document.sections.append(_manifests(groups))
     return document, groups

@@ -1,4 +1,4 @@
-"""Numbers beyond a task's mean: grids of depths and lengths, groups of LongBench-E and v2."""
+"""Numbers beyond a task's mean: grids of depths and lengths, groups of LongBench, turns."""
 
 from __future__ import annotations
 
@@ -129,6 +129,29 @@ def choice_cells(records: Iterable[Record], methods: Sequence[str]) -> list[dict
             }
         )
     return cells
+
+
+def turn_cells(records: Iterable[Record], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Mean score x 100 per method, question mode, task, length and turn of tasks that ask a context
+    several times."""
+    found: dict[tuple[str, str, str, int, int], list[float]] = {}
+    for record in records:
+        turn = record.metadata.get("turn")
+        if isinstance(turn, int) and record.official is not None and not record.error:
+            key = (record.method, record.question, record.task, record.length, turn)
+            found.setdefault(key, []).append(record.official)
+    order = {label: position for position, label in enumerate(methods)}
+    names = ("method", "question", "task", "length", "turn")
+    return [
+        {
+            **dict(zip(names, key, strict=True)),
+            "score": round(100 * sum(values) / len(values), 4),
+            "count": len(values),
+        }
+        for key, values in sorted(
+            found.items(), key=lambda item: (order.get(item[0][0], len(order)), *item[0][1:])
+        )
+    ]
 
 
 def grid_axes(cells: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[int]]:

@@ -1,4 +1,4 @@
-"""What a report is made of: run directories, efficiency results, head masks, needle results."""
+"""What a report is made of: runs, efficiency results, head masks, results of others."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.evaluation.predictions.kvpress_runs import KvpressRun
+from catekv.evaluation.predictions.kvpress_runs import read_run as read_kvpress_run
 from catekv.evaluation.records.records import MANIFEST, Record, RunDirectory
 from catekv.files import read_json
 from catekv.methods.head_mask import META_FILE
 
 EFFICIENCY = "efficiency.json"
+#: What a run of kvpress leaves.
+_KVPRESS = ("metrics.json", "predictions.csv")
 #: Folders below a given one that are looked into.
 _DEPTH = 4
 
@@ -45,11 +49,12 @@ class Inputs:
     efficiency: list[Efficiency] = field(default_factory=list)
     masks: list[Path] = field(default_factory=list)
     needles: list[Path] = field(default_factory=list)
+    kvpress: list[KvpressRun] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
-        return not (self.runs or self.efficiency or self.masks or self.needles)
+        return not (self.runs or self.efficiency or self.masks or self.needles or self.kvpress)
 
 
 def read_inputs(paths: Sequence[str | Path]) -> Inputs:
@@ -60,7 +65,7 @@ def read_inputs(paths: Sequence[str | Path]) -> Inputs:
 
     Args:
         paths: run directories, folders of them, folders with ``efficiency.json`` or that file,
-            folders of head masks, and files with needle results.
+            folders of head masks, result folders of kvpress, and files with needle results.
 
     Raises:
         UserError: nothing there, or unreadable.
@@ -82,7 +87,14 @@ def read_inputs(paths: Sequence[str | Path]) -> Inputs:
 
 
 def _count(found: Inputs) -> int:
-    parts = (found.runs, found.efficiency, found.masks, found.needles, found.problems)
+    parts = (
+        found.runs,
+        found.efficiency,
+        found.masks,
+        found.needles,
+        found.kvpress,
+        found.problems,
+    )
     return sum(len(part) for part in parts)
 
 
@@ -97,6 +109,9 @@ def _read(path: Path, name: str, found: Inputs, seen: set[Path]) -> bool:
             known = True
         if (path / EFFICIENCY).is_file():
             found.efficiency.append(read_efficiency(path / EFFICIENCY, name))
+            known = True
+        if all((path / name).is_file() for name in _KVPRESS):
+            found.kvpress.append(read_kvpress_run(path))
             known = True
         if (path / META_FILE).is_file() and any(path.glob("head_type_p*.csv")):
             found.masks.append(path)

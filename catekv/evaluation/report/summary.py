@@ -66,6 +66,7 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
         "needles": extra.needle_cells(used, list(methods)),
         "buckets": extra.bucket_cells(used, list(methods)),
         "choices": extra.choice_cells(used, list(methods)),
+        "turns": extra.turn_cells(used, list(methods)),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from catekv.evaluation import tables
 from catekv.evaluation.report.document import NOTE, Section, Table, Text
 
-_PARTS = ("cells", "averages", "family_averages", "needles", "buckets", "choices")
+_PARTS = ("cells", "averages", "family_averages", "needles", "buckets", "choices", "turns")
 
 
 def is_check(method: Mapping[str, Any]) -> bool:

@@ -51,8 +51,8 @@ def suites() -> dict[str, Suite]:
         benchmarks.setdefault(task.partition("/")[0], []).append(task)
     mini = Suite(
         MINI,
-        f"every family of tasks that the model speaks, {MINI_SAMPLES} samples of {MINI_LENGTH} tokens, generated rows, "
-        "embedded model",
+        f"every family of tasks that the embedded model can read, {MINI_SAMPLES} samples of "
+        f"{MINI_LENGTH} tokens, generated rows",
         tuple(task for task in available() if _speaks(task)),
         (MINI_LENGTH,),
         MINI_SAMPLES,

@@ -1,0 +1,39 @@
+"""The command ``catekv lm-eval``: lm-evaluation-harness with the model ``catekv`` in it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from catekv.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything behind the command goes to the harness as it is, its ``--help`` too."""
+    # no character begins an option of ours
+    parser.prefix_chars = "\0"
+    parser.add_argument("words", nargs="*")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; returns the exit code."""
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "the harness is not installed; install it with pip install 'catekv[lm-eval]'"
+        ) from None
+    from lm_eval.__main__ import cli_evaluate
+
+    import catekv.evaluation.harness  # noqa: F401 - registers the model
+
+    words = list(arguments.words)
+    evaluates = not words or words[0] == "run" or words[0].startswith("-")
+    if evaluates and "--model" not in words and not {"-h", "--help"} & set(words):
+        words += ["--model", "catekv"]
+    before, sys.argv = sys.argv, ["catekv lm-eval", *words]
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = before
+    return 0
