@@ -89,4 +89,4 @@ def test_a_report_shows_them_as_theirs(tmp_path: Path) -> None:
     assert "Results of kvpress" in text
     assert "string_match 20.00 (mean of 5 tasks)" in text
     assert "accuracy 0.5" in text
-    assert "not finished: ruler__4096__a--b__snapkv__0.50" in text
+    assert "so not finished: " in text
