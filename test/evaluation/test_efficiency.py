@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_models import BASE, FAMILIES
+from torch.nn.attention.flex_attention import flex_attention
 
 from catekv import CateKVModel, HeadMask, methods
 from catekv.errors import UserError
@@ -21,6 +22,7 @@ from catekv.evaluation.efficiency import (
     dense,
     measure,
     memory,
+    render,
     shapes,
     throughput,
 )
@@ -177,6 +179,8 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 rows.append(attend(q[row][None, :, None], keys, values, self.scale)[0, :, 0])
             return torch.stack(rows)
 
+    # compiling takes a compiler and minutes; the definition is the same
+    monkeypatch.setattr(dense, "_compiled_flex", lambda: flex_attention)
     flash_attn, flashinfer = types.ModuleType("flash_attn"), types.ModuleType("flashinfer")
     flash_attn.flash_attn_with_kvcache = flash  # type: ignore[attr-defined]
     flashinfer.single_decode_with_kv_cache = single  # type: ignore[attr-defined]
@@ -228,9 +232,11 @@ def test_the_models_own_attention_comes_back(model: CateKVModel) -> None:
 def test_libraries_that_are_not_installed_are_named(model: CateKVModel) -> None:
     found = {variant.label: variant.absent for variant in variants(model, [])}
     assert list(found) == [
-        KERNEL, "full, torch SDPA", "full, flash-attn", "full, FlashInfer", DYNAMIC
+        KERNEL, "full, torch SDPA", "full, torch FlexAttention", "full, flash-attn",
+        "full, FlashInfer", DYNAMIC,
     ]  # fmt: skip
     assert found["full, flash-attn"] == "flash_attn is not installed"
+    assert found["full, torch FlexAttention"] == "runs on CUDA only"
     assert found["full, torch SDPA"] == ""
     with pytest.raises(UserError, match="unknown baseline 'quick'; use kernel, sdpa"):
         variants(model, [], ["quick"])
@@ -245,11 +251,13 @@ def test_rows_count_the_same_steps_and_their_own_bytes(model: CateKVModel, fill:
         model, [catekv_spec(model)], TOKENS, new_tokens=3, repeats=2, fill=fill,
         batch_sizes=(1, 2),
     )  # fmt: skip
-    assert [row.batch for row in rows] == [1] * 6 + [2] * 6
+    assert [row.batch for row in rows] == [1] * 7 + [2] * 7
     sizes = memory.memory_model(model)
     for row in rows:
         if row.status == ABSENT:
-            assert row.variant in ("full, flash-attn", "full, FlashInfer")
+            assert row.variant in (
+                "full, torch FlexAttention", "full, flash-attn", "full, FlashInfer"
+            )  # fmt: skip
             continue
         assert row.status == MEASURED, row.note
         assert len(row.step_seconds) == 6
@@ -290,6 +298,64 @@ def test_what_does_not_fit_is_a_row_that_says_so(model: CateKVModel) -> None:
     assert [row.status for row in rows] == [TOO_LARGE, TOO_LARGE, MEASURED]
     assert "GiB are usable" in rows[0].note
     assert rows[0].median_step is None
+
+
+def test_layers_share_memory_where_a_cache_is_too_large(
+    model: CateKVModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "_LEAST_DISTINCT", 1)
+    sizes = memory.memory_model(model)
+    layer = sizes.cache_bytes(TOKENS) / model.shape.layers
+    rows = measure.measure(
+        model, [catekv_spec(model)], TOKENS, new_tokens=2, repeats=1, share_layers=True,
+        memory_limit=int(2.6 * layer) + memory.LEAST_RESERVE,
+        baselines=("kernel", "sdpa", "dynamic"),
+    )  # fmt: skip
+    assert [row.status for row in rows] == [MEASURED, MEASURED, TOO_LARGE, MEASURED]
+    assert [row.distinct_layers for row in rows] == [2, 2, None, None]
+    for row in rows[:2]:
+        assert 0.6 * row.full_bytes < row.stored_bytes < 0.75 * row.full_bytes
+    assert "2 layers have memory of their own" in render.render(rows, 1e9, "title")
+    monkeypatch.undo()
+    # so little memory that it would stay in the device's own cache
+    (row,) = measure.measure(
+        model, [], TOKENS, new_tokens=1, repeats=1, share_layers=True, baselines=("sdpa",),
+        memory_limit=int(2.6 * layer) + memory.LEAST_RESERVE,
+    )  # fmt: skip
+    assert row.status == TOO_LARGE
+
+
+@pytest.mark.parametrize("spec", ["full", "catekv"])
+def test_layers_that_share_memory_have_the_lengths_of_their_own(
+    model: CateKVModel, spec: str
+) -> None:
+    method = every_method(model)[spec]
+    own = random_cache(model, method, TOKENS, 2)
+    shared = random_cache(model, method, TOKENS, 2, distinct=2)
+    assert all(torch.equal(a, b) for a, b in zip(own.lengths(), shared.lengths(), strict=True))
+    prefixes = [layer.prefix for layer in shared.ragged_layers]
+    places = [prefix.keys.data_ptr() for prefix in prefixes if prefix is not None]
+    assert places[0] == places[2] != places[1]
+
+
+def test_memory_is_what_a_variant_adds_to_the_weights(
+    model: CateKVModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much other variants hold meanwhile."""
+    held = iter([1000, 1700, 5000, 5900])
+    monkeypatch.setattr(memory, "allocated_bytes", lambda device: next(held))
+    rows = measure.measure(
+        model, [], TOKENS, new_tokens=1, repeats=1, breakdown=False, baselines=("kernel", "sdpa")
+    )
+    weights = sum(parameter.nbytes for parameter in model.model.parameters())
+    assert [row.resident_bytes for row in rows] == [weights + 700, weights + 900]
+
+
+def test_the_copy_is_a_median_over_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    monkeypatch.setitem(clock._COPY_BYTES, "cpu", 4096)
+    monkeypatch.setattr(clock, "step_times", lambda copy, count, device: ([1.0, 2.0, 9.0], 4.0))
+    assert clock.copy_bandwidth(device) == 2 * 4096 / 2.0
 
 
 def test_a_prefill_that_does_not_fit_is_a_row_too(

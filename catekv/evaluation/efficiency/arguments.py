@@ -8,7 +8,7 @@ from pathlib import Path
 #: Numbers per decode measurement unless asked otherwise.
 NEW_TOKENS, REPEATS = 32, 3
 #: Implementations of full attention, in the order of the rows.
-BASELINES = ("kernel", "sdpa", "flash", "flashinfer", "dynamic")
+BASELINES = ("kernel", "sdpa", "flex", "flash", "flashinfer", "dynamic")
 #: What :func:`add_measuring_arguments` adds, as attributes of the parsed arguments.
 MEASURING = (
     "repeats", "fill", "scale", "throughput", "baselines", "graph", "memory", "layers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from catekv import kernels
 from catekv.decode import graph as recording
 from catekv.decode.generation import synchronize
+from catekv.evaluation.efficiency.fill import fill_random_
 
 #: Bytes written between two runs of a kernel so that nothing of its input is in a cache: more than
 #: the L2 of any GPU, and long enough for the host to queue the next launch meanwhile.
@@ -98,22 +100,23 @@ def capture(
 
 
 def copy_bandwidth(device: torch.device, repeats: int = 7) -> float:
-    """Bytes per second of a large copy, read and write counted: the best of a few.
+    """Bytes per second of a large copy of random numbers, read and write counted: the median.
 
     Two ways of copying are tried, the project's kernel and torch's: the better one says what the
-    memory can do.
+    memory can do. What is compared with it is a median over random numbers too; numbers that are
+    all alike cost a chip less power, and a best of several flatters the yardstick.
     """
     size = _COPY_BYTES[_kind(device)]
-    source = torch.ones(size // 4, dtype=torch.float32, device=device)
+    source = fill_random_(torch.empty(size // 4, dtype=torch.float32, device=device))
     target = torch.empty_like(source)
 
-    def best(copy: Callable[[], object]) -> float:
+    def median(copy: Callable[[], object]) -> float:
         copy()
-        return min(step_times(copy, repeats, device)[0])
+        return statistics.median(step_times(copy, repeats, device)[0])
 
-    fastest = best(lambda: target.copy_(source))
+    fastest = median(lambda: target.copy_(source))
     if device.type == "cuda":
-        fastest = min(fastest, best(lambda: kernels.copy(target, source)))
+        fastest = min(fastest, median(lambda: kernels.copy(target, source)))
     return 2 * size / fastest
 
 

@@ -8,6 +8,7 @@ the layer for the result.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -90,6 +91,31 @@ class Sdpa(Reader):
             scale=scaling,
         )
         return output.reshape(batch, 1, query_heads, dim)
+
+
+class Flex(Reader):
+    """``flex_attention``, compiled: torch's own decode kernel that splits long rows."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.function = _compiled_flex()
+
+    def attend(self, queries: Tensor, scaling: float) -> Tensor:
+        output: Tensor = self.function(
+            queries,
+            self.keys[:, :, : self.tokens],
+            self.values[:, :, : self.tokens],
+            scale=scaling,
+            enable_gqa=queries.shape[1] != self.keys.shape[1],
+        )
+        return output.transpose(1, 2)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
 
 
 class FlashAttention(Reader):
@@ -196,6 +222,7 @@ class Library:
 
 LIBRARIES = {
     "sdpa": Library("full, torch SDPA", Sdpa),
+    "flex": Library("full, torch FlexAttention", Flex, needs_cuda=True),
     "flash": Library("full, flash-attn", FlashAttention, "flash_attn", True),
     "flashinfer": Library("full, FlashInfer", FlashInfer, "flashinfer", True),
 }
@@ -234,31 +261,38 @@ class FixedLayer(CacheLayerMixin):
 
 
 def dense_cache(
-    model: CateKVModel, library: Library, tokens: int, batch: int, seed: int = 0
+    model: CateKVModel,
+    library: Library,
+    tokens: int,
+    batch: int,
+    seed: int = 0,
+    distinct: int | None = None,
 ) -> Cache:
-    """A full cache of ``tokens`` random entries per head and room for the newest one."""
+    """A full cache of ``tokens`` random entries per head and room for the newest one.
+
+    ``distinct``: layers with memory of their own, as in
+    :func:`catekv.evaluation.efficiency.fill.random_cache`.
+    """
     shape = model.shape
-    return Cache(
-        layers=[
-            FixedLayer(
-                library.reader(
-                    batch,
-                    shape.kv_heads,
-                    tokens + 1,
-                    shape.head_dim,
-                    model.dtype,
-                    next(block.parameters()).device,
-                    seed + 2 * index,
-                )
-            )
-            for index, block in enumerate(decoder_layers(model.model))
-        ]
-    )
+    blocks = list(decoder_layers(model.model))
+    readers = [
+        library.reader(
+            batch,
+            shape.kv_heads,
+            tokens + 1,
+            shape.head_dim,
+            model.dtype,
+            next(block.parameters()).device,
+            seed + 2 * index,
+        )
+        for index, block in enumerate(blocks[:distinct])
+    ]
+    return Cache(layers=[FixedLayer(readers[i % len(readers)]) for i in range(len(blocks))])
 
 
 def stored_bytes(cache: Cache) -> int:
-    """Bytes of the keys and values of a :func:`dense_cache`."""
-    readers = [layer.reader for layer in cache.layers if isinstance(layer, FixedLayer)]
+    """Bytes that the keys and values of a :func:`dense_cache` take."""
+    readers = {layer.reader for layer in cache.layers if isinstance(layer, FixedLayer)}
     return sum(reader.keys.nbytes + reader.values.nbytes for reader in readers)
 
 

@@ -51,20 +51,46 @@ def kept_lengths(model: CateKVModel, method: Method, tokens: int) -> Tensor:
 
 
 def random_prefix(
-    lengths: list[int], kv_heads: int, head_dim: int, dtype: torch.dtype, device: Any, seed: int = 0
+    lengths: list[int],
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: Any,
+    seed: int = 0,
+    stored: tuple[Tensor, Tensor] | None = None,
 ) -> RaggedPrefix:
-    """A layer's prefix of rows of these lengths ((sequence, KV head) order) with random entries."""
+    """A layer's prefix of rows of these lengths ((sequence, KV head) order) with random entries.
+
+    ``stored``: keys and values [entries, head_dim] whose first entries to use instead of new ones.
+    """
     _, rows = storage_order(lengths)
-    shape = (sum(lengths), head_dim)
+    entries = sum(lengths)
+    keys, values = stored or random_entries(entries, head_dim, dtype, device, seed)
+    return from_rows(keys[:entries], values[:entries], None, rows, kv_heads)
+
+
+def random_entries(
+    entries: int, head_dim: int, dtype: torch.dtype, device: Any, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Random keys and values, [entries, head_dim]."""
+    shape = (entries, head_dim)
     keys = fill_random_(torch.empty(shape, dtype=dtype, device=device), seed)
-    values = fill_random_(torch.empty(shape, dtype=dtype, device=device), seed + 1)
-    return from_rows(keys, values, None, rows, kv_heads)
+    return keys, fill_random_(torch.empty(shape, dtype=dtype, device=device), seed + 1)
 
 
 def random_cache(
-    model: CateKVModel, method: Method, tokens: int, batch: int = 1, seed: int = 0
+    model: CateKVModel,
+    method: Method,
+    tokens: int,
+    batch: int = 1,
+    seed: int = 0,
+    distinct: int | None = None,
 ) -> RaggedCache:
     """What ``method`` would leave of prompts of ``tokens`` tokens, with random entries.
+
+    Args:
+        distinct: layers that have memory of their own; layer ``i`` reads that of layer
+            ``i % distinct``. None: all.
 
     Raises:
         UserError: the method's budgets depend on the prompt, or a layer of the model is no ordinary
@@ -72,6 +98,8 @@ def random_cache(
     """
     table = kept_lengths(model, method, tokens)
     cache = RaggedCache(model.config, method, tokens)
+    most = int(table.sum(dim=-1).max()) * batch
+    shared: dict[int, tuple[Tensor, Tensor]] = {}
     for index, (layer, block) in enumerate(
         zip(cache.layers, decoder_layers(model.model), strict=True)
     ):
@@ -81,13 +109,17 @@ def random_cache(
                 "filled at random; use --fill prefill"
             )
         device = next(block.parameters()).device
+        head_dim, dtype, own_seed = model.shape.head_dim, model.dtype, seed + 2 * index
+        if distinct is not None and index < distinct:
+            shared[index] = random_entries(most, head_dim, dtype, device, own_seed)
         prefix = random_prefix(
             table[index].tolist() * batch,
             model.shape.kv_heads,
-            model.shape.head_dim,
-            model.dtype,
+            head_dim,
+            dtype,
             device,
-            seed + 2 * index,
+            own_seed,
+            None if distinct is None else shared[index % distinct],
         )
         layer.lazy_initialization(prefix.keys, prefix.values)
         layer.seen, layer.query_heads = tokens, model.shape.query_heads

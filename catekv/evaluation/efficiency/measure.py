@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,6 +31,10 @@ WARM_UP_TOKENS = 64
 _TOGETHER_SHARE = 0.8
 #: Steps that the breakdown may add to those of the measurement.
 _SPARE_STEPS = 8
+#: Share of the usable memory that a cache takes whose layers share theirs.
+_SHARED_SHARE = 0.9
+#: Bytes that lie between two readings of the same memory at least: far more than any L2 holds.
+_LEAST_DISTINCT = 1 << 30
 
 
 def measure(
@@ -48,6 +53,7 @@ def measure(
     memory_limit: int | None = None,
     report: Callable[[Measurement], None] | None = None,
     seed: int = 0,
+    share_layers: bool = False,
 ) -> list[Measurement]:
     """Measure full attention and every method at every batch size.
 
@@ -65,6 +71,8 @@ def measure(
         breakdown: also time the attention alone and the step without it.
         memory_limit: bytes of the device to use at most, weights not counted.
         report: called with every finished row.
+        share_layers: a random cache that is too large is measured with layers that share memory,
+            and the row says so; without this it is left out.
 
     Raises:
         UserError: a number below 1, an unknown choice, or a context longer than the model's window.
@@ -87,7 +95,7 @@ def measure(
         if fill == "prefill":
             model.prefill(setting.prompt[:, :WARM_UP_TOKENS], method="full", check_memory=False)
         results += _measure_batch(
-            setting, chosen, new_tokens, repeats, breakdown, memory_limit, report
+            setting, chosen, new_tokens, repeats, breakdown, memory_limit, report, share_layers
         )
     return results
 
@@ -122,6 +130,7 @@ def _measure_batch(
     breakdown: bool,
     memory_limit: int | None,
     report: Callable[[Measurement], None] | None,
+    share_layers: bool,
 ) -> list[Measurement]:
     rows = [
         Measurement(variant.label, setting.length, setting.batch, variant.method, fill=setting.fill)
@@ -133,15 +142,19 @@ def _measure_batch(
     together = usable is None or sum(needed) <= _TOGETHER_SHARE * usable
     steppers: dict[str, Stepper] = {}
     for variant, row, size in zip(chosen, rows, needed, strict=True):
+        fits = usable is None or size <= usable
+        if not fits and share_layers and usable is not None:
+            row.distinct_layers = _distinct_layers(setting, variant, size, usable)
         if variant.absent:
             row.leave_out(ABSENT, variant.absent)
-        elif usable is not None and size > usable:
+        elif not fits and row.distinct_layers is None and usable is not None:
             row.leave_out(
                 TOO_LARGE, f"needs {size / GIB:.2f} GiB of cache, {usable / GIB:.2f} GiB are usable"
             )
         else:
             with memory.noting_errors(row):
-                steppers[row.variant] = _prepare(setting, variant, row)
+                own = dataclasses.replace(setting, distinct=row.distinct_layers)
+                steppers[row.variant] = _prepare(own, variant, row)
                 if not together:
                     _rounds(setting, [(row, steppers[row.variant])], new_tokens, repeats, breakdown)
         if not together:
@@ -159,6 +172,14 @@ def _measure_batch(
     return rows
 
 
+def _distinct_layers(setting: Setting, variant: Variant, size: float, usable: int) -> int | None:
+    """How many layers of a cache of ``size`` bytes fit; None where sharing would not be honest."""
+    layers = setting.model.shape.layers
+    distinct = int(_SHARED_SHARE * usable / size * layers)
+    cold = distinct * size / layers >= _LEAST_DISTINCT
+    return distinct if cold and setting.fill == "random" and variant.shares_layers else None
+
+
 def _needed_bytes(setting: Setting, variant: Variant) -> float:
     """Bytes of the cache while it decodes, as far as they are known beforehand."""
     if variant.absent:
@@ -173,13 +194,17 @@ def _prepare(setting: Setting, variant: Variant, row: Measurement) -> Stepper:
     sizes = memory.memory_model(setting.model)
     row.full_bytes = int(setting.batch * sizes.cache_bytes(setting.length))
     row.kept_tokens = float(setting.length)
+    before = memory.allocated_bytes(setting.model.device)
     stepper = variant.build(setting, row)
     row.stored_bytes = stepper.stored_bytes()
     peak = memory.Peak(setting.model.device)
     with stepper.context():
         for _ in range(WARM_UP_STEPS):
             stepper.step()
-    row.resident_bytes = memory.allocated_bytes(setting.model.device)
+    after = memory.allocated_bytes(setting.model.device)
+    if before is not None and after is not None:
+        # other variants may be loaded at the same time
+        row.resident_bytes = sizes.parameters * sizes.element_bytes + after - before
     row.decode_peak_bytes = peak.highest()
     return stepper
 

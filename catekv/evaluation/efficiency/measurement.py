@@ -21,7 +21,8 @@ class Measurement:
         length: context tokens. batch: sequences.
         kept_tokens: mean per layer and KV head after the context.
         stored_bytes, full_bytes: bytes the cache allocates, and those of an uncompressed one.
-        resident_bytes: weights and cache as the device's allocator counts them (CUDA only).
+        resident_bytes: weights, and what the device's allocator holds more once this variant is
+            built and has decoded (CUDA only).
         fill: ``random`` or ``prefill``: where the cache's contents come from.
         prefill_seconds, compress_seconds, first_token_seconds, prefill_peak_bytes: of a real
             prefill; the peak counts what was allocated beyond the weights (CUDA only).
@@ -34,6 +35,8 @@ class Measurement:
         attention_seconds: the attention kernel alone over all layers. rest_seconds: a step in which
             attention does nothing.
         status, note: see above; the note is the reason in words.
+        distinct_layers: layers with memory of their own where the whole cache is too large; None
+            where all have.
     """
 
     variant: str
@@ -61,6 +64,7 @@ class Measurement:
     rest_seconds: float | None = None
     status: str = MEASURED
     note: str = ""
+    distinct_layers: int | None = None
 
     @property
     def median_step(self) -> float | None:
@@ -84,6 +88,16 @@ class Measurement:
         """Bytes a step must read over the time it took."""
         step = self.median_step
         return None if step is None else self.step_bytes / step
+
+    @property
+    def shared_memory(self) -> str:
+        """What is special about a cache whose layers share memory, else nothing."""
+        if self.distinct_layers is None:
+            return ""
+        return (
+            f"the whole cache does not fit: {self.distinct_layers} layers have memory of their "
+            "own, the others read it again"
+        )
 
     def leave_out(self, status: str, note: str) -> None:
         """Turn the row into one that says why it has no times."""

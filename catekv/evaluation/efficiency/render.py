@@ -148,6 +148,7 @@ def _part_cells(row: Measurement) -> list[str]:
 def _left_out(rows: Sequence[Measurement]) -> list[str]:
     """Why rows have no times, and why steps were not captured."""
     lines = [f"{row.variant}: {row.status}, {row.note}" for row in rows if row.note]
+    lines += [f"{row.variant}: {row.shared_memory}" for row in rows if row.shared_memory]
     lines += [
         f"{row.variant}: not captured, {row.reason}"
         for row in rows

@@ -43,7 +43,7 @@ class Setting:
     """One length and batch size of one model, and how it is measured.
 
     ``steps`` is the number of decode steps that a cache must have room for. ``graph`` is ``auto``,
-    ``on`` or ``off``.
+    ``on`` or ``off``. ``distinct`` layers of a random cache have memory of their own (None: all).
     """
 
     model: CateKVModel
@@ -54,6 +54,7 @@ class Setting:
     chunk_size: int = 8192
     graph: str = "auto"
     seed: int = 0
+    distinct: int | None = None
 
     @cached_property
     def prompt(self) -> Tensor:
@@ -112,7 +113,12 @@ class DenseStepper(Stepper):
     def __init__(self, setting: Setting, library: dense.Library):
         self.model = setting.model
         self.cache = dense.dense_cache(
-            setting.model, library, setting.length, setting.batch, setting.seed
+            setting.model,
+            library,
+            setting.length,
+            setting.batch,
+            setting.seed,
+            setting.distinct,
         )
         self.tokens = _first_tokens(setting, None)
         self.positions = torch.full_like(self.tokens, setting.length)
@@ -182,6 +188,7 @@ class Variant:
         method_for: what a context of so many tokens is compressed with.
         build: makes the stepper and notes in the measurement what that cost.
         absent: why it cannot run here, or nothing.
+        shares_layers: whether layers of its random cache can share memory.
     """
 
     label: str
@@ -190,6 +197,7 @@ class Variant:
     method_for: Callable[[int], Method]
     build: Callable[[Setting, Measurement], Stepper]
     absent: str = ""
+    shares_layers: bool = True
 
     def kept(self, tokens: int) -> float | None:
         """Tokens per head after a context of so many (the mean); None where the prompt decides."""
@@ -216,7 +224,7 @@ def variants(
         if name == "kernel":
             found.append(_method_variant(KERNEL, model, _full, False))
         elif name == "dynamic":
-            found.append(Variant(DYNAMIC, model, False, _full, _build_dynamic))
+            found.append(Variant(DYNAMIC, model, False, _full, _build_dynamic, shares_layers=False))
         else:
             library = dense.LIBRARIES[name]
             found.append(
@@ -255,7 +263,9 @@ def _method_variant(
     def build(setting: Setting, measurement: Measurement) -> Stepper:
         method = method_for(setting.length)
         if setting.fill == "random":
-            cache = random_cache(model, method, setting.length, setting.batch, setting.seed)
+            cache = random_cache(
+                model, method, setting.length, setting.batch, setting.seed, setting.distinct
+            )
             _note_kept(measurement, cache)
             return RaggedStepper(setting, cache)
         _check_prefill(setting, method)
