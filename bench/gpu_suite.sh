@@ -4,6 +4,8 @@
 #   bench/gpu_suite.sh --stages correctness,decode    some stages
 #   bench/gpu_suite.sh --output DIR                   results elsewhere
 #   bench/gpu_suite.sh --budget-seconds 560           time for everything
+#   bench/gpu_suite.sh --resume results/gpu/suite.json     skip what that run finished
+#   bench/gpu_suite.sh --plan                         what would run, for how long, with what goals
 #   bench/gpu_suite.sh --scale tiny                   every stage with tiny shapes on the CPU
 # Needs a checkout and a Python with torch, triton and transformers (PYTHON=..., default python3);
 # nothing is installed and no network is used. Exit code 0, 1 (wrong results or errors), 2 (no GPU).

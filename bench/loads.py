@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.cases import Stage
+from bench.cases import Scale
 from catekv import kernels
+from catekv.evaluation.efficiency import dense
 from catekv.evaluation.efficiency.clock import cold_times
 from catekv.evaluation.efficiency.fill import fill_random_, random_prefix
 from catekv.kernels.ragged import RaggedPrefix
@@ -34,7 +36,6 @@ class Load:
     group: int = 4
     head_dim: int = 128
     dtype: torch.dtype = torch.bfloat16
-    goal: float | None = None
 
     @property
     def nbytes(self) -> int:
@@ -43,30 +44,30 @@ class Load:
         return 2 * entries * self.head_dim * self.dtype.itemsize
 
 
-def make(stage: Stage, load: Load, seed: int = 0) -> Inputs:
+def make(scale: Scale, load: Load, seed: int = 0) -> Inputs:
     """The arguments of a decode launch."""
     batch = len(load.lengths) // load.kv_heads
     prefix = random_prefix(
-        list(load.lengths), load.kv_heads, load.head_dim, load.dtype, stage.device, seed
+        list(load.lengths), load.kv_heads, load.head_dim, load.dtype, scale.device, seed
     )
 
     def draw(heads: int, tokens: int, seed: int) -> Tensor:
         shape = (batch, heads, tokens, load.head_dim)
-        return fill_random_(torch.empty(shape, dtype=load.dtype, device=stage.device), seed)
+        return fill_random_(torch.empty(shape, dtype=load.dtype, device=scale.device), seed)
 
-    used = torch.tensor([USED], dtype=torch.int32, device=stage.device)
+    used = torch.tensor([USED], dtype=torch.int32, device=scale.device)
     queries = draw(load.kv_heads * load.group, 1, 1)
     tails = draw(load.kv_heads, TAIL, 2), draw(load.kv_heads, TAIL, 3)
     return queries, prefix, *tails, load.head_dim**-0.5, used
 
 
-def seconds(stage: Stage, load: Load) -> tuple[float, int]:
+def seconds(scale: Scale, load: Load) -> tuple[float, int]:
     """Median time of one launch, and of how many runs.
 
     As in a model, launches follow each other on different caches, here so many that none is still
     in the device's own cache when its turn comes.
     """
-    inputs = make_several(stage, load)
+    inputs = make_several(scale, load)
     workspace = kernels.Workspace()
 
     def decode(
@@ -81,27 +82,52 @@ def seconds(stage: Stage, load: Load) -> tuple[float, int]:
             queries, prefix, tail_keys, tail_values, scaling, tail_length=used, workspace=workspace
         )
 
-    repeats = 2 if stage.tiny else REPEATS
-    return launch_seconds(stage, decode, inputs, repeats), repeats
+    repeats = 2 if scale.tiny else REPEATS
+    return launch_seconds(scale, decode, inputs, repeats), repeats
 
 
-def make_several(stage: Stage, load: Load) -> list[Inputs]:
+def make_several(scale: Scale, load: Load) -> list[Inputs]:
     """Inputs of launches behind each other, together larger than the device's own cache."""
+    return [make(scale, load, seed) for seed in range(_launches(scale, load))]
+
+
+def _launches(scale: Scale, load: Load) -> int:
     count = -(-TOGETHER // load.nbytes)
-    count = 2 if stage.tiny else max(LEAST_LAUNCHES, min(MOST_LAUNCHES, count))
-    return [make(stage, load, seed) for seed in range(count)]
+    return 2 if scale.tiny else max(LEAST_LAUNCHES, min(MOST_LAUNCHES, count))
 
 
 def launch_seconds(
-    stage: Stage, decode: Callable[..., Tensor], inputs: list[Inputs], repeats: int
+    scale: Scale, decode: Callable[..., Tensor], inputs: Sequence[tuple[Any, ...]], repeats: int
 ) -> float:
     """Median time per launch of ``decode`` on all the inputs, one behind the other."""
 
     def run() -> Tensor:
-        output = inputs[0][0]
-        for given in inputs:
-            output = decode(*given)
-        return output
+        return [decode(*given) for given in inputs][-1]
 
-    times = cold_times(run, repeats, torch.device(stage.device))
+    times = cold_times(run, repeats, torch.device(scale.device))
     return statistics.median(times) / len(inputs)
+
+
+def rival_seconds(scale: Scale, load: Load, library: dense.Library) -> float:
+    """Median time per launch of another library on rows that are all equally long."""
+    batch, tokens = len(load.lengths) // load.kv_heads, load.lengths[0] + USED
+    readers = [
+        library.reader(
+            batch,
+            load.kv_heads,
+            tokens,
+            load.head_dim,
+            load.dtype,
+            torch.device(scale.device),
+            seed,
+        )
+        for seed in range(_launches(scale, load))
+    ]
+    shape = (batch, load.kv_heads * load.group, 1, load.head_dim)
+    queries = fill_random_(torch.empty(shape, dtype=load.dtype, device=scale.device))
+
+    def attend(reader: dense.Reader) -> Tensor:
+        return reader.attend(queries, load.head_dim**-0.5)
+
+    inputs = [(reader,) for reader in readers]
+    return launch_seconds(scale, attend, inputs, 2 if scale.tiny else REPEATS)

@@ -1,203 +1,133 @@
-"""Run the stages one after the other, each in a process of its own, within a budget of seconds.
+"""Correctness and speed of everything that needs a GPU, within a budget of seconds.
 
-A process of its own per stage: a kernel that kills the CUDA context, or hangs, costs the case that
-launched it and not the rest. The stage is then started again behind that case.
+This process holds no device: it starts the one that measures, and starts it again behind a case
+that ended it, so that a crash or a hang costs one case.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shlex
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from bench import report
-from bench.records import ERROR, FILE, NOT_RUN, WRONG, Outcome, Records
+from bench.cases import BUDGET, CASES, ERROR, LOST, STAGES, Case, plan_text
+from bench.results import FILE, TEXT, Outcome, Results
 from catekv.commands.cli import Parser, run_safely
 from catekv.errors import UserError
 
-#: name -> (title, seconds it may take at most)
-STAGES: dict[str, tuple[str, int]] = {
-    "environment": ("Environment", 60),
-    "correctness": ("Correctness against float32 references", 200),
-    "kernels": ("Decode kernel", 120),
-    "decode": ("Decode steps, Llama-3-8B shapes", 150),
-    "throughput": ("Largest batches of 40K-token samples", 80),
-    "prefill": ("Prefill, scoring and packing", 150),
-    "graphs": ("CUDA graphs", 60),
-    "sweep": ("Launch options of the decode kernel", 200),
-}
-SCALES = ("full", "tiny")
-BUDGET = 560
-#: A stage with less time left is not started.
-LEAST_SECONDS = 8
-#: How often a stage that crashed is started again behind the case that crashed.
+#: How often the measuring process is started again behind a case that ended it.
 RESTARTS = 3
-LOG = "suite.log"
-TINY_REMARK = (
-    "Tiny shapes on a CPU: this shows that the suite works. Times and goals say nothing here."
-)
-_GRACE = 5
+#: Seconds beyond the budget after which it is stopped from outside.
+_GRACE = 10
+#: GiB of the devices that a plan is printed for.
+SIZES = (78, 139)
+
+
+def parser() -> Parser:
+    """Options of the suite; the measuring process has two more."""
+    made = Parser(prog="bench/gpu_suite.sh", description=(__doc__ or "").partition("\n")[0])
+    add = made.add_argument
+    add("--stages", default=",".join(STAGES), help=f"out of {','.join(STAGES)} (default: all)")
+    add("--output", type=Path, default=Path("results/gpu"), help="results folder")
+    add("--scale", choices=("full", "tiny"), default="full", help="tiny: CPU, tiny shapes")
+    add("--budget-seconds", type=float, default=BUDGET, help=f"for all (default: {BUDGET})")
+    add("--resume", type=Path, metavar="FILE", help=f"a {FILE} whose finished cases are skipped")
+    add("--commit", help="for the manifest, where the checkout has no .git")
+    add("--plan", action="store_true", help="print what would run, and run nothing")
+    return made
+
+
+def chosen_cases(stages: str) -> tuple[Case, ...]:
+    """The cases of some stages, in the suite's order.
+
+    Raises:
+        UserError: an unknown stage, or none.
+    """
+    names = [name for name in stages.replace(" ", "").split(",") if name]
+    for name in names or [""]:
+        if name not in STAGES:
+            raise UserError(f"unknown stage {name!r}; stages: {', '.join(STAGES)}")
+    return tuple(case for case in CASES if case.stage in names)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and return the exit code."""
-    parser = Parser(prog="bench/gpu_suite.sh", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--stages", default=",".join(STAGES), help=f"out of {','.join(STAGES)} (default: all)"
-    )
-    parser.add_argument("--output", type=Path, default=Path("results/gpu"), help="results folder")
-    parser.add_argument("--scale", choices=SCALES, default="full", help="tiny: CPU, tiny shapes")
-    parser.add_argument(
-        "--budget-seconds", type=float, default=BUDGET, help=f"for everything (default: {BUDGET})"
-    )
-    parser.add_argument("--commit", help="for the manifest, where the checkout has no .git")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = parser.parse_args(words)
-    return run_safely(lambda: run(parsed, shlex.join(["bench/gpu_suite.sh", *words])))
+    parsed = parser().parse_args(words)
+    return run_safely(lambda: run(parsed, words))
 
 
-def run(arguments: argparse.Namespace, command: str) -> int:
-    """Run the chosen stages; 0, or 1 if a result was wrong or a case failed."""
-    started = time.monotonic()
-    chosen = [name for name in arguments.stages.replace(" ", "").split(",") if name]
-    for name in chosen:
-        if name not in STAGES:
-            raise UserError(f"unknown stage {name!r}; stages: {', '.join(STAGES)}")
-    manifest = make_manifest(command, arguments.scale)
-    manifest["git_commit"] = manifest["git_commit"] or arguments.commit
+def run(arguments: argparse.Namespace, words: list[str]) -> int:
+    """0, 1 if a result was wrong or a case failed, 2 where nothing can be measured."""
+    cases = chosen_cases(arguments.stages)
+    if not 0 < arguments.budget_seconds < float("inf"):
+        raise UserError(f"--budget-seconds {arguments.budget_seconds:g} must be above 0")
+    if arguments.plan:
+        print("\n\n".join(plan_text(cases, size) for size in SIZES))
+        return 0
     folder: Path = arguments.output
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in (FILE, LOG):
-            (folder / old).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; use --output") from error
-    titles = {name: STAGES[name][0] for name in STAGES if name in chosen}
-    records = Records(folder)
-    for name, title in titles.items():
-        left = arguments.budget_seconds - (time.monotonic() - started)
-        limit = limit_of(name, arguments.scale, left)
-        if limit < LEAST_SECONDS:
-            records.add(Outcome(name, "all", NOT_RUN, note="no time left"))
-        else:
-            _say(folder, f"\n== {name} (at most {limit:.0f} s)")
-            _run_stage(name, folder, arguments.scale, limit)
-        _say(folder, report.stage_text(title, records.outcomes(name), markdown=False))
-        report.write(folder, manifest, titles)
-    seconds = time.monotonic() - started
-    _say(folder, f"\n{seconds:.0f} s; results: {folder} ({report.SUITE_MARKDOWN})")
-    outcomes = [outcome for name in titles for outcome in records.outcomes(name)]
-    for goal in (goal for outcome in outcomes for goal in outcome.goals):
-        _say(folder, goal.describe())
-    bad = [outcome for outcome in outcomes if outcome.status in (WRONG, ERROR)]
-    for outcome in bad:
-        _say(folder, f"{outcome.status}: {outcome.stage}, {outcome.case}: {outcome.note}")
-    return 1 if bad else 0
-
-
-def limit_of(name: str, scale: str, left: float) -> float:
-    """Seconds that a stage may take of those that are left."""
-    return left if scale == "tiny" else min(STAGES[name][1], left)
-
-
-def make_manifest(command: str, scale: str) -> dict[str, Any]:
-    """Where the numbers come from.
-
-    Raises:
-        UserError: real shapes were asked for and there is no usable GPU.
-    """
-    device = "cpu" if scale == "tiny" else "cuda"
-    words = [sys.executable, "-m", "bench.machine", device]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode == 2:
-        raise UserError(
-            "no usable CUDA device; run this on a machine with a GPU, or try the stages with "
-            "--scale tiny"
-        )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"this Python cannot run the suite: {last}; choose another with PYTHON=")
-    remark = TINY_REMARK if scale == "tiny" else ""
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {"command": command, "scale": scale, "remark": remark, **found}
-
-
-def _run_stage(name: str, folder: Path, scale: str, limit: float) -> None:
-    """Start the stage's process, again where it crashed, until its time is over."""
-    records = Records(folder)
-    deadline = time.monotonic() + limit
+    deadline = time.time() + arguments.budget_seconds
+    begun = False
     for _ in range(RESTARTS + 1):
-        left = deadline - time.monotonic()
-        if left < LEAST_SECONDS:
+        code = _measure([*words, *(["--go-on"] if begun else [])], deadline)
+        if code == 2:
+            # it has said why; on a machine without a GPU this is what would have run
+            print("\n\n".join(plan_text(cases, size) for size in SIZES))
+            return 2
+        if code == 0:
             break
-        code = _run_process(name, folder, scale, left)
-        stopped = records.interrupted(name)
-        if stopped is not None:
-            reason = "ran out of time" if code is None else f"the process ended with {code}"
-            records.add(Outcome(name, stopped, NOT_RUN if code is None else ERROR, note=reason))
-        elif code:
-            note = f"the process ended with {code} before its first case"
-            records.add(Outcome(name, "start", ERROR, note=note))
+        if not _note_end(folder, code, begun):
             break
-        if code is None or not records.missing(name):
-            break
-    for case in records.missing(name):
-        records.add(Outcome(name, case, NOT_RUN, note="no time left"))
+        begun = True
+    return _finish(folder)
 
 
-def _run_process(name: str, folder: Path, scale: str, seconds: float) -> int | None:
-    """The exit code of one process of a stage, None if it had to be stopped."""
-    words = [sys.executable, "-m", "bench.worker", "--stage", name, "--output", str(folder)]
-    words += ["--scale", scale, "--seconds", f"{seconds:.1f}"]
-    process = subprocess.Popen(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **_environment(name, scale)},
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-
-    def forward() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            _say(folder, line.rstrip("\n"))
-
-    reader = threading.Thread(target=forward, daemon=True)
-    reader.start()
+def _measure(words: list[str], deadline: float) -> int | None:
+    """Exit code of one measuring process, None if it had to be stopped."""
+    command = [sys.executable, "-m", "bench.worker", *words, "--deadline", f"{deadline:.1f}"]
+    process = subprocess.Popen(command)
     try:
-        code: int | None = process.wait(timeout=seconds + _GRACE)
+        return process.wait(timeout=max(0.0, deadline - time.time()) + _GRACE)
     except subprocess.TimeoutExpired:
-        code = None
+        return None
     finally:
         if process.poll() is None:
-            # a process group of its own: compilers that it started go with it
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
-    reader.join(timeout=_GRACE)
-    return code
 
 
-def _environment(name: str, scale: str) -> dict[str, str]:
-    if scale == "tiny" and name == "correctness":
-        return {"TRITON_INTERPRET": "1"}
-    return {}
+def _note_end(folder: Path, code: int | None, begun: bool) -> bool:
+    """Note the case during which the process ended; False if there is nothing to go on with."""
+    reason = "ran out of time" if code is None else f"the process ended with {code}"
+    try:
+        results = Results.load(folder / FILE)
+    except UserError as error:
+        raise UserError(f"{reason} before its first case") from error
+    if code == LOST:
+        return bool(results.missing())
+    if not results.running:
+        results.add(Outcome(case="start", status=ERROR, note=f"{reason} between two cases"))
+        return False
+    results.add(Outcome(case=results.running, status=ERROR, note=reason))
+    return code is not None and bool(results.missing())
 
 
-def _say(folder: Path, text: str) -> None:
-    print(text, flush=True)
-    with (folder / LOG).open("a", encoding="utf-8") as stream:
-        stream.write(text + "\n")
+def _finish(folder: Path) -> int:
+    """Print the goals and what is bad; the exit code."""
+    results = Results.load(folder / FILE)
+    print(f"\n{results.summary()}; results: {folder} ({TEXT})")
+    for goal in results.goals():
+        print(goal["text"])
+    for outcome in results.bad():
+        print(f"{outcome.status}: {outcome.case}: {outcome.note}")
+    return 1 if results.bad() else 0
 
 
 if __name__ == "__main__":

@@ -5,26 +5,34 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from bench.cases import Stage, bandwidth
-from bench.records import Goal
+import torch
+
+from bench.cases import REST, SPEED_UP, Scale
 from catekv import CateKVModel, HeadMask
 from catekv.evaluation import tables
 from catekv.evaluation.columns.settings import MethodSpec
 from catekv.evaluation.efficiency import memory, shapes
+from catekv.evaluation.efficiency.clock import copy_bandwidth
 from catekv.evaluation.efficiency.measurement import (
     FAILED,
     MEASURED,
+    TOO_LARGE,
     Measurement,
     share_of_ideal,
     speed_up,
 )
 from catekv.evaluation.efficiency.render import base_of, best_of
+from catekv.evaluation.efficiency.variants import KERNEL
 from catekv.prefill.sizes import GB, GIB
 
 MODEL = "llama3-8b-1m"
 #: Positions that the model must have; a few more than the longest context.
 _POSITIONS = 1 << 20
 _TINY_DIVISOR, _TINY_SCALE = 512, 0.01
+#: Rows without times whose reason is noted beside the table.
+_TOLD = (FAILED, TOO_LARGE)
+#: Bytes that caches may take on a CPU.
+TINY_MEMORY = 80 << 20
 #: Edges and budget of the methods with tiny contexts.
 _TINY_OPTIONS = {
     "budget": 96, "window": 16, "init_tokens": 16, "recent_tokens": 32, "guard_tokens": 8,
@@ -32,35 +40,45 @@ _TINY_OPTIONS = {
 
 
 @functools.cache
-def load_model(stage: Stage) -> CateKVModel:
+def bandwidth(device: str) -> float:
+    """Bytes per second of a copy, measured once per process."""
+    return copy_bandwidth(torch.device(device))
+
+
+@functools.cache
+def load_model(scale: Scale) -> CateKVModel:
     """Llama-3-8B shapes with random weights, made on the device, once per process."""
-    scale = _TINY_SCALE if stage.tiny else None
-    dtype = "float32" if stage.tiny else "bfloat16"
-    model, _ = shapes.random_model(MODEL, _POSITIONS, scale=scale, dtype=dtype, device=stage.device)
+    model, _ = shapes.random_model(
+        MODEL,
+        _POSITIONS,
+        scale=_TINY_SCALE if scale.tiny else None,
+        dtype="float32" if scale.tiny else "bfloat16",
+        device=scale.device,
+    )
     return model
 
 
-def tokens(stage: Stage, count: int) -> int:
-    """A context length in the proportion of the stage."""
-    return max(160, count // _TINY_DIVISOR) if stage.tiny else count
+def tokens(scale: Scale, count: int) -> int:
+    """A context length in the proportion of the scale."""
+    return max(160, count // _TINY_DIVISOR) if scale.tiny else count
 
 
-def catekv(stage: Stage, ratio: float, retention: float) -> MethodSpec:
+def catekv(scale: Scale, ratio: float, retention: float) -> MethodSpec:
     """CateKV with random heads: which ones are adaptive changes no time."""
-    mask = HeadMask.random(load_model(stage).shape, ratio)
+    mask = HeadMask.random(load_model(scale).shape, ratio)
     options = {"head_mask": mask, "ratio": ratio, "retention": retention}
     return MethodSpec(
         f"catekv r {ratio:g} eta {retention:g}",
         "catekv",
-        {**options, **(_TINY_OPTIONS if stage.tiny else {})},
+        {**options, **(_TINY_OPTIONS if scale.tiny else {})},
     )
 
 
-def rows_of(stage: Stage, measured: Sequence[Measurement]) -> list[dict[str, str]]:
+def rows_of(scale: Scale, measured: Sequence[Measurement]) -> list[dict[str, str]]:
     """Lines of the suite's tables."""
     base, best = base_of(measured), best_of(measured)
-    sizes = memory.memory_model(load_model(stage))
-    rate = bandwidth(stage.device)
+    sizes = memory.memory_model(load_model(scale))
+    rate = bandwidth(scale.device)
     found = []
     for row in measured:
         line = {
@@ -92,44 +110,53 @@ def rows_of(stage: Stage, measured: Sequence[Measurement]) -> list[dict[str, str
                 "attention ms": _milliseconds(row.attention_seconds),
                 "without attention ms": _milliseconds(row.rest_seconds),
                 "captured": "yes" if row.captured else "no",
+                "note": row.shared_memory or "-",
             }
         )
     return found
 
 
-def speed_goal(name: str, measured: Sequence[Measurement], bound: float) -> list[Goal]:
-    """The method's speed-up over full attention by our kernel, if both were measured."""
+def speed_ups(measured: Sequence[Measurement], name: str) -> dict[str, float]:
+    """The method's speed-up over the fastest full attention, if both were measured."""
     method = next((row for row in measured if row.method), None)
-    ratio = None if method is None else speed_up(base_of(measured), method)
-    return [] if ratio is None else [Goal(f"{name}: speed-up over full", ratio, bound)]
+    ratio = None if method is None else speed_up(best_of(measured), method)
+    return {} if ratio is None else {f"{name}: {SPEED_UP}": ratio}
 
 
-def memory_goal(stage: Stage, name: str, measured: Sequence[Measurement]) -> list[Goal]:
-    """How far the allocator is from the byte model, for the method (CUDA only)."""
-    sizes = memory.memory_model(load_model(stage))
-    goals = []
-    for row in measured:
-        if row.method and row.resident_bytes is not None and row.status == MEASURED:
-            planned = sizes.resident_bytes(row.kept_tokens, row.batch)
-            apart = abs(row.resident_bytes / planned - 1)
-            goals.append(Goal(f"{name}: memory off the byte model", apart, 0.01, at_least=False))
-    return goals
-
-
-def failures(measured: Sequence[Measurement]) -> str:
-    """Errors among the rows, as a note."""
-    return "; ".join(f"{row.variant}: {row.note}" for row in measured if row.status == FAILED)
-
-
-def uncaptured(stage: Stage, measured: Sequence[Measurement]) -> str:
-    """Which steps were not recorded although a GPU is there, and why."""
-    if stage.tiny:
-        return ""
-    return "; ".join(
-        f"{row.variant}: not recorded, {row.reason}"
+def memory_values(scale: Scale, measured: Sequence[Measurement], name: str) -> dict[str, float]:
+    """How far what the method adds to the weights is from the byte model (CUDA only)."""
+    sizes = memory.memory_model(load_model(scale))
+    return {
+        f"{name}: memory off the byte model": abs(
+            row.resident_bytes / sizes.resident_bytes(row.kept_tokens, row.batch) - 1
+        )
         for row in measured
-        if row.status == MEASURED and not row.captured
-    )
+        if row.method and row.resident_bytes is not None and row.distinct_layers is None
+    }
+
+
+def rest_values(scale: Scale, measured: Sequence[Measurement]) -> dict[str, float]:
+    """A step without attention over reading the weights at the speed of the copy."""
+    weights = memory.memory_model(load_model(scale)).step_bytes(0) / bandwidth(scale.device)
+    found = [row.rest_seconds for row in measured if row.method and row.rest_seconds is not None]
+    return {REST: found[0] / weights} if found else {}
+
+
+def ours_failed(measured: Sequence[Measurement]) -> bool:
+    """Whether a row of this project has an error; another library's is only noted."""
+    return any(row.status == FAILED and (row.method or row.variant == KERNEL) for row in measured)
+
+
+def notes(scale: Scale, measured: Sequence[Measurement]) -> str:
+    """Errors among the rows, and which steps were not recorded although a GPU is there."""
+    said = [f"{row.variant}: {row.note}" for row in measured if row.status in _TOLD]
+    if not scale.tiny:
+        said += [
+            f"{row.variant}: not recorded, {row.reason}"
+            for row in measured
+            if row.status == MEASURED and not row.captured
+        ]
+    return "; ".join(said)
 
 
 def _gib(value: float | None) -> str:

@@ -2,53 +2,40 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
-from bench.cases import Case, Result, Stage, bandwidth
-from bench.loads import Load, seconds
-from bench.records import Goal
+from bench.cases import RIVAL, SHARE, Result, Scale
+from bench.loads import Load, rival_seconds, seconds
+from bench.workload import bandwidth
 from catekv.evaluation import tables
+from catekv.evaluation.efficiency import dense
 from catekv.prefill.sizes import GB
 
 
-def cases(stage: Stage) -> list[Case]:
-    """Goals first, then lengths, mixtures, types and head dimensions."""
-    half = torch.float32 if stage.tiny else torch.bfloat16
-    k = 1 if stage.tiny else 128
-    loads = [
-        Load("128K, batch 1", (1024 * k,) * 8, dtype=half, goal=0.70),
-        Load("128K, batch 8", (1024 * k,) * 64, dtype=half, goal=0.85),
-        Load("32K, batch 1", (256 * k,) * 8, dtype=half),
-        Load("8K, batch 1", (64 * k,) * 8, dtype=half),
-        Load("512K, batch 1", (4096 * k,) * 8, dtype=half),
-        Load("500K beside nine of 2K", (4000 * k, *(16 * k,) * 9), 10, dtype=half),
-        Load("three of 512K beside five of 2K", (4096 * k,) * 3 + (16 * k,) * 5, dtype=half),
-        Load("batch 64 of catekv at 40K", ((88 * k,) * 2 + (16 * k,) * 6) * 64, dtype=half),
-        Load("128K, fp16", (1024 * k,) * 8, dtype=torch.float32 if stage.tiny else torch.float16),
-        Load("128K, d64", (1024 * k,) * 16, 16, head_dim=64, dtype=half),
-        Load("128K, d96, no groups", (1024 * k,) * 32, 32, group=1, head_dim=96, dtype=half),
-        Load("128K, d128, groups of 8", (1024 * k,) * 4, 4, group=8, dtype=half),
-        Load("128K, d128, groups of 7", (1024 * k,) * 4, 4, group=7, dtype=half),
-        Load("128K, d256", (1024 * k,) * 4, 4, head_dim=256, dtype=half),
-    ]
-    return [Case(load.name, functools.partial(_measure, stage, load), 4.0) for load in loads]
-
-
-def _measure(stage: Stage, load: Load) -> Result:
-    time, repeats = seconds(stage, load)
-    rate, copy = load.nbytes / time, bandwidth(stage.device)
+def run(scale: Scale, name: str, lengths: tuple[int, ...]) -> Result:
+    """One load; where all heads are full also FlashAttention, if it is there."""
+    if scale.tiny:
+        lengths = tuple(max(1, length // 1024) for length in lengths)
+    load = Load(name, lengths, dtype=torch.float32 if scale.tiny else torch.bfloat16)
+    time, repeats = seconds(scale, load)
+    rate, copy = load.nbytes / time, bandwidth(scale.device)
     row = {
-        "load": load.name,
-        "rows": str(len(load.lengths)),
-        "type": str(load.dtype).removeprefix("torch."),
+        "load": name,
+        "rows": str(len(lengths)),
         "MiB": f"{load.nbytes / 2**20:.0f}",
         "us": f"{1e6 * time:.1f}",
         "GB/s": f"{rate / GB:.0f}",
         "of copy": tables.percent(rate / copy),
     }
-    goals = []
-    if load.goal is not None:
-        goals.append(Goal(f"{load.name}: share of the copy bandwidth", rate / copy, load.goal))
-    return Result([row], goals, data={"seconds": time, "repeats": repeats, "copy": copy})
+    result = Result([row], {f"{name}: {SHARE}": rate / copy})
+    result.data = {"seconds": time, "repeats": repeats, "copy": copy}
+    if name.endswith("all full"):
+        library = dense.LIBRARIES["flash"]
+        absent = library.absent(torch.device(scale.device))
+        if absent:
+            result.reasons[RIVAL] = absent
+        else:
+            other = rival_seconds(scale, load, library)
+            result.values[RIVAL] = other / time
+            row["FlashAttention us"] = f"{1e6 * other:.1f}"
+    return result

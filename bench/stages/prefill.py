@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
 import time
 
 import torch
 
-from bench.cases import Case, Result, Stage
-from bench.records import Goal
+from bench.cases import Result, Scale
 from bench.workload import catekv, load_model, tokens
 from catekv.decode.generation import synchronize
 from catekv.evaluation.efficiency import memory
@@ -23,40 +21,23 @@ CHUNK = 8192
 RUNS = 5
 
 
-def cases(stage: Stage) -> list[Case]:
-    """128K first: two goals hang on it."""
-    return [
-        Case("warm-up", lambda: _warm_up(stage), 30.0),
-        Case("128K", functools.partial(_prefill, stage, 131_072, True), 25.0),
-        Case("32K", functools.partial(_prefill, stage, 32_768, False), 5.0),
-        Case("256K", functools.partial(_prefill, stage, 262_144, False), 65.0),
-    ]
+def _method(scale: Scale) -> Method:
+    return catekv(scale, RATIO, RETENTION).create()
 
 
-def _method(stage: Stage) -> Method:
-    return catekv(stage, RATIO, RETENTION).create()
+def _chunk(scale: Scale) -> int:
+    return 64 if scale.tiny else CHUNK
 
 
-def _chunk(stage: Stage) -> int:
-    return 64 if stage.tiny else CHUNK
-
-
-def _prompt(stage: Stage, length: int) -> torch.Tensor:
-    model = load_model(stage)
+def _prompt(scale: Scale, length: int) -> torch.Tensor:
+    model = load_model(scale)
     vocabulary = int(model.model.get_input_embeddings().weight.shape[0])
     return torch.randint(0, vocabulary, (1, length)).to(model.device)
 
 
-def _warm_up(stage: Stage) -> Result:
-    """Kernels are compiled and chosen before anything is timed."""
-    length = _chunk(stage) + 300
-    load_model(stage).prefill(_prompt(stage, length), _chunk(stage), _method(stage))
-    return Result(note=f"{length} tokens")
-
-
-def compress_seconds(stage: Stage, length: int) -> float:
+def compress_seconds(scale: Scale, length: int) -> float:
     """Scoring and packing of all layers: the median of one layer on random keys, times layers."""
-    model, method = load_model(stage), _method(stage)
+    model, method = load_model(scale), _method(scale)
     shape, device = model.shape, model.device
 
     def draw(heads: int, count: int) -> torch.Tensor:
@@ -78,23 +59,25 @@ def compress_seconds(stage: Stage, length: int) -> float:
 
 
 @torch.no_grad()
-def _prefill(stage: Stage, length: int, judged: bool) -> Result:
-    length = tokens(stage, length)
-    model, method = load_model(stage), _method(stage)
-    ids = _prompt(stage, length)
+def run(scale: Scale, name: str, length: int) -> Result:
+    """One prompt, after a short one with which kernels are compiled and chosen."""
+    length = tokens(scale, length)
+    model, method = load_model(scale), _method(scale)
+    model.prefill(_prompt(scale, _chunk(scale) + 300), _chunk(scale), method)
+    ids = _prompt(scale, length)
     memory.free()
     peak = memory.Peak(model.device)
     clock = time.perf_counter()
-    context = model.prefill(ids, chunk_size=_chunk(stage), method=method)
+    context = model.prefill(ids, chunk_size=_chunk(scale), method=method)
     synchronize(model.device)
     whole = time.perf_counter() - clock
     highest = peak.highest()
     stored = context.stored_bytes()
     del context
     memory.free()
-    compress = compress_seconds(stage, length)
+    compress = compress_seconds(scale, length)
     memory.free()
-    planned = _planned_peak(stage, length)
+    planned = _planned_peak(scale, length)
     row = {
         "tokens": str(length),
         "prefill s": f"{whole:.2f}",
@@ -105,20 +88,18 @@ def _prefill(stage: Stage, length: int, judged: bool) -> Result:
         "peak GiB": "-" if highest is None else f"{highest / GIB:.3f}",
         "planned GiB": f"{planned / GIB:.3f}",
     }
-    goals = []
-    if judged:
-        goals.append(Goal("scoring and packing over prefill", compress / whole, 0.03, False))
+    goal = f"prefill {name}: "
+    values = {goal + "scoring and packing over the whole": compress / whole}
     if highest is not None:
-        apart = abs(highest / planned - 1)
-        goals.append(Goal(f"{length} tokens: peak off the plan", apart, 0.05, at_least=False))
+        values[goal + "peak off the plan"] = abs(highest / planned - 1)
     data = {"seconds": whole, "compress": compress, "peak": highest, "planned": planned}
-    return Result([row], goals, data=data)
+    return Result([row], values, data=data)
 
 
-def _planned_peak(stage: Stage, length: int) -> float:
+def _planned_peak(scale: Scale, length: int) -> float:
     """What ``catekv plan`` says, in bytes."""
-    model = load_model(stage)
+    model = load_model(scale)
     sizes = sizes_of_model(model.model)
     return peak_prefill_bytes(
-        sizes, _method(stage), length, chunk_size=_chunk(stage), device=stage.device
+        sizes, _method(scale), length, chunk_size=_chunk(scale), device=scale.device
     )

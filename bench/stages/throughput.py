@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import functools
-
-from bench.cases import Case, Result, Stage
-from bench.workload import catekv, failures, load_model, rows_of, speed_goal, tokens, uncaptured
+from bench.cases import Result, Scale
+from bench.workload import (
+    TINY_MEMORY,
+    catekv,
+    load_model,
+    notes,
+    ours_failed,
+    rows_of,
+    speed_ups,
+    tokens,
+)
 from catekv.evaluation.efficiency.throughput import throughput
 
 LENGTH = 40_960
 NEW_TOKENS = 12
 
 
-def cases(stage: Stage) -> list[Case]:
-    """The goal first, then the other published setting."""
-    return [
-        Case("r 0.3 eta 0.7", functools.partial(_measure, stage, 0.3, 0.7, 4.0), 40.0),
-        Case("r 0.4 eta 1", functools.partial(_measure, stage, 0.4, 1.0, None), 20.0),
-    ]
-
-
-def _measure(stage: Stage, ratio: float, retention: float, bound: float | None) -> Result:
+def run(scale: Scale, name: str, ratio: float, retention: float) -> Result:
+    """Every full attention and CateKV at its own largest batch."""
     rows = throughput(
-        load_model(stage),
-        [catekv(stage, ratio, retention)],
-        tokens(stage, LENGTH),
-        new_tokens=2 if stage.tiny else NEW_TOKENS,
-        memory_limit=(80 << 20) if stage.tiny else None,
+        load_model(scale),
+        [catekv(scale, ratio, retention)],
+        tokens(scale, LENGTH),
+        new_tokens=2 if scale.tiny else NEW_TOKENS,
+        baselines=("kernel", "flex"),
+        memory_limit=TINY_MEMORY if scale.tiny else None,
     )
-    name = f"40K samples, r {ratio:g} eta {retention:g}"
-    goals = [] if bound is None else speed_goal(name, rows, bound)
-    bad = failures(rows)
-    note = "; ".join(text for text in (bad, uncaptured(stage, rows)) if text)
+    values = speed_ups(rows, f"40K batches r {ratio:g} eta {retention:g}")
     data = [row.to_dict() for row in rows]
-    return Result(rows_of(stage, rows), goals, wrong=bool(bad), note=note, data=data)
+    return Result(
+        rows_of(scale, rows), values, wrong=ours_failed(rows), note=notes(scale, rows), data=data
+    )

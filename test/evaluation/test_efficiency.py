@@ -137,8 +137,11 @@ def logits_of(model: CateKVModel, cache: Any, token: int) -> torch.Tensor:
 
 
 @pytest.fixture
-def libraries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stand-ins for flash-attn and FlashInfer that compute with torch and note their use."""
+def libraries(monkeypatch: pytest.MonkeyPatch, model: CateKVModel) -> list[str]:
+    """Stand-ins for flash-attn and FlashInfer that compute with torch and note their use.
+
+    A model has been made before: then transformers has looked for the real ones.
+    """
     used: list[str] = []
 
     def attend(queries: Any, keys: Any, values: Any, scale: float) -> torch.Tensor:

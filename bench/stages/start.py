@@ -1,30 +1,27 @@
-"""What the machine is and what its memory can do."""
+"""The machine, what its memory can do, and the model."""
 
 from __future__ import annotations
 
 import importlib.util
 import subprocess
 
-from bench.cases import Case, Result, Stage, bandwidth
+import torch
+
+from bench.cases import Result, Scale
+from bench.workload import bandwidth, load_model
 from catekv.evaluation.records import environment
 from catekv.prefill.sizes import GB, GIB
 
 
-def cases(stage: Stage) -> list[Case]:
-    """Versions, device, copy bandwidth."""
-    return [
-        Case("machine", lambda: _machine(stage)),
-        Case("bandwidth", lambda: _bandwidth(stage), 2.0),
-    ]
+def run(scale: Scale, name: str) -> Result:
+    """``machine`` or ``model``."""
+    return _machine(scale) if name == "machine" else _model(scale)
 
 
-def _machine(stage: Stage) -> Result:
-    import torch
-
-    device = environment.device_description(stage.device)
-    facts = {**environment.versions(), "commit": environment.git_commit() or "unknown"}
-    facts["device"] = str(device["name"])
-    if stage.device == "cuda":
+def _machine(scale: Scale) -> Result:
+    rate = bandwidth(scale.device)
+    facts = {"device": str(environment.device_description(scale.device)["name"])}
+    if not scale.tiny:
         properties = torch.cuda.get_device_properties(0)
         facts["memory"] = f"{properties.total_memory / GIB:.1f} GiB"
         facts["multiprocessors"] = str(properties.multi_processor_count)
@@ -35,8 +32,9 @@ def _machine(stage: Stage) -> Result:
     for package in ("flash_attn", "flash_attn_interface", "flashinfer"):
         installed = importlib.util.find_spec(package) is not None
         facts[package] = "installed" if installed else "not installed"
-    rows = [{"what": name, "value": value} for name, value in facts.items()]
-    return Result(rows, data={**facts, **device})
+    facts["copy, read and write"] = f"{rate / GB:.0f} GB/s"
+    rows = [{"what": what, "value": value} for what, value in facts.items()]
+    return Result(rows, data={"copy_bytes_per_second": rate})
 
 
 def _driver() -> str:
@@ -48,9 +46,11 @@ def _driver() -> str:
     return done.stdout.split("\n")[0].strip()
 
 
-def _bandwidth(stage: Stage) -> Result:
-    rate = bandwidth(stage.device)
-    return Result(
-        [{"what": "copy, read and write", "value": f"{rate / GB:.0f} GB/s"}],
-        data={"copy_bytes_per_second": rate},
+def _model(scale: Scale) -> Result:
+    model = load_model(scale)
+    shape = model.shape
+    note = (
+        f"{shape.layers} layers, {shape.query_heads} query heads, {shape.kv_heads} KV heads of "
+        f"{shape.head_dim}, {model.dtype}"
     )
+    return Result(note=note)

@@ -1,1 +1,0 @@
-"""Checks of results, for the suite's stage ``correctness``."""
