@@ -18,7 +18,7 @@ arguments=(--numprocesses auto --maxprocesses 8 --dist worksteal)
 oldest=false
 for argument in "$@"; do
   case $argument in
-    --slow) arguments+=(-m "slow or not slow") ;;
+    --slow) arguments+=(-m "not gpu") ;;
     --oldest) oldest=true ;;
     -h | --help)
       sed -n '2,6p' "$0" | cut -c 3-

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-# kernels run in triton's interpreter, which must be chosen before any module with kernels loads
-os.environ.setdefault("TRITON_INTERPRET", "1")
 # the commands that tests start compute tiny tensors too, and several run at a time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PUBLISHED_VARIABLE = "CATEKV_REFERENCE"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    # kernels run in triton's interpreter, which must be chosen before any module with kernels loads
+    if config.option.markexpr != "gpu" or not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     # the tensors of all tests are tiny: a second thread only waits for the first
     torch.set_num_threads(1)
 

@@ -28,7 +28,6 @@ def run(scale: Scale, name: str) -> Result:
         report = Path(folder) / "report.xml"
         words = [sys.executable, "-m", "pytest", "-m", "gpu", str(ROOT / "test" / "gpu")]
         words += ["-p", "no:cacheprovider", "-o", "addopts=", "-q", f"--junitxml={report}"]
-        words += ["-k", "smallest"] if scale.tiny else []
         if importlib.util.find_spec("xdist") is not None and not scale.tiny:
             words += ["-n", str(PROCESSES)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(ON_CPU if scale.tiny else {})}
