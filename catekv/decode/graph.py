@@ -54,7 +54,8 @@ class WithoutHost(TorchDispatchMode):
 
     def __init__(self, device: torch.device):
         super().__init__()
-        self.device = device
+        # a tensor's device has an index, that of a model may have none
+        self.device = torch.empty(0, device=device).device
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -2,7 +2,8 @@
 
 ``python -m catekv.kernels.compile_check`` compiles all variants for sm_80 (A100) and sm_90 (H100,
 H200) down to machine code and lists registers, spills and shared memory. It fails on a spill in a
-kernel that runs in every decode step, or on more shared memory than the chip has. It says nothing
+kernel that runs in every decode step, on more shared memory than the chip has, and where fewer
+programs share a multiprocessor than the launch counts on. It says nothing
 about results or speed: results are compared in triton's interpreter and on a GPU.
 """
 
@@ -27,8 +28,11 @@ from catekv.files import write_atomically
 from catekv.kernels.dispatch import TABLE, has_triton
 from catekv.kernels.variant import Variant
 
-#: Shared memory that one program may use, in bytes, per compute capability.
+#: Shared memory that one program may use, in bytes, per compute capability. A multiprocessor has a
+#: KiB more, and takes a KiB of it for each program.
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
+#: Registers of a multiprocessor; a warp gets them in units.
+REGISTERS, REGISTER_UNIT = 65536, 256
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,18 @@ def build(variant: Variant, capability: int) -> Built:
         problem = f"spills {spilled} bytes of registers"
     elif shared > SHARED_MEMORY[capability]:
         problem = f"needs {shared} bytes of shared memory, {SHARED_MEMORY[capability]} are there"
+    else:
+        fit = programs_that_fit(registers, variant.num_warps, shared, capability)
+        if fit < variant.programs:
+            problem = f"{fit} programs share a multiprocessor, {variant.programs} are counted on"
     return Built(variant.name, chip, registers, spilled, shared, problem)
+
+
+def programs_that_fit(registers: int, num_warps: int, shared: int, capability: int) -> int:
+    """How many programs share a multiprocessor, by its registers and its shared memory."""
+    per_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
+    by_registers = REGISTERS // max(1, per_warp * num_warps)
+    return min(by_registers, (SHARED_MEMORY[capability] + 1024) // (shared + 1024))
 
 
 def _assemble(ptx: str) -> str:

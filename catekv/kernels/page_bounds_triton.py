@@ -63,19 +63,21 @@ def _page_scores(
     least = tl.load(low + place, mask=inside, other=0.0).to(tl.float32)
     most = tl.load(high + place, mask=inside, other=0.0).to(tl.float32)
     batch = (row // kv_heads).to(tl.int64)
-    base = queries + batch * query_b + (row % kv_heads) * GROUP * query_h
+    # pointers move step by step: a question may have more than 2^31 numbers
+    of_token = queries + batch * query_b + (row % kv_heads).to(tl.int64) * GROUP * query_h
     score = tl.full([BLOCK_PAGES], float("-inf") if REDUCTION == "max" else 0.0, tl.float32)
-    for member in range(GROUP * query_tokens):
-        token = member // GROUP
-        query = tl.load(
-            base + (member % GROUP) * query_h + token * query_t + column,
-            mask=column < HEAD_DIM, other=0.0,
-        ).to(tl.float32)[None, :]  # fmt: skip
-        bound = tl.sum(tl.maximum(query * most, query * least), 1)
-        if REDUCTION == "max":
-            score = tl.maximum(score, bound)
-        else:
-            score += bound
+    for _ in range(query_tokens):
+        of_head = of_token
+        for _ in range(GROUP):
+            query = tl.load(of_head + column, mask=column < HEAD_DIM, other=0.0)
+            query = query.to(tl.float32)[None, :]
+            bound = tl.sum(tl.maximum(query * most, query * least), 1)
+            if REDUCTION == "max":
+                score = tl.maximum(score, bound)
+            else:
+                score += bound
+            of_head += query_h
+        of_token += query_t
     if REDUCTION == "mean":
         score = score / (GROUP * query_tokens)
     place = row.to(tl.int64) * pages + page

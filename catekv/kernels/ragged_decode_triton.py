@@ -28,9 +28,10 @@ from catekv.kernels.variant import Variant, signature
 from catekv.kernels.work_plan import work_plan
 from catekv.kernels.workspace import Workspace
 
-#: Largest tile of queries (query tokens times group); more of them are further programs. Exact
-#: float32 products keep whole tiles in registers, so theirs is the smallest there is.
-MAX_QUERY_TILE = {2: 32, 4: 16}
+#: Largest tile of queries (query tokens times group); more of them are further programs, which read
+#: the prefix once more. Twice as many would spill registers; exact float32 products keep whole
+#: tiles in registers, so theirs is the smallest there is.
+MAX_QUERY_TILE = {2: 64, 4: 16}
 #: Blocks of the tail, or of a block list, that one program reads at least.
 LEAST_BLOCKS = 4
 #: Partial results, and columns of them, that a program of the reduction reads at a time.
@@ -56,12 +57,15 @@ def launch_options(head_dim: int, element_size: int, query_tile: int) -> LaunchO
     """The options for a head dimension and a tile of queries, by rule and not by search.
 
     Aims at tiles of 16 KiB of keys and of values with two or three in flight, so that two programs
-    fit into a multiprocessor of every chip since the A100.
+    fit into a multiprocessor of every chip since the A100; of a large tile of queries, which takes
+    all registers of eight warps, one.
     """
     padded = _power_of_two(head_dim)
     block = max(16, min(128, 16384 // (padded * element_size)))
     if element_size == 4:
         return LaunchOptions(min(block, 32), 4, 2, 1)
+    if query_tile > 32:
+        return LaunchOptions(min(block, 64), 8, 2, 1)
     return LaunchOptions(block, 4, 3 if query_tile <= 16 else 2, 2)
 
 
@@ -114,8 +118,10 @@ def _load_queries(
 ):  # fmt: skip
     """Queries [M, D] of one row, zero where there are none."""
     query_head = head * GROUP + head_in_group
+    # a question may have more than 2^31 numbers
+    place = token.to(tl.int64)
     return tl.load(
-        queries + b * query_b + query_head[:, None] * query_h + token[:, None] * query_t
+        queries + b * query_b + query_head[:, None] * query_h + place[:, None] * query_t
         + column[None, :],
         mask=wanted, other=0.0,
     )  # fmt: skip
@@ -166,7 +172,7 @@ def _store_partial(
 
 _VARYING = [
     "tail_tokens", "tail_splits", "tail_part", "per_program", "list_capacity", "list_splits",
-    "list_part", "query_tokens", "mask_b", "mask_q", "mask_t",
+    "list_part", "rows", "query_tokens", "mask_b", "mask_q", "mask_t",
 ]  # fmt: skip
 
 
@@ -192,10 +198,14 @@ def _decode(
     entry = tl.arange(0, BLOCK_N)
     wanted = (member < queries_per_row)[:, None] & (column[None, :] < HEAD_DIM)
     tail_programs = rows * tail_splits
+    # Programs start in order. Those of the prefix have the more to read: the tail fills what room
+    # they leave.
+    first_tail = tl.num_programs(0) - tail_programs
 
-    if program < tail_programs:
-        row = program // tail_splits
-        part = program % tail_splits
+    if program >= first_tail:
+        segment = program - first_tail
+        row = segment // tail_splits
+        part = segment % tail_splits
         b = (row // KV_HEADS).to(tl.int64)
         head = (row % KV_HEADS).to(tl.int64)
         used = tail_tokens
@@ -230,7 +240,7 @@ def _decode(
                 visible = inside[None, :] & (position[None, :] <= last_seen[:, None])
                 if HAS_MASK:
                     shown = tl.load(
-                        tail_mask + b * mask_b + token[:, None] * mask_q
+                        tail_mask + b * mask_b + token[:, None].to(tl.int64) * mask_q
                         + position[None, :] * mask_t,
                         mask=visible & (member < queries_per_row)[:, None], other=0,
                     )  # fmt: skip
@@ -239,16 +249,15 @@ def _decode(
                     q, k, v, no_extra, visible, scale, cap, top, total, acc, CAPPED
                 )
             _store_partial(
-                partial, log_sums, program, member, queries_per_row, top, total, acc,
+                partial, log_sums, segment, member, queries_per_row, top, total, acc,
                 VALUE_DIM, BLOCK_DV,
             )  # fmt: skip
     elif LIST_SIZE > 0:
-        share = program - tail_programs
-        row = share // list_splits
+        row = program // list_splits
         b = (row // KV_HEADS).to(tl.int64)
         head = (row % KV_HEADS).to(tl.int64)
         listed = tl.load(block_counts + row) * LIST_SIZE
-        start = (share % list_splits) * list_part
+        start = (program % list_splits) * list_part
         stop = tl.minimum(start + list_part, listed)
         if start < stop:
             length = tl.load(lengths + row)
@@ -276,14 +285,13 @@ def _decode(
                     HEAD_DIM, VALUE_DIM, HAS_BIAS, CAPPED,
                 )  # fmt: skip
             _store_partial(
-                partial, log_sums, program, member, queries_per_row, top, total, acc,
-                VALUE_DIM, BLOCK_DV,
+                partial, log_sums, tail_programs + program, member, queries_per_row, top, total,
+                acc, VALUE_DIM, BLOCK_DV,
             )  # fmt: skip
     else:
-        share = program - tail_programs
-        block = share * per_program
+        block = program * per_program
         last_block = tl.minimum(block + per_program, tl.load(block_start + rows))
-        row = tl.load(first_row + share)
+        row = tl.load(first_row + program)
         while block < last_block:
             row_block = tl.load(block_start + row)
             stop_block = tl.minimum(last_block, tl.load(block_start + row + 1))
@@ -309,7 +317,7 @@ def _decode(
                         HEAD_DIM, VALUE_DIM, HAS_BIAS, CAPPED,
                     )  # fmt: skip
                 _store_partial(
-                    partial, log_sums, tail_programs + share + row, member, queries_per_row,
+                    partial, log_sums, tail_programs + program + row, member, queries_per_row,
                     top, total, acc, VALUE_DIM, BLOCK_DV,
                 )  # fmt: skip
             block = stop_block
@@ -385,7 +393,8 @@ def _reduce(
     )  # fmt: skip
     result = acc / tl.where(total > 0.0, total, 1.0)
     b = (row // KV_HEADS).to(tl.int64)
-    place = output + b * output_b + head * output_h + (member // GROUP) * output_t
+    token = (member // GROUP).to(tl.int64)
+    place = output + b * output_b + head * output_h + token * output_t
     tl.store(place + column, result.to(output.dtype.element_ty), mask=column < VALUE_DIM)
 
 
@@ -402,6 +411,13 @@ def _parts(tokens: int, block: int, most: int) -> tuple[int, int]:
     parts = max(1, min(-(-blocks // LEAST_BLOCKS), most))
     per_part = -(-blocks // parts)
     return -(-blocks // per_part), per_part * block
+
+
+def prefix_programs_of(resident: int, rows: int) -> int:
+    """Programs that share a prefix: where they leave room for those of the tail, at least one per
+    row, all run at once. Many rows have too many of those; then the prefix takes the whole chip
+    and the short programs of the tail follow."""
+    return resident - rows if rows <= resident // 4 else resident
 
 
 def ragged_decode_triton(
@@ -432,9 +448,8 @@ def ragged_decode_triton(
     block = options.block
     resident = max(1, _processors(device) * options.programs_per_processor // tiles)
 
-    # the programs of the tail run beside those of the prefix
     tail_splits, tail_part = _parts(tail, block, resident // rows)
-    plan = work_plan(prefix, block, max(1, resident - min(rows, resident // 4)))
+    plan = work_plan(prefix, block, prefix_programs_of(resident, rows))
     list_splits = list_part = list_capacity = 0
     prefix_programs, segments = plan.programs, plan.segments
     if not prefix.slots:
@@ -497,7 +512,10 @@ def variants() -> list[Variant]:
     found = []
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
         for head_dim in (64, 96, 128, 256):
-            for use in ("decode", "decode bias", "decode list", "decode capped", "question"):
+            for use in (
+                "decode", "decode bias", "decode list", "decode capped", "question",
+                "long question",
+            ):  # fmt: skip
                 found.append(_decode_variant(dtype, name, head_dim, use))
         found.append(_reduce_variant(name, lists=False))
         found.append(_reduce_variant(name, lists=True))
@@ -506,10 +524,12 @@ def variants() -> list[Variant]:
 
 
 def _decode_variant(dtype: torch.dtype, name: str, head_dim: int, use: str) -> Variant:
-    tile = MAX_QUERY_TILE[dtype.itemsize] if use == "question" else 16
+    question = use.endswith("question")
+    tile = MAX_QUERY_TILE[dtype.itemsize] if use == "long question" else 32 if question else 16
+    tile = min(tile, MAX_QUERY_TILE[dtype.itemsize])
     options = launch_options(head_dim, dtype.itemsize, tile)
     absent = ["bias", "block_indices", "block_counts"]
-    if use != "question":
+    if not question:
         absent.append("tail_mask")
     if use == "decode bias":
         absent.remove("bias")
@@ -531,7 +551,7 @@ def _decode_variant(dtype: torch.dtype, name: str, head_dim: int, use: str) -> V
         "KV_HEADS": 8, "GROUP": 4, "HEAD_DIM": head_dim, "VALUE_DIM": head_dim,
         "BLOCK_D": _power_of_two(head_dim), "BLOCK_DV": _power_of_two(head_dim),
         "BLOCK_M": tile, "BLOCK_N": options.block, "LIST_SIZE": 16 if use == "decode list" else 0,
-        "HAS_BIAS": use == "decode bias", "HAS_MASK": use == "question", "DEVICE_LENGTH": True,
+        "HAS_BIAS": use == "decode bias", "HAS_MASK": question, "DEVICE_LENGTH": True,
         "CAPPED": use == "decode capped",
         **dict.fromkeys(absent),
     }  # fmt: skip
@@ -547,7 +567,8 @@ def _decode_variant(dtype: torch.dtype, name: str, head_dim: int, use: str) -> V
         ),
         num_warps=options.num_warps,
         num_stages=options.num_stages,
-        hot=use != "question" and dtype.itemsize == 2,
+        hot=not question and dtype.itemsize == 2,
+        programs=options.programs_per_processor,
     )
 
 

@@ -24,6 +24,7 @@ class Variant:
         divisible: arguments (pointers, strides) known to be multiples of 16, as at a real launch.
         num_warps, num_stages: launch options.
         hot: runs in every decode step; must not spill registers.
+        programs: how many the launch counts on sharing a multiprocessor.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Variant:
     num_warps: int = 4
     num_stages: int = 2
     hot: bool = False
+    programs: int = 1
 
 
 def signature(

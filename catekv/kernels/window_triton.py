@@ -154,9 +154,11 @@ def probabilities(
     mean = tl.zeros([BLOCK_W, BLOCK_N], tl.float32)
     for member in range(GROUP):
         tile = tl.load(
-            base + member * query_h + query[:, None] * query_t + column[None, :],
+            base + query[:, None] * query_t + column[None, :],
             mask=inside[:, None] & (column[None, :] < HEAD_DIM), other=0.0,
         )  # fmt: skip
+        # step by step: a head of a long prompt is far from the next
+        base += query_h
         entry = (row * GROUP + member) * window + query
         top = tl.load(tops + entry, mask=inside, other=0.0)
         factor = tl.load(factors + entry, mask=inside, other=0.0)

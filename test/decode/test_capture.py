@@ -189,3 +189,13 @@ def test_operations_that_involve_the_host(what: Any):
 def test_operations_that_do_not(what: Any):
     with WithoutHost(CPU):
         what()
+
+
+def test_a_device_without_an_index_is_that_of_its_tensors(monkeypatch: pytest.MonkeyPatch):
+    """``cuda`` and ``cuda:0`` differ to torch, and a model may have either."""
+
+    class Empty:
+        device = torch.device("cuda", 0)
+
+    monkeypatch.setattr(torch, "empty", lambda *size, device: Empty())
+    assert graph.WithoutHost(torch.device("cuda")).device == torch.device("cuda:0")

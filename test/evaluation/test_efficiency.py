@@ -223,6 +223,18 @@ def test_every_library_computes_full_attention(
     assert set(libraries) == {expected[name]} if name in expected else not libraries
 
 
+@pytest.mark.parametrize("reader", [dense.Sdpa, dense.FlashAttention])
+def test_one_launch_writes_what_assignments_write(
+    libraries: list[str], reader: type[dense.Reader]
+) -> None:
+    both = [reader(2, 3, 37, 8, torch.float32, torch.device("cpu"), 5) for _ in range(2)]
+    keys, values = torch.randn(2, 2, 3, 1, 8)
+    both[0].write(keys, values)
+    both[1]._append(keys, values)
+    assert torch.equal(both[0].keys, both[1].keys)
+    assert torch.equal(both[0].values, both[1].values)
+
+
 def test_the_models_own_attention_comes_back(model: CateKVModel) -> None:
     before = model.config._attn_implementation
     inside = []

@@ -49,6 +49,15 @@ def test_an_unknown_name_and_the_interpreter_are_refused():
     assert "unset TRITON_INTERPRET" in refused.stderr
 
 
+def test_programs_share_registers_and_shared_memory():
+    fit = compile_check.programs_that_fit
+    assert fit(160, 4, 71680, 90) == 3
+    assert fit(160, 4, 71680, 80) == 2
+    assert fit(255, 8, 1024, 90) == 1
+    # as a compiler once laid out a launch that counts on two
+    assert fit(128, 4, 131_072, 90) == 1
+
+
 def test_a_problem_is_an_exit_code(monkeypatch: pytest.MonkeyPatch):
     one = Built("some kernel", "sm_80", 255, 16, 0, "spills 16 bytes of registers")
     monkeypatch.setattr(compile_check, "check", lambda *_arguments: [one])

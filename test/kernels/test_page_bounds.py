@@ -8,6 +8,7 @@ from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
+from catekv.kernels.page_bounds import REDUCTIONS
 from catekv.kernels.ragged import RaggedPrefix, from_rows
 
 BATCH, HEADS, GROUP, DIM = 2, 2, 3, 24
@@ -147,3 +148,18 @@ def test_an_unknown_reduction_is_refused():
     bounds = kernels.page_bounds(prefix_of(LENGTHS), 8)
     with pytest.raises(UserError, match="unknown reduction 'median'; use max, mean, sum"):
         kernels.page_scores(queries_of(), bounds, "median")
+
+
+def test_queries_beyond_two_to_the_31_numbers_apart():
+    """Memory that nobody touches costs nothing."""
+    keys = torch.randn(40, 16)
+    prefix = from_rows(keys, keys, None, [(0, 33), (33, 7)], 2)
+    bounds = kernels.page_bounds(prefix, 8)
+    queries, apart = torch.randn(1, 2, 5, 16), 1 << 29
+    far = torch.empty(4 * apart + 32).as_strided(queries.shape, (1, 16, apart, 1))
+    far.copy_(queries)
+    for reduction in REDUCTIONS:
+        torch.testing.assert_close(
+            kernels.page_scores(far, bounds, reduction, backend="triton"),
+            kernels.page_scores(queries, bounds, reduction, backend="torch"),
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,12 @@ from catekv.kernels.ragged import BlockList, from_rows
 pytest.importorskip("triton", reason="triton has no package for this platform")
 
 from catekv.kernels.ragged_decode_triton import (
+    _VARYING,
     LaunchOptions,
+    _decode,
+    _reduce,
     launch_options,
+    prefix_programs_of,
     ragged_decode_triton,
 )
 
@@ -147,6 +152,78 @@ def test_equals_the_definition_in_half_precision(head_dim: int):
     arguments = case.arguments()
     exact = ragged_decode_reference(**Case.widened(arguments))
     torch.testing.assert_close(ragged_decode_triton(**arguments).float(), exact, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("query_tokens", [9, 17], ids=["in one large tile", "in two"])
+def test_many_queries_in_half_precision_equal_the_definition(query_tokens: int):
+    case = Case((140, 0), 2, 4, query_tokens=query_tokens, tail=20, dtype=torch.float16)
+    arguments = case.arguments()
+    exact = ragged_decode_reference(**Case.widened(arguments))
+    torch.testing.assert_close(ragged_decode_triton(**arguments).float(), exact, rtol=0, atol=2e-3)
+
+
+def test_long_questions_read_the_prefix_once_for_64_queries(monkeypatch: pytest.MonkeyPatch):
+    """And every launch takes what the chip holds of its tiles."""
+    launched: list[tuple[int, ...]] = []
+
+    class Launcher:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *arguments, **options: launched.append((*grid, options.get("BLOCK_M", 0)))
+
+    for name in ("_decode", "_reduce"):
+        monkeypatch.setattr(f"catekv.kernels.ragged_decode_triton.{name}", Launcher())
+    case = Case((900, 4), 2, 4, dim=128, value_dim=128, query_tokens=100, dtype=torch.bfloat16)
+    ragged_decode_triton(**case.arguments())
+    (_, tiles, tile), _ = launched
+    assert (tiles, tile) == (7, 64)
+
+
+@pytest.mark.parametrize(
+    ("resident", "rows", "prefix"),
+    [(264, 8, 256), (264, 66, 198), (264, 67, 264), (264, 400, 264), (1, 2, 1)],
+)
+def test_the_tail_leaves_the_prefix_the_chip(resident: int, rows: int, prefix: int):
+    """A batch of 50 has 400 rows: their tails must not take a quarter of the chip."""
+    assert prefix_programs_of(resident, rows) == prefix
+
+
+def test_nothing_that_changes_between_steps_or_batches_is_compiled_in():
+    names = list(inspect.signature(_decode.fn).parameters.items())
+    numbers = [name for name, one in names if one.annotation is inspect.Parameter.empty]
+    numbers = numbers[numbers.index("scale") + 2 :]
+    strides = [name for name in numbers if name.split("_")[0] in ("query", "key", "value")]
+    changing = set(numbers) - set(strides) | {"query_tokens"}
+    assert changing == set(_VARYING)
+
+
+def test_queries_beyond_two_to_the_31_numbers_apart():
+    """Memory that nobody touches costs nothing: only the pages of the queries themselves exist."""
+    case = Case((40, 7), 2, 1, query_tokens=5, tail=9)
+    arguments = case.arguments()
+    wanted = ragged_decode_triton(**arguments)
+    queries = arguments["queries"]
+    apart = 1 << 29
+    room = torch.empty(4 * apart + 2 * 64, dtype=torch.float32)
+    far = room.as_strided(queries.shape, (1, 64, apart, 1))
+    far.copy_(queries)
+    assert (queries.shape[2] - 1) * far.stride(2) >= 1 << 31
+    found = ragged_decode_triton(**{**arguments, "queries": far})
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def test_results_beyond_two_to_the_31_numbers_apart():
+    """The reduction alone: a result of that size takes hours to compute."""
+    tokens, dim, apart = 5, 32, 1 << 29
+    partial, log_sums = torch.randn(tokens, dim), torch.zeros(tokens)
+    output = torch.empty(4 * apart + dim).as_strided((1, 1, tokens, dim), (1, dim, apart, 1))
+    starts = torch.zeros(2, dtype=torch.int32)
+    _reduce[(tokens, 1)](
+        partial, log_sums, starts, None, None, None, output, 1, 1, 16, 1, 0, 0, 1, tokens,
+        *output.stride()[:3],
+        KV_HEADS=1, GROUP=1, VALUE_DIM=dim, COLUMNS=32, LIST_SIZE=0, DEVICE_LENGTH=False,
+        SEGMENTS=32,
+    )  # fmt: skip
+    torch.testing.assert_close(output[0, 0], partial)
 
 
 def test_the_options_of_real_launches_give_the_same():

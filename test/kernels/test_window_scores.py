@@ -142,3 +142,16 @@ def test_methods_choose_the_same_tokens_on_the_kernel(
     assert found is not None
     assert torch.equal(found, expected)
     assert not found.all()
+
+
+def test_query_heads_beyond_two_to_the_31_numbers_apart():
+    """As in a long prompt with heads before tokens; memory that nobody touches costs nothing."""
+    queries, keys = torch.randn(1, 5, 6, 64), torch.randn(1, 1, 50, 64)
+    apart = 1 << 29
+    far = torch.empty(4 * apart + 6 * 64).as_strided(queries.shape, (1, apart, 64, 1))
+    far.copy_(queries)
+    near, found = (
+        kernels.window_scores(given, keys, 0.25, 4, 40, 8, "sum_of_chunk_max", backend=backend)
+        for given, backend in ((queries, "torch"), (far, "triton"))
+    )
+    torch.testing.assert_close(found, near)

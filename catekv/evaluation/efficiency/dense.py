@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from catekv import kernels
 from catekv.errors import UserError
 from catekv.evaluation.efficiency.fill import fill_random_
 from catekv.model import CateKVModel
@@ -58,9 +59,13 @@ class Reader:
             shape = (batch, room, kv_heads, head_dim)
         self.keys = fill_random_(torch.empty(shape, dtype=dtype, device=device), seed)
         self.values = fill_random_(torch.empty(shape, dtype=dtype, device=device), seed + 1)
+        self._length = torch.full((1,), tokens, dtype=torch.int32, device=device)
 
     def write(self, keys: Tensor, values: Tensor) -> None:
         """Put the newest token, [batch, kv_heads, 1, dim], into the last column."""
+        if self.keys.is_cuda:
+            self._append(keys, values)
+            return
         column = self.tokens - 1
         if self.heads_first:
             self.keys[:, :, column] = keys[:, :, 0]
@@ -68,6 +73,14 @@ class Reader:
         else:
             self.keys[:, column] = keys[:, :, 0]
             self.values[:, column] = values[:, :, 0]
+
+    def _append(self, keys: Tensor, values: Tensor) -> None:
+        """The same in one launch, as the project's own step does it."""
+        stored = [
+            tensor if self.heads_first else tensor.transpose(1, 2)
+            for tensor in (self.keys, self.values)
+        ]
+        kernels.append(*stored, keys, values, self._length)
 
     def attend(self, queries: Tensor, scaling: float) -> Tensor:
         """Queries [batch, query_heads, 1, dim] over all tokens; [batch, 1, query_heads, dim]."""
