@@ -345,6 +345,22 @@ def test_without_a_gpu_it_says_what_it_would_do(tmp_path: Path) -> None:
     assert run_suite(tmp_path / "out", "--plan").returncode == 0
 
 
+def test_without_a_gpu_its_tests_are_one_skipped_line(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    words = ["-m", "pytest", "-m", "gpu", "test/gpu", "-p", "no:cacheprovider", "-n", "0"]
+    environment = {**os.environ, "CATEKV_GPU_TESTS": ""}
+    done = subprocess.run(
+        [sys.executable, *words, f"--basetemp={tmp_path / 'base'}"], cwd=REPOSITORY,
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "no CUDA device: nothing under test/gpu was run" in done.stdout
+    assert "1 skipped" in done.stdout
+
+
 def test_a_run_can_go_on_from_another(tmp_path: Path) -> None:
     first = run_suite(tmp_path / "one", "--scale", "tiny", "--stages", "start")
     assert first.returncode == 0, first.stdout + first.stderr
