@@ -74,9 +74,7 @@ def measure(results: Results, scale: Scale, deadline: float) -> int:
             results.add(Outcome(case=case.key, status=NOT_RUN, note=note))
             continue
         results.start(case)
-        faulthandler.dump_traceback_later(
-            _PATIENCE * case.seconds + _AND, exit=True, file=sys.__stderr__
-        )
+        faulthandler.dump_traceback_later(_PATIENCE * case.seconds + _AND, exit=True, file=2)
         outcome = run_case(case, scale)
         faulthandler.cancel_dump_traceback_later()
         results.add(outcome)

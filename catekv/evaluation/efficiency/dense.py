@@ -76,11 +76,10 @@ class Reader:
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """The same in one launch, as the project's own step does it."""
-        stored = [
-            tensor if self.heads_first else tensor.transpose(1, 2)
-            for tensor in (self.keys, self.values)
-        ]
-        kernels.append(*stored, keys, values, self._length)
+        stored_keys, stored_values = self.keys, self.values
+        if not self.heads_first:
+            stored_keys, stored_values = stored_keys.transpose(1, 2), stored_values.transpose(1, 2)
+        kernels.append(stored_keys, stored_values, keys, values, self._length)
 
     def attend(self, queries: Tensor, scaling: float) -> Tensor:
         """Queries [batch, query_heads, 1, dim] over all tokens; [batch, 1, query_heads, dim]."""
