@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv.calibration.cokv.comparison import COMPARED, compared_method
 from catekv.calibration.cokv.files import ScoreFile
-from catekv.commands.cli import integers
+from catekv.commands.schema import integers
 from catekv.decode.generation import synchronize
 from catekv.errors import UserError
 from catekv.evaluation.efficiency.memory import Peak, free

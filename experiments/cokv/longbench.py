@@ -23,7 +23,7 @@ from catekv.calibration.cokv.comparison import COMPARED, compare_methods, compar
 from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.split import find_split, refuse_overlap
 from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
-from catekv.commands.cli import integers
+from catekv.commands.schema import integers
 from catekv.evaluation.columns.settings import stable_hash
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.cells import sample_hash

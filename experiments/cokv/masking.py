@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from catekv.calibration.cokv.coalitions import CoalitionScorer
 from catekv.calibration.cokv.split import find_split, refuse_overlap
-from catekv.commands.cli import integers
+from catekv.commands.schema import integers
 from catekv.evaluation.report.statistics import bootstrap_average
 from catekv.evaluation.run.asking import Trial
 from catekv.files import write_atomically, write_figure

@@ -23,7 +23,7 @@ from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.scoring import Settings, score
 from catekv.calibration.cokv.split import refuse_overlap
 from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
-from catekv.commands.cli import integers
+from catekv.commands.schema import integers
 from catekv.files import write_atomically, write_figure
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.families.niah.grid import Grid, grid_of
