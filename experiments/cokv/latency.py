@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv.calibration.cokv.comparison import COMPARED, compared_method
 from catekv.calibration.cokv.files import ScoreFile
-from catekv.commands.schema import integers
+from catekv.commands.cokv_arguments import TuneOptions
+from catekv.commands.schema import Group, integers
 from catekv.decode.generation import synchronize
 from catekv.errors import UserError
 from catekv.evaluation.efficiency.memory import Peak, free
@@ -29,11 +30,12 @@ from catekv.models.shape import config_hash
 from experiments.cokv.shared import main, open_model, parser
 
 MEGABYTE = 1 << 20
+CAPACITIES = Group(TuneOptions, ("capacities",), defaults={"capacities": (128,)})
 
 
 def measure(arguments: argparse.Namespace) -> int:
     model = open_model(arguments)
-    capacities = integers("--capacities", arguments.capacities)
+    capacities = CAPACITIES.values(arguments)["capacities"]
     outputs = integers("--outputs", arguments.outputs)
     contexts = integers("--contexts", arguments.contexts)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,7 @@ if __name__ == "__main__":
     options.add_argument("--scores", type=Path, help="score file for cokv")
     options.add_argument("--alpha", type=int, default=10, help="of cokv (default: 10, published)")
     options.add_argument("--modes", nargs="+", default=["cokv", "snapkv"], choices=list(COMPARED))
-    options.add_argument("--capacities", nargs="+", default=["128"], metavar="TOKENS")
+    CAPACITIES.add(options)
     options.add_argument("--outputs", nargs="+", required=True, metavar="TOKENS")
     options.add_argument("--contexts", nargs="+", required=True, metavar="TOKENS")
     options.add_argument("--prompt", type=int, required=True, metavar="TOKENS")

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from catekv.calibration.cokv.coalitions import CoalitionScorer
 from catekv.calibration.cokv.split import find_split, refuse_overlap
+from catekv.commands.arguments import PROGRESS
 from catekv.commands.schema import integers
 from catekv.evaluation.report.statistics import bootstrap_average
 from catekv.evaluation.run.asking import Trial
@@ -117,5 +118,5 @@ if __name__ == "__main__":
     options.add_argument("--counts", nargs="+", default=[], metavar="K")
     options.add_argument("--random-draws", type=int, default=4)
     options.add_argument("--limit", type=int, help="test samples per task (default: all)")
-    options.add_argument("--quiet", action="store_true")
+    PROGRESS.add(options)
     main(options, mask)
