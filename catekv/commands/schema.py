@@ -164,17 +164,30 @@ class Group(Generic[Options]):
             )
 
 
+class PassedOn:
+    """All words behind a command, ``--help`` too, for a program that reads them itself."""
+
+    def add(self, parser: argparse.ArgumentParser) -> None:
+        """Take everything as ``words``."""
+        # no character begins an option of ours
+        parser.prefix_chars = "\0"
+        parser.add_argument("words", nargs="*")
+
+
+Taken = Group[Any] | PassedOn
+
+
 @dataclasses.dataclass(frozen=True)
 class Action:
     """One of several things that a command does, such as ``show`` of ``catekv mask show``."""
 
     about: str
-    options: tuple[Group[Any], ...]
+    options: tuple[Taken, ...]
     run: Callable[[argparse.Namespace], int]
 
 
 def add_options(
-    parser: argparse.ArgumentParser, options: Sequence[Group[Any]] | Mapping[str, Action]
+    parser: argparse.ArgumentParser, options: Sequence[Taken] | Mapping[str, Action]
 ) -> None:
     """Add what a command takes: its options, or its actions by name with theirs."""
     if not isinstance(options, Mapping):

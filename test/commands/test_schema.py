@@ -38,6 +38,9 @@ def commands() -> Iterator[tuple[str, Sequence[Group[Any]]]]:
     """Every command and action, and both published scripts, with the groups of its options."""
     for name, _, module in COMMANDS:
         options = importlib.import_module(module).OPTIONS
+        if name == "lm-eval":
+            # the harness reads its words itself
+            continue
         if isinstance(options, Mapping):
             for action, found in options.items():
                 yield f"{name} {action}", found.options
