@@ -117,7 +117,7 @@ def _train(arguments: argparse.Namespace) -> int:
     asked, settings = asked_for(arguments)
     request = REQUEST.read(arguments)
     _check_output(asked.output, asked.overwrite)
-    model = open_model(request)
+    model = open_model(request, for_text=True)
     clock = time.perf_counter()
     kept, measured = _samples(model, asked, settings.seed, request.chat_template)
     read = (request.chat_template, request.chunk_size)
@@ -175,8 +175,6 @@ def _samples(
     from catekv import tasks
     from catekv.evaluation.run.cells import is_file
 
-    if model.tokenizer is None:
-        raise UserError("the model has no tokenizer; tasks are text")
     assert asked.samples is not None
     wanted = asked.samples + asked.held_out
     kept: list[Sample] = []

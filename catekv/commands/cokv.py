@@ -116,9 +116,7 @@ def _open(request: Request) -> tuple[CateKVModel, dict[str, Any]]:
     from catekv.evaluation.records import environment
     from catekv.evaluation.run.session import model_path, open_model, revision_of
 
-    model = open_model(request)
-    if model.tokenizer is None:
-        raise UserError(f"{model_path(request)} holds no tokenizer; tasks are text")
+    model = open_model(request, for_text=True)
     identity = environment.model_identity(model_path(request), revision_of(model))
     name = "embedded" if request.embedded else model_path(request)
     return model, {"model": name, "model_hash": identity}

@@ -103,6 +103,7 @@ def prepare(
     names = [find(task).name for task in tasks]
     prompt_format(tokenizer, chat_template)
     words = list_name(words_path) if words_path else None
+    read: dict[str, Any] = {"chat_template": chat_template, "words_path": words_path}
     paths: list[Path] = []
     total = len(names) * len(lengths) * num_samples
     with tqdm(total=total, unit="sample", disable=not progress, file=sys.stderr) as bar:
@@ -121,16 +122,7 @@ def prepare(
             if not overwrite and existing(path, num_samples, recipe):
                 bar.update(num_samples)
                 continue
-            made = generate(
-                name,
-                tokenizer,
-                length,
-                num_samples,
-                seed,
-                chat_template=chat_template,
-                words_path=words_path,
-                **chosen,
-            )
+            made = generate(name, tokenizer, length, num_samples, seed, **read, **chosen)
             write(path, _counted(made, bar))
     return paths
 

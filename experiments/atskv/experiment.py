@@ -232,20 +232,12 @@ def _trained(request: Request, model: CateKVModel, output: Output, say: Say) -> 
 
 
 def _open(request: Request) -> CateKVModel:
-    from transformers.utils import logging
+    from catekv.evaluation.run import request as evaluated
+    from catekv.evaluation.run.session import open_model
 
-    from catekv.model import CateKVModel
-
-    logging.disable_progress_bar()
-    model = CateKVModel.from_pretrained(
-        request.model_path,
-        method="full",
-        dtype="float16" if request.fp16 else "auto",
-        device=request.device,
-    )
-    if model.tokenizer is None:
-        raise UserError(f"{request.model} has no tokenizer; add its files to the checkpoint")
-    return model
+    dtype = "float16" if request.fp16 else "auto"
+    asked = evaluated.Request(model=request.model_path, dtype=dtype, device=request.device)
+    return open_model(asked, for_text=True)
 
 
 def _identity(request: Request, model: CateKVModel) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from catekv.decode.generation import synchronize
 from catekv.errors import UserError
 from catekv.evaluation.efficiency.memory import Peak, free
 from catekv.evaluation.records import environment
+from catekv.evaluation.tables import markdown_table
 from catekv.files import write_atomically
 from catekv.models.shape import config_hash
 from experiments.cokv.shared import main, open_model, parser
@@ -111,17 +112,16 @@ def _write(
         f"Prompt {arguments.prompt} tokens; seconds for prefill and all new tokens, fastest of "
         f"{arguments.rounds} rounds; {kind} MB by context length.",
         "",
-        "| mode | capacity | " + " | ".join(f"{n} new" for n in outputs) + " | ms/step | "
-        + " | ".join(f"MB at {n}" for n in contexts) + " |",
-        "|---" * (3 + len(outputs) + len(contexts)) + "|",
-    ]  # fmt: skip
+    ]
+    header = ["mode", "capacity", *(f"{n} new" for n in outputs), "ms/step"]
+    header += [f"MB at {n}" for n in contexts]
+    body = []
     for mode, size, by_length, memory in rows:
         seconds = [f"{by_length[str(n)]['generation_time']:.2f}" for n in outputs]
         step = 1000 * by_length[str(outputs[-1])]["seconds_per_step"]
-        lines.append(
-            f"| {mode} | {size or '-'} | {' | '.join(seconds)} | {step:.1f} | "
-            f"{' | '.join(f'{one:.2f}' for one in memory)} |"
-        )
+        sizes = [f"{megabytes:.2f}" for megabytes in memory]
+        body.append([mode, str(size or "-"), *seconds, f"{step:.1f}", *sizes])
+    lines.append(markdown_table(header, body))
     write_atomically(arguments.output / "latency.md", "\n".join(lines) + "\n")
     manifest = {
         "versions": environment.versions(),

@@ -24,6 +24,7 @@ from catekv.calibration.cokv.scoring import Settings, score
 from catekv.calibration.cokv.split import refuse_overlap
 from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
 from catekv.commands.schema import Group, integers
+from catekv.evaluation.tables import markdown_table
 from catekv.files import write_atomically, write_figure
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.families.niah.grid import Grid, grid_of
@@ -126,10 +127,10 @@ def _write(output: Path, test: Sequence[Sample], answers: Mapping[str, Sequence[
         ]
         grids[name] = grid_of(rows)
         write_atomically(output / f"needle_{name}.json", json.dumps(rows) + "\n")
-    lines = ["| run | mean needle score |", "|---|---|"]
-    lines += [f"| {name} | {100 * grid.mean:.1f} |" for name, grid in grids.items()]
-    write_atomically(output / "needle.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    means = [(name, f"{100 * grid.mean:.1f}") for name, grid in grids.items()]
+    table = markdown_table(("run", "mean needle score"), means)
+    write_atomically(output / "needle.md", table + "\n")
+    print(table)
     print(_draw(grids, output / "needle.png"))
 
 

@@ -113,19 +113,6 @@ def choices_of(parsed: argparse.Namespace) -> tuple[Choice, ...]:
     return tuple({(choice.label, f"{choice.ratio:g}"): choice for choice in choices}.values())
 
 
-def open_model(name: str, dtype: str, device: str) -> CateKVModel:
-    """The model; ``UserError`` if it cannot be loaded or has no tokenizer."""
-    from transformers.utils import logging
-
-    from catekv.model import CateKVModel
-
-    logging.disable_progress_bar()
-    model = CateKVModel.from_pretrained(name, method="full", dtype=dtype, device=device)
-    if model.tokenizer is None:
-        raise UserError(f"{name} has no tokenizer; add its files to the checkpoint")
-    return model
-
-
 def with_window(reading: Reading, model: CateKVModel) -> Reading:
     """The reading with the model's window filled in."""
     from catekv.models.compat import context_window
