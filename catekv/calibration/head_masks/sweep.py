@@ -91,15 +91,14 @@ def sweep(
     if oracle is not None:
         controls["oracle"] = oracle
         found += scored("oracle", {"oracle": oracle})
+    labels = (answers.FULL, *drawn, *controls)
     return SweepResult(
         settings=settings,
         model=model_name,
         candidates=tuple(candidates),
         chosen=chosen,
         best_of={task: best([c for c in candidates if c.reference == task]) for task in references},
-        controls={
-            label: answers.mean_by_task(found, label) for label in (answers.FULL, *drawn, *controls)
-        },
+        controls={label: answers.mean_by_task(found, label) for label in labels},
         deciding_tasks=deciding,
         reference_hashes=hashes,
         oracle=oracle,
