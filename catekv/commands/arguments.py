@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from catekv.commands.schema import Group
 from catekv.evaluation.run import request
 from catekv.evaluation.run.request import Request
-from catekv.options import option
+from catekv.options import COUNT, MOST_SAMPLES, option
 
 #: Which model runs, and how.
 MODEL = Group(Request, request.MODEL)
@@ -26,6 +27,24 @@ class Listing:
 
     name: str | None = option(None, "explain this one and its options", positional=True)
     json: bool = option(False, "print JSON")
+
+
+@dataclass(frozen=True)
+class Building:
+    """Samples to build, and where to."""
+
+    build: tuple[str, ...] = option((), "tasks to build", verbatim=True, metavar="TASK")
+    model: str | None = option(
+        None, "model whose tokenizer counts the tokens (default: the embedded model)"
+    )
+    length: int = option(4096, "tokens (default: {default})", **COUNT)
+    samples: int = option(10, "samples per task (default: {default})", least=1, most=MOST_SAMPLES)
+    seed: int = option(42, "of the samples (default: {default})")
+    output: Path = option(
+        Path("data/ruler/data"),
+        "root of MODEL/LENGTH/TASK/validation.jsonl (default: {default})",
+    )
+    overwrite: bool = option(False, "replace files made differently")
 
 
 PROGRESS = Group(Progress)

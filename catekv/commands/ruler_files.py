@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from catekv.commands.arguments import Building
 from catekv.commands.cli import Parser, run_safely
 from catekv.commands.schema import Group, add_options
-from catekv.commands.tasks import Building
 from catekv.errors import UserError
 from catekv.files import check_name, read_text
 from catekv.models.embedded import clone

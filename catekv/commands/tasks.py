@@ -3,31 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
-from pathlib import Path
 
-from catekv.commands.arguments import LISTING
+from catekv.commands.arguments import LISTING, Building
 from catekv.commands.schema import Group
-from catekv.options import COUNT, MOST_SAMPLES, option
-
-
-@dataclass(frozen=True)
-class Building:
-    """Samples to build, and where to."""
-
-    build: tuple[str, ...] = option((), "tasks to build", verbatim=True, metavar="TASK")
-    model: str | None = option(
-        None, "model whose tokenizer counts the tokens (default: the embedded model)"
-    )
-    length: int = option(4096, "tokens (default: {default})", **COUNT)
-    samples: int = option(10, "samples per task (default: {default})", least=1, most=MOST_SAMPLES)
-    seed: int = option(42, "of the samples (default: {default})")
-    output: Path = option(
-        Path("data/ruler/data"),
-        "root of MODEL/LENGTH/TASK/validation.jsonl (default: {default})",
-    )
-    overwrite: bool = option(False, "replace files made differently")
-
 
 BUILDING = Group(Building)
 OPTIONS = (LISTING, BUILDING)
