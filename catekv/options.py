@@ -7,7 +7,7 @@ A field's annotation says what its flag takes, its metadata how it reads:
 ``positional``: no flag but a place; optional where there is a default.
 ``metavar``: what stands for the value in ``--help``.
 ``choices``: the words that are taken; a mapping says which value each word stands for.
-``least``, ``most``: range of a number.
+``least``, ``most``: range of a number, or of each number of a list (whole ones: ``least``).
 ``repeat``: a list is given by repeating the flag, one value each; else with spaces or commas.
 ``verbatim``: the words of a list are taken as they are, commas included.
 
@@ -17,8 +17,11 @@ by default; a ``Mapping`` collects repeated NAME=VALUE.
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import MISSING, field
 from typing import Any
+
+#: The default of an option that has none and must be given.
+REQUIRED: Any = MISSING
 
 #: Layers of a model, and KV heads of a layer: a table of both fits the memory.
 MOST_LAYERS = MOST_HEADS = 2**12

@@ -13,23 +13,55 @@ import dataclasses
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from catekv.calibration import vote
 from catekv.calibration.head_masks.cv_files import read_folder
 from catekv.commands.cli import Parser, run_safely
+from catekv.commands.schema import Group
 from catekv.methods.head_mask import save_statistics
 from catekv.methods.head_votes import STANDARD_RATIOS, STATIC_VOTES, VOTE_COUNTS, check_ratio
+from catekv.options import REQUIRED, option
 
 _PAIR = re.compile(r"(?P<task>.+)_fraction(?P<k>[\d.]+)_top(?P<alpha>[\d.]+)_lastq(?P<window>\d+)")
 
 
-def make_masks(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Voting:
+    """Which CV files become masks, and how."""
+
+    input: Path = option(REQUIRED, "folder of per-sample CV files", metavar="DIR")
+    output: Path = option(REQUIRED, "folder for the masks", metavar="DIR")
+    ratios: tuple[float, ...] = option(
+        STANDARD_RATIOS,
+        "shares of adaptive heads in (0, 1] (default: the twelve published ones)",
+        metavar="R",
+    )
+    static_vote: str = option(
+        "per_ratio",
+        "votes at the ratio itself, or summed over all smaller ratios as the published masks",
+        choices=STATIC_VOTES,
+    )
+    vote_count: str = option(
+        "exact",
+        "exactly ceil(R * heads), or every head tied with the last of those",
+        choices=VOTE_COUNTS,
+    )
+    num_samples: int | None = option(None, "draw so many of the files (default: all)")
+    seed: int = option(42, "of that draw (default: {default})")
+    model: str | None = option(None, "recorded in meta.json")
+
+
+VOTING = Group(Voting, separator="_")
+
+
+def make_masks(voting: Voting) -> int:
     """Read the CVs, vote at every ratio, write masks and statistics."""
-    ratios = [check_ratio(ratio) for ratio in arguments.ratios]
-    cvs = read_folder(arguments.input, arguments.num_samples, arguments.seed)
-    recipe: dict[str, object] = {"seed": arguments.seed}
-    named = _PAIR.fullmatch(arguments.input.resolve().name)
+    ratios = [check_ratio(ratio) for ratio in voting.ratios]
+    cvs = read_folder(voting.input, voting.num_samples, voting.seed)
+    recipe: dict[str, object] = {"seed": voting.seed}
+    named = _PAIR.fullmatch(voting.input.resolve().name)
     if named:
         recipe.update(
             reference=named["task"],
@@ -38,45 +70,20 @@ def make_masks(arguments: argparse.Namespace) -> int:
             window=int(named["window"]),
         )
     for ratio in ratios:
-        mask = vote(cvs, ratio, arguments.static_vote, arguments.vote_count, recipe=recipe)
-        mask = dataclasses.replace(mask, meta={**mask.meta, "model": arguments.model})
-        path = mask.save(arguments.output)
+        mask = vote(cvs, ratio, voting.static_vote, voting.vote_count, recipe=recipe)
+        mask = dataclasses.replace(mask, meta={**mask.meta, "model": voting.model})
+        path = mask.save(voting.output)
         count = int(mask.adaptive.sum())
         print(f"{path}  {count} of {mask.adaptive.numel()} heads adaptive")
-    save_statistics(arguments.output, cvs, model=arguments.model, recipe=recipe)
+    save_statistics(voting.output, cvs, model=voting.model, recipe=recipe)
     return 0
 
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--input", type=Path, required=True, metavar="DIR", help="folder of per-sample CV files")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the masks")
-    add(
-        "--ratios",
-        nargs="+",
-        type=float,
-        default=list(STANDARD_RATIOS),
-        metavar="R",
-        help="shares of adaptive heads in (0, 1] (default: the twelve published ones)",
-    )
-    add(
-        "--static_vote",
-        choices=STATIC_VOTES,
-        default="per_ratio",
-        help="votes at the ratio itself, or summed over all smaller ratios as the published masks",
-    )
-    add(
-        "--vote_count",
-        choices=VOTE_COUNTS,
-        default="exact",
-        help="exactly ceil(R * heads), or every head tied with the last of those",
-    )
-    add("--num_samples", type=int, help="draw so many of the files (default: all)")
-    add("--seed", type=int, default=42, help="of that draw (default: 42)")
-    add("--model", help="recorded in meta.json")
+    VOTING.add(parser)
     arguments = parser.parse_args(words)
-    return run_safely(lambda: make_masks(arguments))
+    return run_safely(lambda: make_masks(VOTING.read(arguments)))
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from catekv.commands.cli import Parser, run_safely
-from catekv.commands.published_flags import accuracy_request, add_accuracy_arguments
+from catekv.commands.published_flags import ACCURACY, accuracy_request
+from catekv.commands.schema import add_options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the published flags, run, print the table; returns the exit code."""
     parser = Parser(prog="eval_acc.py", description=(__doc__ or "").partition("\n")[0])
-    add_accuracy_arguments(parser)
+    add_options(parser, ACCURACY)
     words = list(sys.argv[1:] if arguments is None else arguments)
     parsed = parser.parse_args(words)
 

@@ -18,22 +18,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from catekv.commands.cli import Parser, run_safely
-from catekv.commands.published_flags import add_efficiency_arguments, efficiency_arguments
+from catekv.commands.published_flags import EFFICIENCY, efficiency_asked
+from catekv.commands.schema import add_options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the published flags, measure, print the table; returns the exit code."""
     parser = Parser(prog="eval_efficiency.py", description=(__doc__ or "").partition("\n")[0])
-    add_efficiency_arguments(parser)
+    add_options(parser, EFFICIENCY)
     words = list(sys.argv[1:] if arguments is None else arguments)
     parsed = parser.parse_args(words)
 
     def action() -> int:
         from catekv.commands.efficiency_run import run
 
-        translated = efficiency_arguments(parsed)
-        translated.command_line = shlex.join(["test/eval_efficiency.py", *words])
-        return run(translated)
+        measuring, request = efficiency_asked(parsed)
+        return run(measuring, request, shlex.join(["test/eval_efficiency.py", *words]))
 
     return run_safely(action)
 

@@ -1,19 +1,51 @@
-"""Options that several commands share, declared in :class:`Request`; loads nothing heavy."""
+"""Options that several commands share; loads nothing heavy."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from catekv.commands import schema
-from catekv.evaluation.run.request import METHODS, MODEL, Request
+from catekv.commands.schema import Group
+from catekv.evaluation.run import request
+from catekv.evaluation.run.request import Request
+from catekv.options import COUNT, MOST_SAMPLES, option
+
+#: Which model runs, and how.
+MODEL = Group(Request, request.MODEL)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that say which model runs, and how."""
-    schema.add_arguments(parser, Request, MODEL)
+@dataclass(frozen=True)
+class Progress:
+    """How a command says how far it is."""
+
+    quiet: bool = option(False, "for a log: no progress bar, plain lines at most")
 
 
-def add_method_arguments(parser: argparse.ArgumentParser, default: Sequence[str]) -> None:
-    """Options that say which methods run, with which masks."""
-    schema.add_arguments(parser, Request, METHODS, defaults={"methods": tuple(default)})
+@dataclass(frozen=True)
+class Listing:
+    """What is listed, and how."""
+
+    name: str | None = option(None, "explain this one and its options", positional=True)
+    json: bool = option(False, "print JSON")
+
+
+@dataclass(frozen=True)
+class Building:
+    """Samples to build, and where to."""
+
+    build: tuple[str, ...] = option((), "tasks to build", verbatim=True, metavar="TASK")
+    model: str | None = option(
+        None, "model whose tokenizer counts the tokens (default: the embedded model)"
+    )
+    length: int = option(4096, "tokens (default: {default})", **COUNT)
+    samples: int = option(10, "samples per task (default: {default})", least=1, most=MOST_SAMPLES)
+    seed: int = option(42, "of the samples (default: {default})")
+    output: Path = option(
+        Path("data/ruler/data"),
+        "root of MODEL/LENGTH/TASK/validation.jsonl (default: {default})",
+    )
+    overwrite: bool = option(False, "replace files made differently")
+
+
+PROGRESS = Group(Progress)
+LISTING = Group(Listing)

@@ -6,14 +6,19 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catekv.calibration.relevance.fitting import FEATURES
-from catekv.calibration.relevance.labels import ATTENDED, LABELS, SCALES, WEIGHTS
-from catekv.commands.numbers import whole
+from catekv.calibration.relevance.curve import draw_curve
+from catekv.calibration.relevance.labels import ATTENDED
+from catekv.calibration.relevance.reading import texts_of
+from catekv.calibration.relevance.training import TrainingSettings, train
+from catekv.commands.arguments import PROGRESS
+from catekv.commands.schema import Action, Group
 from catekv.errors import UserError
+from catekv.evaluation.run.request import MODEL, Request
 from catekv.files import check_folder, write_json
 from catekv.methods.atskv.files import (
     DESCRIPTION_FILE,
@@ -22,11 +27,9 @@ from catekv.methods.atskv.files import (
     load_predictors,
     save_predictors,
 )
-from catekv.methods.atskv.relevance import ATTENTION_FEATURES, KINDS
-from catekv.options import MOST_EPOCHS, MOST_SAMPLES
+from catekv.options import MOST_SAMPLES, REQUIRED, option
 
 if TYPE_CHECKING:
-    from catekv.calibration.relevance.training import TrainingSettings
     from catekv.model import CateKVModel
     from catekv.tasks.core.sample import Sample
 
@@ -34,9 +37,9 @@ if TYPE_CHECKING:
 STREAM = "atskv-training"
 CURVE_JSON, CURVE_PNG = "curve.json", "curve.png"
 #: the published training: 10 synthetic texts at each of three lengths, one step per text
-PUBLISHED = {
-    "task": ["synthetic"],
-    "lengths": ["512", "1024", "2048"],
+PUBLISHED: dict[str, Any] = {
+    "task": ("synthetic",),
+    "lengths": (512, 1024, 2048),
     "samples": 10,
     "epochs": 5,
     "learning_rate": 1e-4,
@@ -45,157 +48,117 @@ PUBLISHED = {
     "scale": "max",
     "weight": "none",
 }
-RECOMMENDED = {
-    "task": None,
-    "lengths": ["1024"],
+#: what of a training a preset decides where the user does not
+_PRESET = ("epochs", "learning_rate", "batch_tokens", "label", "scale", "weight")
+RECOMMENDED: dict[str, Any] = {
+    "task": (),
+    "lengths": (1024,),
     "samples": 20,
-    "epochs": 5,
-    "learning_rate": 1e-3,
-    "batch_tokens": 128,
-    "label": "later",
-    "scale": "rank",
-    "weight": "mass",
+    **{name: getattr(TrainingSettings, name) for name in _PRESET},
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The two actions and their options."""
-    actions = parser.add_subparsers(
-        title="actions", metavar="ACTION", required=True, parser_class=type(parser), dest="action"
+@dataclass(frozen=True)
+class Trained:
+    """What predictors are trained on, and where they go."""
+
+    output: Path = option(REQUIRED, "folder of the predictors")
+    task: tuple[str, ...] = option((), "tasks or JSONL files whose prompts are read", verbatim=True)
+    lengths: tuple[int, ...] = option((), "prompt tokens (default: 1024)")
+    samples: int | None = option(
+        None, "texts per task and length (default: 20)", least=1, most=MOST_SAMPLES
     )
-    _train_arguments(actions.add_parser("train", help="train relevance predictors on a task"))
-    show = actions.add_parser("show", help="print how trained predictors were made and how good")
-    show.add_argument("folder", type=Path)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Do what was asked; returns the exit code."""
-    return {"train": _train, "show": _show}[arguments.action](arguments)
-
-
-def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    from catekv.commands.cli import add_model_arguments
-
-    add_model_arguments(parser)
-    parser.add_argument("--task", nargs="+", help="tasks or JSONL files whose prompts are read")
-    parser.add_argument("--lengths", nargs="+", help="prompt tokens (default: 1024)")
-    parser.add_argument(
-        "--samples", type=whole(1, MOST_SAMPLES), help="texts per task and length (default: 20)"
+    held_out: int = option(
+        4, "further texts to measure on (default: {default})", least=0, most=MOST_SAMPLES
     )
-    parser.add_argument(
-        "--held-out", type=int, default=4, help="further texts to measure on (default: 4)"
+    task_options: Mapping[str, Any] = option(
+        {}, "of the tasks; may be repeated", flag="--task-option", metavar="NAME=VALUE"
     )
-    parser.add_argument(
-        "--task-option", action="append", default=[], metavar="NAME=VALUE", help="of the tasks"
+    preset: str = option(
+        "recommended",
+        "where lengths, samples, epochs, learning rate, batch tokens, label, scale and weight have "
+        "their defaults from",
+        choices=("recommended", "published"),
     )
-    parser.add_argument("--epochs", type=whole(1, MOST_EPOCHS), help="(default: 5)")
-    parser.add_argument("--learning-rate", type=float, help="of Adam (default: 0.001)")
-    parser.add_argument("--batch-tokens", type=int, help="per step; 0: a whole text (default: 128)")
-    parser.add_argument(
-        "--label", choices=LABELS,
-        help="attention from the tokens after the context (later, default) or from the context "
-        "itself (received, as published)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--scale", choices=SCALES,
-        help="of labels: rank within the text (default) or share of the largest (max, as "
-        "published)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--preset", choices=("recommended", "published"), default="recommended",
-        help="where the options above have their defaults from",
-    )  # fmt: skip
-    parser.add_argument(
-        "--weight", choices=WEIGHTS,
-        help="of tokens in the loss: by the attention they receive (mass, default) or alike (none, "
-        "as published)",
-    )  # fmt: skip
-    parser.add_argument("--features", nargs="+", default=list(FEATURES), choices=FEATURES)
-    parser.add_argument("--kind", choices=KINDS, default="mlp", help="(default: mlp)")
-    parser.add_argument("--width", type=int, default=32, help="hidden units (default: 32)")
-    parser.add_argument("--feature-dim", type=int, default=64, help="(default: 64)")
-    parser.add_argument("--attention-feature", choices=ATTENTION_FEATURES, default="vector")
-    parser.add_argument(
-        "--causal-normalised", action=argparse.BooleanOptionalAction, default=True,
-        help="divide received attention by the queries that can see a token (default)",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--chat-template", default="auto", help="as in catekv evaluate")
-    parser.add_argument("--chunk-size", type=int, default=8192, help="tokens per prefill chunk")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the predictors")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    parser.add_argument("--no-plot", action="store_true", help="no picture of the losses")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    overwrite: bool = option(False, "replace what is there")
+    plot: bool = option(True, "a picture of the losses (default)")
 
 
-def _train(arguments: argparse.Namespace) -> int:
-    from catekv.calibration.relevance.curve import draw_curve
-    from catekv.calibration.relevance.reading import texts_of
-    from catekv.calibration.relevance.training import train
-    from catekv.commands.cli import integers
-    from catekv.evaluation.records import environment
-    from catekv.evaluation.run.request import Request
-    from catekv.evaluation.run.session import model_path, open_model, revision_of, split_list
+@dataclass(frozen=True)
+class Shown:
+    """Predictors to show."""
 
-    _fill(arguments)
-    settings = _settings(arguments)
-    lengths = integers("--lengths", split_list(arguments.lengths))
-    if arguments.samples < 1 or arguments.held_out < 0:
-        raise UserError("--samples must be at least 1 and --held-out at least 0")
-    _check_output(arguments.output, arguments.overwrite)
-    request = Request(
-        model=arguments.model, dtype=arguments.dtype, device=arguments.device,
-        attention=arguments.attention,
-    )  # fmt: skip
-    model = open_model(request)
-    clock = time.perf_counter()
-    kept, measured = _samples(model, arguments, lengths)
-    say = (lambda text: None) if arguments.quiet else _Progress()
-    read = (arguments.chat_template, arguments.chunk_size)
-    texts = texts_of(model, kept, 32, *read)
-    held_out = texts_of(model, measured, 32, *read)
-    path = model_path(request)
-    meta = {
-        "model": "embedded" if request.embedded else path,
-        "model_hash": environment.model_identity(path, revision_of(model)),
-        "tasks": list(arguments.task),
-        "lengths": list(lengths),
-        "samples": arguments.samples,
-        "held_out_samples": arguments.held_out,
-        "stream": STREAM,
-        "data": sorted({str(sample.metadata.get("data", "generated")) for sample in kept}),
-    }
-    trained = train(
-        model, texts, held_out, settings, meta=meta, chunk_size=arguments.chunk_size, progress=say
-    )
-    save_predictors(arguments.output, trained.predictors)
-    write_json(arguments.output / CURVE_JSON, trained.curve, indent=1)
-    if not arguments.no_plot:
-        draw_curve(arguments.output / CURVE_PNG, trained.curve)
-    if not arguments.quiet:
-        print(file=sys.stderr)
-    print(describe(load_predictors(arguments.output)))
-    print(f"\nPredictors: {arguments.output} ({time.perf_counter() - clock:.0f} s)")
-    return 0
+    folder: Path = option(REQUIRED, "folder of the predictors", positional=True)
 
 
-def _fill(arguments: argparse.Namespace) -> None:
-    """Put the preset's values where the user gave none."""
+REQUEST = Group(Request, (*MODEL, "chat_template", "chunk_size"))
+TRAINED = Group(Trained)
+SETTINGS = Group(TrainingSettings, defaults=dict.fromkeys(_PRESET))
+
+
+def asked_for(arguments: argparse.Namespace) -> tuple[Trained, TrainingSettings]:
+    """What a command line asks for; the preset's values stand where it says nothing.
+
+    Raises:
+        UserError: no task to train on.
+    """
     preset = PUBLISHED if arguments.preset == "published" else RECOMMENDED
     for name, value in preset.items():
-        if getattr(arguments, name) is None:
+        if getattr(arguments, name) in (None, ()):
             setattr(arguments, name, value)
     if not arguments.task:
         raise UserError("say which prompts to train on, e.g. --task ruler/niah_multikey_2")
+    return TRAINED.read(arguments), SETTINGS.read(arguments)
 
 
-def _settings(arguments: argparse.Namespace) -> TrainingSettings:
-    from dataclasses import fields
+def _train(arguments: argparse.Namespace) -> int:
+    from catekv.evaluation.run.session import open_model
 
-    from catekv.calibration.relevance.training import TrainingSettings
+    asked, settings = asked_for(arguments)
+    request = REQUEST.read(arguments)
+    _check_output(asked.output, asked.overwrite)
+    model = open_model(request, for_text=True)
+    clock = time.perf_counter()
+    kept, measured = _samples(model, asked, settings.seed, request.chat_template)
+    read = (request.chat_template, request.chunk_size)
+    trained = train(
+        model,
+        texts_of(model, kept, 32, *read),
+        texts_of(model, measured, 32, *read),
+        settings,
+        meta=_meta(model, request, asked, kept),
+        chunk_size=request.chunk_size,
+        progress=(lambda text: None) if arguments.quiet else _Progress(),
+    )
+    save_predictors(asked.output, trained.predictors)
+    write_json(asked.output / CURVE_JSON, trained.curve, indent=1)
+    if asked.plot:
+        draw_curve(asked.output / CURVE_PNG, trained.curve)
+    if not arguments.quiet:
+        print(file=sys.stderr)
+    print(describe(load_predictors(asked.output)))
+    print(f"\nPredictors: {asked.output} ({time.perf_counter() - clock:.0f} s)")
+    return 0
 
-    values = {item.name: getattr(arguments, item.name) for item in fields(TrainingSettings)}
-    return TrainingSettings(**{**values, "features": tuple(values["features"])})
+
+def _meta(
+    model: CateKVModel, request: Request, asked: Trained, kept: Sequence[Sample]
+) -> dict[str, Any]:
+    """What the predictors' file says of their making."""
+    from catekv.evaluation.records import environment
+    from catekv.evaluation.run.session import model_path, revision_of
+
+    path = model_path(request)
+    return {
+        "model": "embedded" if request.embedded else path,
+        "model_hash": environment.model_identity(path, revision_of(model)),
+        "tasks": list(asked.task),
+        "lengths": list(asked.lengths),
+        "samples": asked.samples,
+        "held_out_samples": asked.held_out,
+        "stream": STREAM,
+        "data": sorted({str(sample.metadata.get("data", "generated")) for sample in kept}),
+    }
 
 
 def _check_output(folder: Path, overwrite: bool) -> None:
@@ -206,37 +169,34 @@ def _check_output(folder: Path, overwrite: bool) -> None:
 
 
 def _samples(
-    model: CateKVModel, arguments: argparse.Namespace, lengths: Sequence[int]
+    model: CateKVModel, asked: Trained, seed: int, chat_template: str
 ) -> tuple[list[Sample], list[Sample]]:
     """Samples to learn from and to measure on."""
     from catekv import tasks
-    from catekv.commands.cli import options_from
     from catekv.evaluation.run.cells import is_file
 
-    if model.tokenizer is None:
-        raise UserError("the model has no tokenizer; tasks are text")
-    options: dict[str, Any] = options_from("--task-option", arguments.task_option)
-    wanted = arguments.samples + arguments.held_out
+    assert asked.samples is not None
+    wanted = asked.samples + asked.held_out
     kept: list[Sample] = []
     measured: list[Sample] = []
-    for task in arguments.task:
+    for task in asked.task:
         if is_file(task):
             built = [tasks.read(task)[:wanted]]
         else:
             built = [
                 tasks.build(
-                    task, model.tokenizer, length, wanted, arguments.seed, stream=STREAM,
-                    chat_template=arguments.chat_template, **options,
+                    task, model.tokenizer, length, wanted, seed, stream=STREAM,
+                    chat_template=chat_template, **asked.task_options,
                 )
-                for length in lengths
+                for length in asked.lengths
             ]  # fmt: skip
         for samples in built:
-            if len(samples) <= arguments.held_out:
+            if len(samples) <= asked.held_out:
                 raise UserError(
-                    f"{task} has {len(samples)} samples, too few to hold {arguments.held_out} out; "
+                    f"{task} has {len(samples)} samples, too few to hold {asked.held_out} out; "
                     "lower --held-out"
                 )
-            first = len(samples) - arguments.held_out
+            first = len(samples) - asked.held_out
             kept += samples[:first]
             measured += samples[first:]
     return kept, measured
@@ -294,3 +254,11 @@ def _number(value: float) -> str:
 def _show(arguments: argparse.Namespace) -> int:
     print(describe(load_predictors(arguments.folder)))
     return 0
+
+
+OPTIONS = {
+    "train": Action(
+        "train relevance predictors on a task", (REQUEST, TRAINED, SETTINGS, PROGRESS), _train
+    ),
+    "show": Action("print how trained predictors were made and how good", (Group(Shown),), _show),
+}

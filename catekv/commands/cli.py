@@ -16,10 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from catekv.commands.arguments import add_model_arguments as add_model_arguments
 from catekv.commands.numbers import real, whole
-from catekv.commands.schema import integers as integers
-from catekv.commands.schema import options_from as options_from
 from catekv.errors import UserError
 from catekv.files import refusal
 from catekv.version import __version__
@@ -27,8 +24,9 @@ from catekv.version import __version__
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
-#: Every command: its name, what it is for, and the module with its ``add_arguments(parser)`` and
-#: ``run(arguments)``, which is imported when the command is used.
+#: Every command: its name, what it is for, and its module, which is imported when the command is
+#: used. ``OPTIONS`` in it are groups of options, and ``run(arguments)`` returns the exit code; or
+#: ``OPTIONS`` are actions by name, each with groups and a ``run`` of its own.
 COMMANDS = (
     ("evaluate", "Accuracy of methods on tasks, side by side.", "catekv.commands.evaluate"),
     (
@@ -213,7 +211,12 @@ def make_parser() -> Parser:
 
 
 def _later(module: str) -> Callable[[Parser], None]:
-    return lambda parser: importlib.import_module(module).add_arguments(parser)
+    def add(parser: Parser) -> None:
+        from catekv.commands.schema import add_options
+
+        add_options(parser, importlib.import_module(module).OPTIONS)
+
+    return add
 
 
 def _handler(module: str) -> Handler:

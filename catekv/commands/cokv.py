@@ -16,76 +16,52 @@ from catekv.calibration.cokv.display import correlation, describe, draw_scores, 
 from catekv.calibration.cokv.files import ScoreFile, merged
 from catekv.calibration.cokv.game import require_visited
 from catekv.calibration.cokv.published import read_published
-from catekv.calibration.cokv.scoring import Settings, score
-from catekv.calibration.cokv.split import SCORE_STREAM, SampleSet, find_split
+from catekv.calibration.cokv.scoring import score
+from catekv.calibration.cokv.split import SCORE_STREAM, SampleSet, Split, find_split
 from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
-from catekv.commands.cokv_arguments import add_arguments as add_arguments
+from catekv.commands.arguments import PROGRESS
+from catekv.commands.cokv_arguments import (
+    MODEL_REQUEST,
+    SCORED,
+    SETTINGS,
+    SHOWN,
+    TUNED,
+    Scored,
+    Shown,
+)
 from catekv.commands.numbers import MOST_PARTS, shown
+from catekv.commands.schema import Action
 from catekv.errors import UserError
 
 if TYPE_CHECKING:
+    from catekv.evaluation.run.request import Request
     from catekv.model import CateKVModel
     from catekv.tasks.core.sample import Sample
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Do what was asked; returns the exit code."""
-    actions = {"score": _score, "tune": _tune, "show": _show}
-    return actions[arguments.action](arguments)
-
-
 def _score(arguments: argparse.Namespace) -> int:
-    from catekv.commands.cli import integers, options_from
-    from catekv.evaluation.run.session import split_list
-
-    part, parts = _process(arguments.processes)
-    settings = Settings(
-        slices=integers("--slices", split_list(arguments.slices)),
-        seed=arguments.seed,
-        check_every=arguments.check_every,
-        max_draws=arguments.max_draws,
-        tolerance=arguments.tolerance,
-        window=arguments.window,
-        question=arguments.question,
-        chat_template=arguments.chat_template,
-        part=part,
-        parts=parts,
-    )
-    if not arguments.resume and not arguments.overwrite and arguments.output.exists():
-        raise UserError(f"{arguments.output} exists; use --overwrite or another --output")
-    if arguments.overwrite and parts > 1:
+    asked, request = SCORED.read(arguments), MODEL_REQUEST.read(arguments)
+    part, parts = _process(asked.processes)
+    settings = SETTINGS.read(arguments, part=part, parts=parts)
+    if not asked.resume and not asked.overwrite and asked.output.exists():
+        raise UserError(f"{asked.output} exists; use --overwrite or another --output")
+    if asked.overwrite and parts > 1:
         raise UserError(
             "--overwrite of one process deletes the draws of the others; remove the folder before "
             "the processes start"
         )
-    split = find_split(arguments.split, arguments.task) if arguments.split else None
-    wanted = SampleSet(
-        arguments.task,
-        arguments.length,
-        arguments.samples,
-        arguments.seed,
-        options_from("--task-option", arguments.task_option),
-        SCORE_STREAM,
-    )
-    model, origin = _open(arguments)
-    samples: Sequence[Sample]
-    if split is None:
-        samples = wanted.build(model.tokenizer)
-        positions = list(range(len(samples)))
-    else:
-        wanted = split.samples
-        samples = split.build("validation", model.tokenizer)
-        positions = list(split.validation)
-    origin["samples"] = {**dataclasses.asdict(wanted), "positions": positions}
+    split = find_split(asked.split, asked.task) if asked.split else None
+    model, origin = _open(request)
+    samples, origin["samples"] = _samples(asked, settings.seed, split, model)
     outcome = score(
         model,
         samples,
-        arguments.output,
+        asked.output,
         settings,
-        batch_size=arguments.batch_size,
-        keep_prompts=arguments.keep_prompts,
-        chunk_size=arguments.chunk_size,
-        overwrite=arguments.overwrite,
+        batch_size=request.batch_size,
+        keep_prompts=asked.keep_prompts,
+        chunk_size=request.chunk_size,
+        overwrite=asked.overwrite,
         origin=origin,
         progress=not arguments.quiet,
     )
@@ -105,6 +81,23 @@ def _score(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _samples(
+    asked: Scored, seed: int, split: Split | None, model: CateKVModel
+) -> tuple[Sequence[Sample], dict[str, Any]]:
+    """The samples to score on, and what the recipe says of them."""
+    if split is None:
+        wanted = SampleSet(
+            asked.task, asked.length, asked.samples, seed, dict(asked.task_options), SCORE_STREAM
+        )
+        samples = wanted.build(model.tokenizer)
+        positions = list(range(len(samples)))
+    else:
+        wanted = split.samples
+        samples = split.build("validation", model.tokenizer)
+        positions = list(split.validation)
+    return samples, {**dataclasses.asdict(wanted), "positions": positions}
+
+
 def _process(text: str) -> tuple[int, int]:
     first, slash, second = text.partition("/")
     place, count = (
@@ -118,54 +111,41 @@ def _process(text: str) -> tuple[int, int]:
     return place - 1, count
 
 
-def _open(arguments: argparse.Namespace) -> tuple[CateKVModel, dict[str, Any]]:
+def _open(request: Request) -> tuple[CateKVModel, dict[str, Any]]:
     """The model, and what the recipe says of it."""
     from catekv.evaluation.records import environment
-    from catekv.evaluation.run.request import Request
     from catekv.evaluation.run.session import model_path, open_model, revision_of
 
-    request = Request(
-        model=arguments.model,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        attention=arguments.attention,
-    )
-    model = open_model(request)
-    if model.tokenizer is None:
-        raise UserError(f"{model_path(request)} holds no tokenizer; tasks are text")
+    model = open_model(request, for_text=True)
     identity = environment.model_identity(model_path(request), revision_of(model))
     name = "embedded" if request.embedded else model_path(request)
     return model, {"model": name, "model_hash": identity}
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    from catekv.commands.cli import integers
-    from catekv.evaluation.run.session import split_list
-
-    capacities = integers("--capacities", split_list(arguments.capacities))
-    alphas = integers("--alphas", split_list(arguments.alphas))
-    file = ScoreFile.load(arguments.scores)
-    model, origin = _open(arguments)
+    asked, request = TUNED.read(arguments), MODEL_REQUEST.read(arguments)
+    file = ScoreFile.load(asked.scores)
+    model, origin = _open(request)
     samples = validation_samples(file, model)
     with tqdm(total=len(samples), disable=arguments.quiet, desc="tune", unit="sample") as bar:
         tuned = tune(
             model,
             file,
             samples,
-            capacities,
-            alphas,
-            batch_size=arguments.batch_size,
-            chunk_size=arguments.chunk_size,
+            asked.capacities,
+            asked.alphas,
+            batch_size=request.batch_size,
+            chunk_size=request.chunk_size,
             advance=bar.update,
         )
     path = tuned.write(
-        arguments.output or arguments.scores.with_name(ALPHA_FILE),
-        scores=arguments.scores.name,
+        asked.output or asked.scores.with_name(ALPHA_FILE),
+        scores=asked.scores.name,
         task=file.recipe.get("task"),
         validation_samples=len(samples),
         **origin,
     )
-    for capacity in capacities:
+    for capacity in asked.capacities:
         row = "  ".join(
             f"{alpha}: {100 * one:.2f}" for alpha, one in tuned.scores[capacity].items()
         )
@@ -197,39 +177,40 @@ def validation_samples(file: ScoreFile, model: CateKVModel) -> list[Sample]:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    published = [path for path in arguments.paths if path.suffix == ".npy"]
-    if published and len(published) < len(arguments.paths):
+    asked = SHOWN.read(arguments)
+    published = [path for path in asked.paths if path.suffix == ".npy"]
+    if published and len(published) < len(asked.paths):
         raise UserError("give npz files or published npy files, not both")
     if published:
-        files = [_from_published(published, arguments)]
+        files = [_from_published(published, asked)]
     else:
-        files = [ScoreFile.load(path) for path in arguments.paths]
-    print("\n\n".join(describe(file, arguments.use) for file in files))
-    if arguments.compare:
-        other = ScoreFile.load(arguments.compare)
-        for path, file in zip(arguments.paths, files, strict=False):
-            pair = file.scores(arguments.use), other.scores(arguments.use)
+        files = [ScoreFile.load(path) for path in asked.paths]
+    print("\n\n".join(describe(file, asked.use) for file in files))
+    if asked.compare:
+        other = ScoreFile.load(asked.compare)
+        for path, file in zip(asked.paths, files, strict=False):
+            pair = file.scores(asked.use), other.scores(asked.use)
             print(
-                f"\n{path} and {arguments.compare}: correlation {correlation(*pair):.3f}, of "
+                f"\n{path} and {asked.compare}: correlation {correlation(*pair):.3f}, of "
                 f"ranks {rank_correlation(*pair):.3f}"
             )
-    if arguments.picture:
+    if asked.picture:
         tables = {
-            f"{path.parent.name}/{path.stem}": file.scores(arguments.use)
-            for path, file in zip(arguments.paths, files, strict=False)
+            f"{path.parent.name}/{path.stem}": file.scores(asked.use)
+            for path, file in zip(asked.paths, files, strict=False)
         }
-        print(f"\nPicture: {draw_scores(arguments.picture, tables)}")
-    if arguments.output:
+        print(f"\nPicture: {draw_scores(asked.picture, tables)}")
+    if asked.output:
         if len(files) > 1:
             raise UserError("--output writes one file; give one npz or the npy files of one task")
-        print(f"\nScores: {files[0].save(arguments.output)}")
+        print(f"\nScores: {files[0].save(asked.output)}")
     return 0
 
 
-def _from_published(paths: Sequence[Path], arguments: argparse.Namespace) -> ScoreFile:
+def _from_published(paths: Sequence[Path], asked: Shown) -> ScoreFile:
     """The slices of one task from files in the published layout."""
-    layers, _, heads = (arguments.shape or "").partition("x")
-    if arguments.trust_pickle and not (layers.isdigit() and heads.isdigit()):
+    layers, _, heads = (asked.shape or "").partition("x")
+    if asked.trust_pickle and not (layers.isdigit() and heads.isdigit()):
         raise UserError(
             "published files do not say the model's shape; give --shape LAYERSxHEADS, e.g. 32x8"
         )
@@ -237,10 +218,23 @@ def _from_published(paths: Sequence[Path], arguments: argparse.Namespace) -> Sco
     for path in paths:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            read = read_published(path, trust_pickle=arguments.trust_pickle)
+            read = read_published(path, trust_pickle=asked.trust_pickle)
         for warning in caught:
             print(f"warning: {warning.message}", file=sys.stderr)
-        require_visited([read.sums], int(heads), arguments.use)
+        require_visited([read.sums], int(heads), asked.use)
         origin = {"source": [path.name for path in paths], "layout": "published"}
         files.append(ScoreFile(int(layers), int(heads), ((read.sums,),), origin))
     return merged(files)
+
+
+OPTIONS = {
+    "score": Action(
+        "what every KV head is worth for a task",
+        (MODEL_REQUEST, PROGRESS, SCORED, SETTINGS),
+        _score,
+    ),
+    "tune": Action(
+        "choose alpha on the validation samples", (MODEL_REQUEST, PROGRESS, TUNED), _tune
+    ),
+    "show": Action("print, compare, convert or draw scores", (SHOWN,), _show),
+}

@@ -2,136 +2,79 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from catekv.calibration.cokv.coalitions import WINDOW
 from catekv.calibration.cokv.game import ACCUMULATORS
-from catekv.commands.numbers import whole
-from catekv.evaluation.run.asking import QUESTIONS
-from catekv.options import MOST_SAMPLES
-
-#: On the embedded model, and where nothing is said.
-DEFAULT_LENGTH, DEFAULT_SAMPLES = 512, 20
+from catekv.calibration.cokv.scoring import Settings
+from catekv.commands.schema import Group
+from catekv.evaluation.run.request import MODEL, Request
+from catekv.options import COUNT, MOST_SAMPLES, REQUIRED, option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The three actions and their options."""
-    actions = parser.add_subparsers(
-        title="actions", metavar="ACTION", required=True, parser_class=type(parser), dest="action"
+@dataclass(frozen=True)
+class Scored:
+    """What heads are scored on, and where scores go."""
+
+    task: str = option(REQUIRED, "task name or JSONL file")
+    output: Path = option(REQUIRED, "folder for state and scores")
+    length: int = option(512, "prompt tokens (default: {default})", **COUNT)
+    samples: int = option(20, "(default: {default})", least=1, most=MOST_SAMPLES)
+    task_options: Mapping[str, Any] = option(
+        {}, "of the task; may be repeated", flag="--task-option", metavar="NAME=VALUE"
     )
-    _score_arguments(actions.add_parser("score", help="what every KV head is worth for a task"))
-    _tune_arguments(actions.add_parser("tune", help="choose alpha on the validation samples"))
-    _show_arguments(actions.add_parser("show", help="print, compare, convert or draw scores"))
+    split: Path | None = option(
+        None,
+        "file of splits: the validation samples of --task are used, instead of --length, --samples "
+        "and --task-option",
+    )
+    processes: str = option("1/1", "this process, e.g. 2/8", metavar="I/N")
+    keep_prompts: bool = option(
+        False, "hold the dense caches of all samples instead of one at a time"
+    )
+    resume: bool = option(True, "go on with what is in the folder (default)")
+    overwrite: bool = option(False, "delete what is in the folder first")
 
 
-def _model_arguments(parser: argparse.ArgumentParser) -> None:
-    from catekv.commands.cli import add_model_arguments
+@dataclass(frozen=True)
+class TuneOptions:
+    """Which alphas are tried where."""
 
-    add_model_arguments(parser)
-    parser.add_argument(
-        "--batch-size", type=int, default=32, help="sequences decoded together (default: 32)"
-    )
-    parser.add_argument(
-        "--chunk-size", type=int, default=8192, help="tokens per prefill chunk (default: 8192)"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def _score_arguments(parser: argparse.ArgumentParser) -> None:
-    _model_arguments(parser)
-    parser.add_argument("--task", required=True, help="task name or JSONL file")
-    parser.add_argument(
-        "--length", type=int, default=DEFAULT_LENGTH, help="prompt tokens (default: 512)"
-    )
-    parser.add_argument(
-        "--samples", type=whole(1, MOST_SAMPLES), default=DEFAULT_SAMPLES, help="(default: 20)"
-    )
-    parser.add_argument(
-        "--task-option", action="append", default=[], metavar="NAME=VALUE", help="of the task"
-    )
-    parser.add_argument(
-        "--split",
-        type=Path,
-        help="file of splits: the validation samples of --task are used, instead of --length, "
-        "--samples and --task-option",
-    )
-    parser.add_argument(
-        "--slices",
-        nargs="+",
-        default=[],
-        metavar="J",
-        help="coalition sizes, e.g. 32,64,96,128 (default: 1/8, 1/4, 3/8 and 1/2 of the heads)",
-    )
-    parser.add_argument("--seed", type=int, default=42, help="of samples and draws (default: 42)")
-    parser.add_argument(
-        "--check-every", type=int, default=5, help="draws per slice and run between two checks"
-    )
-    parser.add_argument(
-        "--max-draws", type=int, default=500, help="per slice and run (default: 500)"
-    )
-    parser.add_argument(
-        "--tolerance", type=float, help="stop below this MAE (default: 1 / number of heads)"
-    )
-    parser.add_argument(
-        "--window", type=int, default=WINDOW, help="last tokens that every head sees (default: 8)"
-    )
-    parser.add_argument(
-        "--question",
-        choices=QUESTIONS,
-        default="published",
-        help="published (default): the whole prompt is read before heads are masked; aware: all "
-        "but its last token; agnostic: the context without the question",
-    )
-    parser.add_argument("--chat-template", default="auto", help="as in catekv evaluate")
-    parser.add_argument("--processes", default="1/1", metavar="I/N", help="this process, e.g. 2/8")
-    parser.add_argument(
-        "--keep-prompts",
-        action="store_true",
-        help="hold the dense caches of all samples instead of one at a time",
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder for state and scores")
-    parser.add_argument(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="go on with what is in the folder (default)",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="delete what is in the folder first"
-    )
-
-
-def _tune_arguments(parser: argparse.ArgumentParser) -> None:
-    _model_arguments(parser)
-    parser.add_argument("--scores", type=Path, required=True, help="file of catekv cokv score")
-    parser.add_argument(
-        "--capacities",
-        "--budgets",
-        nargs="+",
-        required=True,
+    scores: Path = option(REQUIRED, "file of catekv cokv score")
+    capacities: tuple[int, ...] = option(
+        REQUIRED,
+        "mean entries per head, the window included",
+        also=("--budgets",),
         metavar="TOKENS",
-        help="mean entries per head, the window included",
     )
-    parser.add_argument(
-        "--alphas", nargs="+", default=[], metavar="N", help="(default: 1 5 10 15 20 30 40)"
-    )
-    parser.add_argument("--output", type=Path, help="file (default: alpha.json beside the scores)")
+    alphas: tuple[int, ...] = option((), "(default: 1 5 10 15 20 30 40)", metavar="N")
+    output: Path | None = option(None, "file (default: alpha.json beside the scores)")
 
 
-def _show_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", type=Path, help="npz, or published npy files")
-    parser.add_argument(
-        "--trust-pickle", action="store_true", help="read published files, which are pickles"
+@dataclass(frozen=True)
+class Shown:
+    """Scores to show."""
+
+    paths: tuple[Path, ...] = option(REQUIRED, "npz, or published npy files", positional=True)
+    trust_pickle: bool = option(False, "read published files, which are pickles")
+    shape: str | None = option(
+        None, "of published files, which do not say it", metavar="LAYERSxHEADS"
     )
-    parser.add_argument(
-        "--shape", metavar="LAYERSxHEADS", help="of published files, which do not say it"
+    use: str = option(
+        "both", "accumulators (left: as released; default: {default})", choices=ACCUMULATORS
     )
-    parser.add_argument(
-        "--use", choices=ACCUMULATORS, default="both", help="accumulators (left: as released)"
-    )
-    parser.add_argument(
-        "--compare", type=Path, metavar="NPZ", help="print the correlation with these scores"
-    )
-    parser.add_argument("--picture", type=Path, help="draw heat maps into this PNG or SVG file")
-    parser.add_argument("--output", type=Path, help="write the scores as npz")
+    compare: Path | None = option(None, "print the correlation with these scores", metavar="NPZ")
+    picture: Path | None = option(None, "draw heat maps into this PNG or SVG file")
+    output: Path | None = option(None, "write the scores as npz")
+
+
+MODEL_REQUEST = Group(
+    Request,
+    (*MODEL, "batch_size", "chunk_size"),
+    defaults={"batch_size": 32},
+    helps={"batch_size": "sequences decoded together (default: {default})"},
+)
+SCORED, SETTINGS = Group(Scored), Group(Settings)
+TUNED, SHOWN = Group(TuneOptions), Group(Shown)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
@@ -25,10 +24,10 @@ VARIABLES = (
 )  # fmt: skip
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(model: str | None, mask: str | None, *, as_json: bool) -> int:
     """Print the findings; exit code 1 if something that was checked does not fit."""
-    findings = examine(arguments.model, arguments.mask)
-    if arguments.json:
+    findings = examine(model, mask)
+    if as_json:
         print(json.dumps({**asdict(findings), "fits": findings.fits}, indent=2))
     else:
         print(as_text(findings))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -10,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catekv.commands.schema import integers
 from catekv.errors import UserError
 from catekv.evaluation.efficiency import plots, render, shapes
-from catekv.evaluation.efficiency.arguments import BASELINES
+from catekv.evaluation.efficiency.arguments import BASELINES, Measuring
 from catekv.evaluation.efficiency.clock import copy_bandwidth
 from catekv.evaluation.efficiency.measure import measure
 from catekv.evaluation.efficiency.measurement import FAILED, Measurement
@@ -41,132 +41,112 @@ FILL_NOTE = (
 )
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(asked: Measuring, request: Request, command: str) -> int:
     """Measure what was asked for; returns the exit code (1 if a measurement failed)."""
-    from catekv.commands.cli import integers
-    from catekv.evaluation.run.request import Request
-    from catekv.evaluation.run.session import method_specs_for, split_list
+    from catekv.evaluation.run.session import method_specs_for
 
-    lengths = integers("--lengths", split_list(arguments.lengths))
-    sizes = split_list(arguments.batch_sizes)
-    largest = arguments.throughput or "max" in sizes
-    batch_sizes = () if largest else integers("--batch-sizes", sizes)
-    request = Request(
-        model=arguments.model,
-        methods=tuple(arguments.methods),
-        masks=tuple(arguments.masks),
-        ratio=arguments.ratio,
-        retention=arguments.retention,
-        budget=arguments.budget,
-        options=getattr(arguments, "options", {}),
-        made_with=getattr(arguments, "made_with", {}),
-        dtype=arguments.dtype,
-        device=arguments.device,
-        attention=arguments.attention,
-    )
-    if not lengths or min(lengths) < 1:
-        raise UserError("--lengths takes at least one number of tokens above 0, e.g. 131072")
-    known = shapes.is_known_shape(arguments.model)
-    _check_kind(arguments, known)
-    model, title, notes = _open(arguments, request, known, max(lengths))
+    largest = asked.throughput or "max" in asked.batch_sizes
+    batch_sizes = () if largest else integers("--batch-sizes", asked.batch_sizes)
+    known = shapes.is_known_shape(request.model)
+    _check_kind(asked, request.model, known)
+    model, title, notes = _open(asked, request, known)
     if known and not request.masks:
         # heads cost the same whichever they are
         request = dataclasses.replace(request, masks=("random:0",))
-    lengths = tuple(shapes.scaled_length(length, arguments.scale) for length in lengths)
-    fill = arguments.fill or ("random" if known or largest else "prefill")
+    fill = asked.fill or ("random" if known or largest else "prefill")
     if fill == "random":
         notes.append(FILL_NOTE)
     specs = [spec for spec in method_specs_for(request, model) if spec.name != "full"]
-    limit = _memory_limit(arguments, model, largest)
+    shared: dict[str, Any] = {
+        "new_tokens": asked.new_tokens,
+        "repeats": asked.repeats,
+        "graph": asked.graph,
+        "memory_limit": _memory_limit(asked, model, largest),
+    }
+    if largest:
+        shared["baselines"] = asked.baselines or ("kernel",)
+    else:
+        shared |= {
+            "baselines": asked.baselines or BASELINES,
+            "batch_sizes": batch_sizes,
+            "chunk_size": request.chunk_size,
+            "fill": fill,
+        }
     notes += _busy_note(model)
     bandwidth = copy_bandwidth(model.device)
+    measured = throughput if largest else measure
     results: list[Measurement] = []
-    for length in lengths:
-        if largest:
-            rows = throughput(
-                model,
-                specs,
-                length,
-                new_tokens=arguments.new_tokens,
-                repeats=arguments.repeats,
-                baselines=arguments.baselines or ("kernel",),
-                graph=arguments.graph,
-                memory_limit=limit,
-            )
-        else:
-            rows = measure(
-                model,
-                specs,
-                length,
-                new_tokens=arguments.new_tokens,
-                batch_sizes=batch_sizes,
-                repeats=arguments.repeats,
-                chunk_size=arguments.chunk_size,
-                fill=fill,
-                baselines=arguments.baselines or BASELINES,
-                graph=arguments.graph,
-                memory_limit=limit,
-            )
-        results += rows
+    for length in asked.lengths:
+        results += measured(model, specs, shapes.scaled_length(length, asked.scale), **shared)
     writer = render.render_throughput if largest else render.render
     print(writer(results, bandwidth, title, notes=notes))
-    if arguments.output is not None:
-        _write(arguments, results, bandwidth, title, notes, model, writer)
+    if asked.output is not None:
+        content = {
+            "title": title,
+            "notes": notes,
+            "command": command,
+            "versions": environment.versions(),
+            "git_commit": environment.git_commit(),
+            "device": environment.device_description(str(model.device)),
+            "copy_bytes_per_second": bandwidth,
+            "results": [row.to_dict() for row in results],
+        }
+        page = writer(results, bandwidth, f"# {title}", notes=notes, markdown=True)
+        _write(asked.output, content, page, results)
     return 1 if any(row.status == FAILED for row in results) else 0
 
 
-def _check_kind(arguments: argparse.Namespace, known: bool) -> None:
-    shapes.check_scale(arguments.scale)
-    if arguments.random_weights and not known:
+def _check_kind(asked: Measuring, model: str | None, known: bool) -> None:
+    shapes.check_scale(asked.scale)
+    if asked.random_weights and not known:
         from catekv.models import presets
 
         raise UserError(
-            f"--random-weights needs the name of a known shape, not {arguments.model!r}; known: "
+            f"--random-weights needs the name of a known shape, not {model!r}; known: "
             f"{', '.join(presets.available())}"
         )
-    for option, value in (("--layers", arguments.layers), ("--scale", arguments.scale)):
+    for option, value in (("--layers", asked.layers), ("--scale", asked.scale)):
         if value is not None and not known:
             raise UserError(
                 f"{option} changes a known shape with random weights, such as llama3-8b-1m; "
-                f"{arguments.model or 'the embedded model'} has weights of its own"
+                f"{model or 'the embedded model'} has weights of its own"
             )
 
 
-def _open(
-    arguments: argparse.Namespace, request: Request, known: bool, longest: int
-) -> tuple[CateKVModel, str, list[str]]:
+def _open(asked: Measuring, request: Request, known: bool) -> tuple[CateKVModel, str, list[str]]:
     """The model, the title of the report and its notes."""
     from catekv.evaluation.run.session import model_name, open_model
     from catekv.loading import resolve_device
 
     notes: list[str] = []
-    lengths = ", ".join(arguments.lengths)
     if known:
+        assert request.model is not None
         device = resolve_device(request.device)
-        if device.type == "cpu" and arguments.scale is None and arguments.layers is None:
+        if device.type == "cpu" and asked.scale is None and asked.layers is None:
+            lengths = ", ".join(map(str, asked.lengths))
             raise UserError(
-                f"{arguments.model} at {lengths} tokens is made for a GPU and none is used here; "
+                f"{request.model} at {lengths} tokens is made for a GPU and none is used here; "
                 "add --scale 0.1 to run a smaller model of the same proportions on the CPU"
             )
-        room = shapes.scaled_length(longest, arguments.scale) + _ROOM
+        room = shapes.scaled_length(max(asked.lengths), asked.scale) + _ROOM
         model, note = shapes.random_model(
-            arguments.model,
+            request.model,
             room,
-            scale=arguments.scale,
-            layers=arguments.layers,
+            scale=asked.scale,
+            layers=asked.layers,
             dtype=request.dtype,
             device=request.device,
             attention=request.attention,
         )
         notes += [RANDOM_NOTE, note]
-        if arguments.scale is not None:
-            notes.append(_scale_note(arguments.scale, model))
+        if asked.scale is not None:
+            notes.append(_scale_note(asked.scale, model))
         kind = "random weights, "
     else:
         model = open_model(request)
         kind = ""
-    layers = f"{model.shape.layers} layers, " if arguments.layers or arguments.scale else ""
-    scale = "" if arguments.scale is None else f", scale {arguments.scale:g}"
+    layers = f"{model.shape.layers} layers, " if asked.layers or asked.scale else ""
+    scale = "" if asked.scale is None else f", scale {asked.scale:g}"
     device_name = environment.device_description(str(model.device))["name"]
     dtype = str(model.dtype).removeprefix("torch.")
     title = f"{model_name(request)} ({kind}{layers}{dtype}{scale}), {device_name}"
@@ -195,14 +175,14 @@ def _busy_note(model: CateKVModel) -> list[str]:
     ]
 
 
-def _memory_limit(arguments: argparse.Namespace, model: CateKVModel, largest: bool) -> int | None:
-    if arguments.memory is not None:
-        if arguments.memory <= 0:
-            raise UserError(f"--memory {arguments.memory:g} must be above 0 GiB")
-        return int(arguments.memory * GIB)
+def _memory_limit(asked: Measuring, model: CateKVModel, largest: bool) -> int | None:
+    if asked.memory is not None:
+        if asked.memory <= 0:
+            raise UserError(f"--memory {asked.memory:g} must be above 0 GiB")
+        return int(asked.memory * GIB)
     if not largest or model.device.type != "cpu":
         return None
-    if arguments.scale is None:
+    if asked.scale is None:
         raise UserError(
             "the largest batch that fits a CPU's memory takes hours; say how much memory to use "
             "with --memory GIB, e.g. --memory 1"
@@ -211,34 +191,14 @@ def _memory_limit(arguments: argparse.Namespace, model: CateKVModel, largest: bo
 
 
 def _write(
-    arguments: argparse.Namespace,
-    results: Sequence[Measurement],
-    bandwidth: float,
-    title: str,
-    notes: Sequence[str],
-    model: CateKVModel,
-    writer: Any,
+    folder: Path, content: dict[str, Any], page: str, results: Sequence[Measurement]
 ) -> None:
-    content = {
-        "title": title,
-        "notes": list(notes),
-        "command": getattr(arguments, "command_line", ""),
-        "versions": environment.versions(),
-        "git_commit": environment.git_commit(),
-        "device": environment.device_description(str(model.device)),
-        "copy_bytes_per_second": bandwidth,
-        "results": [row.to_dict() for row in results],
-    }
-    folder: Path = arguments.output
     names = ["efficiency.json", "efficiency.md"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / names[0], json.dumps(content, indent=2) + "\n")
-        write_atomically(
-            folder / names[1],
-            writer(results, bandwidth, f"# {title}", notes=notes, markdown=True),
-        )
-        plots.draw(folder / "efficiency.png", results, title)
+        write_atomically(folder / names[1], page)
+        plots.draw(folder / "efficiency.png", results, content["title"])
         names.append("efficiency.png")
     except OSError as error:
         raise UserError(

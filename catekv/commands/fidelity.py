@@ -5,15 +5,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from catekv.commands import schema
+from catekv.commands.arguments import PROGRESS
+from catekv.commands.schema import Group
 from catekv.evaluation.run.request import METHODS, MODEL, Request
 from catekv.options import COUNT, MOST_SAMPLES, option
-
-#: fields of a request that mean here what they mean to an evaluation
-SHARED = (
-    *MODEL, *METHODS, "seed", "chat_template", "batch_size", "chunk_size", "output", "overwrite",
-    "resume",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,14 +52,17 @@ class Passages:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``catekv fidelity``."""
-    schema.add_arguments(parser, Passages)
-    methods = ("catekv", "snapkv", "adakv", "streaming_llm")
-    schema.add_arguments(parser, Request, SHARED, defaults={"methods": methods})
-    parser.add_argument(
-        "--quiet", action="store_true", help="progress as plain lines for a log, no bar"
-    )
+PASSAGES = Group(Passages)
+#: What of a request means here what it means to an evaluation.
+REQUEST = Group(
+    Request,
+    (
+        *MODEL, *METHODS, "seed", "chat_template", "batch_size", "chunk_size", "output",
+        "overwrite", "resume",
+    ),
+    defaults={"methods": ("catekv", "snapkv", "adakv", "streaming_llm")},
+)  # fmt: skip
+OPTIONS = (PASSAGES, REQUEST, PROGRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -77,11 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     from catekv.evaluation.fidelity.run import fidelity
     from catekv.evaluation.run.session import open_model
 
-    passages = schema.read(Passages, arguments)
-    request = schema.read(
-        Request,
+    passages = PASSAGES.read(arguments)
+    request = REQUEST.read(
         arguments,
-        SHARED,
         tasks=passages.tasks,
         lengths=passages.lengths,
         samples=passages.samples,

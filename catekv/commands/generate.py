@@ -4,61 +4,59 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from catekv.commands.arguments import add_model_arguments
+from catekv.commands.schema import Group
+from catekv.evaluation.run.request import MODEL, Request
 from catekv.files import read_text
+from catekv.options import REQUIRED, option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``catekv generate``."""
-    add_model_arguments(parser)
-    parser.add_argument("--context", type=Path, required=True, help="text file to read once")
-    parser.add_argument("--question", action="append", required=True, help="may be repeated")
-    parser.add_argument("--method", default="catekv", help="NAME[:option=value,...]")
-    parser.add_argument("--mask", help="head mask for methods that take one")
-    parser.add_argument("--ratio", type=float, help="r, share of adaptive heads (default: 0.4)")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        help="draw tokens, from logits divided by this (default: greedy)",
+@dataclass(frozen=True)
+class Questions:
+    """What is read and asked, with which method, and how answers are drawn."""
+
+    context: Path = option(REQUIRED, "text file to read once")
+    question: tuple[str, ...] = option(REQUIRED, "may be repeated", repeat=True)
+    method: str = option("catekv", "NAME[:option=value,...]")
+    mask: str | None = option(None, "head mask for methods that take one")
+    max_new_tokens: int = option(64, "of an answer (default: {default})")
+    temperature: float | None = option(
+        None, "draw tokens, from logits divided by this (default: greedy)"
     )
-    parser.add_argument("--top-k", type=int, help="draw among so many likeliest tokens")
-    parser.add_argument(
-        "--top-p", type=float, help="draw among the likeliest tokens that reach this probability"
+    top_k: int | None = option(None, "draw among so many likeliest tokens")
+    top_p: float | None = option(
+        None, "draw among the likeliest tokens that reach this probability"
     )
-    parser.add_argument("--seed", type=int, help="of the draws; the same seed, the same answer")
-    parser.add_argument(
-        "--stop", action="append", metavar="TEXT", help="end before this text; may be repeated"
+    seed: int | None = option(None, "of the draws; the same seed, the same answer")
+    stop: tuple[str, ...] = option(
+        (), "end before this text; may be repeated", repeat=True, metavar="TEXT"
     )
-    parser.add_argument("--stream", action="store_true", help="print an answer while it is made")
+    stream: bool = option(False, "print an answer while it is made")
+
+
+REQUEST, QUESTIONS = Group(Request, (*MODEL, "ratio")), Group(Questions)
+OPTIONS = (REQUEST, QUESTIONS)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code."""
     from catekv.decode.sampling import Sampling
     from catekv.decode.text import stop_strings
-    from catekv.evaluation.run.request import Request
     from catekv.evaluation.run.session import open_model, settings_for
     from catekv.tasks.core.token_ids import check_text
 
-    names = ("temperature", "top_k", "top_p", "seed")
-    given = {name: getattr(arguments, name) for name in names}
+    asked = QUESTIONS.read(arguments)
+    given = {name: getattr(asked, name) for name in ("temperature", "top_k", "top_p", "seed")}
     options = {name: value for name, value in given.items() if value is not None}
     Sampling(**options)  # wrong values are refused before anything is loaded
-    stop_strings(arguments.stop)
-    text = read_text(arguments.context, pipes=True)
-    request = Request(
-        model=arguments.model,
-        methods=(arguments.method,),
-        masks=(arguments.mask,) if arguments.mask else (),
-        ratio=arguments.ratio,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        attention=arguments.attention,
+    stop_strings(asked.stop)
+    text = read_text(asked.context, pipes=True)
+    request = REQUEST.read(
+        arguments, methods=(asked.method,), masks=(asked.mask,) if asked.mask else ()
     )
-    for question in arguments.question:
+    for question in asked.question:
         check_text(question, "a --question")
     model = open_model(request)
     spec = settings_for(request, model).methods[0]
@@ -68,9 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
         f"{context.stored_bytes() / 1024**2:.1f} of {context.full_bytes() / 1024**2:.1f} MiB",
         file=sys.stderr,
     )
-    options.update(max_new_tokens=arguments.max_new_tokens, stop=arguments.stop)
-    for question in arguments.question:
-        if arguments.stream:
+    options.update(max_new_tokens=asked.max_new_tokens, stop=asked.stop)
+    for question in asked.question:
+        if asked.stream:
             for piece in model.generate_stream(question, context, **options):
                 print(piece, end="", flush=True)
             print()

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from catekv.commands.schema import PassedOn
 from catekv.errors import UserError
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything behind the command goes to the harness as it is, its ``--help`` too."""
-    # no character begins an option of ours
-    parser.prefix_chars = "\0"
-    parser.add_argument("words", nargs="*")
+OPTIONS = (PassedOn(),)
 
 
 def run(arguments: argparse.Namespace) -> int:

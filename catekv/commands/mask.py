@@ -3,47 +3,68 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
-from catekv.commands.numbers import whole
-from catekv.errors import UserError
-from catekv.options import MOST_HEADS, MOST_LAYERS
+from catekv.commands.schema import Action, Group
+from catekv.options import MOST_HEADS, MOST_LAYERS, REQUIRED, option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The actions of ``catekv mask``."""
-    actions = parser.add_subparsers(
-        title="actions", metavar="ACTION", required=True, parser_class=type(parser), dest="action"
-    )
-    show = actions.add_parser("show", help="print which heads are adaptive")
-    show.add_argument("path", type=Path)
-    show.add_argument("--ratio", type=float, help="which mask of a folder")
-    convert = actions.add_parser(
-        "convert", help="DuoAttention pattern or stored statistics to mask files"
-    )
-    convert.add_argument("path", type=Path)
-    convert.add_argument("output", type=Path)
-    convert.add_argument("--ratios", type=float, nargs="+", required=True)
-    random = actions.add_parser("random", help="a mask of random heads, for comparison")
-    random.add_argument("output", type=Path)
-    random.add_argument("--layers", type=whole(1, MOST_LAYERS), required=True)
-    random.add_argument("--kv-heads", type=whole(1, MOST_HEADS), required=True)
-    random.add_argument("--ratio", type=float, required=True)
-    random.add_argument("--seed", type=int, default=0)
+@dataclass(frozen=True)
+class Shown:
+    """A mask to show."""
+
+    path: Path = option(REQUIRED, "mask file or folder of masks", positional=True)
+    ratio: float | None = option(None, "which mask of a folder")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """The command; returns the exit code."""
+@dataclass(frozen=True)
+class Converted:
+    """What is written as masks."""
+
+    path: Path = option(REQUIRED, "DuoAttention pattern or stored statistics", positional=True)
+    output: Path = option(REQUIRED, "folder of the masks", positional=True)
+    ratios: tuple[float, ...] = option(REQUIRED, "shares of adaptive heads, a mask each")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A mask of random heads."""
+
+    output: Path = option(REQUIRED, "folder of the mask", positional=True)
+    layers: int = option(REQUIRED, "layers of the model", least=1, most=MOST_LAYERS)
+    kv_heads: int = option(REQUIRED, "KV heads of a layer", least=1, most=MOST_HEADS)
+    ratio: float = option(REQUIRED, "share of adaptive heads")
+    seed: int = option(0, "of the draw (default: {default})")
+
+
+def _show(arguments: argparse.Namespace) -> int:
     from catekv.methods.head_mask import HeadMask
 
-    if arguments.action == "show":
-        print(HeadMask.load(arguments.path, arguments.ratio).show())
-    elif arguments.action == "convert":
-        for ratio in arguments.ratios:
-            print(HeadMask.load(arguments.path, ratio).save(arguments.output))
-    else:
-        if min(arguments.layers, arguments.kv_heads) < 1:
-            raise UserError("a mask needs at least one layer and one KV head; give both above 0")
-        shape = (arguments.layers, arguments.kv_heads)
-        print(HeadMask.random(shape, arguments.ratio, arguments.seed).save(arguments.output))
+    print(HeadMask.load(arguments.path, arguments.ratio).show())
     return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from catekv.methods.head_mask import HeadMask
+
+    for ratio in arguments.ratios:
+        print(HeadMask.load(arguments.path, ratio).save(arguments.output))
+    return 0
+
+
+def _random(arguments: argparse.Namespace) -> int:
+    from catekv.methods.head_mask import HeadMask
+
+    shape = (arguments.layers, arguments.kv_heads)
+    print(HeadMask.random(shape, arguments.ratio, arguments.seed).save(arguments.output))
+    return 0
+
+
+OPTIONS = {
+    "show": Action("print which heads are adaptive", (Group(Shown),), _show),
+    "convert": Action(
+        "DuoAttention pattern or stored statistics to mask files", (Group(Converted),), _convert
+    ),
+    "random": Action("a mask of random heads, for comparison", (Group(Drawn),), _random),
+}

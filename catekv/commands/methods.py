@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from catekv.commands.arguments import LISTING
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``catekv methods``."""
-    parser.add_argument("name", nargs="?", help="explain this method and its options")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+OPTIONS = (LISTING,)
 
 
 def run(arguments: argparse.Namespace) -> int:

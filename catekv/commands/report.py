@@ -4,42 +4,43 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from catekv.commands.schema import Group
+from catekv.options import REQUIRED, option
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``catekv report``."""
-    parser.add_argument(
-        "paths",
-        nargs="+",
-        type=Path,
+
+@dataclass(frozen=True)
+class Reported:
+    """What is reported on, and how."""
+
+    paths: tuple[Path, ...] = option(
+        REQUIRED,
+        "run directory, folder of runs (of a sweep), folder with efficiency.json, folder of head "
+        "masks, results of kvpress, or file of needle results",
+        positional=True,
         metavar="RUN",
-        help="run directory, folder of runs (of a sweep), folder with efficiency.json, folder of "
-        "head masks, results of kvpress, or file of needle results",
     )
-    parser.add_argument(
-        "--output", type=Path, help="folder of report.html and report.md (default: the first RUN)"
+    output: Path | None = option(
+        None, "folder of report.html and report.md (default: the first RUN)"
     )
-    parser.add_argument(
-        "--rescore", action="store_true", help="score the stored predictions again first"
-    )
-    parser.add_argument(
-        "--official", action="store_true", help="also write predictions in RULER's own forms"
-    )
-    parser.add_argument("--markdown", action="store_true", help="print Markdown")
-    parser.add_argument(
-        "--colours",
-        default="blue-yellow",
+    rescore: bool = option(False, "score the stored predictions again first")
+    official: bool = option(False, "also write predictions in RULER's own forms")
+    markdown: bool = option(False, "print Markdown")
+    colours: str = option(
+        "blue-yellow",
+        "of heat maps: blue-yellow (default, for every kind of colour vision) or red-yellow-green",
         metavar="SCALE",
-        help="of heat maps: blue-yellow (default, for every kind of colour vision) or "
-        "red-yellow-green",
     )
-    parser.add_argument(
-        "--trained-length",
-        type=int,
+    trained_length: int | None = option(
+        None,
+        "longest texts the model was trained on: a line in the needle pictures",
         metavar="TOKENS",
-        help="longest texts the model was trained on: a line in the needle pictures",
     )
+
+
+OPTIONS = (Group(Reported),)
 
 
 def run(arguments: argparse.Namespace) -> int:

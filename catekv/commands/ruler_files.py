@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from catekv.commands.arguments import Building
 from catekv.commands.cli import Parser, run_safely
-from catekv.commands.numbers import whole
+from catekv.commands.schema import Group, add_options
 from catekv.errors import UserError
 from catekv.files import check_name, read_text
 from catekv.models.embedded import clone
 from catekv.models.source import model_source, short_name
-from catekv.options import MOST_SAMPLES, MOST_TOKENS
+from catekv.options import REQUIRED, option
 from catekv.tasks.building import generate
 from catekv.tasks.core.prompt import TEMPLATES, prompt_format
 from catekv.tasks.core.sample import Sample
@@ -101,40 +103,27 @@ def prepare(
     names = [find(task).name for task in tasks]
     prompt_format(tokenizer, chat_template)
     words = list_name(words_path) if words_path else None
+    read: dict[str, Any] = {"chat_template": chat_template, "words_path": words_path}
     paths: list[Path] = []
     total = len(names) * len(lengths) * num_samples
     with tqdm(total=total, unit="sample", disable=not progress, file=sys.stderr) as bar:
-        for length in lengths:
-            for name in names:
-                path = sample_path(output, family, length, name)
-                paths.append(path)
-                chosen = (options or {}).get(name, {})
-                recipe = {
-                    "seed": seed,
-                    "options": json.loads(json.dumps(chosen)),
-                    "tokenizer_hash": tokenizer_hash(tokenizer),
-                    "chat_template": chat_template,
-                    "words": words,
-                }
-                bar.set_description(f"{name} {length}")
-                if not overwrite and existing(path, num_samples, recipe):
-                    bar.update(num_samples)
-                    continue
-
-                def samples(name: str = name, length: int = length, chosen: Any = chosen) -> Any:
-                    made = generate(
-                        name,
-                        tokenizer,
-                        length,
-                        num_samples,
-                        seed,
-                        chat_template=chat_template,
-                        words_path=words_path,
-                        **chosen,
-                    )
-                    return _counted(made, bar)
-
-                write(path, samples())
+        for length, name in itertools.product(lengths, names):
+            path = sample_path(output, family, length, name)
+            paths.append(path)
+            chosen = (options or {}).get(name, {})
+            recipe = {
+                "seed": seed,
+                "options": json.loads(json.dumps(chosen)),
+                "tokenizer_hash": tokenizer_hash(tokenizer),
+                "chat_template": chat_template,
+                "words": words,
+            }
+            bar.set_description(f"{name} {length}")
+            if not overwrite and existing(path, num_samples, recipe):
+                bar.update(num_samples)
+                continue
+            made = generate(name, tokenizer, length, num_samples, seed, **read, **chosen)
+            write(path, _counted(made, bar))
     return paths
 
 
@@ -168,90 +157,89 @@ def task_options(
     return options
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of ``data/ruler/prepare.py``."""
+@dataclass(frozen=True)
+class RulerFiles:
+    """Which files ``data/ruler/prepare.py`` writes."""
+
+    model: str = option(
+        REQUIRED, "folder, .gguf file or hub name whose tokenizer counts the tokens",
+        positional=True,
+    )  # fmt: skip
+    template: str = option(
+        "auto",
+        f"chat template: auto (the tokenizer's own; default) or {', '.join(TEMPLATES)}",
+        positional=True,
+    )
+    lengths: tuple[int, ...] = option(LENGTHS, "tokens (default: {default})", metavar="N", least=1)
+    tasks: tuple[str, ...] = option(PUBLISHED, "default: the 12 published tasks")
+    family: str | None = option(
+        None, "name of the folder below the root (default: template, or model name)"
+    )
+    essay_path: str | None = option(None, "prose for the essay tasks: file, folder or JSON")
+    squad_path: str | None = option(None, "SQuAD v2 JSON for qa_1")
+    hotpotqa_path: str | None = option(None, "HotpotQA distractor JSON for qa_2")
+    words_path: str | None = option(
+        None, "words for keys and common words: file or folder, one word a line"
+    )
+    no_answer_prefix: bool = option(
+        False, "end with the question, for chat interfaces that cannot continue a begun answer"
+    )
+
+
+def groups() -> tuple[Group[RulerFiles], Group[Building]]:
+    """Options of ``data/ruler/prepare.py``; the default place depends on where this runs."""
+    building = Group(
+        Building,
+        ("samples", "seed", "output", "overwrite"),
+        flags={"samples": "--num_samples"},
+        defaults={
+            "samples": NUM_SAMPLES,
+            "output": (clone() or Path()) / "data" / "ruler" / "data",
+        },
+        helps={
+            "samples": "per task and length (default {default})",
+            "output": "root of <family>/<length>/<task>/validation.jsonl (default data/ruler/data)",
+        },
+        separator="_",
+    )
+    return Group(RulerFiles, separator="_"), building
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``data/ruler/prepare.py``; returns 0, or 2 after one line on stderr for wrong input."""
     made = Parser(
         prog="data/ruler/prepare.py",
         description="Build RULER JSONL files for the tokenizer of a model.",
     )
-    made.add_argument(
-        "model", help="folder, .gguf file or hub name whose tokenizer counts the tokens"
-    )
-    made.add_argument(
-        "template",
-        nargs="?",
-        default="auto",
-        help=f"chat template: auto (the tokenizer's own; default) or {', '.join(TEMPLATES)}",
-    )
-    made.add_argument(
-        "--lengths", type=whole(1, MOST_TOKENS), nargs="+", default=list(LENGTHS), metavar="N"
-    )
-    made.add_argument(
-        "--num_samples",
-        type=whole(1, MOST_SAMPLES),
-        default=NUM_SAMPLES,
-        help="per task and length (default 96)",
-    )
-    made.add_argument(
-        "--tasks", nargs="+", default=list(PUBLISHED), help="default: the 12 published tasks"
-    )
-    made.add_argument("--seed", type=int, default=42)
-    made.add_argument(
-        "--output",
-        type=Path,
-        default=(clone() or Path()) / "data" / "ruler" / "data",
-        help="root of <family>/<length>/<task>/validation.jsonl (default data/ruler/data)",
-    )
-    made.add_argument(
-        "--family", help="name of the folder below the root (default: template, or model name)"
-    )
-    made.add_argument("--overwrite", action="store_true", help="replace files made differently")
-    made.add_argument("--essay_path", help="prose for the essay tasks: file, folder or JSON")
-    made.add_argument("--squad_path", help="SQuAD v2 JSON for qa_1")
-    made.add_argument("--hotpotqa_path", help="HotpotQA distractor JSON for qa_2")
-    made.add_argument(
-        "--words_path", help="words for keys and common words: file or folder, one word a line"
-    )
-    made.add_argument(
-        "--no_answer_prefix",
-        action="store_true",
-        help="end with the question, for chat interfaces that cannot continue a begun answer",
-    )
-    return made
+    files, building = groups()
+    add_options(made, (files, building))
+    given = made.parse_args(arguments)
+    return run_safely(lambda: _prepare(files.read(given), building.read(given)))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 2 after one line on stderr for wrong input."""
-    given = parser().parse_args(arguments)
-    return run_safely(lambda: _prepare(given))
-
-
-def _prepare(given: argparse.Namespace) -> int:
-    tasks = [name for text in given.tasks for name in text.split(",") if name]
-    if not tasks:
-        raise UserError("--tasks names no task; leave it out for the 12 published ones")
+def _prepare(files: RulerFiles, building: Building) -> int:
     options = task_options(
-        tasks,
-        given.essay_path,
-        given.squad_path,
-        given.hotpotqa_path,
-        begin_answer=not given.no_answer_prefix,
+        files.tasks,
+        files.essay_path,
+        files.squad_path,
+        files.hotpotqa_path,
+        begin_answer=not files.no_answer_prefix,
     )
-    family = given.family or (
-        short_name(given.model) if given.template == "auto" else given.template
+    family = files.family or (
+        short_name(files.model) if files.template == "auto" else files.template
     )
     paths = prepare(
-        load_tokenizer(given.model),
-        given.output,
+        load_tokenizer(files.model),
+        building.output,
         family,
-        chat_template=given.template,
-        tasks=tasks,
-        lengths=given.lengths,
-        num_samples=given.num_samples,
-        seed=given.seed,
-        overwrite=given.overwrite,
+        chat_template=files.template,
+        tasks=files.tasks,
+        lengths=files.lengths,
+        num_samples=building.samples,
+        seed=building.seed,
+        overwrite=building.overwrite,
         options=options,
-        words_path=given.words_path,
+        words_path=files.words_path,
     )
-    print(f"{len(paths)} files under {given.output / family}")
+    print(f"{len(paths)} files under {building.output / family}")
     return 0

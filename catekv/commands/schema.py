@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from catekv.commands.numbers import real, shown, whole
 from catekv.errors import UserError
@@ -20,7 +20,6 @@ from catekv.evaluation.run.request import split_list
 from catekv.options import MOST_TOKENS
 
 Options = TypeVar("Options")
-Flags = Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ class _Option:
         if not (self.is_list and isinstance(value, list)):
             return value
         if self.element is int:
-            return integers(self.flag, split_list(value))
+            return integers(self.flag, split_list(value), self.metadata.get("least", 0))
         as_given = self.element is not str or any(
             self.metadata.get(name) for name in ("repeat", "verbatim", "choices")
         )
@@ -95,27 +94,113 @@ class _Option:
         return [*flag, *(map(str, value) if self.is_list else [str(value)])]
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser,
-    cls: type,
-    only: Collection[str] | None = None,
-    *,
-    flags: Flags | None = None,
-    defaults: Mapping[str, Any] | None = None,
-    separator: str = "-",
-) -> None:
-    """Add the options of a dataclass; parsed values have the names of the fields.
+@dataclasses.dataclass(frozen=True)
+class Group(Generic[Options]):
+    """The options that a command takes from one dataclass; parsed values have its fields' names.
 
     Args:
-        only: the fields to add, in this order; None: all that have a help text.
+        cls: the dataclass.
+        only: the fields to take, in this order; None: all that have a help text.
         flags: flags of single fields instead of their usual ones.
         defaults: defaults of single fields instead of their usual ones.
+        helps: help texts of single fields instead of their usual ones.
         separator: character between the words of a flag.
     """
-    for option in _options(cls, only, flags, separator):
-        if defaults and option.name in defaults:
-            option = dataclasses.replace(option, default=defaults[option.name])
-        _add(parser, option)
+
+    cls: type[Options]
+    only: Collection[str] | None = None
+    flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    helps: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    separator: str = "-"
+
+    def add(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options to a parser."""
+        for option in self.options():
+            _add(parser, option)
+
+    def read(self, arguments: argparse.Namespace, **values: Any) -> Options:
+        """The dataclass from parsed arguments; ``values`` are set besides or instead.
+
+        Raises:
+            UserError: words that are no values of their fields.
+        """
+        return self.cls(**{**self.values(arguments, except_for=values), **values})
+
+    def values(
+        self, arguments: argparse.Namespace, except_for: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """The values of the fields, as :meth:`read` reads them."""
+        return {
+            option.name: option.read(getattr(arguments, option.name))
+            for option in self.options()
+            if option.name not in except_for
+        }
+
+    def words(self, options: Options) -> list[str]:
+        """The words that :meth:`add` and :meth:`read` turn into ``options`` again."""
+        parts = sorted(self.options(), key=lambda option: not option.metadata.get("positional"))
+        return [word for part in parts for word in part.words(getattr(options, part.name))]
+
+    def options(self) -> Iterator[_Option]:
+        """The fields, seen as options of a command line."""
+        fields: dict[str, Any] = {item.name: item for item in dataclasses.fields(self.cls)}  # type: ignore[arg-type]
+        kinds = typing.get_type_hints(self.cls)
+        for name in fields if self.only is None else self.only:
+            item = fields[name]
+            if "help" not in item.metadata:
+                continue
+            flag = item.metadata.get("flag", "--" + name.replace("_", "-"))
+            flag = "--" + flag[2:].replace("-", self.separator)
+            default = item.default
+            if item.default_factory is not dataclasses.MISSING:
+                default = item.default_factory()
+            yield _Option(
+                name,
+                self.flags.get(name, flag),
+                _present(kinds[name]),
+                {**item.metadata, "help": self.helps.get(name, item.metadata["help"])},
+                self.defaults.get(name, default),
+            )
+
+
+class PassedOn:
+    """All words behind a command, ``--help`` too, for a program that reads them itself."""
+
+    def add(self, parser: argparse.ArgumentParser) -> None:
+        """Take everything as ``words``."""
+        # no character begins an option of ours
+        parser.prefix_chars = "\0"
+        parser.add_argument("words", nargs="*")
+
+
+Taken = Group[Any] | PassedOn
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """One of several things that a command does, such as ``show`` of ``catekv mask show``."""
+
+    about: str
+    options: tuple[Taken, ...]
+    run: Callable[[argparse.Namespace], int]
+
+
+def add_options(
+    parser: argparse.ArgumentParser, options: Sequence[Taken] | Mapping[str, Action]
+) -> None:
+    """Add what a command takes: its options, or its actions by name with theirs."""
+    if not isinstance(options, Mapping):
+        for group in options:
+            group.add(parser)
+        return
+    actions = parser.add_subparsers(
+        title="actions", metavar="ACTION", required=True, parser_class=type(parser)
+    )
+    for name, action in options.items():
+        made = actions.add_parser(name, help=action.about, description=action.about)
+        made.set_defaults(handler=action.run)
+        add_options(made, action.options)
 
 
 def _add(parser: argparse.ArgumentParser, option: _Option) -> None:
@@ -158,54 +243,6 @@ class _Collect(argparse.Action):
         setattr(namespace, self.dest, [*(before if isinstance(before, list) else ()), values])
 
 
-def read(
-    cls: type[Options],
-    arguments: argparse.Namespace,
-    only: Collection[str] | None = None,
-    **values: Any,
-) -> Options:
-    """The dataclass from parsed arguments; ``values`` are set besides or instead.
-
-    Raises:
-        UserError: words that are no values of their fields.
-    """
-    given = {
-        option.name: option.read(getattr(arguments, option.name))
-        for option in _options(cls, only)
-        if hasattr(arguments, option.name)
-    }
-    return cls(**{**given, **values})
-
-
-def words(options: Any, only: Collection[str] | None = None) -> list[str]:
-    """The words that :func:`add_arguments` and :func:`read` turn into ``options`` again."""
-    parts = list(_options(type(options), only))
-    parts.sort(key=lambda option: not option.metadata.get("positional"))
-    return [word for part in parts for word in part.words(getattr(options, part.name))]
-
-
-def _options(
-    cls: type,
-    only: Collection[str] | None = None,
-    flags: Flags | None = None,
-    separator: str = "-",
-) -> Iterator[_Option]:
-    fields = {item.name: item for item in dataclasses.fields(cls)}
-    kinds = typing.get_type_hints(cls)
-    for name in fields if only is None else only:
-        item = fields[name]
-        if "help" not in item.metadata:
-            continue
-        flag = item.metadata.get("flag", "--" + name.replace("_", "-"))
-        flag = "--" + flag[2:].replace("-", separator)
-        default = item.default
-        if item.default_factory is not dataclasses.MISSING:
-            default = item.default_factory()
-        yield _Option(
-            name, (flags or {}).get(name, flag), _present(kinds[name]), item.metadata, default
-        )
-
-
 def _present(kind: Any) -> Any:
     """The type that a value has where there is one: without ``| None``."""
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
@@ -218,14 +255,16 @@ def _shown_default(default: Any) -> str:
     return text.replace("%", "%%")
 
 
-def integers(option: str, texts: Sequence[str]) -> tuple[int, ...]:
+def integers(option: str, texts: Sequence[str], least: int = 0) -> tuple[int, ...]:
     """Whole numbers from words; ``UserError`` names the option and the bad word."""
     for text in texts:
         if not text.isdecimal():
             raise UserError(f"{option} takes whole numbers of tokens, not {shown(text)}; e.g. 4096")
-        if len(text) > 10 or int(text) > MOST_TOKENS:
+        if len(text) > 10 or not least <= int(text) <= MOST_TOKENS:
+            wanted = f"from {least} to" if least else "up to"
             raise UserError(
-                f"{option} {shown(text)} is out of range; give a whole number up to {MOST_TOKENS}"
+                f"{option} {shown(text)} is out of range; give a whole number {wanted} "
+                f"{MOST_TOKENS}"
             )
     return tuple(int(text) for text in texts)
 

@@ -6,9 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from catekv.commands.arguments import PROGRESS
+from catekv.commands.schema import Group
 from catekv.errors import UserError
 from catekv.evaluation import tables
 from catekv.evaluation.records import locks
@@ -20,42 +23,45 @@ from catekv.evaluation.sweep.jobs import make_jobs
 from catekv.evaluation.sweep.placement import Place, place_all
 from catekv.evaluation.sweep.state import FAILED, FINISHED, SweepState, count_records
 from catekv.files import read_json
+from catekv.options import REQUIRED, option
 
 RESULTS = Path("results")
 DEFAULT_RETRIES = 2
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``catekv sweep``."""
-    add = parser.add_argument
-    add("grid", type=Path, metavar="GRID", help="YAML file; see docs/sweeps.md")
-    add(
-        "--ray",
-        metavar="WHERE",
-        help="run jobs side by side on Ray: local, auto, or the address of a cluster (default: one "
+@dataclass(frozen=True)
+class Swept:
+    """Which grid is measured, where."""
+
+    grid: Path = option(REQUIRED, "YAML file; see docs/sweeps.md", positional=True, metavar="GRID")
+    ray: str | None = option(
+        None,
+        "run jobs side by side on Ray: local, auto, or the address of a cluster (default: one "
         "after another in this process)",
+        metavar="WHERE",
     )
-    add("--output", type=Path, help="folder of the sweep (default: results/sweep-GRID)")
-    add("--dry-run", action="store_true", help="show the jobs and where they would run, no more")
-    add(
-        "--max-retries",
-        type=int,
-        default=DEFAULT_RETRIES,
+    output: Path | None = option(None, "folder of the sweep (default: results/sweep-GRID)")
+    dry_run: bool = option(False, "show the jobs and where they would run, no more")
+    max_retries: int = option(
+        DEFAULT_RETRIES,
+        "times that a job which failed is tried again, where it stopped (default: {default})",
         metavar="N",
-        help="times that a job which failed is tried again, where it stopped "
-        f"(default: {DEFAULT_RETRIES})",
     )
-    add("--quiet", action="store_true", help="no progress bar, plain lines for logs")
+
+
+SWEPT = Group(Swept)
+OPTIONS = (SWEPT, PROGRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code: 1 if a job failed."""
+    asked = SWEPT.read(arguments)
     return sweep(
-        read_grid(arguments.grid),
-        arguments.output or RESULTS / f"sweep-{arguments.grid.stem}",
-        ray=arguments.ray,
-        dry_run=arguments.dry_run,
-        max_retries=arguments.max_retries,
+        read_grid(asked.grid),
+        asked.output or RESULTS / f"sweep-{asked.grid.stem}",
+        ray=asked.ray,
+        dry_run=asked.dry_run,
+        max_retries=asked.max_retries,
         quiet=arguments.quiet,
         command=arguments.command_line,
     )

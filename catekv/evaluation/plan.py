@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.evaluation.columns import defaults
-from catekv.evaluation.columns.specification import parse_masks, parse_method, parse_value
+from catekv.evaluation.columns.specification import parse_masks, parse_method
+from catekv.evaluation.run.request import Request
 from catekv.loading import read_config as read_model_config
 from catekv.methods.base import Method, Needs
 from catekv.methods.catekv import DEFAULT_RATIO
@@ -23,11 +24,42 @@ from catekv.methods.registry import create, method_class
 from catekv.models.compat import context_window
 from catekv.models.shape import ModelShape
 from catekv.models.source import is_gguf, short_name
+from catekv.options import COUNT, MOST_TOKENS, REQUIRED, option
 from catekv.prefill.capacity import RESERVE_BATCH, RESERVE_SINGLE, Workload
 from catekv.prefill.devices import Device, find_device, read_bytes
 from catekv.prefill.sizes import GB, ModelSizes, kept_table, sizes_of_config
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is planned, beside what a request says of the model and the method's budget."""
+
+    length: int = option(REQUIRED, "prompt length in tokens", **COUNT)
+    name: str | None = option(
+        None,
+        "known shape, model folder or .gguf file (default: embedded)",
+        positional=True,
+        metavar="MODEL",
+    )
+    method: str = option("catekv", "[LABEL=]NAME[:option=value,...] (default: {default})")
+    options: Mapping[str, Any] = option(
+        {},
+        "another option of the method; may be repeated",
+        flag="--option",
+        metavar="NAME=VALUE",
+    )
+    mask: str | None = option(
+        None, "head mask to count heads in (default: the ratio alone)", metavar="SOURCE"
+    )
+    new_tokens: int = option(
+        256, "room after the context (default: {default})", least=0, most=MOST_TOKENS
+    )
+    device_memory: str | None = option(None, "memory of the device, e.g. 80GiB", metavar="SIZE")
+    bandwidth: float | None = option(None, "GB/s of the device's memory, for times")
+    json: bool = option(False, "print the plan as JSON")
+    output: Path | None = option(None, "also write the plan as JSON into this file", metavar="FILE")
 
 
 @dataclass(frozen=True)
@@ -183,8 +215,8 @@ def read_config(model: str | None) -> Any:
     return read_model_config(path)
 
 
-def plan_for(arguments: argparse.Namespace) -> Plan:
-    """The plan that the options of ``catekv plan`` ask for.
+def plan_for(request: Request, asked: Asked) -> Plan:
+    """The plan that a model and a budget (``request``), and what is asked of them, lead to.
 
     Raises:
         UserError: numbers out of range, an unknown model, method, option or device.
@@ -193,66 +225,61 @@ def plan_for(arguments: argparse.Namespace) -> Plan:
 
     # notes on how a configuration could be written would stand between the user and the plan
     logging.set_verbosity_error()
-    for name in ("length", "batch_size", "chunk_size"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-    if arguments.new_tokens < 0:
-        raise UserError("--new-tokens must be at least 0")
-    if arguments.dtype not in DTYPES:
-        raise UserError(f"unknown dtype {arguments.dtype!r}; use {', '.join(DTYPES)}")
-    model = arguments.name if arguments.model is None else arguments.model
-    if arguments.name is not None and arguments.model is not None:
+    if request.dtype not in DTYPES:
+        raise UserError(f"unknown dtype {request.dtype!r}; use {', '.join(DTYPES)}")
+    model = asked.name if request.model is None else request.model
+    if asked.name is not None and request.model is not None:
         raise UserError("the model is named twice; give MODEL or --model")
     config = read_config(model)
-    sizes = sizes_of_config(config, DTYPES[arguments.dtype])
-    label, method = _method(arguments, model, sizes.shape)
+    sizes = sizes_of_config(config, DTYPES[request.dtype])
+    label, method = _method(request, asked, model, sizes.shape)
     return Plan(
         model=model or "embedded",
         sizes=sizes,
         window=context_window(config),
         label=label,
         methods=(create("full"), method),
-        length=arguments.length,
-        batch=arguments.batch_size,
-        new_tokens=arguments.new_tokens,
-        chunk_size=arguments.chunk_size,
-        dtype=arguments.dtype,
-        device=_device(arguments),
+        length=asked.length,
+        batch=request.batch_size,
+        new_tokens=asked.new_tokens,
+        chunk_size=request.chunk_size,
+        dtype=request.dtype,
+        device=_device(request.device, asked.device_memory, asked.bandwidth),
     )
 
 
-def _device(arguments: argparse.Namespace) -> Device:
-    memory = arguments.device_memory
+def _device(name: str, memory: str | None, bandwidth: float | None) -> Device:
     if memory is None:
-        device = find_device(arguments.device)
-    elif arguments.device == "auto":
+        device = find_device(name)
+    elif name == "auto":
         device = Device(f"a device of {memory}", "cuda", read_bytes(memory))
     else:
-        device = dataclasses.replace(find_device(arguments.device), memory_bytes=read_bytes(memory))
-    if arguments.bandwidth is not None:
-        if not arguments.bandwidth > 0:
-            raise UserError(f"--bandwidth {arguments.bandwidth} must be positive, in GB/s")
-        device = dataclasses.replace(device, bandwidth=arguments.bandwidth * GB)
+        device = dataclasses.replace(find_device(name), memory_bytes=read_bytes(memory))
+    if bandwidth is not None:
+        if not bandwidth > 0:
+            raise UserError(f"--bandwidth {bandwidth} must be positive, in GB/s")
+        device = dataclasses.replace(device, bandwidth=bandwidth * GB)
     return device
 
 
 def _method(
-    arguments: argparse.Namespace, model: str | None, shape: ModelShape
+    request: Request, asked: Asked, model: str | None, shape: ModelShape
 ) -> tuple[str, Method]:
     """Label and method; CateKV without a mask at its ratio, spread evenly."""
-    written = parse_method(arguments.method)
+    written = parse_method(asked.method)
     known = [item.name for item in dataclasses.fields(method_class(written.name))]
     options: dict[str, Any] = {
         **defaults.method_defaults(model is None).get(written.name, {}),
-        **_asked(arguments, written.name, known),
+        **_budget(request, written.name, known),
+        **asked.options,
         **written.options,
     }
     label = written.label or written.name
     if "head_mask" not in known or "head_mask" in options:
         return label, _fitting(create(written.name, **options), shape)
     ratio = options.pop("ratio", None)
-    folder = None if arguments.mask else defaults.shipped_masks(short_name(model or "embedded"))
-    source = arguments.mask or (None if folder is None else str(folder))
+    folder = None if asked.mask else defaults.shipped_masks(short_name(model or "embedded"))
+    source = asked.mask or (None if folder is None else str(folder))
     if source is not None:
         (mask,) = parse_masks([source], shape, ratio).values()
         return label, _fitting(create(written.name, head_mask=mask, **options), shape)
@@ -266,19 +293,14 @@ def _fitting(method: Method, shape: ModelShape) -> Method:
     return method
 
 
-def _asked(arguments: argparse.Namespace, name: str, known: list[str]) -> dict[str, Any]:
-    """Options of the method that stand on the command line outside its name."""
-    asked = {
-        option: getattr(arguments, option)
-        for option in ("ratio", "retention", "budget")
-        if getattr(arguments, option) is not None
+def _budget(request: Request, name: str, known: list[str]) -> dict[str, Any]:
+    """Options of the method that the request sets."""
+    budget = {
+        field: getattr(request, field)
+        for field in ("ratio", "retention", "budget")
+        if getattr(request, field) is not None
     }
-    for option in asked:
-        if option not in known:
-            raise UserError(f"method {name!r} has no {option}; leave --{option} out")
-    for text in arguments.option:
-        option, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--option takes NAME=VALUE, not {text!r}")
-        asked[option] = parse_value(value)
-    return asked
+    for field in budget:
+        if field not in known:
+            raise UserError(f"method {name!r} has no {field}; leave --{field} out")
+    return budget

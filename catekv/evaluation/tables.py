@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 MIB = 1024**2
 
@@ -24,10 +24,35 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column left-aligned, the others right-aligned."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def markdown_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: Collection[int] = (0,),
+    padded: bool = False,
+) -> str:
+    """A Markdown table.
+
+    Args:
+        left: columns that are left-aligned, negative ones counted from the last; the others are
+            right-aligned.
+        padded: fill cells with spaces, for tables that are read on a terminal too.
+    """
+    to_left = {column % len(header) for column in left}
+    lines = [list(header), *map(list, rows)]
+    widths = [max(map(len, column)) if padded else 0 for column in zip(*lines, strict=True)]
+    lines = [
+        [
+            cell.ljust(width) if column in to_left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+    rule = [
+        "-" * max(3, width) if column in to_left else "-" * max(3, width - 1) + ":"
+        for column, width in enumerate(widths)
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
 
 
 def csv_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from catekv.errors import UserError
+from catekv.evaluation.tables import markdown_table
 
 if TYPE_CHECKING:
     from catekv.tasks.core.sample import Sample
@@ -383,16 +384,14 @@ def command(parsed: argparse.Namespace, request: Request) -> int:
 
 def table(model: str, rows: list[dict[str, Any]]) -> str:
     """Rows in Markdown."""
-    lines = [
-        f"Quality reference: {model}, a hosted model. No memory and no latency are known of it.",
-        "",
-        "| Benchmark | Size | Accuracy (%) | Answered | Note |",
-        "|---|---:|---:|---:|---|",
-    ]
+    body = []
     for row in rows:
         accuracy = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f}"
-        lines.append(
-            f"| {row['benchmark']} | {row['context_length']} | {accuracy} | {row['answered']} of "
-            f"{row['samples']} | {row['reason'] or ''} |"
-        )
-    return "\n".join(lines)
+        answered = f"{row['answered']} of {row['samples']}"
+        size, note = str(row["context_length"]), row["reason"] or ""
+        body.append([row["benchmark"], size, accuracy, answered, note])
+    header = ["Benchmark", "Size", "Accuracy (%)", "Answered", "Note"]
+    return (
+        f"Quality reference: {model}, a hosted model. No memory and no latency are known of it."
+        f"\n\n{markdown_table(header, body, left=(0, -1))}"
+    )

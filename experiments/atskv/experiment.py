@@ -10,7 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catekv.commands.schema import Group
 from catekv.errors import UserError
+from catekv.evaluation.run import request as evaluated
 from catekv.methods import Method
 from catekv.methods.atskv.method import ATSKV
 from experiments.atskv.cells import Cell, empty_cell, filled_cell
@@ -38,6 +40,13 @@ DEFAULT_MODEL = "meta-llama/Llama-2-7b-hf"
 #: relevance of the first prompt that atskv reads
 RELEVANCE = "atskv_metrics.json"
 Say = Callable[[str], None]
+#: what is given as to an evaluation
+SHARED = Group(
+    evaluated.Request,
+    ("seed", "device", "preset"),
+    helps={"seed": "of generated samples (default: {default})", "preset": "of atskv"},
+    separator="_",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens of prompt and answer (default: 512 1024 2048 4096)",
     )  # fmt: skip
     parser.add_argument("--output_dir", default="./outputs", help="(default: ./outputs)")
-    parser.add_argument("--seed", type=int, default=42, help="of generated samples (default: 42)")
+    SHARED.add(parser)
     add_api_arguments(parser)
     parser.add_argument(
         "--benchmarks", nargs="+", default=list(BENCHMARKS),
@@ -79,9 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--train", action="store_true", help="train a predictor on Synthetic first")
     parser.add_argument("--untrained", action="store_true", help="run atskv with random weights")
-    parser.add_argument("--preset", default="published", choices=("published", "recommended"),
-                        help="of atskv")  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     parser.add_argument("--no_plots", action="store_true", help="no figures")
 
 
@@ -232,20 +238,11 @@ def _trained(request: Request, model: CateKVModel, output: Output, say: Say) -> 
 
 
 def _open(request: Request) -> CateKVModel:
-    from transformers.utils import logging
+    from catekv.evaluation.run.session import open_model
 
-    from catekv.model import CateKVModel
-
-    logging.disable_progress_bar()
-    model = CateKVModel.from_pretrained(
-        request.model_path,
-        method="full",
-        dtype="float16" if request.fp16 else "auto",
-        device=request.device,
-    )
-    if model.tokenizer is None:
-        raise UserError(f"{request.model} has no tokenizer; add its files to the checkpoint")
-    return model
+    dtype = "float16" if request.fp16 else "auto"
+    asked = evaluated.Request(model=request.model_path, dtype=dtype, device=request.device)
+    return open_model(asked, for_text=True)
 
 
 def _identity(request: Request, model: CateKVModel) -> dict[str, Any]:

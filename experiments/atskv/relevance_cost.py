@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from catekv.errors import UserError
+from catekv.evaluation.tables import markdown_table
 from catekv.files import write_json
 from catekv.methods import create
 from catekv.methods.atskv.store import TierStore
@@ -168,17 +169,23 @@ def command(parsed: argparse.Namespace) -> int:
 
 def table(costs: list[Cost]) -> str:
     """Costs in Markdown, milliseconds of processor time."""
-    lines = [
-        "| tokens | prefill ms | predictor ms | share | column sums ms | step ms | predictor ms "
-        "per step | share | features ms per step | look-up ms per step |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    header = [
+        "tokens", "prefill ms", "predictor ms", "share", "column sums ms", "step ms",
+        "predictor ms per step", "share", "features ms per step", "look-up ms per step",
+    ]  # fmt: skip
+    rows = [
+        [
+            str(cost.tokens),
+            f"{1e3 * cost.prefill:.1f}",
+            f"{1e3 * cost.predictor:.1f}",
+            f"{100 * cost.prefill_share:.1f} %",
+            f"{1e3 * cost.column_sums:.1f}",
+            f"{1e3 * cost.step:.2f}",
+            f"{1e3 * cost.step_predictor:.3f}",
+            f"{100 * cost.step_share:.1f} %",
+            f"{1e3 * cost.step_features:.2f}",
+            f"{1e3 * cost.step_fetch:.2f}",
+        ]
+        for cost in costs
     ]
-    for one in costs:
-        lines.append(
-            f"| {one.tokens} | {1e3 * one.prefill:.1f} | {1e3 * one.predictor:.1f} | "
-            f"{100 * one.prefill_share:.1f} % | {1e3 * one.column_sums:.1f} | "
-            f"{1e3 * one.step:.2f} | {1e3 * one.step_predictor:.3f} | "
-            f"{100 * one.step_share:.1f} % | {1e3 * one.step_features:.2f} | "
-            f"{1e3 * one.step_fetch:.2f} |"
-        )
-    return "\n".join(lines)
+    return markdown_table(header, rows, left=())

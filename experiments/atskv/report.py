@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from catekv.evaluation.tables import markdown_table
 from experiments.atskv.cells import Cell
 from experiments.atskv.outputs import Output
 
@@ -20,23 +21,26 @@ def mean(cells: Sequence[Cell], name: str) -> float | None:
 
 def method_table(output: Output, slug: str) -> str:
     """The published table, with what all tiers save and perplexity beside it."""
-    lines = [
-        "| Method | Memory Reduction (%) | of all tiers (%) | Avg. Time to First Token (s) | "
-        "Avg. Throughput (tokens/s) | Avg. Accuracy (%) | Avg. Perplexity |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for method in output.methods():
         cells = output.compared(slug, method)
         accuracy = mean(cells, "accuracy")
-        lines.append(
-            f"| {method} | {_text(mean(cells, 'memory_reduction'), 1)} | "
-            f"{_text(mean(cells, 'memory_reduction_all_tiers'), 1)} | "
-            f"{_text(mean(cells, 'time_to_first_token'), 3)} | "
-            f"{_text(mean(cells, 'tokens_per_second'), 2)} | "
-            f"{_text(None if accuracy is None else 100 * accuracy, 2)} | "
-            f"{_text(mean(cells, 'perplexity'), 3)} |"
+        rows.append(
+            [
+                method,
+                _text(mean(cells, "memory_reduction"), 1),
+                _text(mean(cells, "memory_reduction_all_tiers"), 1),
+                _text(mean(cells, "time_to_first_token"), 3),
+                _text(mean(cells, "tokens_per_second"), 2),
+                _text(None if accuracy is None else 100 * accuracy, 2),
+                _text(mean(cells, "perplexity"), 3),
+            ]
         )
-    return "\n".join(lines)
+    header = [
+        "Method", "Memory Reduction (%)", "of all tiers (%)", "Avg. Time to First Token (s)",
+        "Avg. Throughput (tokens/s)", "Avg. Accuracy (%)", "Avg. Perplexity",
+    ]  # fmt: skip
+    return markdown_table(header, rows)
 
 
 def all_tables(output: Output) -> str:
@@ -48,19 +52,23 @@ def all_tables(output: Output) -> str:
 
 def size_table(output: Output, slug: str) -> str:
     """Accuracy and memory at every size."""
-    lines = ["| Method | Size | Accuracy (%) | Device MiB | All tiers MiB | Full MiB | Note |",
-             "|---|---:|---:|---:|---:|---:|---|"]  # fmt: skip
+    rows = []
     for method in output.methods():
         for cell in output.of(slug, method):
             accuracy = cell.values["accuracy"]
-            lines.append(
-                f"| {method} | {cell.size} | "
-                f"{_text(None if accuracy is None else 100 * accuracy, 2)} | "
-                f"{_text(cell.values['memory_usage'], 3)} | "
-                f"{_text(cell.values['memory_total'], 3)} | "
-                f"{_text(cell.values['memory_full'], 3)} | {cell.reason or ''} |"
+            rows.append(
+                [
+                    method,
+                    str(cell.size),
+                    _text(None if accuracy is None else 100 * accuracy, 2),
+                    _text(cell.values["memory_usage"], 3),
+                    _text(cell.values["memory_total"], 3),
+                    _text(cell.values["memory_full"], 3),
+                    cell.reason or "",
+                ]
             )
-    return "\n".join(lines)
+    header = ["Method", "Size", "Accuracy (%)", "Device MiB", "All tiers MiB", "Full MiB", "Note"]
+    return markdown_table(header, rows, left=(0, -1))
 
 
 def results_text(output: Output, drawn: Sequence[str]) -> str:

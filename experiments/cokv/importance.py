@@ -11,6 +11,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv.calibration.cokv.display import correlation, draw_scores, rank_correlation
+from catekv.evaluation.tables import markdown_table
 from catekv.files import write_atomically, write_figure
 from experiments.cokv.predictions import short_name
 from experiments.cokv.shared import load_scores, main, model_name, open_model, parser
@@ -29,27 +30,32 @@ def importance(arguments: argparse.Namespace) -> int:
     lines = ["# Importance of heads: correlation between tasks", ""]
     lines += ["Pearson, and Spearman of the ranks below the diagonal.", ""]
     names = list(tables)
-    lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    body = []
     for row, name in enumerate(names):
         cells = []
         for column, other in enumerate(names):
             measure = rank_correlation if column < row else correlation
             cells.append(f"{measure(tables[name], tables[other]):.2f}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| task | samples | draws | MAE | full | window only | best heads |",
-        "|---" * 7 + "|",
-    ]
+        body.append([name, *cells])
+    lines += [markdown_table(["", *names], body), ""]
+    body = []
     for task, file in files.items():
         recipe, table = file.recipe, file.scores()
         best = np.argsort(-table, axis=None, kind="stable")[:3]
         heads = ", ".join(f"{p // file.kv_heads}.{p % file.kv_heads}" for p in best)
-        lines.append(
-            f"| {short_name(task)} | {len(recipe['sample_hashes'])} | {recipe['draws']} | "
-            f"{recipe['mae']:.4f} | {100 * recipe['utility_full']:.1f} | "
-            f"{100 * recipe['utility_window']:.1f} | {heads} |"
+        body.append(
+            [
+                short_name(task),
+                str(len(recipe["sample_hashes"])),
+                str(recipe["draws"]),
+                f"{recipe['mae']:.4f}",
+                f"{100 * recipe['utility_full']:.1f}",
+                f"{100 * recipe['utility_window']:.1f}",
+                heads,
+            ]
         )
+    header = ["task", "samples", "draws", "MAE", "full", "window only", "best heads"]
+    lines.append(markdown_table(header, body, left=(0, -1)))
     path = arguments.output / "importance.md"
     write_atomically(path, "\n".join(lines) + "\n")
     print(_course(arguments.scores, list(files), arguments.output / "mae.png"))

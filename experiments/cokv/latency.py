@@ -19,21 +19,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv.calibration.cokv.comparison import COMPARED, compared_method
 from catekv.calibration.cokv.files import ScoreFile
-from catekv.commands.cli import integers
+from catekv.commands.cokv_arguments import TuneOptions
+from catekv.commands.schema import Group, integers
 from catekv.decode.generation import synchronize
 from catekv.errors import UserError
 from catekv.evaluation.efficiency.memory import Peak, free
 from catekv.evaluation.records import environment
+from catekv.evaluation.tables import markdown_table
 from catekv.files import write_atomically
 from catekv.models.shape import config_hash
 from experiments.cokv.shared import main, open_model, parser
 
 MEGABYTE = 1 << 20
+CAPACITIES = Group(TuneOptions, ("capacities",), defaults={"capacities": (128,)})
 
 
 def measure(arguments: argparse.Namespace) -> int:
     model = open_model(arguments)
-    capacities = integers("--capacities", arguments.capacities)
+    capacities = CAPACITIES.values(arguments)["capacities"]
     outputs = integers("--outputs", arguments.outputs)
     contexts = integers("--contexts", arguments.contexts)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -109,17 +112,16 @@ def _write(
         f"Prompt {arguments.prompt} tokens; seconds for prefill and all new tokens, fastest of "
         f"{arguments.rounds} rounds; {kind} MB by context length.",
         "",
-        "| mode | capacity | " + " | ".join(f"{n} new" for n in outputs) + " | ms/step | "
-        + " | ".join(f"MB at {n}" for n in contexts) + " |",
-        "|---" * (3 + len(outputs) + len(contexts)) + "|",
-    ]  # fmt: skip
+    ]
+    header = ["mode", "capacity", *(f"{n} new" for n in outputs), "ms/step"]
+    header += [f"MB at {n}" for n in contexts]
+    body = []
     for mode, size, by_length, memory in rows:
         seconds = [f"{by_length[str(n)]['generation_time']:.2f}" for n in outputs]
         step = 1000 * by_length[str(outputs[-1])]["seconds_per_step"]
-        lines.append(
-            f"| {mode} | {size or '-'} | {' | '.join(seconds)} | {step:.1f} | "
-            f"{' | '.join(f'{one:.2f}' for one in memory)} |"
-        )
+        sizes = [f"{megabytes:.2f}" for megabytes in memory]
+        body.append([mode, str(size or "-"), *seconds, f"{step:.1f}", *sizes])
+    lines.append(markdown_table(header, body))
     write_atomically(arguments.output / "latency.md", "\n".join(lines) + "\n")
     manifest = {
         "versions": environment.versions(),
@@ -135,7 +137,7 @@ if __name__ == "__main__":
     options.add_argument("--scores", type=Path, help="score file for cokv")
     options.add_argument("--alpha", type=int, default=10, help="of cokv (default: 10, published)")
     options.add_argument("--modes", nargs="+", default=["cokv", "snapkv"], choices=list(COMPARED))
-    options.add_argument("--capacities", nargs="+", default=["128"], metavar="TOKENS")
+    CAPACITIES.add(options)
     options.add_argument("--outputs", nargs="+", required=True, metavar="TOKENS")
     options.add_argument("--contexts", nargs="+", required=True, metavar="TOKENS")
     options.add_argument("--prompt", type=int, required=True, metavar="TOKENS")

@@ -23,7 +23,8 @@ from catekv.calibration.cokv.comparison import COMPARED, compare_methods, compar
 from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.split import find_split, refuse_overlap
 from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
-from catekv.commands.cli import integers
+from catekv.commands.arguments import PROGRESS
+from catekv.commands.schema import add_options
 from catekv.evaluation.columns.settings import stable_hash
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.cells import sample_hash
@@ -39,6 +40,7 @@ from experiments.cokv.predictions import (
     write_results,
 )
 from experiments.cokv.shared import (
+    TUNING,
     add_probe_options,
     head_scores,
     load_scores,
@@ -49,8 +51,8 @@ from experiments.cokv.shared import (
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    capacities = integers("--capacities", arguments.capacities)
-    alphas = integers("--alphas", arguments.alphas)
+    tuning = TUNING.values(arguments)
+    capacities, alphas = tuning["capacities"], tuning["alphas"]
     model = open_model(arguments)
     arguments.output.mkdir(parents=True, exist_ok=True)
     probed = head_scores(arguments, model)
@@ -164,7 +166,7 @@ def _write_runs(
 ) -> None:
     pairs = [
         (f"cokv_{capacity}", f"{method}_{capacity}")
-        for capacity in arguments.capacities
+        for capacity in TUNING.values(arguments)["capacities"]
         for method in arguments.methods
         if method != "cokv" and "cokv" in arguments.methods
     ]
@@ -193,10 +195,8 @@ if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("--scores", type=Path, required=True, help="folder of run_importance.sh")
     options.add_argument("--split", type=Path, required=True)
-    options.add_argument("--capacities", nargs="+", required=True, metavar="TOKENS")
-    options.add_argument("--alphas", nargs="+", default=[], metavar="N")
+    add_options(options, (TUNING, PROGRESS))
     options.add_argument("--methods", nargs="+", default=list(COMPARED), metavar="METHOD")
     options.add_argument("--limit", type=int, help="test samples per task (default: all)")
     add_probe_options(options)
-    options.add_argument("--quiet", action="store_true")
     main(options, compare)

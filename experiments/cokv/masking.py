@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from catekv.calibration.cokv.coalitions import CoalitionScorer
 from catekv.calibration.cokv.split import find_split, refuse_overlap
-from catekv.commands.cli import integers
+from catekv.commands.arguments import PROGRESS
+from catekv.commands.schema import integers
 from catekv.evaluation.report.statistics import bootstrap_average
 from catekv.evaluation.run.asking import Trial
+from catekv.evaluation.tables import markdown_table
 from catekv.files import write_atomically, write_figure
 from experiments.cokv.masked_heads import ORDERS, default_counts, masking_curve, masks_of
 from experiments.cokv.predictions import short_name
@@ -73,16 +75,17 @@ def _points(curve: dict[str, list[float]], counts: tuple[int, ...]) -> dict[str,
 
 def _markdown(table: dict[str, dict[str, list[Any]]], counts: tuple[int, ...]) -> str:
     heads = ["0", *map(str, counts)]
-    lines = ["Score in % with 95 % interval after masking exactly k heads.", ""]
-    lines += ["| task | masked | " + " | ".join(f"k={one}" for one in heads) + " | all |"]
-    lines += ["|---" * (len(heads) + 3) + "|"]
+    rows = []
     for name, points in table.items():
         for order in ORDERS:
             cells = [f"{100 * p.mean:.0f} ({100 * p.low:.0f}-{100 * p.high:.0f})"
                      for p in points[order]]  # fmt: skip
             every = points["window"][0]
-            lines.append(f"| {name} | {order} | {' | '.join(cells)} | {100 * every.mean:.0f} |")
-    return "\n".join(lines)
+            rows.append([name, order, *cells, f"{100 * every.mean:.0f}"])
+    header = ["task", "masked", *(f"k={count}" for count in heads), "all"]
+    return "Score in % with 95 % interval after masking exactly k heads.\n\n" + markdown_table(
+        header, rows, left=(0, 1)
+    )
 
 
 def _draw(
@@ -117,5 +120,5 @@ if __name__ == "__main__":
     options.add_argument("--counts", nargs="+", default=[], metavar="K")
     options.add_argument("--random-draws", type=int, default=4)
     options.add_argument("--limit", type=int, help="test samples per task (default: all)")
-    options.add_argument("--quiet", action="store_true")
+    PROGRESS.add(options)
     main(options, mask)

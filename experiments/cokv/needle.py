@@ -23,11 +23,13 @@ from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.scoring import Settings, score
 from catekv.calibration.cokv.split import refuse_overlap
 from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
-from catekv.commands.cli import integers
+from catekv.commands.schema import Group, integers
+from catekv.evaluation.tables import markdown_table
 from catekv.files import write_atomically, write_figure
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.families.niah.grid import Grid, grid_of
 from experiments.cokv.shared import (
+    TUNING,
     add_probe_options,
     head_scores,
     main,
@@ -65,7 +67,8 @@ def grid_samples(
 
 def needle(arguments: argparse.Namespace) -> int:
     model = open_model(arguments)
-    capacities = integers("--capacities", arguments.capacities)
+    tuning = TUNING.values(arguments)
+    capacities = tuning["capacities"]
     depths, seed, batch = arguments.depths, arguments.seed, arguments.batch_size
     scored, tested = (
         integers(option, words)
@@ -90,8 +93,7 @@ def needle(arguments: argparse.Namespace) -> int:
     file = ScoreFile.load(outcome.path)
     refuse_overlap(file.recipe["sample_hashes"], test)
     draw_scores(arguments.output / "importance.png", {"niah": file.scores()})
-    alphas = integers("--alphas", arguments.alphas)
-    tuned = tune(model, file, validation, capacities, alphas, batch_size=batch)
+    tuned = tune(model, file, validation, capacities, tuning["alphas"], batch_size=batch)
     tuned.write(folder / ALPHA_FILE, task="niah")
     methods: dict[str, Any] = {"full": (compared_method("full", 0), None)}
     probed = head_scores(arguments, model)
@@ -125,10 +127,10 @@ def _write(output: Path, test: Sequence[Sample], answers: Mapping[str, Sequence[
         ]
         grids[name] = grid_of(rows)
         write_atomically(output / f"needle_{name}.json", json.dumps(rows) + "\n")
-    lines = ["| run | mean needle score |", "|---|---|"]
-    lines += [f"| {name} | {100 * grid.mean:.1f} |" for name, grid in grids.items()]
-    write_atomically(output / "needle.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    means = [(name, f"{100 * grid.mean:.1f}") for name, grid in grids.items()]
+    table = markdown_table(("run", "mean needle score"), means)
+    write_atomically(output / "needle.md", table + "\n")
+    print(table)
     print(_draw(grids, output / "needle.png"))
 
 
@@ -158,9 +160,8 @@ if __name__ == "__main__":
     options.add_argument("--scored", nargs="+", required=True, help="lengths to score heads at")
     options.add_argument("--lengths", nargs="+", required=True, help="lengths to test at")
     options.add_argument("--depths", type=int, default=10)
-    options.add_argument("--capacities", nargs="+", required=True, metavar="TOKENS")
-    options.add_argument("--alphas", nargs="+", default=[], metavar="N")
+    TUNING.add(options)
     options.add_argument("--methods", nargs="+", default=list(COMPARED), metavar="METHOD")
-    options.add_argument("--max-draws", type=int, default=500)
+    Group(Settings, ("max_draws",)).add(options)
     add_probe_options(options)
     main(options, needle)

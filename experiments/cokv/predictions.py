@@ -9,6 +9,7 @@ from typing import Any
 
 from catekv.calibration.cokv.comparison import Answer
 from catekv.evaluation.report.statistics import bootstrap_average
+from catekv.evaluation.tables import markdown_table
 from catekv.files import read_object, write_atomically
 from catekv.tasks.core.sample import Sample
 
@@ -71,17 +72,14 @@ def comparison_table(
         names: the runs, in the order of the rows.
     """
     tasks = list(dict.fromkeys(task for name in names for task in scores[name]))
-    lines = [
-        "| run | " + " | ".join(map(short_name, tasks)) + " | average (95 %) |",
-        "|---" * (len(tasks) + 2) + "|",
-    ]
+    rows = []
     for name in names:
         cells = [
             f"{100 * sum(values) / len(values):.1f}" if values else "-"
             for values in (scores[name].get(task, ()) for task in tasks)
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} | {average(scores[name])} |")
-    return "\n".join(lines)
+        rows.append([name, *cells, average(scores[name])])
+    return markdown_table(["run", *map(short_name, tasks), "average (95 %)"], rows)
 
 
 def average(scores: Mapping[str, Sequence[float]]) -> str:
@@ -101,15 +99,15 @@ def paired_table(
         scores: as in :func:`comparison_table`.
         pairs: (run, the run it is compared with).
     """
-    lines = ["| run | against | difference (95 %) |", "|---|---|---|"]
+    rows = []
     for name, other in pairs:
         both = [task for task in scores[name] if task in scores[other]]
         differences = {
             task: [a - b for a, b in zip(scores[name][task], scores[other][task], strict=True)]
             for task in both
         }
-        lines.append(f"| {name} | {other} | {average(differences)} |")
-    return "\n".join(lines)
+        rows.append([name, other, average(differences)])
+    return markdown_table(["run", "against", "difference (95 %)"], rows, left=(0, 1))
 
 
 def scores_of(answers: Sequence[Answer]) -> list[float]:

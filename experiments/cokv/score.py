@@ -14,20 +14,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.scoring import Settings, score
 from catekv.calibration.cokv.split import find_split
+from catekv.commands.cokv_arguments import Scored
+from catekv.commands.schema import Group, add_options
 from catekv.files import read_json, write_atomically
 from experiments.cokv.predictions import short_name
 from experiments.cokv.shared import main, model_identity, model_name, open_model, parser
 
+#: When draws stop.
+STOPPING = Group(Settings, ("check_every", "max_draws", "tolerance"))
+
 
 def score_tasks(arguments: argparse.Namespace) -> int:
     model = open_model(arguments)
-    settings = Settings(
-        seed=arguments.seed,
-        check_every=arguments.check_every,
-        max_draws=arguments.max_draws,
-        tolerance=arguments.tolerance,
-        question=arguments.question,
-    )
+    settings = STOPPING.read(arguments, seed=arguments.seed, question=arguments.question)
     for task in arguments.tasks:
         split = find_split(arguments.split, task)
         samples = split.build("validation", model.tokenizer)
@@ -68,8 +67,5 @@ def _note_time(path: Path, seconds: float) -> None:
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("--split", type=Path, required=True)
-    options.add_argument("--check-every", type=int, default=5)
-    options.add_argument("--max-draws", type=int, default=500, help="per slice and run")
-    options.add_argument("--tolerance", type=float, help="(default: 1 / number of heads)")
-    options.add_argument("--keep-prompts", action="store_true")
+    add_options(options, (STOPPING, Group(Scored, ("keep_prompts",))))
     main(options, score_tasks)

@@ -10,26 +10,34 @@ from typing import TYPE_CHECKING
 
 from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.headkv_probe import probe, write_probe
-from catekv.calibration.cokv.scoring import SCORE_FILE
-from catekv.commands.cli import Parser, add_model_arguments, run_safely
+from catekv.calibration.cokv.scoring import SCORE_FILE, Settings
+from catekv.commands.cli import Parser, run_safely
+from catekv.commands.cokv_arguments import Scored, TuneOptions
+from catekv.commands.schema import Group, add_options
 from catekv.errors import UserError
-from catekv.evaluation.run.asking import QUESTIONS
+from catekv.evaluation.run.request import MODEL, Request
 from catekv.models.shape import config_hash
 from experiments.cokv.predictions import short_name
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
 
+REQUEST = Group(
+    Request,
+    (*MODEL, "tasks", "seed", "batch_size"),
+    defaults={"batch_size": 32},
+    helps={"batch_size": "sequences decoded together (default: {default})"},
+)
+QUESTION = Group(Settings, ("question",))
+OUTPUT = Group(Scored, ("output",), helps={"output": "folder of the results"})
+#: What alpha is chosen among, and at which cache sizes.
+TUNING = Group(TuneOptions, ("capacities", "alphas"))
+
 
 def parser(description: str | None) -> Parser:
     """A parser with the options of every experiment."""
     made = Parser(description=description)
-    add_model_arguments(made)
-    made.add_argument("--tasks", nargs="+", default=[], metavar="TASK")
-    made.add_argument("--seed", type=int, default=42)
-    made.add_argument("--question", choices=QUESTIONS, default="published")
-    made.add_argument("--batch-size", type=int, default=32, help="sequences decoded together")
-    made.add_argument("--output", type=Path, required=True)
+    add_options(made, (REQUEST, QUESTION, OUTPUT))
     return made
 
 
@@ -40,17 +48,10 @@ def main(made: Parser, action: Callable[[argparse.Namespace], int]) -> None:
 
 
 def open_model(arguments: argparse.Namespace) -> CateKVModel:
-    from catekv.evaluation.run.request import Request
-    from catekv.evaluation.run.session import open_model as open_requested
+    """The model that the arguments name."""
+    from catekv.evaluation.run import session
 
-    return open_requested(
-        Request(
-            model=arguments.model,
-            dtype=arguments.dtype,
-            device=arguments.device,
-            attention=arguments.attention,
-        )
-    )
+    return session.open_model(REQUEST.read(arguments))
 
 
 def model_name(arguments: argparse.Namespace) -> str:
@@ -60,12 +61,9 @@ def model_name(arguments: argparse.Namespace) -> str:
 def model_identity(arguments: argparse.Namespace, model: CateKVModel) -> str:
     """Which checkpoint it is: two of one name and configuration do not share draws."""
     from catekv.evaluation.records import environment
-    from catekv.evaluation.run.request import Request
     from catekv.evaluation.run.session import model_path, revision_of
 
-    return environment.model_identity(
-        model_path(Request(model=arguments.model)), revision_of(model)
-    )
+    return environment.model_identity(model_path(REQUEST.read(arguments)), revision_of(model))
 
 
 def load_scores(folder: Path, task: str, model: CateKVModel) -> ScoreFile:

@@ -21,11 +21,18 @@ from catekv.calibration.cokv.split import (
     read_splits,
     write_splits,
 )
-from catekv.commands.cli import Parser, options_from
-from catekv.commands.numbers import whole
+from catekv.commands.cli import Parser
+from catekv.commands.cokv_arguments import Scored
+from catekv.commands.schema import Group
 from catekv.errors import UserError
-from catekv.options import MOST_SAMPLES
 from experiments.cokv.shared import main, model_name, parser
+
+SAMPLES = Group(
+    Scored,
+    ("samples", "task_options"),
+    defaults={"samples": 200},
+    helps={"samples": "per task (default: {default})"},
+)
 
 
 def _plain(samples: SampleSet) -> Any:
@@ -39,7 +46,7 @@ def split(arguments: argparse.Namespace) -> int:
     from catekv.evaluation.run.session import model_path
 
     tokenizer = load_tokenizer(model_path(Request(model=arguments.model)))
-    options = options_from("--task-option", arguments.task_option)
+    options = SAMPLES.values(arguments)["task_options"]
     held = read_splits(arguments.output) if arguments.output.exists() else {}
     splits = dict(held)
     for task in arguments.tasks:
@@ -61,11 +68,8 @@ def split(arguments: argparse.Namespace) -> int:
 def arguments_parser() -> Parser:
     options = parser(__doc__)
     options.add_argument("--length", type=int, required=True, help="prompt tokens (a limit)")
-    options.add_argument(
-        "--samples", type=whole(1, MOST_SAMPLES), default=200, help="per task (default: 200)"
-    )
+    SAMPLES.add(options)
     options.add_argument("--share", type=float, default=VALIDATION_SHARE, help="(default: 0.15)")
-    options.add_argument("--task-option", action="append", default=[], metavar="NAME=VALUE")
     return options
 
 

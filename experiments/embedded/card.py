@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from catekv.errors import UserError
+from catekv.evaluation.tables import markdown_table
 from catekv.files import read_json, write_atomically
 
 _TEXT = """\
@@ -85,8 +86,8 @@ def accuracy_table(scores: dict[str, dict[str, list[float]]]) -> tuple[str, str]
     """Markdown table of ``"task length"`` cells, and a sentence on the cells below 95."""
     cells = {tuple(name.split()): values["strict"] for name, values in scores.items()}
     lengths = sorted({int(length) for _, length in cells})
-    lines = ["| task | " + " | ".join(f"{length} tokens | n" for length in lengths) + " |"]
-    lines.append("|---" * (1 + 2 * len(lengths)) + "|")
+    header = ["task", *(name for length in lengths for name in (f"{length} tokens", "n"))]
+    rows = []
     below = []
     for task in sorted({task for task, _ in cells}):
         row = [task]
@@ -103,10 +104,11 @@ def accuracy_table(scores: dict[str, dict[str, list[float]]]) -> tuple[str, str]
             row += [str(len(values))]
             if mean < 95:
                 below.append(f"{task} at {length} ({mean:.1f})")
-        lines.append("| " + " | ".join(row) + " |")
+        rows.append(row)
+    table = markdown_table(header, rows)
     if below:
-        return "\n".join(lines), "Below 95 %: " + ", ".join(below) + "."
-    return "\n".join(lines), "Every cell is at 95 % or above."
+        return table, "Below 95 %: " + ", ".join(below) + "."
+    return table, "Every cell is at 95 % or above."
 
 
 def write_card(folder: Path) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation import plots
+from catekv.evaluation.run import request as evaluated
+from catekv.evaluation.run.session import open_model
 from catekv.files import write_atomically, write_table
 from experiments.simcalkv import analyses
 from experiments.simcalkv.arguments import (
     add_data_arguments,
     add_model_arguments,
     examples_of,
-    open_model,
     reading_of,
 )
 from experiments.simcalkv.split import Split
@@ -60,7 +61,9 @@ def command(parsed: argparse.Namespace) -> int:
         raise UserError(f"unknown analysis {unknown[0]!r}; available: {', '.join(ANALYSES)}")
     if parsed.decode_tokens is not None and parsed.decode_tokens < 1:
         raise UserError(f"--decode_tokens {parsed.decode_tokens} must be at least 1")
-    model = open_model(parsed.model_name, parsed.dtype, parsed.device)
+    model = open_model(
+        evaluated.Request(parsed.model_name, parsed.dtype, parsed.device), for_text=True
+    )
     split = Split.parse(parsed.split)
     example = examples_of(parsed.dataset, split, model, reading_of(parsed))[0]
     steps = parsed.decode_tokens or max(DECODE_TOKENS[name] for name in parsed.analyses)

@@ -6,7 +6,9 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from catekv.commands.schema import Group
 from catekv.errors import UserError
+from catekv.evaluation.run.request import Request
 from catekv.tasks.rows.sources import SOURCES
 from experiments.simcalkv.benchmarks import DATASETS, Example, Reading, load
 from experiments.simcalkv.kv_methods import Choice, calibrations
@@ -18,6 +20,19 @@ if TYPE_CHECKING:
 #: options of a task, as its errors name them, and the flags that set them here
 _FLAGS = (("path=FILE", "--data_path FILE"), ("source=", "--source "))
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-hf"
+PLACE = Group(Request, ("dtype", "device"))
+#: what of a prompt and an answer is given as to an evaluation
+ASKED = Group(
+    Request,
+    ("max_new_tokens", "chat_template", "seed"),
+    helps={
+        "max_new_tokens": "of an answer (default: as published)",
+        "chat_template": "auto, base or a template's name",
+        "seed": "of generated rows (default: {default})",
+    },
+    separator="_",
+)
+PRESET = Group(Request, ("preset",), helps={"preset": "of the options (default: {default})"})
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
@@ -27,8 +42,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, default: str = DEFAULT_
         default=default,
         help="folder or hub name of any causal language model (default: %(default)s)",
     )
-    parser.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    PLACE.add(parser)
 
 
 def add_data_arguments(
@@ -47,9 +61,7 @@ def add_data_arguments(
         help="where rows come from; built-in: small generated rows, only if asked for",
     )
     parser.add_argument("--max_input_tokens", type=int, help="of a prompt (default: as published)")
-    parser.add_argument("--max_new_tokens", type=int, help="of an answer (default: as published)")
-    parser.add_argument("--chat_template", default="auto", help="auto, base or a template's name")
-    parser.add_argument("--seed", type=int, default=42, help="of generated rows")
+    ASKED.add(parser)
 
 
 def add_method_arguments(parser: argparse.ArgumentParser, ratios: list[float]) -> None:
@@ -75,7 +87,7 @@ def add_method_arguments(parser: argparse.ArgumentParser, ratios: list[float]) -
         nargs="+",
         help="of SimCalKV: key_const (as published), logit, none; or all, one after the other",
     )
-    parser.add_argument("--preset", default="published", choices=("published", "recommended"))
+    PRESET.add(parser)
 
 
 def reading_of(parsed: argparse.Namespace) -> Reading:
@@ -111,19 +123,6 @@ def choices_of(parsed: argparse.Namespace) -> tuple[Choice, ...]:
         choice.method()  # refuses wrong options
     # what was asked for twice would be measured twice and be written into the same files
     return tuple({(choice.label, f"{choice.ratio:g}"): choice for choice in choices}.values())
-
-
-def open_model(name: str, dtype: str, device: str) -> CateKVModel:
-    """The model; ``UserError`` if it cannot be loaded or has no tokenizer."""
-    from transformers.utils import logging
-
-    from catekv.model import CateKVModel
-
-    logging.disable_progress_bar()
-    model = CateKVModel.from_pretrained(name, method="full", dtype=dtype, device=device)
-    if model.tokenizer is None:
-        raise UserError(f"{name} has no tokenizer; add its files to the checkpoint")
-    return model
 
 
 def with_window(reading: Reading, model: CateKVModel) -> Reading:

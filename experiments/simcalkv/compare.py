@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catekv.evaluation.run import request as evaluated
+from catekv.evaluation.run.session import open_model
 from experiments.simcalkv.arguments import (
     add_data_arguments,
     add_method_arguments,
     add_model_arguments,
     choices_of,
     examples_of,
-    open_model,
     reading_of,
 )
 from experiments.simcalkv.benchmarks import Example, Reading, find, fingerprint
@@ -90,7 +91,9 @@ def run(request: Request, progress: Callable[[str], None] = lambda text: None) -
     Raises:
         UserError: wrong input; the message says what and what to do.
     """
-    model = open_model(request.model, request.dtype, request.device)
+    model = open_model(
+        evaluated.Request(request.model, request.dtype, request.device), for_text=True
+    )
     examples = examples_of(request.dataset, request.split, model, request.reading)
 
     def results(choice: Choice, pairs: list[Pair], failed: list[tuple[str, str]]) -> Results:

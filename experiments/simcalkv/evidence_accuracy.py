@@ -11,10 +11,10 @@ from catekv import tasks
 from catekv.calibration.head_masks.answers import FULL, score_methods
 from catekv.evaluation.columns.defaults import EMBEDDED_TASKS, method_defaults
 from catekv.evaluation.run.asking import split_prompt
+from catekv.evaluation.run.request import Request
+from catekv.evaluation.run.session import open_model
 from catekv.methods import Method, ModelShape
-from catekv.models import embedded
 from catekv.tasks.core.prompt import encode
-from experiments.simcalkv.arguments import open_model
 from experiments.simcalkv.journal import Journal
 from experiments.simcalkv.kv_methods import Choice
 
@@ -51,7 +51,7 @@ def accuracy_part(samples: int, journal: Journal, say: Callable[[str], None]) ->
 
     Every prompt is in the journal once it is measured; those which it holds are taken from there.
     """
-    model = open_model(str(embedded.path()), "float32", "cpu")
+    model = open_model(Request(dtype="float32", device="cpu"))
     scores: dict[tuple[str, str, float], list[float]] = {}
     full: dict[str, list[float]] = {"agnostic": [], "aware": []}
     prompts = (

@@ -58,11 +58,11 @@ def embedded_prompts(model: CateKVModel, count: int) -> Iterable[tuple[str, list
 
 def step_part(samples: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Errors of one decode step on the embedded model and on random ones; a picture."""
-    from catekv.models import embedded
-    from experiments.simcalkv.arguments import open_model
+    from catekv.evaluation.run.request import Request
+    from catekv.evaluation.run.session import open_model
 
     found: dict[str, list[StepError]] = {"embedded": []}
-    model = open_model(str(embedded.path()), "float32", "cpu")
+    model = open_model(Request(dtype="float32", device="cpu"))
     for name, ids in embedded_prompts(model, samples):
         found["embedded"] += step_errors(name, record(model, ids, 1), RATIOS)
         say(name)

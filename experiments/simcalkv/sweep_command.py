@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from catekv import methods
 from catekv.errors import UserError
 from catekv.evaluation import plots
+from catekv.evaluation.run import request as evaluated
+from catekv.evaluation.run.session import open_model
 from catekv.files import write_atomically, write_table
 from catekv.methods import Needs
 from experiments.simcalkv.arguments import (
@@ -20,7 +22,6 @@ from experiments.simcalkv.arguments import (
     add_method_arguments,
     add_model_arguments,
     examples_of,
-    open_model,
 )
 from experiments.simcalkv.benchmarks import Example
 from experiments.simcalkv.compare import recipe_of, request_of, settings_of
@@ -121,7 +122,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(parsed: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     request = request_of(parsed)
-    model = open_model(parsed.model_name, parsed.dtype, parsed.device)
+    model = open_model(
+        evaluated.Request(parsed.model_name, parsed.dtype, parsed.device), for_text=True
+    )
     examples = examples_of(parsed.dataset, request.split, model, request.reading)
     folder, summary = request.output, f"sweep_{parsed.dataset}.json"
     refuse_other_model(folder / summary, parsed.model_name)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from catekv.calibration.relevance.training import TrainingSettings
 from catekv.commands import cli
-from catekv.commands.atskv import PUBLISHED, _check_output, _fill, add_arguments
+from catekv.commands.atskv import OPTIONS, _check_output, asked_for
+from catekv.commands.schema import add_options
 from catekv.errors import UserError
 from catekv.methods.atskv.files import load_predictors
 from catekv.model import CateKVModel
@@ -95,15 +97,23 @@ def test_show_refuses_what_holds_no_predictors(
 
 def test_the_published_training_is_a_preset() -> None:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_options(parser, OPTIONS)
     words = ["train", "--output", "x", "--preset", "published", "--epochs", "7"]
     parsed = parser.parse_args(words)
-    _fill(parsed)
-    assert parsed.epochs == 7
-    assert (parsed.task, parsed.lengths) == (["synthetic"], ["512", "1024", "2048"])
-    assert (parsed.label, parsed.scale, parsed.weight) == ("received", "max", "none")
-    assert (parsed.learning_rate, parsed.batch_tokens, parsed.samples) == (1e-4, 0, 10)
-    assert set(PUBLISHED) <= set(vars(parsed))
+    asked, settings = asked_for(parsed)
+    assert (asked.task, asked.lengths, asked.samples) == (("synthetic",), (512, 1024, 2048), 10)
+    assert settings.epochs == 7
+    assert (settings.label, settings.scale, settings.weight) == ("received", "max", "none")
+    assert (settings.learning_rate, settings.batch_tokens) == (1e-4, 0)
+
+
+def test_the_recommended_training_is_what_the_settings_say_by_themselves() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, OPTIONS)
+    parsed = parser.parse_args(["train", "--output", "x", "--task", "ruler/vt", "--epochs", "5"])
+    asked, settings = asked_for(parsed)
+    assert settings == TrainingSettings()
+    assert (asked.lengths, asked.samples, asked.plot) == ((1024,), 20, True)
 
 
 def test_costs_are_shares_of_what_was_measured() -> None:

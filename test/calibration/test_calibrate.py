@@ -27,6 +27,7 @@ from catekv.calibration.head_masks.report import write as write_report
 from catekv.calibration.head_masks.result import Candidate, SweepSettings
 from catekv.commands import calibrate
 from catekv.commands.cli import Parser, main
+from catekv.commands.schema import add_options
 from catekv.errors import UserError
 from catekv.evaluation.run.overlap import context_hash, reference_contexts, refuse_overlap
 from catekv.methods import create
@@ -234,7 +235,7 @@ def test_ablation_finds_the_heads_that_matter(model: CateKVModel) -> None:
 
 def command(checkpoint: Path, output: Path, *more: str) -> int:
     parser = Parser()
-    calibrate.add_arguments(parser)
+    add_options(parser, calibrate.OPTIONS)
     words = ["--model", str(checkpoint), "--output", str(output), "--length", str(LENGTH)]
     words += ["--samples", "2", "--k", "0.9", "--alpha", "1.0", "--held-out-samples", "1"]
     words += ["--held-out-tasks", "ruler/vt", "--references", "ruler/vt", "--budget", "24"]

@@ -19,6 +19,7 @@ from tiny_checkpoint import save_tiny_checkpoint
 from catekv import methods, tasks
 from catekv.commands import cli
 from catekv.commands.method_list import EFFECTS
+from catekv.commands.schema import add_options
 from catekv.methods.head_mask import HeadMask
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -163,7 +164,7 @@ def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["mask"], "ACTION"),
         (["tasks", "--build", "ruler/absent"], "unknown task 'ruler/absent'; available: ruler/"),
         (["methods", "absent"], "unknown method 'absent'; available: adakv, "),
-        (["plan", "--length", "0"], "--length must be at least 1"),
+        (["plan", "--length", "0"], "give a whole number from 1 to"),
         (["plan", "--length", "9", "--ratio", "2"], "ratio 2.0 is outside (0, 1]"),
         (["plan", "--length", "9", "--model", "absent"], "known: "),
         (["report", "absent"], "no run directory"),
@@ -367,10 +368,10 @@ def test_published_flags_that_cannot_be_honoured(
 
 
 def test_the_published_batch_size_is_ours() -> None:
-    from catekv.commands.published_flags import accuracy_request, add_accuracy_arguments
+    from catekv.commands.published_flags import ACCURACY, accuracy_request
 
     parser = cli.Parser()
-    add_accuracy_arguments(parser)
+    add_options(parser, ACCURACY)
     assert accuracy_request(parser.parse_args(["--batch_size", "4"])).batch_size == 4
     assert accuracy_request(parser.parse_args([])).batch_size == 1
 
@@ -504,7 +505,7 @@ def test_throughput_finds_the_largest_batches(capsys: pytest.CaptureFixture[str]
         (["--scale", "0.1"], "--scale changes a known shape"),
         (["--random-weights"], "--random-weights needs the name of a known shape, not None"),
         (["--model", "llama3-8b-1m", "--scale", "2"], "--scale 2 is outside (0, 1]"),
-        (["--model", "llama3-8b-1m", "--lengths", "0"], "at least one number of tokens above 0"),
+        (["--model", "llama3-8b-1m", "--lengths", "0"], "give a whole number from 1 to"),
         (["--lengths", "many"], "--lengths takes whole numbers of tokens, not 'many'"),
         (["--memory", "0"], "--memory 0 must be above 0 GiB"),
         (["--baselines", "quick"], "invalid choice: 'quick'"),

@@ -153,11 +153,23 @@ def test_no_weights_are_allocated(
 
 
 @pytest.mark.parametrize(
+    "words", [["--batch-size", "0"], ["--chunk-size", "0"], ["--new-tokens", "-1"]]
+)
+def test_counts_out_of_range_are_one_line(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*LLAMA, "--length", "9", *words])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words[0] in error
+    assert "give a whole number from" in error
+
+
+@pytest.mark.parametrize(
     ("words", "cause"),
     [
-        ([*LLAMA, "--length", "9", "--batch-size", "0"], "--batch-size must be at least 1"),
-        ([*LLAMA, "--length", "9", "--chunk-size", "0"], "--chunk-size must be at least 1"),
-        ([*LLAMA, "--length", "9", "--new-tokens", "-1"], "--new-tokens must be at least 0"),
         ([*LLAMA, "--length", "9", "--dtype", "int3"], "unknown dtype 'int3'; use bfloat16"),
         ([*LLAMA, "--length", "9", "--retention", "0"], "retention 0.0 is outside (0, 1]"),
         ([*LLAMA, "--length", "9", "--budget", "12"], "smaller than the edges"),

@@ -11,6 +11,7 @@ from toy_tasks import register, toy_sample
 
 from catekv import tasks
 from catekv.commands import cli
+from catekv.errors import UserError
 from catekv.evaluation.records.records import Record, RunDirectory
 from catekv.evaluation.run import sanity
 from catekv.evaluation.run.batches import Unit
@@ -155,3 +156,12 @@ def test_the_references_of_every_task_score_100_and_nothing_scores_0(
     for sample in tasks.build(name, model.tokenizer, 512, 2, **options):
         assert tasks.score(sanity.oracle(sample), sample)["official"] == pytest.approx(1, abs=1e-5)
         assert tasks.score("", sample)["official"] == 0
+
+
+def test_a_model_without_a_tokenizer_is_refused_where_text_is_read(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path)
+    for path in folder.glob("*token*"):
+        path.unlink()
+    assert open_model(Request(model=str(folder), device="cpu")).tokenizer is None
+    with pytest.raises(UserError, match="has no tokenizer; tasks are text"):
+        open_model(Request(model=str(folder), device="cpu"), for_text=True)

@@ -311,7 +311,9 @@ def test_prepare_takes_words_of_the_user_and_leaves_out_begun_answers(
     [
         (["--tasks", "nothing"], "unknown task"),
         (["--lengths", "60"], "raise the length"),
-        (["--tasks", ","], "names no task"),
+        (["--lengths", "0"], "--lengths '0' is out of range; give a whole number from 1 to"),
+        (["--lengths", "9" * 5000], "give a whole number from 1 to"),
+        (["--tasks", ","], "names nothing"),
         (["--family", "../../x"], "would lead elsewhere"),
     ],
 )
@@ -328,7 +330,6 @@ def test_prepare_reports_mistakes_in_one_line(tokenizer_folder, tmp_path, capsys
     ("option", "value", "message"),
     [
         ("--num_samples", "0", "give a whole number from 1 to"),
-        ("--lengths", "9" * 5000, "give a whole number from 1 to"),
         ("--output", "", "--output is empty"),
         ("--family", "", "--family is empty"),
     ],

@@ -18,10 +18,11 @@ from catekv.calibration.cokv.journal import SCORE_FILE as SCORE_FILE
 from catekv.calibration.cokv.progress import Progress
 from catekv.errors import UserError
 from catekv.evaluation.records import environment
-from catekv.evaluation.run.asking import Trial
+from catekv.evaluation.run.asking import QUESTIONS, Trial
 from catekv.evaluation.run.cells import sample_hash
 from catekv.files import write_atomically
 from catekv.models.shape import config_hash
+from catekv.options import option
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -43,14 +44,23 @@ class Settings:
         part, parts: this process (from 0) of so many.
     """
 
-    slices: tuple[int, ...] = ()
-    seed: int = 42
-    check_every: int = 5
-    max_draws: int = 500
-    tolerance: float | None = None
-    window: int = WINDOW
-    question: str = "published"
-    chat_template: str = "auto"
+    slices: tuple[int, ...] = option(
+        (),
+        "coalition sizes, e.g. 32,64,96,128 (default: 1/8, 1/4, 3/8 and 1/2 of the heads)",
+        metavar="J",
+    )
+    seed: int = option(42, "of samples and draws (default: {default})")
+    check_every: int = option(5, "draws per slice and run between two checks (default: {default})")
+    max_draws: int = option(500, "per slice and run (default: {default})")
+    tolerance: float | None = option(None, "stop below this MAE (default: 1 / number of heads)")
+    window: int = option(WINDOW, "last tokens that every head sees (default: {default})")
+    question: str = option(
+        "published",
+        "published (default): the whole prompt is read before heads are masked; aware: all but "
+        "its last token; agnostic: the context without the question",
+        choices=QUESTIONS,
+    )
+    chat_template: str = option("auto", "as in catekv evaluate")
     part: int = 0
     parts: int = 1
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from catekv.evaluation import figures
+from catekv.evaluation import figures, tables
 from catekv.files import write_atomically, write_table
 from catekv.methods.head_votes import count_votes
 
@@ -152,13 +152,7 @@ def _all_candidates(result: SweepResult) -> str:
 
 
 def _table(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    return tables.markdown_table(rows[0], rows[1:], padded=True)
 
 
 def _name(candidate: Candidate) -> str:

@@ -10,21 +10,17 @@ from torch import Tensor
 
 from catekv.calibration import CVConfig
 from catekv.errors import UserError
+from catekv.evaluation.run.request import QUESTIONS
 from catekv.methods.catekv import DEFAULT_RATIO
 from catekv.methods.head_mask import HeadMask
 from catekv.methods.head_votes import check_ratio
+from catekv.options import MOST_SAMPLES, option
 
 #: The grid of the published sweep.
 K_GRID = (0.984, 0.986, 0.988, 0.99, 0.992, 0.994, 0.996, 0.998)
-
-
 ALPHA_GRID = (1.0, 0.8)
-
-
 #: Published variable tracking, and its dense form, in which every sentence is a fact.
 REFERENCES = ("ruler/vt", "ruler/vt_dense")
-
-
 HELD_OUT_TASKS = (
     "ruler/niah_multikey_1",
     "ruler/niah_multikey_2",
@@ -32,15 +28,7 @@ HELD_OUT_TASKS = (
     "ruler/vt",
     "ruler/vt_dense",
 )
-
-
 DEFAULT_LENGTH = 4096
-
-
-DEFAULT_SAMPLES = 50
-
-
-DEFAULT_HELD_OUT_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -64,24 +52,44 @@ class SweepSettings:
         chat_template, chunk_size: as everywhere.
     """
 
-    references: tuple[str, ...] = REFERENCES
-    length: int = DEFAULT_LENGTH
-    samples: int = DEFAULT_SAMPLES
-    ks: tuple[float, ...] = K_GRID
-    alphas: tuple[float, ...] = ALPHA_GRID
-    ratio: float = DEFAULT_RATIO
+    references: tuple[str, ...] = option(
+        REFERENCES,
+        "reference texts: task names or JSONL files (default: {default})",
+        verbatim=True,
+        metavar="TASK",
+    )
+    length: int = option(DEFAULT_LENGTH, "tokens of reference and held-out prompts")
+    samples: int = option(
+        50, "reference samples per text (default: {default})", least=1, most=MOST_SAMPLES
+    )
+    ks: tuple[float, ...] = option(K_GRID, "percentiles k of the sweep", flag="--k", metavar="K")
+    alphas: tuple[float, ...] = option(ALPHA_GRID, "scales alpha", flag="--alpha", metavar="ALPHA")
+    ratio: float = option(
+        DEFAULT_RATIO, "r, share of adaptive heads to compare at (default: {default})"
+    )
     cv: CVConfig = field(default_factory=CVConfig)
     method_options: Mapping[str, Any] = field(default_factory=dict)
-    held_out_tasks: tuple[str, ...] = HELD_OUT_TASKS
-    held_out_samples: int = DEFAULT_HELD_OUT_SAMPLES
-    questions: tuple[str, ...] = ("agnostic", "aware")
-    seed: int = 42
-    static_vote: str = "per_ratio"
-    vote_count: str = "exact"
-    max_new_tokens: int | None = None
-    oracle: bool = False
-    chat_template: str = "auto"
-    chunk_size: int = 8192
+    held_out_tasks: tuple[str, ...] = option(
+        HELD_OUT_TASKS, "tasks that decide", verbatim=True, metavar="TASK"
+    )
+    held_out_samples: int = option(
+        8, "samples per deciding task (default: {default})", least=1, most=MOST_SAMPLES
+    )
+    questions: tuple[str, ...] = option(
+        QUESTIONS["both"],
+        "question after compression, inside the context, or both (default)",
+        flag="--question",
+        choices=QUESTIONS,
+    )
+    seed: int = option(42, "of the samples (default: {default})")
+    static_vote: str = option("per_ratio", "per_ratio or cumulative")
+    vote_count: str = option("exact", "exact or keep_ties")
+    max_new_tokens: int | None = option(None, "overrides the tasks' own allowance for answers")
+    oracle: bool = option(False, "also the mask of a per-head ablation")
+    chat_template: str = option("auto", "auto, base, a name, or text with {prompt}")
+    chunk_size: int = option(
+        8192, "tokens per prefill step (default: {default})", flag="--prefill-chunk"
+    )
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)

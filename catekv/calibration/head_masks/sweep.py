@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,70 +68,30 @@ def sweep(
     Raises:
         UserError: overlapping sets, prompts that are too short to observe, options out of range.
     """
-    if model.tokenizer is None:
-        raise UserError("this model came without a tokenizer; pass a folder that holds one too")
-    base = create("catekv", head_mask=HeadMask.random(model.shape, 1.0), **settings.method_options)
-    base.validate(model.shape)
-    digest = config_hash(model.config)
-    refuse_other_model(output / "chosen", model.shape.layers, model.shape.kv_heads, digest)
-    references = {
-        task: _samples(model, settings, task, settings.samples, REFERENCE_STREAM)
-        for task in settings.references
-    }
-    held_out = [
-        sample
-        for task in settings.held_out_tasks
-        for sample in _samples(
-            model,
-            settings,
-            task,
-            settings.held_out_samples,
-            HELD_OUT_STREAM,
-            settings.max_new_tokens,
-        )
-    ]
-    hashes = {task: tuple(map(context_hash, found)) for task, found in references.items()}
-    everything = {value for found in hashes.values() for value in found}
-    refuse_overlap(everything, held_out, "the held-out set")
-    refuse_overlap({*everything, *map(context_hash, held_out)}, test_samples, "the test set")
+    digest = _checked(model, settings, output)
+    references, held_out = _sample_sets(model, settings)
+    hashes = _hashes(references, held_out, test_samples)
+    with _bar("reference", settings.samples * len(references), progress) as advance:
+        observe = partial(_observe, model, settings, output, (model_name, model_hash), advance)
+        observed = [observe(task, samples) for task, samples in references.items()]
+    masks, candidates = _label([candidate for part in observed for candidate in part])
+    drawn = _random_masks(model, settings)
 
-    candidates: list[Candidate] = []
-    total = settings.samples * len(references)
-    with _bar("reference", total, progress) as advance:
-        for task, samples in references.items():
-            candidates += _observe(
-                model, settings, task, samples, output, model_name, model_hash, advance
-            )
-    masks, candidates = _label(candidates)
-    for seed in range(RANDOM_MASKS):
-        masks[f"random-{seed}"] = HeadMask.random(model.shape, settings.ratio, seed)
-    units = len(held_out) * len(settings.questions)
-    with _bar("held-out", units, progress) as advance:
-        found = _score(model, settings, held_out, masks, advance)
-    full = answers.mean_by_task(found, answers.FULL)
-    deciding = tuple(task for task, score in full.items() if score >= SOLVED) or tuple(full)
+    def scored(what: str, tried: Mapping[str, HeadMask]) -> list[answers.Answer]:
+        with _bar(what, len(held_out) * len(settings.questions), progress) as advance:
+            return _score(model, settings, held_out, tried, advance)
+
+    found = scored("held-out", {**masks, **drawn})
+    deciding = _deciding(found)
     candidates = [_judged(candidate, found, deciding) for candidate in candidates]
     chosen = best(candidates)
-    with _bar("reversed", units, progress) as advance:
-        reverse = {"chosen, reversed": chosen.mask.reversed()}
-        found += _score(model, settings, held_out, reverse, advance)
-    labels = [answers.FULL, *(label for label in masks if label.startswith("random")), *reverse]
-    oracle = None
-    if settings.oracle:
-        with _bar("ablation", units, progress) as advance:
-            oracle = ablation_mask(
-                model,
-                held_out,
-                settings.ratio,
-                settings.method_options,
-                settings.questions,
-                chat_template=settings.chat_template,
-                chunk_size=settings.chunk_size,
-                advance=advance,
-            )
-        with _bar("oracle", units, progress) as advance:
-            found += _score(model, settings, held_out, {"oracle": oracle}, advance)
-        labels.append("oracle")
+    controls = {"chosen, reversed": chosen.mask.reversed()}
+    found += scored("reversed", controls)
+    oracle = _oracle(model, settings, held_out, progress) if settings.oracle else None
+    if oracle is not None:
+        controls["oracle"] = oracle
+        found += scored("oracle", {"oracle": oracle})
+    labels = (answers.FULL, *drawn, *controls)
     return SweepResult(
         settings=settings,
         model=model_name,
@@ -143,6 +104,77 @@ def sweep(
         oracle=oracle,
         config_hash=digest,
     )
+
+
+def _checked(model: CateKVModel, settings: SweepSettings, output: Path) -> str:
+    """The hash of the model's configuration, once model, options and folder are found usable."""
+    if model.tokenizer is None:
+        raise UserError("this model came without a tokenizer; pass a folder that holds one too")
+    base = create("catekv", head_mask=HeadMask.random(model.shape, 1.0), **settings.method_options)
+    base.validate(model.shape)
+    digest = config_hash(model.config)
+    refuse_other_model(output / "chosen", model.shape.layers, model.shape.kv_heads, digest)
+    return digest
+
+
+def _random_masks(model: CateKVModel, settings: SweepSettings) -> dict[str, HeadMask]:
+    return {
+        f"random-{seed}": HeadMask.random(model.shape, settings.ratio, seed)
+        for seed in range(RANDOM_MASKS)
+    }
+
+
+def _deciding(found: Sequence[answers.Answer]) -> tuple[str, ...]:
+    """The tasks that the full cache solves; all if it solves none."""
+    full = answers.mean_by_task(found, answers.FULL)
+    return tuple(task for task, score in full.items() if score >= SOLVED) or tuple(full)
+
+
+def _sample_sets(
+    model: CateKVModel, settings: SweepSettings
+) -> tuple[dict[str, list[Sample]], list[Sample]]:
+    """Samples to observe by reference text, and those that decide."""
+    references = {
+        task: _samples(model, settings, task, settings.samples, REFERENCE_STREAM)
+        for task in settings.references
+    }
+    count, allowance = settings.held_out_samples, settings.max_new_tokens
+    held_out = [
+        sample
+        for task in settings.held_out_tasks
+        for sample in _samples(model, settings, task, count, HELD_OUT_STREAM, allowance)
+    ]
+    return references, held_out
+
+
+def _hashes(
+    references: Mapping[str, Sequence[Sample]],
+    held_out: Sequence[Sample],
+    test_samples: Sequence[Sample],
+) -> dict[str, tuple[str, ...]]:
+    """Hashes of the reference contexts by task; ``UserError`` where two of the sets overlap."""
+    hashes = {task: tuple(map(context_hash, samples)) for task, samples in references.items()}
+    observed = {value for found in hashes.values() for value in found}
+    refuse_overlap(observed, held_out, "the held-out set")
+    refuse_overlap({*observed, *map(context_hash, held_out)}, test_samples, "the test set")
+    return hashes
+
+
+def _oracle(
+    model: CateKVModel, settings: SweepSettings, held_out: Sequence[Sample], progress: bool
+) -> HeadMask:
+    """The mask of a per-head ablation on the held-out samples."""
+    with _bar("ablation", len(held_out) * len(settings.questions), progress) as advance:
+        return ablation_mask(
+            model,
+            held_out,
+            settings.ratio,
+            settings.method_options,
+            settings.questions,
+            chat_template=settings.chat_template,
+            chunk_size=settings.chunk_size,
+            advance=advance,
+        )
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate:
@@ -176,14 +208,17 @@ def _samples(
 def _observe(
     model: CateKVModel,
     settings: SweepSettings,
+    output: Path,
+    names: tuple[str, str],
+    advance: Callable[[], None],
     task: str,
     samples: Sequence[Sample],
-    output: Path,
-    model_name: str,
-    model_hash: str,
-    advance: Callable[[], None],
 ) -> list[Candidate]:
-    """Reference pass of one text, and the masks of every (k, alpha) pair."""
+    """Reference pass of one text, and the masks of every (k, alpha) pair.
+
+    ``names`` are the model's name and hash.
+    """
+    model_name, model_hash = names
     configs = settings.configs()
     folder = output / f"headmask_new{file_name(model_name)}"
     description = {

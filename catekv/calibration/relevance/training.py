@@ -33,12 +33,15 @@ from catekv.calibration.relevance.reading import Text, visit_layers
 from catekv.errors import UserError
 from catekv.methods.atskv.files import PredictorSet
 from catekv.methods.atskv.relevance import (
+    ATTENTION_FEATURES,
+    KINDS,
     PredictorConfig,
     RelevancePredictor,
     predictor_inputs,
     queries_that_see,
 )
 from catekv.methods.base import Observed
+from catekv.options import MOST_EPOCHS, option
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -65,19 +68,37 @@ class TrainingSettings:
         seed: of first weights and order.
     """
 
-    epochs: int = 5
-    learning_rate: float = 1e-3
-    batch_tokens: int = 128
-    label: str = "later"
-    scale: str = "rank"
-    weight: str = "mass"
-    features: tuple[str, ...] = FEATURES
-    kind: str = "mlp"
-    width: int = 32
-    feature_dim: int = 64
-    attention_feature: str = "vector"
-    causal_normalised: bool = True
-    seed: int = 42
+    epochs: int = option(5, "(default: {default})", least=1, most=MOST_EPOCHS)
+    learning_rate: float = option(1e-3, "of Adam (default: {default})")
+    batch_tokens: int = option(128, "per step; 0: a whole text (default: {default})")
+    label: str = option(
+        "later",
+        "attention from the tokens after the context (later, default) or from the context itself "
+        "(received, as published)",
+        choices=LABELS,
+    )
+    scale: str = option(
+        "rank",
+        "of labels: rank within the text (default) or share of the largest (max, as published)",
+        choices=SCALES,
+    )
+    weight: str = option(
+        "mass",
+        "of tokens in the loss: by the attention they receive (mass, default) or alike (none, as "
+        "published)",
+        choices=WEIGHTS,
+    )
+    features: tuple[str, ...] = option(FEATURES, "inputs (default: all)", choices=FEATURES)
+    kind: str = option("mlp", "of predictor (default: {default})", choices=KINDS)
+    width: int = option(32, "hidden units (default: {default})")
+    feature_dim: int = option(64, "numbers per hidden state (default: {default})")
+    attention_feature: str = option(
+        "vector", "of received attention (default: {default})", choices=ATTENTION_FEATURES
+    )
+    causal_normalised: bool = option(
+        True, "divide received attention by the queries that can see a token (default)"
+    )
+    seed: int = option(42, "of samples, first weights and order (default: {default})")
 
     def __post_init__(self) -> None:
         if self.epochs < 1:

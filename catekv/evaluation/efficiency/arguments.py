@@ -1,56 +1,59 @@
-"""Options of the efficiency commands that the published script does not have; loads no torch."""
+"""What the efficiency commands are asked for beside models and methods; loads no torch."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
-#: Numbers per decode measurement unless asked otherwise.
-NEW_TOKENS, REPEATS = 32, 3
+from catekv.options import option
+
 #: Implementations of full attention, in the order of the rows.
 BASELINES = ("kernel", "sdpa", "flex", "flash", "flashinfer", "dynamic")
-#: What :func:`add_measuring_arguments` adds, as attributes of the parsed arguments.
+#: The fields that ``catekv efficiency`` and the published script spell alike.
 MEASURING = (
     "repeats", "fill", "scale", "throughput", "baselines", "graph", "memory", "layers",
     "random_weights", "output",
 )  # fmt: skip
 
 
-def add_measuring_arguments(parser: argparse.ArgumentParser, separator: str = "-") -> None:
-    """Options that both commands spell alike, with their own character between words."""
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured."""
 
-    def add(name: str, *arguments: object, **options: object) -> None:
-        parser.add_argument("--" + name.replace("-", separator), *arguments, **options)  # type: ignore[arg-type]
-
-    add("repeats", type=int, default=REPEATS, help="rounds in which the variants take turns")
-    add(
-        "fill",
-        choices=("random", "prefill"),
-        help="caches of random entries at the lengths a prompt would leave (seconds; default with "
+    lengths: tuple[int, ...] = option(
+        (4096,), "context lengths in tokens (default: {default})", also=("--length",),
+        metavar="TOKENS", least=1,
+    )  # fmt: skip
+    new_tokens: int = option(32, "decode steps measured per round (default: {default})")
+    batch_sizes: tuple[str, ...] = option(
+        ("1",), "batch sizes (default: {default}), or max: the largest that fits", metavar="N"
+    )
+    repeats: int = option(3, "rounds in which the variants take turns (default: {default})")
+    fill: str | None = option(
+        None,
+        "caches of random entries at the lengths a prompt would leave (seconds; default with "
         "random weights), or of a real prompt",
+        choices=("random", "prefill"),
     )
-    add(
-        "scale",
-        type=float,
+    scale: float | None = option(
+        None,
+        "shrink a known shape: layers, heads, width and length times S (0 < S <= 1), to try it on "
+        "a CPU",
         metavar="S",
-        help="shrink a known shape: layers, heads, width and length times S (0 < S <= 1), to try "
-        "it on a CPU",
     )
-    add("throughput", action="store_true", help="the largest batch that fits instead of given ones")
-    add(
-        "baselines",
-        nargs="+",
+    throughput: bool = option(False, "the largest batch that fits instead of given ones")
+    baselines: tuple[str, ...] = option(
+        (),
+        f"full attention by: {', '.join(BASELINES)} (default: all; with --throughput: kernel)",
         choices=BASELINES,
         metavar="NAME",
-        help=f"full attention by: {', '.join(BASELINES)} (default: all; with --throughput: kernel)",
     )
-    add(
-        "graph",
+    graph: str = option(
+        "auto",
+        "decode from a CUDA graph where possible (default), always, or never",
         choices=("auto", "on", "off"),
-        default="auto",
-        help="decode from a CUDA graph where possible (default), always, or never",
     )
-    add("memory", type=float, metavar="GIB", help="use at most so much beside the weights")
-    add("layers", type=int, help="only so many layers of a known shape")
-    add("random-weights", action="store_true", help="MODEL is a known shape (found out by itself)")
-    add("output", type=Path, help="write efficiency.json, .md and .png into this folder")
+    memory: float | None = option(None, "use at most so much beside the weights", metavar="GIB")
+    layers: int | None = option(None, "only so many layers of a known shape")
+    random_weights: bool = option(False, "MODEL is a known shape (found out by itself)")
+    output: Path | None = option(None, "write efficiency.json, .md and .png into this folder")

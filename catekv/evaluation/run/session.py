@@ -45,8 +45,14 @@ DEFAULT_LENGTH = 4096
 DEFAULT_SAMPLES = 20
 
 
-def open_model(request: Request, process: Process | None = None) -> CateKVModel:
-    """Load the model that a request names (the embedded one without a name)."""
+def open_model(
+    request: Request, process: Process | None = None, *, for_text: bool = False
+) -> CateKVModel:
+    """Load the model that a request names (the embedded one without a name).
+
+    Raises:
+        UserError: it cannot be loaded, or has no tokenizer although it is wanted ``for_text``.
+    """
     from transformers.utils import logging
 
     from catekv.model import CateKVModel
@@ -54,7 +60,7 @@ def open_model(request: Request, process: Process | None = None) -> CateKVModel:
     # its bar would stand between a user and the one line that says what is wrong
     logging.disable_progress_bar()
     process = process or Process()
-    return CateKVModel.from_pretrained(
+    model = CateKVModel.from_pretrained(
         model_path(request),
         method="full",
         dtype=request.dtype,
@@ -62,6 +68,12 @@ def open_model(request: Request, process: Process | None = None) -> CateKVModel:
         attention=request.attention,
         tensor_parallel=process.shares_model,
     )
+    if for_text and model.tokenizer is None:
+        raise UserError(
+            f"{model_path(request)} has no tokenizer; tasks are text: add its files to the "
+            "checkpoint"
+        )
+    return model
 
 
 def model_path(request: Request) -> str:
