@@ -254,7 +254,7 @@ class _Attention:
         if handle.fixed is None:
             mask, length = _tail_mask(call.mask, query.shape[2], key.shape[2]), None
             plain = store is None and prefix.uniform_length is not None
-            if self.base == "sdpa" and plain and _on_torch(query.device):
+            if not self.flash and plain and _on_torch(query.device):
                 return self._over_rectangle(call, prefix, mask)
         else:
             mask, length = handle.fixed.mask, handle.fixed.length
@@ -283,7 +283,8 @@ class _Attention:
         query, options = call.query, call.options
         keys, values = prefix.dense()
         tail = call.key.shape[2]
-        return self._stock(
+        function = _by_own_formula if self.base == "eager" else self._stock
+        return function(
             call.module,
             query,
             torch.cat([keys, call.key], dim=2),

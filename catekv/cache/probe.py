@@ -15,8 +15,9 @@ from catekv.cache.cache import RaggedCache
 from catekv.cache.continuation import continues_by
 from catekv.errors import UserError
 from catekv.methods.base import Needs
-from catekv.models.compat import attention_sizes, input_device, text_config
+from catekv.models.compat import attention_sizes, cache_argument, input_device, text_config
 from catekv.models.finite import refuse_not_finite
+from catekv.models.own_attention import refuse_sparse_attention, why_unobserved
 from catekv.models.shape import ModelShape
 from catekv.models.sharding import is_sharded
 
@@ -52,12 +53,12 @@ class _Calls:
     def __init__(self) -> None:
         self.fault: str | None = None
         # attention modules, and whether a call of theirs met a layer's keys
-        self._modules: dict[int, bool] = {}
+        self.modules: dict[int, bool] = {}
 
     def see(self, module: torch.nn.Module, handle: Handle | None, values: Tensor) -> None:
-        known = id(module) in self._modules
-        met = self._modules.get(id(module), False) or handle is not None
-        self._modules[id(module)] = met
+        known = id(module) in self.modules
+        met = self.modules.get(id(module), False) or handle is not None
+        self.modules[id(module)] = met
         name = type(module).__name__
         if known and met:
             self.fault = f"{name} calls attention more than once per cache update"
@@ -81,6 +82,7 @@ def probe(model: Any) -> ModelShape:
         UserError: if the architecture cannot be compressed, with the reason.
     """
     name = type(model).__name__
+    refuse_sparse_attention(model)
     cache = RaggedCache(model.config, None, hold=Needs(window=1))
     layers = cache.ragged_layers
     if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
@@ -90,7 +92,9 @@ def probe(model: Any) -> ModelShape:
     with torch.no_grad():
         try:
             with watched(calls.see):
-                output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                output = model(
+                    ids, **cache_argument(model, cache), use_cache=True, logits_to_keep=1
+                )
         except UserError:
             raise
         except Exception as error:
@@ -99,10 +103,8 @@ def probe(model: Any) -> ModelShape:
     fed = [layer for layer in layers if layer.seen]
     deaf = [layer.index for layer in fed if layer.pending]
     if deaf or (layers and not fed):
-        which = f"layers {deaf}" if deaf else "its layers"
         raise UserError(
-            f"{name} is not supported: {which} do not hand the cache's keys to the attention "
-            "function unchanged, so queries and keys cannot be observed together"
+            f"{name} is not supported: {why_unobserved(model, bool(calls.modules), deaf)}"
         )
     if calls.fault is not None:
         raise UserError(f"{name} is not supported: {calls.fault}; run it with its ordinary cache")
