@@ -172,9 +172,8 @@ class _Trial:
         if found > self.allowed:
             raise UserError(
                 f"{self.name} is not supported: told nothing it does not number its tokens from "
-                f"zero (logits differ by {found:.1%}), as models do whose positions begin behind "
-                "the id of their padding; it would need positions with its own beginning in every "
-                "forward behind a cache"
+                "zero, as models do whose positions begin behind the id of their padding; it would "
+                "need positions with its own beginning in every forward behind a cache"
             )
 
     def read(self, cache: Any) -> Any:

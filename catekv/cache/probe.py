@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from catekv.cache.attention import Handle, watched
 from catekv.cache.cache import RaggedCache
@@ -72,6 +72,17 @@ def _same(stored: Tensor, used: Tensor) -> bool:
     return stored is used or torch.equal(stored, used)
 
 
+@torch.no_grad()
+def _takes_any_cache(model: Any, ids: Tensor) -> bool:
+    cache = DynamicCache(config=model.config)
+    try:
+        model(ids, **cache_argument(model, cache), use_cache=True)
+    except Exception:
+        # what it is makes no difference: the model's own cache is another one
+        return False
+    return True
+
+
 def probe(model: Any) -> ModelShape:
     """Check with a one-token forward that every layer's keys reach our attention function.
 
@@ -98,6 +109,12 @@ def probe(model: Any) -> ModelShape:
         except UserError:
             raise
         except Exception as error:
+            if not _takes_any_cache(model, ids):
+                raise UserError(
+                    f"{name} is not supported: it runs with a kind of cache of its own only, not "
+                    "with transformers' DynamicCache either; it would need model code that keeps "
+                    "keys, values and states in the layers of the cache that it is given"
+                ) from error
             raise UserError(f"{name} does not run with a compressed cache: {error}") from error
     refuse_not_finite(output.logits[:, -1], f"{name} answers one token")
     fed = [layer for layer in layers if layer.seen]

@@ -34,8 +34,8 @@ def why_unobserved(model: Any, attended: bool, layers: Sequence[int]) -> str:
         )
     if attended:
         return (
-            f"layers {list(layers)} do not hand the cache's keys to the attention function unchanged, so "
-            "queries and keys cannot be observed together"
+            f"layers {list(layers)} do not hand the cache's keys to the attention function "
+            "unchanged, so queries and keys cannot be observed together"
         )
     bias = ""
     if _has_alibi(model):

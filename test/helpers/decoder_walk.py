@@ -44,11 +44,15 @@ class Finding:
     share: float = 1.0
 
 
-def walk(name: str) -> Finding:
-    """Try one kind of decoder, small and with random weights, one sequence in fp32."""
+def walk(name: str, **changes: Any) -> Finding:
+    """Try one kind of decoder, small and with random weights, one sequence in fp32.
+
+    Args:
+        name: of the kind. changes: of its small configuration.
+    """
     if name in NOT_TRIED:
         return Finding(NOT_TRIED[name], tried=False)
-    model = small_decoder(name)
+    model = small_decoder(name, **changes)
     with warnings.catch_warnings():
         # a model without anything to compress says so, and so does one that cannot run in chunks
         warnings.simplefilter("ignore", UserWarning)

@@ -18,20 +18,20 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 ROUNDING = 1e-5
 HEAD = f"""# Models
 
-Every kind of causal language model that transformers {transformers.__version__} lists, tried with a
-small configuration and random weights: a prompt of 48 tokens and six greedy tokens in fp32, once by
-the stock model and once with a compressed cache that keeps everything; then with half of the
-budget. `python test/helpers/models_page.py` writes this page, and the tests compare its rows. Sizes,
-rotary scaling and quantisation do not matter; what counts is how the model's code attends. A kind
-that is not here, remote code for example, is tried when it is loaded: a few tokens say whether its
-attention can be compressed, and it is refused with one sentence if not.
+Every kind of causal language model that transformers {transformers.__version__} lists, tried with a small configuration
+and random weights: a prompt of 48 tokens and six greedy tokens in fp32, once by the stock model and
+once with a compressed cache that keeps everything; then with half of the budget. `python
+test/helpers/models_page.py` writes this page, and the tests compare its rows. Sizes, rotary scaling
+and quantisation do not matter; what counts is how the model's code attends. A kind that is not
+here, remote code for example, is tried when it is loaded: a few tokens say whether its attention
+can be compressed, and it is refused with one sentence if not.
 
 """
 RUNS = """## Compressed
 
-The logits differ from the stock model's by what stands under *difference*, and the greedy tokens are
-the same. Layers of other kinds keep what transformers keeps for them. *Fed in* says how many tokens
-a forward may bring behind a cache: a model with some recurrent layers takes them one by one.
+The logits differ from the stock model's by what stands under *difference*, and the greedy tokens
+are the same. Layers of other kinds keep what transformers keeps for them. *Fed in* says how many
+tokens a forward may bring behind a cache: a model with some recurrent layers takes them one by one.
 
 | model type | compressed layers | other layers | fed in | difference |
 |---|---|---|---|---|
@@ -39,9 +39,9 @@ a forward may bring behind a cache: a model with some recurrent layers takes the
 PLAIN = """
 ## As the stock model, nothing compressed
 
-No layer of these has a cache of its own kind that a method could choose from: the other columns say
-what they keep. Layers that hold recurrent states beside keys and values would need a cache layer that
-compresses the second and leaves the first.
+No layer of these keeps its keys and values in a layer of the cache that a method could choose from.
+Layers that hold recurrent states beside keys and values would need a cache layer that compresses
+the second and leaves the first.
 
 | model type | layers | fed in | difference |
 |---|---|---|---|
@@ -49,8 +49,11 @@ compresses the second and leaves the first.
 REFUSED = """
 ## Refused
 
-Loading ends with this sentence, before any prompt is read. Rolling a compressed cache back (assisted
-and speculative decoding) is refused for all models: it would need the entries that were dropped.
+Loading ends with this sentence, before any prompt is read. A second call of attention per update
+(differential attention) would need both sets of queries observed; a bias in the mask would need to
+be kept with every token that is kept; states outside of the cache, a copy for every context.
+Rolling a compressed cache back (assisted and speculative decoding) is refused for all models: it
+would need the entries that were dropped.
 
 | model type | why, and what it would need |
 |---|---|

@@ -143,8 +143,8 @@ def decoder_names() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def small_config(name: str) -> Any:
-    """A configuration of four small layers."""
+def small_config(name: str, **changes: Any) -> Any:
+    """A configuration of four small layers, with further changes."""
     from transformers import AutoConfig, PreTrainedConfig
 
     default: Any = AutoConfig.for_model(name)
@@ -154,7 +154,7 @@ def small_config(name: str) -> Any:
         if isinstance(inner, PreTrainedConfig):
             own = CHANGES.get(inner.model_type, {})
             values[part] = {**_small_values(inner), **own, "model_type": inner.model_type}
-    return AutoConfig.for_model(name, **{**values, **CHANGES.get(name, {})})
+    return AutoConfig.for_model(name, **{**values, **CHANGES.get(name, {}), **changes})
 
 
 def _small_values(config: Any) -> dict[str, Any]:
@@ -162,12 +162,14 @@ def _small_values(config: Any) -> dict[str, Any]:
     return {key: value for key, value in SMALL.items() if key in known}
 
 
-def small_decoder(name: str) -> Any:
+def small_decoder(name: str, **changes: Any) -> Any:
     """A small model in fp32 with fixed random weights, wide enough to have clear winners."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(small_config(name), dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_config(
+        small_config(name, **changes), dtype=torch.float32
+    )
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.ndim > 1:
