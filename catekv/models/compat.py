@@ -115,7 +115,8 @@ def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
     model = getattr(model, "_orig_mod", model)
     adapted = getattr(model, "get_base_model", None)
     # adapters pass on what they do not know
-    return {_cache_name(type(adapted() if callable(adapted) else model)): cache}
+    kind: Any = type(adapted() if callable(adapted) else model)
+    return {_cache_name(kind): cache}
 
 
 @functools.cache
