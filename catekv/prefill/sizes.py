@@ -109,6 +109,8 @@ class ModelSizes(MemoryModel):
 
     def layer_tokens(self, layer: int, tokens: int) -> int:
         """Tokens per KV head that a layer's uncompressed cache holds of a prompt."""
+        if layer >= len(self.windows):
+            return 0  # it shares the keys of an earlier layer, and releases before 5.23 list it not
         window = self.windows[layer]
         return tokens if window is None else min(tokens, window)
 

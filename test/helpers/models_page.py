@@ -15,7 +15,7 @@ from small_decoders import decoder_names
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 #: Longest difference of logits that counts as rounding.
-ROUNDING = 1e-5
+ROUNDING = 2e-5
 HEAD = f"""# Models
 
 Every kind of causal language model that transformers {transformers.__version__} lists, tried
