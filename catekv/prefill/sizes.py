@@ -109,8 +109,6 @@ class ModelSizes(MemoryModel):
 
     def layer_tokens(self, layer: int, tokens: int) -> int:
         """Tokens per KV head that a layer's uncompressed cache holds of a prompt."""
-        if layer >= len(self.windows):
-            return 0  # it shares the keys of an earlier layer, and releases before 5.23 list it not
         window = self.windows[layer]
         return tokens if window is None else min(tokens, window)
 
@@ -225,4 +223,6 @@ def _windows(config: Any) -> tuple[int | None, ...]:
         else:
             # layers without keys and values (linear attention) have neither attribute
             found.append(int(getattr(layer, "sliding_window", None) or 0))
+    # releases before 5.23 list no layers that share the keys of an earlier one
+    found += [0] * (text_config(config).num_hidden_layers - len(found))
     return tuple(found)
