@@ -191,6 +191,8 @@ class _Attention:
         if handle is None:
             if scaling is not None:
                 options["scaling"] = scaling
+            if self.base == "sdpa" and attention_mask is None and _is_causal(module, options):
+                attention_mask = _mask_of_last(query.shape[2], key.shape[2], query.device)
             return self._stock(module, query, key, value, attention_mask, **options)
         call = _Call(module, query, key, value, attention_mask, scaling, options)
         call.refuse_what_changes_logits()
@@ -254,7 +256,7 @@ class _Attention:
         if handle.fixed is None:
             mask, length = _tail_mask(call.mask, query.shape[2], key.shape[2]), None
             plain = store is None and prefix.uniform_length is not None
-            if self.base == "sdpa" and plain and _on_torch(query.device):
+            if not self.flash and plain and _on_torch(query.device):
                 return self._over_rectangle(call, prefix, mask)
         else:
             mask, length = handle.fixed.mask, handle.fixed.length
@@ -283,7 +285,8 @@ class _Attention:
         query, options = call.query, call.options
         keys, values = prefix.dense()
         tail = call.key.shape[2]
-        return self._stock(
+        function = _by_own_formula if self.base == "eager" else self._stock
+        return function(
             call.module,
             query,
             torch.cat([keys, call.key], dim=2),
@@ -340,6 +343,22 @@ def _additive(
             visible = visible & mask[:, None, None, -tokens:].bool()
     extra = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
     return extra.masked_fill_(~visible, torch.finfo(like.dtype).min)
+
+
+def _is_causal(module: torch.nn.Module, options: dict[str, Any]) -> bool:
+    """What a call or its module says, as transformers' own sdpa function reads it."""
+    given = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if given is None else given)
+
+
+def _mask_of_last(queries: int, keys: int, device: torch.device) -> Tensor | None:
+    """The causal mask of the last few queries, which torch would count from the first key on; None
+    where it counts right.
+
+    Layers that share keys may compute the last queries alone, and make sure of a mask only where
+    the implementation has the name of sdpa itself (Gemma 4).
+    """
+    return causal_tail_mask(queries, keys, device) if 1 < queries < keys else None
 
 
 def _on_torch(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 from catekv.cache.cache import RaggedCache
 from catekv.errors import UserError
 from catekv.methods.full import Full
-from catekv.models.compat import input_device, text_config
+from catekv.models.compat import cache_argument, input_device, text_config
 
 #: How a model may be continued behind a cache: any number of tokens in one forward, or one.
 CHUNKS = "chunks"
@@ -75,7 +75,7 @@ def _forward(
         # some models count from zero in every forward unless they are told
         options["position_ids"] = torch.arange(past, end, device=ids.device).expand(len(ids), -1)
     logits: Tensor = model(
-        ids, past_key_values=cache, use_cache=True, logits_to_keep=last, **options
+        ids, **cache_argument(model, cache), use_cache=True, logits_to_keep=last, **options
     ).logits
     return logits[:, -last:]
 
@@ -142,7 +142,9 @@ def _try(model: Any) -> str:
     count = min(CONTINUED, ids.shape[1] - 1)
     if not count:
         return CHUNKS
-    return _Trial(model, ids, count).verdict()
+    trial = _Trial(model, ids, count)
+    trial.refuse_other_positions()
+    return trial.verdict()
 
 
 class _Trial:
@@ -157,6 +159,22 @@ class _Trial:
         with torch.no_grad():
             self.right = model(ids, use_cache=False, logits_to_keep=count).logits[:, -count:]
         self.allowed = tolerance(model, self.right)
+
+    def refuse_other_positions(self) -> None:
+        """``UserError`` if the model numbers its tokens otherwise than from zero."""
+        if not _takes_positions(self.model):
+            return
+        ids = torch.cat([self.context, self.pieces[CHUNKS][0]], dim=1)
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        with torch.no_grad():
+            told = self.model(ids, use_cache=False, position_ids=positions).logits
+        found = difference(told[:, -self.right.shape[1] :], self.right)
+        if found > self.allowed:
+            raise UserError(
+                f"{self.name} is not supported: told nothing it does not number its tokens from "
+                "zero, as models do whose positions begin behind the id of their padding; it would "
+                "need positions with its own beginning in every forward behind a cache"
+            )
 
     def read(self, cache: Any) -> Any:
         """The cache after the prompt."""

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from catekv.cache.attention import Handle, watched
 from catekv.cache.cache import RaggedCache
 from catekv.cache.continuation import continues_by
 from catekv.errors import UserError
 from catekv.methods.base import Needs
-from catekv.models.compat import attention_sizes, input_device, text_config
+from catekv.models.compat import attention_sizes, cache_argument, input_device, text_config
 from catekv.models.finite import refuse_not_finite
+from catekv.models.own_attention import refuse_sparse_attention, why_unobserved
 from catekv.models.shape import ModelShape
 from catekv.models.sharding import is_sharded
 
@@ -52,12 +53,12 @@ class _Calls:
     def __init__(self) -> None:
         self.fault: str | None = None
         # attention modules, and whether a call of theirs met a layer's keys
-        self._modules: dict[int, bool] = {}
+        self.modules: dict[int, bool] = {}
 
     def see(self, module: torch.nn.Module, handle: Handle | None, values: Tensor) -> None:
-        known = id(module) in self._modules
-        met = self._modules.get(id(module), False) or handle is not None
-        self._modules[id(module)] = met
+        known = id(module) in self.modules
+        met = self.modules.get(id(module), False) or handle is not None
+        self.modules[id(module)] = met
         name = type(module).__name__
         if known and met:
             self.fault = f"{name} calls attention more than once per cache update"
@@ -71,6 +72,17 @@ def _same(stored: Tensor, used: Tensor) -> bool:
     return stored is used or torch.equal(stored, used)
 
 
+@torch.no_grad()
+def _takes_any_cache(model: Any, ids: Tensor) -> bool:
+    cache = DynamicCache(config=model.config)
+    try:
+        model(ids, **cache_argument(model, cache), use_cache=True)
+    except Exception:
+        # what it is makes no difference: the model's own cache is another one
+        return False
+    return True
+
+
 def probe(model: Any) -> ModelShape:
     """Check with a one-token forward that every layer's keys reach our attention function.
 
@@ -81,6 +93,7 @@ def probe(model: Any) -> ModelShape:
         UserError: if the architecture cannot be compressed, with the reason.
     """
     name = type(model).__name__
+    refuse_sparse_attention(model)
     cache = RaggedCache(model.config, None, hold=Needs(window=1))
     layers = cache.ragged_layers
     if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
@@ -90,19 +103,25 @@ def probe(model: Any) -> ModelShape:
     with torch.no_grad():
         try:
             with watched(calls.see):
-                output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                output = model(
+                    ids, **cache_argument(model, cache), use_cache=True, logits_to_keep=1
+                )
         except UserError:
             raise
         except Exception as error:
+            if not _takes_any_cache(model, ids):
+                raise UserError(
+                    f"{name} is not supported: it runs with a kind of cache of its own only, not "
+                    "with transformers' DynamicCache either; it would need model code that keeps "
+                    "keys, values and states in the layers of the cache that it is given"
+                ) from error
             raise UserError(f"{name} does not run with a compressed cache: {error}") from error
     refuse_not_finite(output.logits[:, -1], f"{name} answers one token")
     fed = [layer for layer in layers if layer.seen]
     deaf = [layer.index for layer in fed if layer.pending]
     if deaf or (layers and not fed):
-        which = f"layers {deaf}" if deaf else "its layers"
         raise UserError(
-            f"{name} is not supported: {which} do not hand the cache's keys to the attention "
-            "function unchanged, so queries and keys cannot be observed together"
+            f"{name} is not supported: {why_unobserved(model, bool(calls.modules), deaf)}"
         )
     if calls.fault is not None:
         raise UserError(f"{name} is not supported: {calls.fault}; run it with its ordinary cache")

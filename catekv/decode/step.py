@@ -27,6 +27,7 @@ from catekv.decode import graph as capture
 from catekv.decode import rotary
 from catekv.decode.graph import Recording
 from catekv.errors import UserError
+from catekv.models.compat import cache_argument
 from catekv.models.sharding import is_sharded, is_tensor_parallel
 
 #: Values of the ``graph`` argument.
@@ -305,7 +306,7 @@ class DecodeStep:
                     self._tokens,
                     attention_mask=None,
                     position_ids=self._positions,
-                    past_key_values=self.cache,
+                    **cache_argument(self.model, self.cache),
                     use_cache=True,
                     logits_to_keep=1,
                 ).logits[:, -1]

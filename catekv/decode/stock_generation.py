@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 from catekv.cache.cache import RaggedCache
 from catekv.errors import UserError
+from catekv.models.compat import generate_cache_argument
 
 #: New tokens where neither an argument nor a configuration says how many.
 DEFAULT_NEW_TOKENS = 64
@@ -184,7 +185,7 @@ def generate(
     try:
         arguments = options.arguments(new_tokens, tokenizer)
         output = options.model.generate(
-            ids, attention_mask=mask, past_key_values=cache, **arguments
+            ids, attention_mask=mask, **generate_cache_argument(cache), **arguments
         )
     except UserError:
         raise

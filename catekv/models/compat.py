@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -105,6 +107,30 @@ def _rotary_scaling(text: Any) -> tuple[dict[str, Any], bool]:
             return found, False
         return nested.get("full_attention") or next(iter(nested.values())), True
     return {}, False
+
+
+def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
+    """A cache under the name that the model's forward has for it: ``cache`` since transformers
+    5.24, ``past_key_values`` before it and in remote code."""
+    model = getattr(model, "_orig_mod", model)
+    adapted = getattr(model, "get_base_model", None)
+    # adapters pass on what they do not know
+    kind: Any = type(adapted() if callable(adapted) else model)
+    return {_cache_name(kind): cache}
+
+
+@functools.cache
+def _cache_name(kind: type) -> str:
+    named = "cache" in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+    return "cache" if named else "past_key_values"
+
+
+def generate_cache_argument(cache: Any) -> dict[str, Any]:
+    """A cache as transformers' ``generate`` takes it."""
+    import transformers
+
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    return {"cache" if (major, minor) >= (5, 24) else "past_key_values": cache}
 
 
 def input_device(model: Any) -> torch.device:

@@ -31,7 +31,7 @@ from catekv.cache.continuation import (
 from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
 from catekv.methods.base import Needs
-from catekv.models.compat import decoder_layers
+from catekv.models.compat import cache_argument, decoder_layers
 from catekv.models.finite import refuse_not_finite
 from catekv.models.weights_identity import WeightsIdentity
 
@@ -59,7 +59,8 @@ def prefill(
         attention_mask: [batch, tokens], 0 on padding. None: no padding.
         chunk_size: tokens a layer processes at a time; None: the whole prompt.
     """
-    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    options: dict[str, Any] = {"use_cache": True, "logits_to_keep": 1}
+    options.update(cache_argument(model, cache))
     if attention_mask is not None and bool(attention_mask.all()):
         attention_mask = None
     if attention_mask is not None:
@@ -139,7 +140,9 @@ def _try_layerwise(model: torch.nn.Module, ids: Tensor) -> str | None:
         context = contextlib.nullcontext() if chunk is None else layerwise(model, cache, chunk)
         try:
             with context:
-                output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                output = model(
+                    ids, **cache_argument(model, cache), use_cache=True, logits_to_keep=1
+                )
         except Exception as error:
             if chunk is None:
                 raise

@@ -223,4 +223,6 @@ def _windows(config: Any) -> tuple[int | None, ...]:
         else:
             # layers without keys and values (linear attention) have neither attribute
             found.append(int(getattr(layer, "sliding_window", None) or 0))
+    # releases before 5.23 list no layers that share the keys of an earlier one
+    found += [0] * (text_config(config).num_hidden_layers - len(found))
     return tuple(found)

@@ -31,7 +31,7 @@ from catekv.evaluation.efficiency.memory import DoesNotFitError, Peak
 from catekv.methods import create
 from catekv.methods.base import Method
 from catekv.model import CateKVModel
-from catekv.models.compat import decoder_layers
+from catekv.models.compat import cache_argument, decoder_layers
 from catekv.prefill.capacity import refuse_unless_fits
 
 KERNEL, DYNAMIC = "full, our kernel", "full, DynamicCache"
@@ -135,7 +135,7 @@ class DenseStepper(Stepper):
     def _forward(self) -> Tensor:
         logits = self.model.model(
             self.tokens,
-            past_key_values=self.cache,
+            **cache_argument(self.model.model, self.cache),
             position_ids=self.positions,
             use_cache=True,
             logits_to_keep=1,
@@ -163,7 +163,10 @@ class DynamicStepper(Stepper):
 
     def step(self) -> None:
         logits = self.model.model(
-            self.tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+            self.tokens,
+            **cache_argument(self.model.model, self.cache),
+            use_cache=True,
+            logits_to_keep=1,
         ).logits[:, -1]
         torch.argmax(logits, dim=-1, keepdim=True, out=self.tokens)
 
@@ -327,7 +330,9 @@ def _build_dynamic(setting: Setting, measurement: Measurement) -> Stepper:
     clock = time.perf_counter()
     logits = torch.empty(0)
     for part in setting.prompt.split(setting.chunk_size, dim=1):
-        logits = model.model(part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = model.model(
+            part, **cache_argument(model.model, cache), use_cache=True, logits_to_keep=1
+        ).logits
     synchronize(model.device)
     measurement.first_token_seconds = measurement.prefill_seconds = time.perf_counter() - clock
     measurement.prefill_peak_bytes = peak.since_start()
