@@ -18,7 +18,7 @@ from tqdm import tqdm
 from catekv.calibration.cokv.coalitions import CoalitionScorer
 from catekv.calibration.cokv.split import find_split, refuse_overlap
 from catekv.commands.cli import integers
-from catekv.evaluation.report.statistics import bootstrap_average
+from catekv.evaluation.report.statistics import SCORES, bootstrap_average
 from catekv.evaluation.run.asking import Trial
 from catekv.files import write_atomically, write_figure
 from experiments.cokv.masked_heads import ORDERS, default_counts, masking_curve, masks_of
@@ -57,7 +57,7 @@ def _points(curve: dict[str, list[float]], counts: tuple[int, ...]) -> dict[str,
     """Mean and interval by order, from no masked head to the largest count."""
     found: dict[str, list[Any]] = {}
     for order in ORDERS:
-        points = [bootstrap_average({"": curve["full"]})]
+        points = [bootstrap_average({"": curve["full"]}, scale=SCORES)]
         for count in counts:
             parts = [
                 values
@@ -65,9 +65,9 @@ def _points(curve: dict[str, list[float]], counts: tuple[int, ...]) -> dict[str,
                 if label == f"{order}-{count}" or label.startswith(f"{order}-{count}-")
             ]
             merged = [sum(column) / len(column) for column in zip(*parts, strict=True)]
-            points.append(bootstrap_average({"": merged}))
+            points.append(bootstrap_average({"": merged}, scale=SCORES))
         found[order] = points
-    found["window"] = [bootstrap_average({"": curve["window"]})]
+    found["window"] = [bootstrap_average({"": curve["window"]}, scale=SCORES)]
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.calibration.cokv.comparison import Answer
-from catekv.evaluation.report.statistics import bootstrap_average
+from catekv.evaluation.report.statistics import DIFFERENCES, SCORES, bootstrap_average
 from catekv.files import read_object, write_atomically
 from catekv.tasks.core.sample import Sample
 
@@ -84,9 +84,9 @@ def comparison_table(
     return "\n".join(lines)
 
 
-def average(scores: Mapping[str, Sequence[float]]) -> str:
-    """The mean of the tasks' means with its bootstrap interval, in percent."""
-    found = bootstrap_average(scores)
+def average(scores: Mapping[str, Sequence[float]], scale: tuple[float, float] = SCORES) -> str:
+    """The mean of the tasks' means with its interval, in percent."""
+    found = bootstrap_average(scores, scale=scale)
     if found is None:
         return "-"
     return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
@@ -108,7 +108,7 @@ def paired_table(
             task: [a - b for a, b in zip(scores[name][task], scores[other][task], strict=True)]
             for task in both
         }
-        lines.append(f"| {name} | {other} | {average(differences)} |")
+        lines.append(f"| {name} | {other} | {average(differences, DIFFERENCES)} |")
     return "\n".join(lines)
 
 

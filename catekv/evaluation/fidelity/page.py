@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from catekv.evaluation import tables
@@ -11,7 +12,7 @@ from catekv.evaluation.fidelity.summary import ALL, Row
 from catekv.evaluation.report.document import NOTE, WARNING, Figure, Section, Table, Text
 from catekv.evaluation.report.names import file_stem
 from catekv.evaluation.report.plots import Point, over_share
-from catekv.evaluation.report.statistics import Estimate
+from catekv.evaluation.report.statistics import FEW, Estimate
 from catekv.evaluation.report.styles import styles
 
 #: What is drawn: stem of the figure, title of the axis, and the value in its unit.
@@ -35,7 +36,8 @@ def document(settings: Settings, rows: Sequence[Row], refused: Mapping[str, str]
             f"{settings.forced} tokens (of an answer at most so many) were given and the "
             "predictions before each of them compared with those of the full cache. KL(full || "
             "method) is 0 where nothing changed. Intervals are 95 % bootstrap intervals over "
-            f"passages. {settings.dtype} on {settings.device}."
+            f"passages, with fewer than {FEW} of a source widened as Student's t is; one passage "
+            f"has none. {settings.dtype} on {settings.device}."
         )
     )
     for column, reason in refused.items():
@@ -78,14 +80,10 @@ def document(settings: Settings, rows: Sequence[Row], refused: Mapping[str, str]
 
 
 def _point(row: Row, value: Estimate, unit: float) -> Point:
-    return Point(
-        title_of(row),
-        100 * row.kept_share,
-        unit * value.mean,
-        unit * value.low,
-        unit * value.high,
-        row.method,
+    low, high = (
+        unit * (end if math.isfinite(end) else value.mean) for end in (value.low, value.high)
     )
+    return Point(title_of(row), 100 * row.kept_share, unit * value.mean, low, high, row.method)
 
 
 def title_of(row: Row) -> str:
@@ -112,6 +110,8 @@ def _cells(row: Row) -> list[str]:
 
 
 def _shown(value: Estimate, form: str) -> str:
+    if value.count == 1 or not math.isfinite(value.low + value.high):
+        return form.format(value.mean)
     low, high = form.format(value.low), form.format(value.high)
     return f"{form.format(value.mean)} ({low} .. {high})"
 

@@ -44,7 +44,12 @@ class Row:
     perplexity_change: Estimate
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values; None for an end of an interval that is not finite."""
+        found = asdict(self)
+        for part in found.values():
+            if isinstance(part, dict):
+                part |= {end: None for end in ("low", "high") if not math.isfinite(part[end])}
+        return found
 
 
 def rows_of(records: Iterable[FidelityRecord]) -> list[Row]:
@@ -78,7 +83,7 @@ def _row(kind: str, source: str, length: int, records: Sequence[FidelityRecord])
         assert estimate is not None
         return estimate
 
-    loss, full = average("loss"), average("full_loss")
+    loss, full = average("loss").within(0.0), average("full_loss").within(0.0)
     with np.errstate(over="ignore"):
         change = np.exp(resampled_averages(groups("loss"))) - np.exp(
             resampled_averages(groups("full_loss"))
@@ -91,8 +96,8 @@ def _row(kind: str, source: str, length: int, records: Sequence[FidelityRecord])
         records[0].method,
         records[0].ratio,
         average("kept_share").mean,
-        average("divergence"),
-        average("agreement"),
+        average("divergence").within(0.0),
+        average("agreement").within(0.0, 1.0),
         perplexity,
         reference,
         Estimate(perplexity.mean - reference.mean, *interval(change), loss.count),

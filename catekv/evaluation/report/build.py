@@ -27,6 +27,7 @@ from catekv.evaluation.report.score_section import score_section
 from catekv.evaluation.report.styles import styles
 from catekv.evaluation.report.summary import family_of
 from catekv.evaluation.report.summary_text import difference, interval, notes_of, runs_of, score
+from catekv.evaluation.report.untouched import column_name
 from catekv.evaluation.report.validity_section import validity_section, without_checks
 from catekv.models.source import short_name
 
@@ -103,7 +104,7 @@ def _overview(groups: Sequence[Group]) -> Section:
                     group.title,
                     str(row["length"] or "as in the file"),
                     row["question"],
-                    row["method"],
+                    column_name(row),
                     row["family"],
                     str(row["tasks"]),
                     score(row),

@@ -10,9 +10,12 @@ from catekv.evaluation.report.document import NOTE, WARNING, Block, Figure, Sect
 from catekv.evaluation.report.frontier import pareto_front
 from catekv.evaluation.report.gaps import NOTE as MISSING
 from catekv.evaluation.report.plots import Point, intervals, trade_off
+from catekv.evaluation.report.statistics import HOW
 from catekv.evaluation.report.styles import Style
 from catekv.evaluation.report.summary import AVERAGE
 from catekv.evaluation.report.summary_text import difference, interval, score
+from catekv.evaluation.report.told_apart import memory_share, sentences
+from catekv.evaluation.report.untouched import column_name, warnings
 
 Row = Mapping[str, Any]
 
@@ -41,7 +44,9 @@ def score_section(
         section.blocks.append(
             Text(f"{MISSING} Methods that lack whole tasks are not drawn.", WARNING)
         )
-    section.blocks += _as_good(averages, full)
+    section.blocks += [Text(warning, WARNING) for warning in warnings(averages)]
+    told = " ".join(sentences(_of_all_tasks(averages), full))
+    section.blocks += [Text(told)] if told else []
     section.blocks += _plots(tasks, averages, style, series, stem)
     section.blocks.append(_cost_table(averages))
     if len(tasks) > 1:
@@ -63,7 +68,7 @@ def _score_table(
     header += ["strict", *([_short(task) for task in tasks] if many else [])]
     rows = []
     for row in averages:
-        cell = [row["method"], score(row)]
+        cell = [column_name(row), score(row)]
         cell.append(interval(row["official"]))
         if full:
             cell += [difference(row), interval(row["difference"])]
@@ -75,7 +80,7 @@ def _score_table(
         rows.append(cell)
     counts = {row["count"] for row in averages}
     samples = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts, default=0)}"
-    caption = f"Scores x 100, {samples} samples per method; intervals: bootstrap over samples" + (
+    caption = f"Scores x 100, {samples} samples per method; intervals: {HOW}" + (
         f"; to {full}: paired difference on the same samples" if full else ""
     )
     return Table(caption, header, rows)
@@ -91,12 +96,6 @@ def _mean(estimate: Mapping[str, float] | None) -> str:
     return tables.number(estimate["mean"] if estimate else None)
 
 
-def memory_share(row: Row) -> float | None:
-    """Bytes stored over those of the full cache."""
-    stored, whole = row["stored_bytes"], row["full_bytes"]
-    return stored / whole if stored is not None and whole else None
-
-
 def _cost_table(averages: Sequence[Row]) -> Table:
     rare = [name for name in ("skipped", "cut") if any(row[name] for row in averages)]
     header = [
@@ -105,7 +104,7 @@ def _cost_table(averages: Sequence[Row]) -> Table:
     ]  # fmt: skip
     rows = [
         [
-            row["method"],
+            column_name(row),
             tables.percent(row["asked_share"]),
             tables.percent(row["kept_share"]),
             tables.mebibytes(row["stored_bytes"]),
@@ -140,26 +139,6 @@ def _task_table(cells: Sequence[Row], full: str | None) -> Table:
             line += [difference(row), interval(row["difference"])]
         rows.append([*line, _mean(row["strict"]), str(row["count"]), str(row["errors"])])
     return Table("Every task with its interval", header, rows, folded=True)
-
-
-def _as_good(averages: Sequence[Row], full: str | None) -> list[Block]:
-    """Which methods the samples cannot tell from full attention, those with least memory first."""
-    rows = [row for row in _of_all_tasks(averages) if row["difference"] and not row["unpaired"]]
-    if full is None or not rows:
-        return []
-    same = [row for row in rows if row["difference"]["low"] <= 0 <= row["difference"]["high"]]
-    better = [row for row in rows if row["difference"]["low"] > 0]
-    names = [
-        f"{row['method']} ({tables.percent(memory_share(row))} of the cache)"
-        for row in sorted(same, key=lambda one: memory_share(one) or 0.0)
-    ]
-    words = (
-        f"Not told apart from {full} by these {rows[0]['count']} samples (the interval of the "
-        f"paired difference holds 0), least memory first: {', '.join(names) or 'none'}."
-    )
-    if better:
-        words += f" Above {full}: {', '.join(row['method'] for row in better)}."
-    return [Text(words)]
 
 
 def _plots(

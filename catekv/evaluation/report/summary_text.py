@@ -7,7 +7,11 @@ from typing import Any
 
 from catekv.evaluation import tables
 from catekv.evaluation.report.gaps import MARK, NOTE
+from catekv.evaluation.report.statistics import HOW, LARGE
 from catekv.evaluation.report.summary import AVERAGE
+from catekv.evaluation.report.told_apart import verdict
+from catekv.evaluation.report.untouched import column_name
+from catekv.evaluation.report.untouched import warnings as nothing_compressed
 
 
 def render(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
@@ -21,6 +25,8 @@ def render(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
         families = [row for row in summary["family_averages"] if _same_run(row, cells[0])]
         blocks.append(table(*_score_rows(cells, averages, families)))
         blocks.append(table(*_method_rows(averages, summary["full"])))
+        blocks += nothing_compressed(averages)
+        blocks += _too_few(averages, summary["full"])
     blocks.append(notes_of(summary))
     return "\n\n".join(blocks) + "\n"
 
@@ -70,7 +76,7 @@ def _score_rows(
     for title in titles:
         cells_of_row = [found.get((title, label)) for label in labels]
         rows.append([title, *("-" if cell is None else score(cell) for cell in cells_of_row)])
-    return ["score x 100", *labels], rows
+    return ["score x 100", *map(column_name, averages)], rows
 
 
 def _method_rows(
@@ -97,7 +103,7 @@ def _method_rows(
         time = row["time"]
         rows.append(
             [
-                row["method"],
+                column_name(row),
                 score(row),
                 interval(row["official"]),
                 *([difference(row), interval(row["difference"])] if full else []),
@@ -114,6 +120,17 @@ def _method_rows(
             ]
         )
     return header, rows
+
+
+def _too_few(averages: Sequence[Mapping[str, Any]], full: str | None) -> list[str]:
+    """A sentence about the methods of which the samples do not tell whether they lose."""
+    names = [row["method"] for row in averages if verdict(row) == "unknown"]
+    if not names:
+        return []
+    return [
+        f"Too few samples to tell from {full}: {', '.join(names)} (the interval of the difference "
+        f"holds 0 and reaches beyond {100 * LARGE:g} points); give more --samples."
+    ]
 
 
 def value(estimate: Mapping[str, float] | None) -> str:
@@ -155,7 +172,7 @@ def notes_of(summary: Mapping[str, Any]) -> str:
         )
     lines.append(
         "kept: stored tokens / all tokens of the compressed part; asked: what was to be kept, or "
-        "read; times are medians; intervals: bootstrap over samples; nulls: empty predictions."
+        f"read; times are medians; nulls: empty predictions. Intervals: {HOW}."
     )
     if summary["largest_batch"] > 1:
         lines.append(
