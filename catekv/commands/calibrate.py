@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from catekv.calibration import CVConfig
 from catekv.calibration.head_masks import report
@@ -14,6 +16,7 @@ from catekv.calibration.head_masks.result import (
     DEFAULT_SAMPLES,
     HELD_OUT_TASKS,
     K_GRID,
+    QUICK,
     REFERENCES,
     SweepSettings,
 )
@@ -21,6 +24,7 @@ from catekv.calibration.head_masks.sweep import file_name, sweep, write_masks
 from catekv.commands.numbers import whole
 from catekv.evaluation.columns import defaults
 from catekv.evaluation.records import environment
+from catekv.evaluation.run.request import QUESTIONS, Request
 from catekv.methods.catekv import DEFAULT_RATIO
 from catekv.options import MOST_SAMPLES
 
@@ -37,21 +41,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--attention", default="auto", help="attention of the prefill: auto, sdpa, eager, ...")
     add(
+        "--quick",
+        action="store_true",
+        help="a first look in minutes: one reference text, few samples of 1024 tokens, three "
+        "percentiles, a small budget (all of them can be given all the same)",
+    )
+    add(
         "--references",
         nargs="+",
         metavar="TASK",
-        default=list(REFERENCES),
         help=f"reference texts: task names or JSONL files (default: {' '.join(REFERENCES)})",
     )
     add("--length", type=int, help="tokens of reference and held-out prompts")
     add(
         "--samples",
         type=whole(1, MOST_SAMPLES),
-        default=DEFAULT_SAMPLES,
         help=f"reference samples per text (default: {DEFAULT_SAMPLES})",
     )
-    add("--k", nargs="+", type=float, default=list(K_GRID), help="percentiles k of the sweep")
-    add("--alpha", nargs="+", type=float, default=list(ALPHA_GRID), help="scales alpha")
+    add("--k", nargs="+", type=float, help=f"percentiles k (default: {_words(K_GRID)})")
+    add("--alpha", nargs="+", type=float, help=f"scales alpha (default: {_words(ALPHA_GRID)})")
     add("--ratio", type=float, help="r, share of adaptive heads to compare at (default: 0.4)")
     add("--retention", type=float, help="eta, share of chunks adaptive heads keep (default: 1)")
     add("--budget", type=int, help="b, tokens a consistent head keeps (default: 2048)")
@@ -64,13 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--held-out-samples",
         type=whole(1, MOST_SAMPLES),
-        default=DEFAULT_HELD_OUT_SAMPLES,
         help=f"samples per deciding task (default: {DEFAULT_HELD_OUT_SAMPLES})",
     )
     add(
         "--question",
-        choices=("agnostic", "aware", "both"),
-        default="both",
+        choices=tuple(QUESTIONS),
         help="question after compression, inside the context, or both (default)",
     )
     add(
@@ -95,30 +101,19 @@ def settings_from(arguments: argparse.Namespace, embedded: bool) -> SweepSetting
     }
     recent = arguments.recent_tokens
     given["recent_tokens"] = int(recent) if recent is not None and recent.isdigit() else recent
+    small = embedded or arguments.quick
     options = {
-        **defaults.method_defaults(embedded).get("catekv", {}),
+        **defaults.method_defaults(small).get("catekv", {}),
         **{name: value for name, value in given.items() if value is not None},
         "variant": arguments.variant,
     }
     of_cv = ("window", "chunk_size", "init_tokens", "recent_tokens", "budget", "variant")
-    held_out = arguments.held_out_tasks
-    if held_out is None:
-        held_out = defaults.EMBEDDED_TASKS if embedded else HELD_OUT_TASKS
-    length, ratio = arguments.length, arguments.ratio
-    if length is None:
-        length = defaults.EMBEDDED_LENGTH if embedded else DEFAULT_LENGTH
+    ratio = arguments.ratio
     return SweepSettings(
-        references=tuple(arguments.references),
-        length=length,
-        samples=arguments.samples,
-        ks=tuple(arguments.k),
-        alphas=tuple(arguments.alpha),
+        **_extent(arguments, embedded),
         ratio=DEFAULT_RATIO if ratio is None else ratio,
         cv=CVConfig(**{name: options[name] for name in of_cv if name in options}),
         method_options=options,
-        held_out_tasks=tuple(held_out),
-        held_out_samples=arguments.held_out_samples,
-        questions=("agnostic", "aware") if arguments.question == "both" else (arguments.question,),
         seed=arguments.seed,
         static_vote=arguments.static_vote,
         vote_count=arguments.vote_count,
@@ -129,11 +124,44 @@ def settings_from(arguments: argparse.Namespace, embedded: bool) -> SweepSetting
     )
 
 
+def _extent(arguments: argparse.Namespace, embedded: bool) -> dict[str, Any]:
+    """What is observed and scored: as given, else the defaults of a quick or of a full sweep."""
+    usual: dict[str, Any] = {
+        "references": REFERENCES,
+        "length": defaults.EMBEDDED_LENGTH if embedded else DEFAULT_LENGTH,
+        "samples": DEFAULT_SAMPLES,
+        "ks": K_GRID,
+        "alphas": ALPHA_GRID,
+        "held_out_tasks": defaults.EMBEDDED_TASKS if embedded else HELD_OUT_TASKS,
+        "held_out_samples": DEFAULT_HELD_OUT_SAMPLES,
+        "questions": QUESTIONS["both"],
+    }
+    chosen = {
+        "references": arguments.references,
+        "length": arguments.length,
+        "samples": arguments.samples,
+        "ks": arguments.k,
+        "alphas": arguments.alpha,
+        "held_out_tasks": arguments.held_out_tasks,
+        "held_out_samples": arguments.held_out_samples,
+        "questions": QUESTIONS.get(arguments.question),
+    }
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in chosen.items()
+        if value is not None
+    }
+    return {**usual, **(QUICK if arguments.quick else {}), **given}
+
+
+def _words(values: Sequence[object]) -> str:
+    return " ".join(map(str, values))
+
+
 def run(arguments: argparse.Namespace) -> int:
     """The command ``catekv calibrate``: sweep, masks, report. Returns the exit code."""
     from catekv import tasks
     from catekv.evaluation.run import session
-    from catekv.evaluation.run.request import Request
 
     request = Request(
         model=arguments.model,
@@ -144,7 +172,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments, request.embedded)
     test_samples = [sample for path in arguments.test for sample in tasks.read(path)]
     model = session.open_model(request)
-    name = arguments.model or "embedded"
+    name = arguments.model or report.EMBEDDED
     output = arguments.output or session.RESULTS / f"headmask-{file_name(name)}"
     path = session.model_path(request)
     result = sweep(
@@ -159,5 +187,6 @@ def run(arguments: argparse.Namespace) -> int:
     report.write(result, output, picture=not arguments.no_picture)
     print(report.summary(result))
     print(f"Masks: {', '.join(str(folder) for folder in folders)}")
+    print(f"Try it: {report.evaluate_command(result, folders[0])}")
     print(f"Report: {output / 'report.md'} (report.json, candidates.csv, heads.png)")
     return 0

@@ -220,3 +220,17 @@ def test_a_text_shorter_than_the_length_is_refused(
     assert main(words(checkpoint, tmp_path / "run", "--text", str(text))) == 2
     assert "fewer than the length of 192" in capsys.readouterr().err
     assert main(words(checkpoint, tmp_path / "run", "--text", str(tmp_path / "absent"))) == 2
+
+
+def test_columns_that_keep_everything_are_no_result(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--tasks", "none", "--methods", "snapkv:window=8", "--ratios", "1.0", "0.5")
+    assert main(words(checkpoint, tmp_path, *more)) == 0
+    printed = capsys.readouterr().out
+    assert "snapkv at 100 % (nothing compressed)" in printed
+    assert "snapkv at 50 % (nothing" not in printed
+    assert "Nothing compressed: snapkv, 192 tokens" in printed
+    assert "(nothing compressed)" in (tmp_path / "report.md").read_text()
+    rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
+    assert [row["untouched"] for row in rows] == [True, False]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from catekv.calibration.head_masks import answers
 from catekv.calibration.head_masks.ablation import ablation_mask
+from catekv.calibration.head_masks.contrast import RANDOM, REVERSED, contrasts
 from catekv.calibration.head_masks.cv_files import short_task
 from catekv.calibration.head_masks.reference import (
     HELD_OUT_STREAM,
@@ -29,10 +30,13 @@ from catekv.calibration.head_masks.result import (
 from catekv.errors import UserError
 from catekv.evaluation.run.overlap import context_hash, refuse_overlap
 from catekv.methods import create
+from catekv.methods.catekv import CateKV
+from catekv.methods.equal_memory import keeps_everything
 from catekv.methods.head_mask import HeadMask, refuse_other_model, save_statistics, vote
 from catekv.methods.head_votes import STANDARD_RATIOS, adaptive_count
 from catekv.models.shape import config_hash
 from catekv.models.source import short_name
+from catekv.tasks.core.prompt import encode
 from catekv.tasks.core.sample import Sample
 
 if TYPE_CHECKING:
@@ -93,6 +97,7 @@ def sweep(
     everything = {value for found in hashes.values() for value in found}
     refuse_overlap(everything, held_out, "the held-out set")
     refuse_overlap({*everything, *map(context_hash, held_out)}, test_samples, "the test set")
+    _refuse_untouched(model, settings, held_out)
 
     candidates: list[Candidate] = []
     total = settings.samples * len(references)
@@ -140,8 +145,37 @@ def sweep(
         controls={label: answers.mean_by_task(found, label) for label in labels},
         deciding_tasks=deciding,
         reference_hashes=hashes,
+        contrasts=contrasts(
+            found,
+            chosen.label,
+            {
+                RANDOM: {label for label in masks if label.startswith("random-")},
+                REVERSED: set(reverse),
+            },
+            deciding,
+        ),
         oracle=oracle,
         config_hash=digest,
+    )
+
+
+def _refuse_untouched(
+    model: CateKVModel, settings: SweepSettings, held_out: Sequence[Sample]
+) -> None:
+    """``UserError`` where no mask compresses anything: all of them would score alike."""
+    mask = HeadMask.random(model.shape, settings.ratio)
+    method = CateKV(head_mask=mask, **settings.method_options)
+    longest = 0
+    for sample in held_out:
+        tokens = len(encode(sample, model.tokenizer, settings.chat_template).context_ids)
+        if not keeps_everything(method, tokens, model.shape):
+            return
+        longest = max(longest, tokens)
+    raise UserError(
+        f"nothing would be compressed: with a budget of {method.budget} tokens all heads keep the "
+        f"whole of these prompts (at most {longest} tokens), so that no mask differs from another; "
+        "give a larger --length, or a smaller --budget with smaller --init-tokens and "
+        "--recent-tokens"
     )
 
 

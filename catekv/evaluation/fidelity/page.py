@@ -14,6 +14,7 @@ from catekv.evaluation.report.names import file_stem
 from catekv.evaluation.report.plots import Point, over_share
 from catekv.evaluation.report.statistics import FEW, Estimate
 from catekv.evaluation.report.styles import styles
+from catekv.evaluation.report.untouched import MARK
 
 #: What is drawn: stem of the figure, title of the axis, and the value in its unit.
 _DRAWN: tuple[tuple[str, str, Callable[[Row], Estimate], float], ...] = (
@@ -42,6 +43,8 @@ def document(settings: Settings, rows: Sequence[Row], refused: Mapping[str, str]
     )
     for column, reason in refused.items():
         page.blocks.append(Text(f"Not measured: {column}: {reason}", WARNING))
+    if (sentence := untouched(rows)) is not None:
+        page.blocks.append(Text(sentence, WARNING))
     style = styles(list(dict.fromkeys(row.method for row in rows)))
     for kind in dict.fromkeys(row.kind for row in rows):
         of_kind = [row for row in rows if row.kind == kind]
@@ -87,8 +90,21 @@ def _point(row: Row, value: Estimate, unit: float) -> Point:
 
 
 def title_of(row: Row) -> str:
-    """The column's name."""
-    return row.method if row.ratio is None else f"{row.method} at {100 * row.ratio:g} %"
+    """The column's name, marked where nothing was compressed."""
+    name = row.method if row.ratio is None else f"{row.method} at {100 * row.ratio:g} %"
+    return name + (MARK if row.untouched else "")
+
+
+def untouched(rows: Sequence[Row]) -> str | None:
+    """A sentence about the columns that compressed nothing."""
+    names = dict.fromkeys(f"{row.method}, {row.length} tokens" for row in rows if row.untouched)
+    if not names:
+        return None
+    return (
+        f"Nothing compressed: {'; '.join(names)}. These columns kept the whole context, so their "
+        "distance says nothing about the method; give longer --lengths, smaller --ratios or a "
+        "smaller --budget."
+    )
 
 
 def table(rows: Sequence[Row], caption: str) -> Table:
@@ -132,4 +148,5 @@ def plain(rows: Sequence[Row]) -> str:
             f"{what}, {length} tokens, {cell[0].divergence.count} passages\n"
             + tables.plain_table(_HEADER, [_cells(row) for row in cell])
         )
+    parts += filter(None, [untouched(rows)])
     return "\n\n".join(parts)
