@@ -30,6 +30,11 @@ INTERRUPTED = 130
 #: Every command: its name, what it is for, and the module with its ``add_arguments(parser)`` and
 #: ``run(arguments)``, which is imported when the command is used.
 COMMANDS = (
+    (
+        "check",
+        "Does compression hurt this model? One sentence, in minutes.",
+        "catekv.commands.check",
+    ),
     ("evaluate", "Accuracy of methods on tasks, side by side.", "catekv.commands.evaluate"),
     (
         "fidelity",

@@ -22,6 +22,7 @@ from catekv.evaluation.report.kvpress_section import kvpress_section
 from catekv.evaluation.report.names import file_stem
 from catekv.evaluation.report.needle_files import read_needle_file
 from catekv.evaluation.report.needle_section import needle_section
+from catekv.evaluation.report.opening import opening
 from catekv.evaluation.report.published_section import published_section
 from catekv.evaluation.report.score_section import score_section
 from catekv.evaluation.report.styles import styles
@@ -50,6 +51,7 @@ def build(inputs: Inputs, options: Options) -> tuple[Section, list[Group]]:
     """The document, and the groups of runs that its tables are of."""
     groups = group_runs(inputs.runs)
     document = Section(_page_title(inputs, groups))
+    document.blocks += [Text(sentence) for sentence in inputs.verdicts]
     if inputs.problems:
         document.blocks.append(
             Text("Left out, because it could not be read: " + "; ".join(inputs.problems), WARNING)
@@ -146,6 +148,7 @@ def add_summary(
     full = summary["full"]
     validity = validity_section(summary)
     summary = without_checks(summary)
+    section.blocks[:0] = [Text(sentence) for sentence in _openings(summary)]
     series = {
         label: str(method.get("variant_of", label)) for label, method in summary["methods"].items()
     }
@@ -170,6 +173,15 @@ def add_summary(
     ]
     section.sections += [part for part in parts if part is not None]
     section.blocks += [Text(line, NOTE) for line in notes_of(summary).splitlines()]
+
+
+def _openings(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What a table says in a sentence, one per table, with its title where there are several."""
+    tables = list(_tables_of(summary))
+    for title, _, averages in tables:
+        sentence = opening(averages, summary["methods"], summary["full"])
+        if sentence is not None:
+            yield f"{title}: {sentence}" if len(tables) > 1 else sentence
 
 
 def _tables_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], list[Any]]]:
