@@ -27,7 +27,13 @@ from catekv.evaluation.report.published_section import published_section
 from catekv.evaluation.report.score_section import score_section
 from catekv.evaluation.report.styles import styles
 from catekv.evaluation.report.summary import family_of
-from catekv.evaluation.report.summary_text import difference, interval, notes_of, runs_of, score
+from catekv.evaluation.report.summary_text import (
+    difference,
+    notes_of,
+    runs_of,
+    score,
+    with_interval,
+)
 from catekv.evaluation.report.untouched import column_name
 from catekv.evaluation.report.validity_section import validity_section, without_checks
 from catekv.models.source import short_name
@@ -93,8 +99,8 @@ def _page_title(inputs: Inputs, groups: Sequence[Group]) -> str:
 def _overview(groups: Sequence[Group]) -> Section:
     """One line per group, length, question mode and method; nothing is averaged across groups."""
     header = [
-        "runs", "tokens", "question", "method", "benchmark", "tasks", "score", "95 % interval",
-        "to full", "95 % interval", "kept", "samples", "errors",
+        "runs", "tokens", "question", "method", "benchmark", "tasks", "to full (95 %)",
+        "score (95 %)", "kept", "samples", "errors",
     ]  # fmt: skip
     rows = []
     for group in groups:
@@ -109,10 +115,8 @@ def _overview(groups: Sequence[Group]) -> Section:
                     column_name(row),
                     row["family"],
                     str(row["tasks"]),
-                    score(row),
-                    interval(row["official"]),
-                    difference(row),
-                    interval(row["difference"]),
+                    with_interval(difference(row), row["difference"]),
+                    with_interval(score(row), row["official"]),
                     tables.percent(row["kept_share"]),
                     str(row["count"]),
                     str(row["errors"]),

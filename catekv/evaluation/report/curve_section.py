@@ -34,19 +34,19 @@ def curve_section(
         series = _series(cells, tasks, lengths)
         what = f"{len(tasks)} tasks" if len(tasks) > 1 else next(iter(tasks))
         caption = f"Mean score x 100 of {what} over prompt lengths, {question} questions"
-        section.blocks.append(
-            Figure(
-                f"{stem}-lengths-{question}",
-                curves(series, style, caption, "score x 100", y_range=(0, 100)),
-                f"{caption}. Tasks: {', '.join(sorted(tasks))}.",
-            )
-        )
         rows = [
             [name, *(tables.number(dict(line).get(length)) for length in lengths)]
             for name, line in series.items()
         ]
         header = ["method", *(short_length(length) for length in lengths)]
-        section.blocks.append(Table(caption, header, rows))
+        section.blocks.append(
+            Figure(
+                f"{stem}-lengths-{question}",
+                curves(series, style, caption, "score x 100", y_range=(0, 100)),
+                f"{caption}. Tasks: {', '.join(sorted(tasks))}.",
+                Table(caption, header, rows),
+            )
+        )
     return None if section.is_empty else section
 
 

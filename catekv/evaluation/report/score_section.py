@@ -13,11 +13,13 @@ from catekv.evaluation.report.plots import Point, intervals, trade_off
 from catekv.evaluation.report.statistics import HOW
 from catekv.evaluation.report.styles import Style
 from catekv.evaluation.report.summary import AVERAGE
-from catekv.evaluation.report.summary_text import difference, interval, score
+from catekv.evaluation.report.summary_text import difference, score, with_interval
 from catekv.evaluation.report.told_apart import memory_share, sentences
 from catekv.evaluation.report.untouched import column_name, warnings
 
 Row = Mapping[str, Any]
+#: Shares of the full cache that differ by so much are two sizes.
+_TWO_SIZES = 0.05
 
 
 def score_section(
@@ -47,7 +49,7 @@ def score_section(
     section.blocks += [Text(warning, WARNING) for warning in warnings(averages)]
     told = " ".join(sentences(_of_all_tasks(averages), full))
     section.blocks += [Text(told)] if told else []
-    section.blocks += _plots(tasks, averages, style, series, stem)
+    section.blocks += _plots(tasks, averages, full, style, series, stem)
     section.blocks.append(_cost_table(averages))
     if len(tasks) > 1:
         section.blocks.append(_task_table(cells, full))
@@ -58,21 +60,30 @@ def _short(task: str) -> str:
     return task.rpartition("/")[2]
 
 
+def _column_names(tasks: Sequence[str]) -> list[str]:
+    """Short names of tasks, or whole ones where two would be alike."""
+    short = [_short(task) for task in tasks]
+    taken = {"method", "strict", AVERAGE}
+    return [
+        task if short.count(name) > 1 or name in taken else name
+        for task, name in zip(tasks, short, strict=True)
+    ]
+
+
 def _score_table(
     tasks: Sequence[str], cells: Sequence[Row], averages: Sequence[Row], full: str | None
 ) -> Table:
     found = {(row["task"], row["method"]): row for row in cells}
     many = len(tasks) > 1
-    header = ["method", AVERAGE if many else _short(tasks[0]), "95 % interval"]
-    header += [f"to {full}", "95 % interval"] if full else []
-    header += ["strict", *([_short(task) for task in tasks] if many else [])]
+    header = ["method", *([f"to {full} (95 %)"] if full else [])]
+    header.append(f"{AVERAGE if many else _short(tasks[0])} (95 %)")
+    header += ["strict", *(_column_names(tasks) if many else [])]
     rows = []
     for row in averages:
-        cell = [column_name(row), score(row)]
-        cell.append(interval(row["official"]))
+        cell = [column_name(row)]
         if full:
-            cell += [difference(row), interval(row["difference"])]
-        cell.append(_mean(row["strict"]))
+            cell.append(with_interval(difference(row), row["difference"]))
+        cell += [with_interval(score(row), row["official"]), _mean(row["strict"])]
         if many:
             for task in tasks:
                 one = found.get((task, row["method"]))
@@ -129,14 +140,14 @@ def _cost_table(averages: Sequence[Row]) -> Table:
 
 
 def _task_table(cells: Sequence[Row], full: str | None) -> Table:
-    header = ["method", "task", "score", "95 % interval"]
-    header += [f"to {full}", "95 % interval"] if full else []
+    header = ["method", "task", *([f"to {full} (95 %)"] if full else []), "score (95 %)"]
     header += ["strict", "samples", "errors"]
     rows = []
     for row in cells:
-        line = [row["method"], row["task"], score(row), interval(row["official"])]
+        line = [row["method"], row["task"]]
         if full:
-            line += [difference(row), interval(row["difference"])]
+            line.append(with_interval(difference(row), row["difference"]))
+        line.append(with_interval(score(row), row["official"]))
         rows.append([*line, _mean(row["strict"]), str(row["count"]), str(row["errors"])])
     return Table("Every task with its interval", header, rows, folded=True)
 
@@ -144,6 +155,7 @@ def _task_table(cells: Sequence[Row], full: str | None) -> Table:
 def _plots(
     tasks: Sequence[str],
     averages: Sequence[Row],
+    full: str | None,
     style: Mapping[str, Style],
     series: Mapping[str, str],
     stem: str,
@@ -162,7 +174,9 @@ def _plots(
     ]
     shares = [(row, memory_share(row)) for row in rows]
     by_memory = [_point(row, 100 * share, series) for row, share in shares if share is not None]
-    if len(by_memory) > 1:
+    sizes = [share for row, share in shares if share is not None and row["method"] != full]
+    # methods of one size stand above each other and say no more than the picture before
+    if sizes and max(sizes) - min(sizes) >= _TWO_SIZES:
         blocks.append(
             Figure(
                 f"{stem}-memory",

@@ -84,9 +84,8 @@ def _method_rows(
 ) -> tuple[list[str], list[list[str]]]:
     header = [
         "average",
-        "score",
-        "95% interval",
-        *([f"to {full}", "95% interval"] if full else []),
+        *([f"to {full} (95 %)"] if full else []),
+        "score (95 %)",
         "strict",
         "asked",
         "kept",
@@ -104,9 +103,8 @@ def _method_rows(
         rows.append(
             [
                 column_name(row),
-                score(row),
-                interval(row["official"]),
-                *([difference(row), interval(row["difference"])] if full else []),
+                *([with_interval(difference(row), row["difference"])] if full else []),
+                with_interval(score(row), row["official"]),
                 value(row["strict"]),
                 tables.percent(row["asked_share"]),
                 tables.percent(row["kept_share"]),
@@ -152,6 +150,11 @@ def difference(row: Mapping[str, Any]) -> str:
 
 def interval(estimate: Mapping[str, float] | None) -> str:
     return "-" if estimate is None else f"{estimate['low']:.1f} .. {estimate['high']:.1f}"
+
+
+def with_interval(number: str, estimate: Mapping[str, float] | None) -> str:
+    """A number with its interval behind it."""
+    return number if estimate is None else f"{number} ({interval(estimate)})"
 
 
 def notes_of(summary: Mapping[str, Any]) -> str:
