@@ -77,7 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--question",
         choices=tuple(QUESTIONS),
-        help="question after compression, inside the context, or both (default)",
+        help="question after compression, inside the context, or both (default); agnostic and "
+        "aware are the papers' words for after and inside",
     )
     add(
         "--test", nargs="+", default=[], metavar="FILE", help="test sets (JSONL) to keep apart from"

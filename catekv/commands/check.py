@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code: 1 if a sample failed."""
-    from catekv.calibration.check import EVALUATION, SMALL, USUAL, check
+    from catekv.calibration.check import FIDELITY, SMALL, USUAL, check
     from catekv.evaluation.columns.specification import parse_methods
     from catekv.evaluation.report import report
     from catekv.evaluation.run import session
@@ -89,5 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     report.report_on([output], output=output)
     print(outcome.sentence)
-    print(f"Report: {output / 'report.html'} (evaluation in {output / EVALUATION}, and fidelity)")
+    print(
+        f"Report: {output / 'report.html'}; distance to full on text: "
+        f"{output / FIDELITY / 'report.html'}"
+    )
     return 1 if outcome.failed else 0

@@ -52,3 +52,18 @@ def test_values_out_of_range_are_refused(words: list[str], capsys: pytest.Captur
         parsed(words)
     assert stopped.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_question_modes_have_words_that_explain_themselves_beside_those_of_papers() -> None:
+    for word, modes in (
+        ("after", ("agnostic",)),
+        ("inside", ("aware",)),
+        ("both", ("agnostic", "aware")),
+        ("agnostic", ("agnostic",)),
+        ("aware", ("aware",)),
+    ):
+        parser = Parser(prog="test")
+        schema.add_arguments(parser, Request, ["questions"])
+        request = schema.read(Request, parser.parse_args(["--question", word]))
+        assert request.questions == modes
+    assert schema.words(Request(questions=("aware",)), ["questions"]) == ["--question", "inside"]

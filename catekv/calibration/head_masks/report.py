@@ -12,6 +12,7 @@ import torch
 
 from catekv.calibration.head_masks.contrast import sentence
 from catekv.evaluation import figures
+from catekv.evaluation.report.questions import question_word
 from catekv.files import write_atomically, write_table
 from catekv.methods.head_votes import count_votes
 
@@ -126,7 +127,10 @@ def evaluate_command(result: SweepResult, folder: Path) -> str:
     words += ["--mask", f"chosen={folder}", "--mask", "random:0", "--mask", "reversed"]
     words += ["--ratio", f"{settings.ratio:g}", "--tasks", *settings.held_out_tasks]
     words += ["--lengths", str(settings.length), "--seed", str(settings.seed)]
-    words += ["--question", "both" if len(settings.questions) > 1 else settings.questions[0]]
+    words += [
+        "--question",
+        "both" if len(settings.questions) > 1 else question_word(settings.questions[0]),
+    ]
     if settings.chat_template != "auto":
         words += ["--chat-template", settings.chat_template]
     if settings.max_new_tokens is not None:

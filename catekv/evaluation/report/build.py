@@ -13,7 +13,7 @@ from catekv.evaluation.columns import defaults
 from catekv.evaluation.report.benchmark_section import benchmark_section
 from catekv.evaluation.report.colours import DEFAULT_SCALE
 from catekv.evaluation.report.curve_section import curve_section
-from catekv.evaluation.report.document import NOTE, WARNING, Listing, Section, Table, Text
+from catekv.evaluation.report.document import NOTE, WARNING, Block, Listing, Section, Table, Text
 from catekv.evaluation.report.efficiency_section import efficiency_section
 from catekv.evaluation.report.groups import Group, group_runs
 from catekv.evaluation.report.head_section import folder_section, head_section
@@ -24,6 +24,7 @@ from catekv.evaluation.report.needle_files import read_needle_file
 from catekv.evaluation.report.needle_section import needle_section
 from catekv.evaluation.report.opening import opening
 from catekv.evaluation.report.published_section import published_section
+from catekv.evaluation.report.questions import question_word
 from catekv.evaluation.report.score_section import score_section
 from catekv.evaluation.report.styles import styles
 from catekv.evaluation.report.summary import family_of
@@ -70,7 +71,9 @@ def build(inputs: Inputs, options: Options) -> tuple[Section, list[Group]]:
         while stem in stems:
             stem += "-x"
         stems.add(stem)
-        document.sections.append(group_section(group, options, inputs.masks, stem))
+        section = group_section(group, options, inputs.masks, stem)
+        section.blocks = [one for one in section.blocks if not _is_said(one, inputs.verdicts)]
+        document.sections.append(section)
     for path in inputs.needles:
         section = needle_section(
             read_needle_file(path), f"file-{file_stem(path.stem)}", options.scale, options.trained
@@ -85,6 +88,11 @@ def build(inputs: Inputs, options: Options) -> tuple[Section, list[Group]]:
     if inputs.runs:
         document.sections.append(_manifests(groups))
     return document, groups
+
+
+def _is_said(block: Block, verdicts: Sequence[str]) -> bool:
+    """Whether the page has opened with these words already."""
+    return isinstance(block, Text) and any(block.text in verdict for verdict in verdicts)
 
 
 def _page_title(inputs: Inputs, groups: Sequence[Group]) -> str:
@@ -111,7 +119,7 @@ def _overview(groups: Sequence[Group]) -> Section:
                 [
                     group.title,
                     str(row["length"] or "as in the file"),
-                    row["question"],
+                    question_word(row["question"]),
                     column_name(row),
                     row["family"],
                     str(row["tasks"]),

@@ -10,7 +10,6 @@ from catekv.evaluation.report.document import NOTE, WARNING, Block, Figure, Sect
 from catekv.evaluation.report.frontier import pareto_front
 from catekv.evaluation.report.gaps import NOTE as MISSING
 from catekv.evaluation.report.plots import Point, intervals, trade_off
-from catekv.evaluation.report.statistics import HOW
 from catekv.evaluation.report.styles import Style
 from catekv.evaluation.report.summary import AVERAGE
 from catekv.evaluation.report.summary_text import difference, score, with_interval
@@ -91,7 +90,7 @@ def _score_table(
         rows.append(cell)
     counts = {row["count"] for row in averages}
     samples = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts, default=0)}"
-    caption = f"Scores x 100, {samples} samples per method; intervals: {HOW}" + (
+    caption = f"Scores x 100, {samples} samples per method, in brackets 95 % intervals" + (
         f"; to {full}: paired difference on the same samples" if full else ""
     )
     return Table(caption, header, rows)

@@ -7,6 +7,7 @@ from typing import Any
 
 from catekv.evaluation import tables
 from catekv.evaluation.report.gaps import MARK, NOTE
+from catekv.evaluation.report.questions import asked
 from catekv.evaluation.report.statistics import HOW, LARGE
 from catekv.evaluation.report.summary import AVERAGE
 from catekv.evaluation.report.told_apart import verdict
@@ -43,11 +44,7 @@ def runs_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], list[A
 
 
 def title_of(length: int, question: str) -> str:
-    where = {
-        "agnostic": "question asked after compression",
-        "aware": "question inside the compressed prompt",
-    }[question]
-    return f"{f'{length} tokens' if length else 'lengths as in the file'}, {where}"
+    return f"{f'{length} tokens' if length else 'lengths as in the file'}, {asked(question)}"
 
 
 def _same_run(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

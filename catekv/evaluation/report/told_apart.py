@@ -31,15 +31,16 @@ def sentences(rows: Sequence[Row], full: str | None) -> Iterator[str]:
         return
     count = next(iter(found.values()))[0]["count"]
     alike, unknown = found.get("alike", []), found.get("unknown", [])
-    yield (
-        f"Not told apart from {full} by these {count} samples (the interval of the paired "
-        f"difference holds 0 and ends within {100 * LARGE:g} points), least memory first: "
-        f"{_names(alike)}."
-    )
+    if alike:
+        yield (
+            f"Not told apart from {full} by these {count} samples (the interval of the paired "
+            f"difference holds 0 and ends within {100 * LARGE:g} points), least memory first: "
+            f"{_names(alike)}."
+        )
     if unknown:
         yield (
-            f"Too few samples to tell from {full} (it holds 0 and reaches further): "
-            f"{_names(unknown)}."
+            f"Too few samples to tell from {full} (the interval holds 0 and reaches beyond "
+            f"{100 * LARGE:g} points): {_names(unknown)}."
         )
     for said, where in (("below", "Below"), ("above", "Above")):
         if said in found:
@@ -53,7 +54,7 @@ def memory_share(row: Row) -> float | None:
 
 
 def _names(rows: Sequence[Row]) -> str:
-    return ", ".join(map(_with_memory, rows)) or "none"
+    return ", ".join(map(_with_memory, rows))
 
 
 def _with_memory(row: Row) -> str:
