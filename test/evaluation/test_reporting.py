@@ -265,7 +265,7 @@ def test_validity_checks_are_no_methods(tmp_path: Path) -> None:
     runs.write_run(tmp_path, found, [*rows, *perfect])
     section = document(tmp_path).sections[0]
     validity = next(s for s in section.sections if s.title == "Validity of the tasks")
-    assert tables(validity)[0].rows[0] == ["ruler/niah_single_1", "512", "agnostic", "100.0"]
+    assert tables(validity)[0].rows[0] == ["ruler/niah_single_1", "512", "after", "100.0"]
     assert "[oracle]" not in all_text(section.sections[0])
 
 

@@ -71,9 +71,9 @@ def build(inputs: Inputs, options: Options) -> tuple[Section, list[Group]]:
         while stem in stems:
             stem += "-x"
         stems.add(stem)
-        section = group_section(group, options, inputs.masks, stem)
-        section.blocks = [one for one in section.blocks if not _is_said(one, inputs.verdicts)]
-        document.sections.append(section)
+        own = group_section(group, options, inputs.masks, stem)
+        own.blocks = [one for one in own.blocks if not _is_said(one, inputs.verdicts)]
+        document.sections.append(own)
     for path in inputs.needles:
         section = needle_section(
             read_needle_file(path), f"file-{file_stem(path.stem)}", options.scale, options.trained
