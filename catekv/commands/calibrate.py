@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from catekv.calibration import CVConfig
 from catekv.calibration.head_masks import report
-from catekv.calibration.head_masks.result import DEFAULT_LENGTH, HELD_OUT_TASKS, SweepSettings
+from catekv.calibration.head_masks.result import (
+    DEFAULT_LENGTH,
+    HELD_OUT_TASKS,
+    QUICK,
+    SweepSettings,
+)
 from catekv.calibration.head_masks.sweep import file_name, sweep, write_masks
 from catekv.commands.schema import Group
 from catekv.evaluation.columns import defaults
@@ -21,6 +27,11 @@ from catekv.options import option
 class Making:
     """What masks are made with beside the sweep's own settings; None: as the model's method."""
 
+    quick: bool = option(
+        False,
+        "a first look in minutes: one reference text, few samples of 1024 tokens, three "
+        "percentiles, a small budget (all of them can be given all the same)",
+    )
     window: int | None = option(None, "L, last prompt queries observed (default: 64)")
     chunk_tokens: int | None = option(
         None, "tokens per chunk (default: 8)", flag="--chunk-size", metavar="CHUNK_SIZE"
@@ -54,15 +65,15 @@ def settings_from(arguments: argparse.Namespace, embedded: bool) -> SweepSetting
         "recent_tokens": int(recent) if recent is not None and recent.isdigit() else recent,
     }
     options = {
-        **defaults.method_defaults(embedded).get("catekv", {}),
+        **defaults.method_defaults(embedded or making.quick).get("catekv", {}),
         **{name: value for name, value in given.items() if value is not None},
         "variant": making.variant,
     }
     of_cv = ("window", "chunk_size", "init_tokens", "recent_tokens", "budget", "variant")
-    values: dict[str, object] = {}
-    if not arguments.held_out_tasks:
+    values: dict[str, Any] = _quick(arguments) if making.quick else {}
+    if not arguments.held_out_tasks and "held_out_tasks" not in values:
         values["held_out_tasks"] = defaults.EMBEDDED_TASKS if embedded else HELD_OUT_TASKS
-    if arguments.length is None:
+    if arguments.length is None and "length" not in values:
         values["length"] = defaults.EMBEDDED_LENGTH if embedded else DEFAULT_LENGTH
     return SWEEP.read(
         arguments,
@@ -70,6 +81,14 @@ def settings_from(arguments: argparse.Namespace, embedded: bool) -> SweepSetting
         method_options=options,
         **values,
     )
+
+
+def _quick(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a quick sweep does otherwise, but for options that were given."""
+    usual = {item.name: item.default for item in fields(SweepSettings)}
+    usual.update(SWEEP.defaults)
+    given = SWEEP.values(arguments)
+    return {name: value for name, value in QUICK.items() if given[name] == usual[name]}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -81,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments, request.embedded)
     test_samples = [sample for path in making.test for sample in tasks.read(path)]
     model = session.open_model(request)
-    name = request.model or "embedded"
+    name = request.model or report.EMBEDDED
     output = making.output or session.RESULTS / f"headmask-{file_name(name)}"
     path = session.model_path(request)
     result = sweep(
@@ -96,5 +115,6 @@ def run(arguments: argparse.Namespace) -> int:
     report.write(result, output, picture=making.picture)
     print(report.summary(result))
     print(f"Masks: {', '.join(str(folder) for folder in folders)}")
+    print(f"Try it: {report.evaluate_command(result, folders[0])}")
     print(f"Report: {output / 'report.md'} (report.json, candidates.csv, heads.png)")
     return 0

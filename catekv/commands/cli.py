@@ -28,6 +28,11 @@ INTERRUPTED = 130
 #: used. ``OPTIONS`` in it are groups of options, and ``run(arguments)`` returns the exit code; or
 #: ``OPTIONS`` are actions by name, each with groups and a ``run`` of its own.
 COMMANDS = (
+    (
+        "check",
+        "Does compression hurt this model? One sentence, in minutes.",
+        "catekv.commands.check",
+    ),
     ("evaluate", "Accuracy of methods on tasks, side by side.", "catekv.commands.evaluate"),
     (
         "fidelity",

@@ -47,8 +47,9 @@ class Passages:
     )
     question: str = option(
         "agnostic",
-        "a task's question asked after compression (default), or inside the context",
-        choices=("agnostic", "aware"),
+        "a task's question asked after compression (default), or inside the context; agnostic and "
+        "aware are the papers' words for after and inside",
+        choices={"after": "agnostic", "inside": "aware", "agnostic": "agnostic", "aware": "aware"},
     )
 
 

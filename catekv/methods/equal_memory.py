@@ -31,6 +31,17 @@ def total_kept(method: Method, tokens: int, shape: ModelShape) -> int:
     return int(method.given_table(tokens, shape).sum())
 
 
+def keeps_everything(method: Method, tokens: int, shape: ModelShape) -> bool:
+    """Whether a method compresses nothing of a prompt of ``tokens`` tokens: all entries stay, are
+    read at every step and stored as they are. False where only the prompt's content decides."""
+    if method.store in ("int8", "fp8"):
+        return False
+    try:
+        return total_kept(method, tokens, shape) >= tokens * shape.layers * shape.kv_heads
+    except UserError:
+        return False
+
+
 def mean_kept_tokens(method: Method, tokens: int, shape: ModelShape) -> float:
     """Entries that ``method`` keeps of a prompt, averaged over all layers and KV heads."""
     return total_kept(method, tokens, shape) / (shape.layers * shape.kv_heads)

@@ -19,7 +19,7 @@ from catekv.calibration.cokv.coalitions import CoalitionScorer
 from catekv.calibration.cokv.split import find_split, refuse_overlap
 from catekv.commands.arguments import PROGRESS
 from catekv.commands.schema import integers
-from catekv.evaluation.report.statistics import bootstrap_average
+from catekv.evaluation.report.statistics import SCORES, bootstrap_average
 from catekv.evaluation.run.asking import Trial
 from catekv.evaluation.tables import markdown_table
 from catekv.files import write_atomically, write_figure
@@ -59,7 +59,7 @@ def _points(curve: dict[str, list[float]], counts: tuple[int, ...]) -> dict[str,
     """Mean and interval by order, from no masked head to the largest count."""
     found: dict[str, list[Any]] = {}
     for order in ORDERS:
-        points = [bootstrap_average({"": curve["full"]})]
+        points = [bootstrap_average({"": curve["full"]}, scale=SCORES)]
         for count in counts:
             parts = [
                 values
@@ -67,9 +67,9 @@ def _points(curve: dict[str, list[float]], counts: tuple[int, ...]) -> dict[str,
                 if label == f"{order}-{count}" or label.startswith(f"{order}-{count}-")
             ]
             merged = [sum(column) / len(column) for column in zip(*parts, strict=True)]
-            points.append(bootstrap_average({"": merged}))
+            points.append(bootstrap_average({"": merged}, scale=SCORES))
         found[order] = points
-    found["window"] = [bootstrap_average({"": curve["window"]})]
+    found["window"] = [bootstrap_average({"": curve["window"]}, scale=SCORES)]
     return found
 
 

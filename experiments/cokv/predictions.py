@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.calibration.cokv.comparison import Answer
-from catekv.evaluation.report.statistics import bootstrap_average
+from catekv.evaluation.report.statistics import DIFFERENCES, SCORES, bootstrap_average
 from catekv.evaluation.tables import markdown_table
 from catekv.files import read_object, write_atomically
 from catekv.tasks.core.sample import Sample
@@ -82,9 +82,9 @@ def comparison_table(
     return markdown_table(["run", *map(short_name, tasks), "average (95 %)"], rows)
 
 
-def average(scores: Mapping[str, Sequence[float]]) -> str:
-    """The mean of the tasks' means with its bootstrap interval, in percent."""
-    found = bootstrap_average(scores)
+def average(scores: Mapping[str, Sequence[float]], scale: tuple[float, float] = SCORES) -> str:
+    """The mean of the tasks' means with its interval, in percent."""
+    found = bootstrap_average(scores, scale=scale)
     if found is None:
         return "-"
     return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
@@ -106,7 +106,7 @@ def paired_table(
             task: [a - b for a, b in zip(scores[name][task], scores[other][task], strict=True)]
             for task in both
         }
-        rows.append([name, other, average(differences)])
+        rows.append([name, other, average(differences, DIFFERENCES)])
     return markdown_table(["run", "against", "difference (95 %)"], rows, left=(0, 1))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from catekv import calibration, tasks
 from catekv.calibration import CVConfig
 from catekv.calibration.head_masks import answers, sweep
 from catekv.calibration.head_masks.ablation import head_losses
+from catekv.calibration.head_masks.answers import Answer
+from catekv.calibration.head_masks.contrast import RANDOM, REVERSED, contrasts, sentence
 from catekv.calibration.head_masks.reference import (
     HELD_OUT_STREAM,
     REFERENCE_STREAM,
@@ -24,7 +27,7 @@ from catekv.calibration.head_masks.reference import (
     observe_prompt,
 )
 from catekv.calibration.head_masks.report import write as write_report
-from catekv.calibration.head_masks.result import Candidate, SweepSettings
+from catekv.calibration.head_masks.result import K_GRID, Candidate, SweepSettings
 from catekv.commands import calibrate
 from catekv.commands.cli import Parser, main
 from catekv.commands.schema import add_options
@@ -249,6 +252,9 @@ def test_command_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert "best of ruler/vt" in printed
     assert str(tmp_path / "chosen") in printed
+    # one sample tells nothing, and the tiny model's answers are all wrong
+    assert "The chosen mask is not distinguishable from random heads (+0.0 points, -" in printed
+    assert "and its own reverse" in printed
     assert HeadMask.load(tmp_path / "chosen", 0.4).adaptive.shape == (2, 2)
     assert not (tmp_path / "heads.png").exists()
 
@@ -265,7 +271,7 @@ def test_subcommand_knows_its_options(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--recent-tokens", "150", "--budget", "200"), "no middle to observe"),
+        (("--recent-tokens", "150", "--budget", "200"), "nothing would be compressed"),
         (("--k", "1.2"), "k 1.2 is outside"),
         (("--alpha", "0"), "alpha 0.0 is outside"),
         (("--ratio", "0"), "ratio 0.0 is outside"),
@@ -279,3 +285,57 @@ def test_bad_input_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         command(checkpoint, tmp_path, *more)
+
+
+def test_the_printed_command_evaluates_the_mask(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(checkpoint, tmp_path / "masks", "--question", "agnostic") == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("Try it: ")]
+    words = shlex.split(line.removeprefix("Try it: "))
+    assert words[0] == "catekv"
+    output = tmp_path / "run"
+    assert main([*words[1:], "--samples", "1", "--quiet", "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "catekv-chosen" in printed
+    manifest = json.loads((output / "manifest.json").read_text())
+    mask = HeadMask.load(tmp_path / "masks" / "chosen", 0.4)
+    used = manifest["methods"]["catekv-chosen"]["options"]
+    assert used["head_mask"]["adaptive"] == mask.to_dict()["adaptive"]
+    assert (used["budget"], used["init_tokens"], used["recent_tokens"]) == (24, 4, 8)
+
+
+def test_prompts_that_no_mask_compresses_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing would be compressed: with a budget of 2048"):
+        command(checkpoint, tmp_path, "--budget", "2048")
+
+
+def test_quick_is_small_and_gives_way_to_what_is_said() -> None:
+    parser = Parser()
+    add_options(parser, calibrate.OPTIONS)
+    quick = calibrate.settings_from(parser.parse_args(["--quick", "--samples", "9"]), False)
+    assert (quick.samples, quick.length, quick.references) == (9, 1024, ("ruler/vt",))
+    assert quick.method_options["budget"] == 128
+    assert len(quick.configs()) == 3
+    usual = calibrate.settings_from(parser.parse_args([]), False)
+    assert (usual.samples, usual.ks, usual.questions) == (50, K_GRID, ("agnostic", "aware"))
+    assert "budget" not in usual.method_options
+
+
+def test_what_the_contrasts_say() -> None:
+    def answers(label: str, scores: list[float]) -> list[Answer]:
+        return [Answer(label, "t", i, "aware", one, 0.0) for i, one in enumerate(scores)]
+
+    found = [
+        *answers("mask-0", [1.0] * 12),
+        *answers("random-0", [0.0] * 12),
+        *answers("random-1", [1.0] + [0.0] * 11),
+        *answers("back", [1.0] * 11 + [0.0]),
+    ]
+    said = contrasts(found, "mask-0", {RANDOM: {"random-0", "random-1"}, REVERSED: {"back"}}, ["t"])
+    assert said[RANDOM].mean == pytest.approx(11.5 / 12)
+    assert said[RANDOM].low > 0 > said[REVERSED].low
+    words = sentence(said)
+    assert words.startswith("The chosen mask is better than random heads (+95.8 points")
+    assert "not distinguishable from its own reverse (+8.3 points" in words
+    assert "12 held-out samples" in words

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from catekv import calibration
 from catekv.calibration.head_masks.cv_files import pair_folder, read_cv, read_folder, write_cv
 from catekv.errors import UserError
 from catekv.methods.head_mask import HeadMask
+from select_headmask import static
 
 SCRIPT = Path(__file__).parents[2] / "select_headmask" / "static.py"
 
@@ -32,9 +32,8 @@ def published(tmp_path: Path) -> tuple[Path, torch.Tensor]:
 
 def main(*arguments: object) -> int:
     """The script's main function in this process; its exit code."""
-    main_of_script = runpy.run_path(str(SCRIPT))["main"]
     try:
-        return main_of_script([str(argument) for argument in arguments])
+        return static.main([str(argument) for argument in arguments])
     except SystemExit as exit_:
         return int(exit_.code or 0)
 

@@ -137,3 +137,18 @@ def test_values_out_of_range_are_refused(words: list[str], capsys: pytest.Captur
         parsed(words)
     assert stopped.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_question_modes_have_words_that_explain_themselves_beside_those_of_papers() -> None:
+    for word, modes in (
+        ("after", ("agnostic",)),
+        ("inside", ("aware",)),
+        ("both", ("agnostic", "aware")),
+        ("agnostic", ("agnostic",)),
+        ("aware", ("aware",)),
+    ):
+        group = schema.Group(Request, ["questions"])
+        parser = Parser(prog="test")
+        group.add(parser)
+        assert group.read(parser.parse_args(["--question", word])).questions == modes
+    assert group.words(Request(questions=("aware",))) == ["--question", "inside"]

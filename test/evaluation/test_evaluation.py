@@ -448,3 +448,25 @@ def test_files_that_ranks_left_behind_are_merged_by_fewer(
     assert cli.main(command(checkpoint, folder)) == 0
     assert same_summary(folder, undisturbed)
     assert [file.name for file in folder.glob("samples*")] == ["samples.jsonl"]
+
+
+def test_methods_that_have_nothing_to_compress_are_named_before_and_marked_after(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--model", str(checkpoint), "--tasks", "ruler/vt", "--lengths", "160"]
+    words += [
+        "--samples",
+        "1",
+        "--max-new-tokens",
+        "2",
+        "--methods",
+        "full",
+        "a=snapkv:budget=4096",
+    ]
+    words += ["b=snapkv:budget=80", "--output", str(tmp_path), "--quiet"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr()
+    assert "warning: nothing to compress: a keep the whole of 160 tokens" in said.err
+    assert "a (nothing compressed)" in said.out
+    assert "b (nothing" not in said.out
+    assert "Nothing compressed: a kept the whole of these prompts" in said.out

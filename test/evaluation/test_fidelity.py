@@ -16,6 +16,7 @@ import pytest
 from tiny_checkpoint import save_tiny_checkpoint
 
 from catekv.commands.cli import main
+from catekv.evaluation.fidelity import page
 from catekv.evaluation.fidelity.records import FidelityRecord, read_records
 from catekv.evaluation.fidelity.summary import rows_of
 
@@ -96,13 +97,31 @@ def test_means_of_the_summary() -> None:
             divergence=divergence, agreement=1.0, loss=loss, full_loss=1.0,
         )  # fmt: skip
 
-    rows = rows_of([record("a", 0, 1.0, 0.2), record("a", 1, 2.0, 0.4), record("b", 0, 3.0, 0.9)])
+    single = record("b", 0, 3.0, 0.9)
+    rows = rows_of([record("a", 0, 1.0, 0.2), record("a", 1, 2.0, 0.4), single])
     together = next(row for row in rows if row.source == "all")
     assert together.divergence.mean == pytest.approx((0.3 + 0.9) / 2)  # sources weigh alike
     assert together.perplexity.mean == pytest.approx(math.exp((1.5 + 3.0) / 2))
     assert together.perplexity_change.mean == pytest.approx(math.exp(2.25) - math.e)
-    assert together.perplexity_change.low == pytest.approx(math.exp(2.0) - math.e)
     assert together.divergence.count == 3
+    # one passage of a source bounds nothing
+    assert together.to_dict()["perplexity_change"]["low"] is None
+    assert page.plain(rows).splitlines()[-1].split()[-1] == f"{math.exp(2.25) - math.e:+.2f}"
+
+
+def test_intervals_of_few_passages_are_those_of_student_s_t() -> None:
+    losses = [1.0, 1.1, 1.2, 1.3]
+    (row,) = rows_of(
+        FidelityRecord(
+            "text", "a", 64, index, f"a{index}", "snapkv", 0.5, "c", kept_share=0.5,
+            divergence=loss, agreement=1.0, loss=loss, full_loss=1.0,
+        )
+        for index, loss in enumerate(losses)
+    )  # fmt: skip
+    # t(3; 0.975) s / 2 = 3.182 x 0.1291 / 2
+    assert row.divergence.high - 1.15 == pytest.approx(0.205, abs=0.04)
+    assert row.perplexity_change.low > math.exp(0.9) - math.e
+    assert row.agreement.low == row.agreement.high == 1.0
 
 
 def test_a_batch_with_padding_measures_what_single_passages_do(
@@ -201,3 +220,17 @@ def test_a_text_shorter_than_the_length_is_refused(
     assert main(words(checkpoint, tmp_path / "run", "--text", str(text))) == 2
     assert "fewer than the length of 192" in capsys.readouterr().err
     assert main(words(checkpoint, tmp_path / "run", "--text", str(tmp_path / "absent"))) == 2
+
+
+def test_columns_that_keep_everything_are_no_result(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--tasks", "none", "--methods", "snapkv:window=8", "--ratios", "1.0", "0.5")
+    assert main(words(checkpoint, tmp_path, *more)) == 0
+    printed = capsys.readouterr().out
+    assert "snapkv at 100 % (nothing compressed)" in printed
+    assert "snapkv at 50 % (nothing" not in printed
+    assert "Nothing compressed: snapkv, 192 tokens" in printed
+    assert "(nothing compressed)" in (tmp_path / "report.md").read_text()
+    rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
+    assert [row["untouched"] for row in rows] == [True, False]

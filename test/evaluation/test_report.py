@@ -244,3 +244,56 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match="no run directory"):
             report.report(path)
+
+
+def of_one_task(scores: list[float], **changes: Any) -> dict[str, Any]:
+    """A summary of one task that the full cache solves, and catekv with these scores."""
+    found = [record("ruler/vt", index, "full", 1.0) for index in range(len(scores))]
+    found += [record("ruler/vt", i, "catekv", one, **changes) for i, one in enumerate(scores)]
+    return report.summarise(found, MANIFEST)
+
+
+def test_few_samples_tell_nothing_and_the_tables_say_so() -> None:
+    summary = of_one_task([1.0, 0.0])
+    assert "Too few samples to tell from full: catekv" in report.render(summary)
+    assert "Too few samples to tell from full" in report.render_html(summary)
+    assert cell(summary, "ruler/vt", "catekv")["difference"]["high"] > 0
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"), [([0.0] * 8, "Below full: catekv"), ([1.0] * 60, "Not told apart")]
+)
+def test_enough_samples_tell(scores: list[float], said: str) -> None:
+    summary = of_one_task(scores)
+    assert "Too few samples" not in report.render(summary)
+    assert said in report.render_html(summary)
+
+
+def test_a_score_without_compression_is_marked_and_is_no_result() -> None:
+    summary = of_one_task([1.0] * 60, kept_share=1.0, stored_bytes=1 << 20, full_bytes=1 << 20)
+    assert cell(summary, "ruler/vt", "catekv")["untouched"] == 60
+    assert cell(summary, "ruler/vt", "full")["untouched"] == 0
+    for text in (report.render(summary), report.render_html(summary)):
+        assert "catekv (nothing compressed)" in text
+        assert "say nothing about the method" in text
+        assert "Not told apart" not in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"asked_share": 0.1, "kept_share": 1.0},  # reads a part of what it keeps
+        {"kept_share": 1.0, "stored_bytes": 1 << 18, "full_bytes": 1 << 20},  # stores fewer bits
+    ],
+)
+def test_a_method_that_keeps_every_token_may_compress_all_the_same(changes: dict[str, Any]) -> None:
+    assert cell(of_one_task([1.0] * 4, **changes), "ruler/vt", "catekv")["untouched"] == 0
+
+
+def test_prompts_that_are_partly_too_short_to_compress_are_counted() -> None:
+    found = [record("ruler/vt", index, "full", 1.0) for index in range(3)]
+    found += [record("ruler/vt", 0, "catekv", 1.0, kept_share=1.0)]
+    found += [record("ruler/vt", index, "catekv", 1.0) for index in (1, 2)]
+    text = report.render(report.summarise(found, MANIFEST))
+    assert "Nothing compressed: catekv in 1 of 3 samples" in text
+    assert "(nothing compressed)" not in text

@@ -56,7 +56,7 @@ def test_the_same_cell_is_shown_with_its_source() -> None:
     assert "CateKV (ICML 2025" in table.caption
     assert "not measured here" in table.caption
     assert list(table.rows[0]) == [
-        "mine (CateKV 41%)", "ruler/vt", "128K", "aware", "86.0", "-", "85.63", "+0.4",
+        "mine (CateKV 41%)", "ruler/vt", "128K", "inside", "86.0", "-", "85.63", "+0.4",
     ]  # fmt: skip
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,9 +17,10 @@ from catekv.commands import cli
 from catekv.errors import UserError
 from catekv.evaluation.report import report
 from catekv.evaluation.report.build import Options, build
-from catekv.evaluation.report.document import Section, Table, Text
+from catekv.evaluation.report.document import Figure, Section, Table, Text
 from catekv.evaluation.report.groups import group_runs
 from catekv.evaluation.report.inputs import read_inputs, read_run
+from catekv.tasks.families.ruler.tasks import RULER
 
 
 def all_text(section: Section) -> str:
@@ -34,6 +37,11 @@ def all_text(section: Section) -> str:
 def tables(section: Section) -> list[Table]:
     own = [block for block in section.blocks if isinstance(block, Table)]
     return [*own, *(table for inner in section.sections for table in tables(inner))]
+
+
+def figures(section: Section) -> list[Figure]:
+    own = [block for block in section.blocks if isinstance(block, Figure)]
+    return own + [figure for inner in section.sections for figure in figures(inner)]
 
 
 def document(*paths: Path, **options: Any) -> Section:
@@ -122,16 +130,60 @@ def test_length_curves_average_only_common_tasks(tmp_path: Path) -> None:
     found = runs.manifest(lengths=[512, 1024])
     rows = [r for r in runs.records(found) if not (r.task == "ruler/vt" and r.length == 1024)]
     runs.write_run(tmp_path, found, rows)
-    curves = next(t for t in tables(document(tmp_path)) if "over prompt lengths" in t.caption)
-    assert "niah_single_1 over prompt lengths" in curves.caption
-    assert curves.header == ["method", "512", "1K"]
+    page = document(tmp_path)
+    # the numbers lie beside the picture, the page does not say them twice
+    assert not any("over prompt lengths" in table.caption for table in tables(page))
+    (figure,) = (f for f in figures(page) if "over prompt lengths" in f.caption)
+    assert "niah_single_1 over prompt lengths" in figure.caption
+    assert figure.table is not None
+    assert figure.table.header == ["method", "512", "1K"]
 
 
 def test_a_ruler_table_says_that_tasks_are_missing(tmp_path: Path) -> None:
-    runs.run(tmp_path, lengths=[512, 1024])
+    most = [f"ruler/{name}" for name in list(RULER)[:8]]
+    runs.run(tmp_path, tasks=most, lengths=[512, 1024])
     text = all_text(document(tmp_path))
     assert "wAvg(inc)" in text
-    assert "2 tasks here, not the 13 of RULER" in text
+    assert "8 tasks here, not the 13 of RULER" in text
+
+
+def test_two_tasks_are_no_average_of_ruler(tmp_path: Path) -> None:
+    runs.run(tmp_path, lengths=[512, 1024])
+    assert "wAvg(inc)" not in all_text(document(tmp_path))
+
+
+def test_no_table_has_two_columns_of_one_name_and_the_difference_comes_first(
+    tmp_path: Path,
+) -> None:
+    runs.run(tmp_path / "a", lengths=[512, 1024])
+    runs.run(tmp_path / "b", model="other")
+    found = tables(document(tmp_path))
+    for table in found:
+        assert len(set(table.header)) == len(table.header), table.header
+    scores = [table for table in found if table.caption.startswith("Scores x 100")]
+    assert all(table.header[1] == "to full (95 %)" for table in scores)
+    line = scores[0].rows[1][1]
+    assert re.fullmatch(r"[+-][\d.]+ \(-?[\d.]+ \.\. -?[\d.]+\)", line), line
+
+
+def test_score_against_memory_is_drawn_where_there_are_two_sizes(tmp_path: Path) -> None:
+    found = runs.manifest()
+    one = [replace(r, stored_bytes=500, full_bytes=1000) for r in runs.records(found)]
+    runs.write_run(tmp_path / "one", found, one)
+    assert not any("Score against memory" in f.caption for f in figures(document(tmp_path)))
+    labels = [label for label in found["methods"] if label != "full"]
+    two = [replace(r, stored_bytes=700) if r.method == labels[-1] else r for r in one]
+    runs.write_run(tmp_path / "two", found, two)
+    page = document(tmp_path / "two")
+    assert sum("Score against memory" in f.caption for f in figures(page)) >= 1
+
+
+def test_a_report_opens_with_what_it_says(tmp_path: Path) -> None:
+    runs.run(tmp_path, lengths=[512])
+    (group,) = document(tmp_path).sections[:1]
+    first = group.blocks[0]
+    assert isinstance(first, Text)
+    assert " points on 2 tasks [" in first.text
 
 
 def test_longbench_has_categories_and_buckets(tmp_path: Path) -> None:
@@ -213,7 +265,7 @@ def test_validity_checks_are_no_methods(tmp_path: Path) -> None:
     runs.write_run(tmp_path, found, [*rows, *perfect])
     section = document(tmp_path).sections[0]
     validity = next(s for s in section.sections if s.title == "Validity of the tasks")
-    assert tables(validity)[0].rows[0] == ["ruler/niah_single_1", "512", "agnostic", "100.0"]
+    assert tables(validity)[0].rows[0] == ["ruler/niah_single_1", "512", "after", "100.0"]
     assert "[oracle]" not in all_text(section.sections[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -99,15 +100,17 @@ def test_the_table_of_all_runs() -> None:
     )
     lines = table.splitlines()
     assert lines[0] == "| run | trec | lcc | average (95 %) |"
-    assert lines[2] == "| full | 100.0 | 50.0 | 75.0 (75.0 to 75.0) |"
+    assert lines[2].startswith("| full | 100.0 | 50.0 | 75.0 (")
+    # two samples of a task prove little
+    low, high = map(float, re.findall(r"([\d.]+) to ([\d.]+)", lines[2])[0])
+    assert low < 60 < 80 < high
     assert lines[3].startswith("| cokv | 50.0 | - | 50.0 (")
 
 
 def test_runs_are_compared_sample_by_sample() -> None:
     scores = {"cokv": {"trec": [1.0, 0.5]}, "snapkv": {"trec": [0.5, 0.0], "lcc": [1.0]}}
-    assert paired_table(scores, [("cokv", "snapkv")]).splitlines()[2] == (
-        "| cokv | snapkv | 50.0 (50.0 to 50.0) |"
-    )
+    line = paired_table(scores, [("cokv", "snapkv")]).splitlines()[2]
+    assert line.startswith("| cokv | snapkv | 50.0 (-")
 
 
 def test_scores_in_words(tmp_path: Path) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from catekv.calibration.head_masks.contrast import sentence
 from catekv.evaluation import figures, tables
+from catekv.evaluation.report.questions import question_word
 from catekv.files import write_atomically, write_table
 from catekv.methods.head_votes import count_votes
 
 if TYPE_CHECKING:
     from catekv.calibration.head_masks.result import Candidate, SweepResult
+
+#: The name under which the embedded model is calibrated.
+EMBEDDED = "embedded"
 
 RULE = (
     "Best: highest mean accuracy over the held-out tasks that the full cache solves (at least 90 % "
@@ -62,6 +69,7 @@ def as_dict(result: SweepResult) -> dict[str, Any]:
         "method_options": dict(settings.method_options),
         "chosen": _row(result.chosen, result),
         "candidates": [_row(candidate, result) for candidate in result.candidates],
+        "contrasts": {name: asdict(one) for name, one in result.contrasts.items()},
         "controls": {label: dict(scores) for label, scores in result.controls.items()},
         "masks": {candidate.label: candidate.mask.to_dict() for candidate in result.candidates},
         "oracle": None if result.oracle is None else result.oracle.to_dict(),
@@ -104,7 +112,30 @@ def summary(result: SweepResult) -> str:
         values = [by_task[task] for task in tasks]
         mean = sum(by_task[task] for task in result.deciding_tasks) / len(result.deciding_tasks)
         table.append([label, *(f"{100 * v:.1f}" for v in values), f"{100 * mean:.1f}", note])
-    return _table(table)
+    return f"{_table(table)}\n\n{sentence(result.contrasts)}"
+
+
+def evaluate_command(result: SweepResult, folder: Path) -> str:
+    """The words that evaluate the chosen mask beside its controls on new samples of the tasks that
+    chose it, as sizes and prompts were here."""
+    settings = result.settings
+    options = ",".join(f"{name}={value}" for name, value in settings.method_options.items())
+    words = ["catekv", "evaluate"]
+    if result.model != EMBEDDED:
+        words += ["--model", result.model]
+    words += ["--methods", "full", f"catekv:{options}" if options else "catekv"]
+    words += ["--mask", f"chosen={folder}", "--mask", "random:0", "--mask", "reversed"]
+    words += ["--ratio", f"{settings.ratio:g}", "--tasks", *settings.held_out_tasks]
+    words += ["--lengths", str(settings.length), "--seed", str(settings.seed)]
+    words += [
+        "--question",
+        "both" if len(settings.questions) > 1 else question_word(settings.questions[0]),
+    ]
+    if settings.chat_template != "auto":
+        words += ["--chat-template", settings.chat_template]
+    if settings.max_new_tokens is not None:
+        words += ["--max-new-tokens", str(settings.max_new_tokens)]
+    return shlex.join(words)
 
 
 def markdown(result: SweepResult, picture: bool) -> str:

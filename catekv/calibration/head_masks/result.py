@@ -10,6 +10,7 @@ from torch import Tensor
 
 from catekv.calibration import CVConfig
 from catekv.errors import UserError
+from catekv.evaluation.report.statistics import Estimate
 from catekv.evaluation.run.request import QUESTIONS
 from catekv.methods.catekv import DEFAULT_RATIO
 from catekv.methods.head_mask import HeadMask
@@ -29,6 +30,20 @@ HELD_OUT_TASKS = (
     "ruler/vt_dense",
 )
 DEFAULT_LENGTH = 4096
+
+
+#: What a first look needs: a few minutes on two CPU cores with a small model. So short prompts need
+#: small budgets and edges: :func:`catekv.evaluation.columns.defaults.short_prompts`.
+QUICK: Mapping[str, Any] = {
+    "references": ("ruler/vt",),
+    "length": 1024,
+    "samples": 4,
+    "ks": (0.986, 0.99, 0.994),
+    "alphas": (1.0,),
+    "held_out_tasks": ("ruler/niah_single_2", "ruler/niah_multikey_1"),
+    "held_out_samples": 4,
+    "questions": ("agnostic",),
+}
 
 
 @dataclass(frozen=True)
@@ -130,7 +145,8 @@ class SweepResult:
 
     ``candidates`` in the order of the grid; ``chosen`` is one of them, ``best_of`` the best of each
     reference. ``controls`` are scores by task of the full cache, random masks and the chosen mask
-    reversed. ``deciding_tasks`` are the tasks that the full cache solves.
+    reversed; ``contrasts`` the chosen mask's accuracy minus theirs. ``deciding_tasks`` are the
+    tasks that the full cache solves.
     """
 
     settings: SweepSettings
@@ -141,5 +157,6 @@ class SweepResult:
     controls: Mapping[str, Mapping[str, float]]
     deciding_tasks: tuple[str, ...]
     reference_hashes: Mapping[str, tuple[str, ...]]
+    contrasts: Mapping[str, Estimate]
     oracle: HeadMask | None = None
     config_hash: str = ""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from catekv.calibration.head_masks import answers
 from catekv.calibration.head_masks.ablation import ablation_mask
+from catekv.calibration.head_masks.contrast import RANDOM, REVERSED, contrasts
 from catekv.calibration.head_masks.cv_files import short_task
 from catekv.calibration.head_masks.reference import (
     HELD_OUT_STREAM,
@@ -30,10 +31,13 @@ from catekv.calibration.head_masks.result import (
 from catekv.errors import UserError
 from catekv.evaluation.run.overlap import context_hash, refuse_overlap
 from catekv.methods import create
+from catekv.methods.catekv import CateKV
+from catekv.methods.equal_memory import keeps_everything
 from catekv.methods.head_mask import HeadMask, refuse_other_model, save_statistics, vote
 from catekv.methods.head_votes import STANDARD_RATIOS, adaptive_count
 from catekv.models.shape import config_hash
 from catekv.models.source import short_name
+from catekv.tasks.core.prompt import encode
 from catekv.tasks.core.sample import Sample
 
 if TYPE_CHECKING:
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
 RANDOM_MASKS = 2
 #: A task that the full cache solves less often decides nothing: compression may even raise it.
 SOLVED = 0.9
+#: the control that takes the heads which the chosen mask does not
+REVERSED_LABEL = "chosen, reversed"
 
 
 def sweep(
@@ -71,6 +77,7 @@ def sweep(
     digest = _checked(model, settings, output)
     references, held_out = _sample_sets(model, settings)
     hashes = _hashes(references, held_out, test_samples)
+    _refuse_untouched(model, settings, held_out)
     with _bar("reference", settings.samples * len(references), progress) as advance:
         observe = partial(_observe, model, settings, output, (model_name, model_hash), advance)
         observed = [observe(task, samples) for task, samples in references.items()]
@@ -85,7 +92,7 @@ def sweep(
     deciding = _deciding(found)
     candidates = [_judged(candidate, found, deciding) for candidate in candidates]
     chosen = best(candidates)
-    controls = {"chosen, reversed": chosen.mask.reversed()}
+    controls = {REVERSED_LABEL: chosen.mask.reversed()}
     found += scored("reversed", controls)
     oracle = _oracle(model, settings, held_out, progress) if settings.oracle else None
     if oracle is not None:
@@ -101,6 +108,9 @@ def sweep(
         controls={label: answers.mean_by_task(found, label) for label in labels},
         deciding_tasks=deciding,
         reference_hashes=hashes,
+        contrasts=contrasts(
+            found, chosen.label, {RANDOM: set(drawn), REVERSED: {REVERSED_LABEL}}, deciding
+        ),
         oracle=oracle,
         config_hash=digest,
     )
@@ -175,6 +185,26 @@ def _oracle(
             chunk_size=settings.chunk_size,
             advance=advance,
         )
+
+
+def _refuse_untouched(
+    model: CateKVModel, settings: SweepSettings, held_out: Sequence[Sample]
+) -> None:
+    """``UserError`` where no mask compresses anything: all of them would score alike."""
+    mask = HeadMask.random(model.shape, settings.ratio)
+    method = CateKV(head_mask=mask, **settings.method_options)
+    longest = 0
+    for sample in held_out:
+        tokens = len(encode(sample, model.tokenizer, settings.chat_template).context_ids)
+        if not keeps_everything(method, tokens, model.shape):
+            return
+        longest = max(longest, tokens)
+    raise UserError(
+        f"nothing would be compressed: with a budget of {method.budget} tokens all heads keep the "
+        f"whole of these prompts (at most {longest} tokens), so that no mask differs from another; "
+        "give a larger --length, or a smaller --budget with smaller --init-tokens and "
+        "--recent-tokens"
+    )
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate:

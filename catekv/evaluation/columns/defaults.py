@@ -7,6 +7,7 @@ gets proportionally smaller ones. This is the only place that says which.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,15 @@ EMBEDDED_SAMPLES = 20
 
 def method_defaults(embedded: bool) -> dict[str, dict[str, Any]]:
     """Options per method name that hold unless the user sets them."""
-    source = _EMBEDDED if embedded else _PAPER
+    return short_prompts() if embedded else _copy(_PAPER)
+
+
+def short_prompts() -> dict[str, dict[str, Any]]:
+    """Options per method name that compress prompts of about 1024 tokens, on any model."""
+    return _copy(_EMBEDDED)
+
+
+def _copy(source: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: dict(options) for name, options in source.items()}
 
 

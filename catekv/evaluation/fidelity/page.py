@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from catekv.evaluation import tables
@@ -11,8 +12,9 @@ from catekv.evaluation.fidelity.summary import ALL, Row
 from catekv.evaluation.report.document import NOTE, WARNING, Figure, Section, Table, Text
 from catekv.evaluation.report.names import file_stem
 from catekv.evaluation.report.plots import Point, over_share
-from catekv.evaluation.report.statistics import Estimate
+from catekv.evaluation.report.statistics import FEW, Estimate
 from catekv.evaluation.report.styles import styles
+from catekv.evaluation.report.untouched import MARK
 
 #: What is drawn: stem of the figure, title of the axis, and the value in its unit.
 _DRAWN: tuple[tuple[str, str, Callable[[Row], Estimate], float], ...] = (
@@ -35,11 +37,14 @@ def document(settings: Settings, rows: Sequence[Row], refused: Mapping[str, str]
             f"{settings.forced} tokens (of an answer at most so many) were given and the "
             "predictions before each of them compared with those of the full cache. KL(full || "
             "method) is 0 where nothing changed. Intervals are 95 % bootstrap intervals over "
-            f"passages. {settings.dtype} on {settings.device}."
+            f"passages, with fewer than {FEW} of a source widened as Student's t is; one passage "
+            f"has none. {settings.dtype} on {settings.device}."
         )
     )
     for column, reason in refused.items():
         page.blocks.append(Text(f"Not measured: {column}: {reason}", WARNING))
+    if (sentence := untouched(rows)) is not None:
+        page.blocks.append(Text(sentence, WARNING))
     style = styles(list(dict.fromkeys(row.method for row in rows)))
     for kind in dict.fromkeys(row.kind for row in rows):
         of_kind = [row for row in rows if row.kind == kind]
@@ -78,19 +83,28 @@ def document(settings: Settings, rows: Sequence[Row], refused: Mapping[str, str]
 
 
 def _point(row: Row, value: Estimate, unit: float) -> Point:
-    return Point(
-        title_of(row),
-        100 * row.kept_share,
-        unit * value.mean,
-        unit * value.low,
-        unit * value.high,
-        row.method,
+    low, high = (
+        unit * (end if math.isfinite(end) else value.mean) for end in (value.low, value.high)
     )
+    return Point(title_of(row), 100 * row.kept_share, unit * value.mean, low, high, row.method)
 
 
 def title_of(row: Row) -> str:
-    """The column's name."""
-    return row.method if row.ratio is None else f"{row.method} at {100 * row.ratio:g} %"
+    """The column's name, marked where nothing was compressed."""
+    name = row.method if row.ratio is None else f"{row.method} at {100 * row.ratio:g} %"
+    return name + (MARK if row.untouched else "")
+
+
+def untouched(rows: Sequence[Row]) -> str | None:
+    """A sentence about the columns that compressed nothing."""
+    names = dict.fromkeys(f"{row.method}, {row.length} tokens" for row in rows if row.untouched)
+    if not names:
+        return None
+    return (
+        f"Nothing compressed: {'; '.join(names)}. These columns kept the whole context, so their "
+        "distance says nothing about the method; give longer --lengths, smaller --ratios or a "
+        "smaller --budget."
+    )
 
 
 def table(rows: Sequence[Row], caption: str) -> Table:
@@ -112,6 +126,8 @@ def _cells(row: Row) -> list[str]:
 
 
 def _shown(value: Estimate, form: str) -> str:
+    if value.count == 1 or not math.isfinite(value.low + value.high):
+        return form.format(value.mean)
     low, high = form.format(value.low), form.format(value.high)
     return f"{form.format(value.mean)} ({low} .. {high})"
 
@@ -132,4 +148,5 @@ def plain(rows: Sequence[Row]) -> str:
             f"{what}, {length} tokens, {cell[0].divergence.count} passages\n"
             + tables.plain_table(_HEADER, [_cells(row) for row in cell])
         )
+    parts += filter(None, [untouched(rows)])
     return "\n\n".join(parts)

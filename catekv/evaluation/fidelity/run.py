@@ -12,12 +12,14 @@ from catekv.errors import UserError
 from catekv.evaluation.fidelity import page
 from catekv.evaluation.fidelity.measuring import measure
 from catekv.evaluation.fidelity.passages import Passage, passages_of
-from catekv.evaluation.fidelity.records import FidelityRecord, Records, opened
+from catekv.evaluation.fidelity.records import FidelityRecord, Key, Records, opened
 from catekv.evaluation.fidelity.settings import Column, Settings
 from catekv.evaluation.fidelity.summary import Row, refusals, rows_of
 from catekv.evaluation.report import write
 from catekv.evaluation.run.progress import BAR, LINES, NONE, Progress
 from catekv.files import write_json
+from catekv.methods import ModelShape
+from catekv.methods.equal_memory import keeps_everything
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -68,7 +70,8 @@ def fidelity(
         with Progress(sum(map(len, groups)), kind, sys.stderr) as shown:
             measured = sum(_group(model, settings, group, records, shown) for group in groups)
         wanted = [record for group in groups for record in _of(settings, group, records)]
-        rows, refused = rows_of(wanted), refusals(wanted)
+        rows = rows_of(wanted, _untouched(model.shape, settings, wanted))
+        refused = refusals(wanted)
         if not rows:
             raise UserError(
                 f"no method can be measured: {next(iter(refused.values()))}; give larger --ratios"
@@ -84,6 +87,23 @@ def fidelity(
         )
         write.write(output, page.document(settings, rows, refused), [])
     return Outcome(rows, refused, measured)
+
+
+def _untouched(
+    shape: ModelShape, settings: Settings, records: Sequence[FidelityRecord]
+) -> set[Key]:
+    """The keys of records in which nothing was compressed."""
+    columns = {column.key: column for column in settings.columns}
+    whole = [r for r in records if r.refused is None and r.kept_share >= 1.0]
+    return {
+        record.key
+        for record in whole
+        if keeps_everything(
+            columns[record.column].for_prompt(record.context_tokens, shape),
+            record.context_tokens,
+            shape,
+        )
+    }
 
 
 def _group(

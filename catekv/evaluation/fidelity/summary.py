@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from catekv.evaluation.fidelity.passages import ANSWERS, TEXT
-from catekv.evaluation.fidelity.records import FidelityRecord
+from catekv.evaluation.fidelity.records import FidelityRecord, Key
 from catekv.evaluation.report.statistics import (
     Estimate,
     bootstrap_average,
@@ -28,7 +28,8 @@ class Row:
 
     Sources weigh alike and are resampled each on its own; so are passages within a source.
     ``divergence``: nats per token. ``agreement``: in [0, 1]. ``perplexity``: exp of the mean loss
-    per token; ``perplexity_change``: minus the full cache's on the same tokens.
+    per token; ``perplexity_change``: minus the full cache's on the same tokens. ``untouched``: on
+    all of these passages nothing was compressed.
     """
 
     kind: str
@@ -42,14 +43,26 @@ class Row:
     perplexity: Estimate
     full_perplexity: Estimate
     perplexity_change: Estimate
+    untouched: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values; None for an end of an interval that is not finite."""
+        found = asdict(self)
+        for part in found.values():
+            if isinstance(part, dict):
+                part |= {end: None for end in ("low", "high") if not math.isfinite(part[end])}
+        return found
 
 
-def rows_of(records: Iterable[FidelityRecord]) -> list[Row]:
+def rows_of(
+    records: Iterable[FidelityRecord], untouched: Container[Key] = frozenset()
+) -> list[Row]:
     """Per kind and length the columns over all sources, then those of every source; the columns in
-    the order of the records."""
+    the order of the records.
+
+    Args:
+        untouched: keys of the records in which nothing was compressed.
+    """
     measured = [record for record in records if record.refused is None]
     rows = []
     for kind in (TEXT, ANSWERS):
@@ -62,7 +75,9 @@ def rows_of(records: Iterable[FidelityRecord]) -> list[Row]:
                     own = [r for r in cell if (r.method, r.ratio) == name]
                     # an average over fewer sources would not compare
                     if len({r.source for r in own}) == len({r.source for r in cell}):
-                        rows.append(_row(kind, source, length, own))
+                        row = _row(kind, source, length, own)
+                        alike = all(record.key in untouched for record in own)
+                        rows.append(replace(row, untouched=alike))
     return rows
 
 
@@ -78,7 +93,7 @@ def _row(kind: str, source: str, length: int, records: Sequence[FidelityRecord])
         assert estimate is not None
         return estimate
 
-    loss, full = average("loss"), average("full_loss")
+    loss, full = average("loss").within(0.0), average("full_loss").within(0.0)
     with np.errstate(over="ignore"):
         change = np.exp(resampled_averages(groups("loss"))) - np.exp(
             resampled_averages(groups("full_loss"))
@@ -91,8 +106,8 @@ def _row(kind: str, source: str, length: int, records: Sequence[FidelityRecord])
         records[0].method,
         records[0].ratio,
         average("kept_share").mean,
-        average("divergence"),
-        average("agreement"),
+        average("divergence").within(0.0),
+        average("agreement").within(0.0, 1.0),
         perplexity,
         reference,
         Estimate(perplexity.mean - reference.mean, *interval(change), loss.count),

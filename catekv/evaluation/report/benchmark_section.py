@@ -8,6 +8,7 @@ from typing import Any
 from catekv.evaluation import tables
 from catekv.evaluation.report.document import NOTE, WARNING, Block, Section, Table, Text
 from catekv.evaluation.report.plots import short_length
+from catekv.evaluation.report.questions import asked, question_word
 from catekv.tasks.families.ruler.averages import (
     EFFECTIVE,
     effective_length,
@@ -37,8 +38,8 @@ def _ruler(cells: Sequence[Mapping[str, Any]], question: str) -> list[Block]:
     lengths = sorted({row["length"] for row in own})
     tasks = {row["task"] for row in own}
     whole_set = tasks == {PREFIX + name for name in RULER}
-    if len(lengths) == 1 and not whole_set:
-        return []  # the table of scores says it already
+    if not whole_set and (len(lengths) == 1 or len(tasks) < len(RULER) / 2):
+        return []  # the tables of scores say it already, and it is no average of RULER
     rows = []
     for method in dict.fromkeys(row["method"] for row in own):
         means: dict[int, float] = {}
@@ -64,7 +65,7 @@ def _ruler(cells: Sequence[Mapping[str, Any]], question: str) -> list[Block]:
         )
     header = ["method", *(short_length(n) for n in lengths), "effective", "wAvg(inc)", "wAvg(dec)"]
     caption = (
-        f"RULER, mean of {len(tasks)} tasks per length, {question} questions; effective: greatest "
+        f"RULER, mean of {len(tasks)} tasks per length, {asked(question)}; effective: greatest "
         f"length with a mean of at least {EFFECTIVE}"
     )
     blocks: list[Block] = [Table(caption, header, rows)]
@@ -110,7 +111,7 @@ def _longbench(cells: Sequence[Mapping[str, Any]], question: str) -> list[Block]
             if present:
                 limit = f"at most {length} tokens" if length else "whole texts"
                 caption = (
-                    f"LongBench, {language} tasks, {limit}, {question} questions: means per "
+                    f"LongBench, {language} tasks, {limit}, {asked(question)}: means per "
                     f"category, over the {of} tasks, and over the categories; in brackets how many "
                     "tasks were measured where some are missing"
                 )
@@ -133,7 +134,7 @@ def _even(buckets: Sequence[Mapping[str, Any]]) -> list[Block]:
         }
         rows.append(
             [
-                f"{method}, {question}",
+                f"{method}, {question_word(question)}",
                 short_length(length) if length else "whole texts",
                 *(
                     f"{tables.number(own[name]['score'], 2)} (n {own[name]['count']})"
@@ -154,7 +155,7 @@ def _choices(cells: Sequence[Mapping[str, Any]]) -> list[Block]:
     names = list(cells[0]["scores"])
     rows = [
         [
-            f"{cell['method']}, {cell['question']}",
+            f"{cell['method']}, {question_word(cell['question'])}",
             short_length(cell["length"]) if cell["length"] else "whole texts",
             *(
                 f"{tables.number(cell['scores'][name])} (n {cell['counts'][name]})"

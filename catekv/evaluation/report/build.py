@@ -13,7 +13,7 @@ from catekv.evaluation.columns import defaults
 from catekv.evaluation.report.benchmark_section import benchmark_section
 from catekv.evaluation.report.colours import DEFAULT_SCALE
 from catekv.evaluation.report.curve_section import curve_section
-from catekv.evaluation.report.document import NOTE, WARNING, Listing, Section, Table, Text
+from catekv.evaluation.report.document import NOTE, WARNING, Block, Listing, Section, Table, Text
 from catekv.evaluation.report.efficiency_section import efficiency_section
 from catekv.evaluation.report.groups import Group, group_runs
 from catekv.evaluation.report.head_section import folder_section, head_section
@@ -22,11 +22,20 @@ from catekv.evaluation.report.kvpress_section import kvpress_section
 from catekv.evaluation.report.names import file_stem
 from catekv.evaluation.report.needle_files import read_needle_file
 from catekv.evaluation.report.needle_section import needle_section
+from catekv.evaluation.report.opening import opening
 from catekv.evaluation.report.published_section import published_section
+from catekv.evaluation.report.questions import question_word
 from catekv.evaluation.report.score_section import score_section
 from catekv.evaluation.report.styles import styles
 from catekv.evaluation.report.summary import family_of
-from catekv.evaluation.report.summary_text import difference, interval, notes_of, runs_of, score
+from catekv.evaluation.report.summary_text import (
+    difference,
+    notes_of,
+    runs_of,
+    score,
+    with_interval,
+)
+from catekv.evaluation.report.untouched import column_name
 from catekv.evaluation.report.validity_section import validity_section, without_checks
 from catekv.models.source import short_name
 
@@ -49,6 +58,7 @@ def build(inputs: Inputs, options: Options) -> tuple[Section, list[Group]]:
     """The document, and the groups of runs that its tables are of."""
     groups = group_runs(inputs.runs)
     document = Section(_page_title(inputs, groups))
+    document.blocks += [Text(sentence) for sentence in inputs.verdicts]
     if inputs.problems:
         document.blocks.append(
             Text("Left out, because it could not be read: " + "; ".join(inputs.problems), WARNING)
@@ -61,7 +71,9 @@ def build(inputs: Inputs, options: Options) -> tuple[Section, list[Group]]:
         while stem in stems:
             stem += "-x"
         stems.add(stem)
-        document.sections.append(group_section(group, options, inputs.masks, stem))
+        own = group_section(group, options, inputs.masks, stem)
+        own.blocks = [one for one in own.blocks if not _is_said(one, inputs.verdicts)]
+        document.sections.append(own)
     for path in inputs.needles:
         section = needle_section(
             read_needle_file(path), f"file-{file_stem(path.stem)}", options.scale, options.trained
@@ -78,6 +90,11 @@ def build(inputs: Inputs, options: Options) -> tuple[Section, list[Group]]:
     return document, groups
 
 
+def _is_said(block: Block, verdicts: Sequence[str]) -> bool:
+    """Whether the page has opened with these words already."""
+    return isinstance(block, Text) and any(block.text in verdict for verdict in verdicts)
+
+
 def _page_title(inputs: Inputs, groups: Sequence[Group]) -> str:
     models = list(dict.fromkeys(str(group.manifest.get("model")) for group in groups))
     if models:
@@ -90,8 +107,8 @@ def _page_title(inputs: Inputs, groups: Sequence[Group]) -> str:
 def _overview(groups: Sequence[Group]) -> Section:
     """One line per group, length, question mode and method; nothing is averaged across groups."""
     header = [
-        "runs", "tokens", "question", "method", "benchmark", "tasks", "score", "95 % interval",
-        "to full", "95 % interval", "kept", "samples", "errors",
+        "runs", "tokens", "question", "method", "benchmark", "tasks", "to full (95 %)",
+        "score (95 %)", "kept", "samples", "errors",
     ]  # fmt: skip
     rows = []
     for group in groups:
@@ -102,14 +119,12 @@ def _overview(groups: Sequence[Group]) -> Section:
                 [
                     group.title,
                     str(row["length"] or "as in the file"),
-                    row["question"],
-                    row["method"],
+                    question_word(row["question"]),
+                    column_name(row),
                     row["family"],
                     str(row["tasks"]),
-                    score(row),
-                    interval(row["official"]),
-                    difference(row),
-                    interval(row["difference"]),
+                    with_interval(difference(row), row["difference"]),
+                    with_interval(score(row), row["official"]),
                     tables.percent(row["kept_share"]),
                     str(row["count"]),
                     str(row["errors"]),
@@ -145,6 +160,7 @@ def add_summary(
     full = summary["full"]
     validity = validity_section(summary)
     summary = without_checks(summary)
+    section.blocks[:0] = [Text(sentence) for sentence in _openings(summary)]
     series = {
         label: str(method.get("variant_of", label)) for label, method in summary["methods"].items()
     }
@@ -169,6 +185,15 @@ def add_summary(
     ]
     section.sections += [part for part in parts if part is not None]
     section.blocks += [Text(line, NOTE) for line in notes_of(summary).splitlines()]
+
+
+def _openings(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What a table says in a sentence, one per table, with its title where there are several."""
+    tables = list(_tables_of(summary))
+    for title, _, averages in tables:
+        sentence = opening(averages, summary["methods"], summary["full"])
+        if sentence is not None:
+            yield f"{title}: {sentence}" if len(tables) > 1 else sentence
 
 
 def _tables_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], list[Any]]]:

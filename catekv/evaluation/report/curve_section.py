@@ -8,6 +8,7 @@ from typing import Any
 from catekv.evaluation import tables
 from catekv.evaluation.report.document import NOTE, Figure, Section, Table, Text
 from catekv.evaluation.report.plots import curves, short_length
+from catekv.evaluation.report.questions import asked
 from catekv.evaluation.report.styles import Style
 
 
@@ -28,25 +29,25 @@ def curve_section(
         tasks = _common_tasks(cells, lengths)
         if not tasks:
             section.blocks.append(
-                Text(f"No task was measured at all lengths ({question} questions).", NOTE)
+                Text(f"No task was measured at all lengths ({asked(question)}).", NOTE)
             )
             continue
         series = _series(cells, tasks, lengths)
         what = f"{len(tasks)} tasks" if len(tasks) > 1 else next(iter(tasks))
-        caption = f"Mean score x 100 of {what} over prompt lengths, {question} questions"
-        section.blocks.append(
-            Figure(
-                f"{stem}-lengths-{question}",
-                curves(series, style, caption, "score x 100", y_range=(0, 100)),
-                f"{caption}. Tasks: {', '.join(sorted(tasks))}.",
-            )
-        )
+        caption = f"Mean score x 100 of {what} over prompt lengths, {asked(question)}"
         rows = [
             [name, *(tables.number(dict(line).get(length)) for length in lengths)]
             for name, line in series.items()
         ]
         header = ["method", *(short_length(length) for length in lengths)]
-        section.blocks.append(Table(caption, header, rows))
+        section.blocks.append(
+            Figure(
+                f"{stem}-lengths-{question}",
+                curves(series, style, caption, "score x 100", y_range=(0, 100)),
+                f"{caption}. Tasks: {', '.join(sorted(tasks))}.",
+                Table(caption, header, rows),
+            )
+        )
     return None if section.is_empty else section
 
 

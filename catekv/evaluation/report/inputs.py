@@ -11,12 +11,14 @@ from catekv.errors import UserError
 from catekv.evaluation.predictions.kvpress_runs import KvpressRun
 from catekv.evaluation.predictions.kvpress_runs import read_run as read_kvpress_run
 from catekv.evaluation.records.records import MANIFEST, Record, RunDirectory
-from catekv.files import read_json
+from catekv.files import read_json, read_object
 from catekv.methods.head_mask import META_FILE
 
 EFFICIENCY = "efficiency.json"
 #: What a run of kvpress leaves.
 _KVPRESS = ("metrics.json", "predictions.csv")
+#: What a check concluded, beside the folders that it concluded it from.
+VERDICT = "verdict.json"
 #: Folders below a given one that are looked into.
 _DEPTH = 4
 
@@ -43,7 +45,8 @@ class Efficiency:
 
 @dataclass
 class Inputs:
-    """Everything that was found, in the order of the arguments; ``problems``: what was left out."""
+    """Everything that was found, in the order of the arguments; ``problems``: what was left out;
+    ``verdicts``: sentences of checks."""
 
     runs: list[Run] = field(default_factory=list)
     efficiency: list[Efficiency] = field(default_factory=list)
@@ -51,6 +54,7 @@ class Inputs:
     needles: list[Path] = field(default_factory=list)
     kvpress: list[KvpressRun] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    verdicts: list[str] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
@@ -104,6 +108,8 @@ def _read(path: Path, name: str, found: Inputs, seen: set[Path]) -> bool:
         return True
     if path.is_dir():
         known = False
+        if (path / VERDICT).is_file():
+            found.verdicts.append(read_verdict(path / VERDICT))
         if (path / MANIFEST).is_file():
             found.runs.append(read_run(path, name))
             known = True
@@ -125,6 +131,14 @@ def _read(path: Path, name: str, found: Inputs, seen: set[Path]) -> bool:
     if known:
         seen.add(path.resolve())
     return known
+
+
+def read_verdict(file: Path) -> str:
+    """The sentence that a check wrote; ``UserError`` if the file is not of that form."""
+    sentence = read_object(file, "run the check again").get("sentence")
+    if not isinstance(sentence, str):
+        raise UserError(f"{file} holds no verdict of `catekv check`; run the check again")
+    return sentence
 
 
 def _search(root: Path, found: Inputs, seen: set[Path]) -> None:

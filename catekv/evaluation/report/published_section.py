@@ -15,6 +15,7 @@ from typing import Any
 from catekv.evaluation import tables
 from catekv.evaluation.report.document import NOTE, WARNING, Section, Table, Text
 from catekv.evaluation.report.plots import short_length
+from catekv.evaluation.report.questions import question_word
 from catekv.evaluation.report.summary import AVERAGE
 from catekv.models.source import short_name
 
@@ -103,7 +104,7 @@ def _lines(table: Mapping[str, Any], model: str, summary: Mapping[str, Any]) -> 
                 f"{row['method']} ({theirs['shown']}{_share_text(theirs)})",
                 task,
                 short_length(row["length"]) if row["length"] else "as in the file",
-                row["question"],
+                question_word(row["question"]),
                 tables.number(ours),
                 spread,
                 f"{printed:g}",

@@ -12,9 +12,13 @@ from catekv.evaluation.report.gaps import NOTE as MISSING
 from catekv.evaluation.report.plots import Point, intervals, trade_off
 from catekv.evaluation.report.styles import Style
 from catekv.evaluation.report.summary import AVERAGE
-from catekv.evaluation.report.summary_text import difference, interval, score
+from catekv.evaluation.report.summary_text import difference, score, with_interval
+from catekv.evaluation.report.told_apart import memory_share, sentences
+from catekv.evaluation.report.untouched import column_name, warnings
 
 Row = Mapping[str, Any]
+#: Shares of the full cache that differ by so much are two sizes.
+_TWO_SIZES = 0.05
 
 
 def score_section(
@@ -41,8 +45,10 @@ def score_section(
         section.blocks.append(
             Text(f"{MISSING} Methods that lack whole tasks are not drawn.", WARNING)
         )
-    section.blocks += _as_good(averages, full)
-    section.blocks += _plots(tasks, averages, style, series, stem)
+    section.blocks += [Text(warning, WARNING) for warning in warnings(averages)]
+    told = " ".join(sentences(_of_all_tasks(averages), full))
+    section.blocks += [Text(told)] if told else []
+    section.blocks += _plots(tasks, averages, full, style, series, stem)
     section.blocks.append(_cost_table(averages))
     if len(tasks) > 1:
         section.blocks.append(_task_table(cells, full))
@@ -53,21 +59,30 @@ def _short(task: str) -> str:
     return task.rpartition("/")[2]
 
 
+def _column_names(tasks: Sequence[str]) -> list[str]:
+    """Short names of tasks, or whole ones where two would be alike."""
+    short = [_short(task) for task in tasks]
+    taken = {"method", "strict", AVERAGE}
+    return [
+        task if short.count(name) > 1 or name in taken else name
+        for task, name in zip(tasks, short, strict=True)
+    ]
+
+
 def _score_table(
     tasks: Sequence[str], cells: Sequence[Row], averages: Sequence[Row], full: str | None
 ) -> Table:
     found = {(row["task"], row["method"]): row for row in cells}
     many = len(tasks) > 1
-    header = ["method", AVERAGE if many else _short(tasks[0]), "95 % interval"]
-    header += [f"to {full}", "95 % interval"] if full else []
-    header += ["strict", *([_short(task) for task in tasks] if many else [])]
+    header = ["method", *([f"to {full} (95 %)"] if full else [])]
+    header.append(f"{AVERAGE if many else _short(tasks[0])} (95 %)")
+    header += ["strict", *(_column_names(tasks) if many else [])]
     rows = []
     for row in averages:
-        cell = [row["method"], score(row)]
-        cell.append(interval(row["official"]))
+        cell = [column_name(row)]
         if full:
-            cell += [difference(row), interval(row["difference"])]
-        cell.append(_mean(row["strict"]))
+            cell.append(with_interval(difference(row), row["difference"]))
+        cell += [with_interval(score(row), row["official"]), _mean(row["strict"])]
         if many:
             for task in tasks:
                 one = found.get((task, row["method"]))
@@ -75,7 +90,7 @@ def _score_table(
         rows.append(cell)
     counts = {row["count"] for row in averages}
     samples = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts, default=0)}"
-    caption = f"Scores x 100, {samples} samples per method; intervals: bootstrap over samples" + (
+    caption = f"Scores x 100, {samples} samples per method, in brackets 95 % intervals" + (
         f"; to {full}: paired difference on the same samples" if full else ""
     )
     return Table(caption, header, rows)
@@ -91,12 +106,6 @@ def _mean(estimate: Mapping[str, float] | None) -> str:
     return tables.number(estimate["mean"] if estimate else None)
 
 
-def memory_share(row: Row) -> float | None:
-    """Bytes stored over those of the full cache."""
-    stored, whole = row["stored_bytes"], row["full_bytes"]
-    return stored / whole if stored is not None and whole else None
-
-
 def _cost_table(averages: Sequence[Row]) -> Table:
     rare = [name for name in ("skipped", "cut") if any(row[name] for row in averages)]
     header = [
@@ -105,7 +114,7 @@ def _cost_table(averages: Sequence[Row]) -> Table:
     ]  # fmt: skip
     rows = [
         [
-            row["method"],
+            column_name(row),
             tables.percent(row["asked_share"]),
             tables.percent(row["kept_share"]),
             tables.mebibytes(row["stored_bytes"]),
@@ -130,41 +139,22 @@ def _cost_table(averages: Sequence[Row]) -> Table:
 
 
 def _task_table(cells: Sequence[Row], full: str | None) -> Table:
-    header = ["method", "task", "score", "95 % interval"]
-    header += [f"to {full}", "95 % interval"] if full else []
+    header = ["method", "task", *([f"to {full} (95 %)"] if full else []), "score (95 %)"]
     header += ["strict", "samples", "errors"]
     rows = []
     for row in cells:
-        line = [row["method"], row["task"], score(row), interval(row["official"])]
+        line = [row["method"], row["task"]]
         if full:
-            line += [difference(row), interval(row["difference"])]
+            line.append(with_interval(difference(row), row["difference"]))
+        line.append(with_interval(score(row), row["official"]))
         rows.append([*line, _mean(row["strict"]), str(row["count"]), str(row["errors"])])
     return Table("Every task with its interval", header, rows, folded=True)
-
-
-def _as_good(averages: Sequence[Row], full: str | None) -> list[Block]:
-    """Which methods the samples cannot tell from full attention, those with least memory first."""
-    rows = [row for row in _of_all_tasks(averages) if row["difference"] and not row["unpaired"]]
-    if full is None or not rows:
-        return []
-    same = [row for row in rows if row["difference"]["low"] <= 0 <= row["difference"]["high"]]
-    better = [row for row in rows if row["difference"]["low"] > 0]
-    names = [
-        f"{row['method']} ({tables.percent(memory_share(row))} of the cache)"
-        for row in sorted(same, key=lambda one: memory_share(one) or 0.0)
-    ]
-    words = (
-        f"Not told apart from {full} by these {rows[0]['count']} samples (the interval of the "
-        f"paired difference holds 0), least memory first: {', '.join(names) or 'none'}."
-    )
-    if better:
-        words += f" Above {full}: {', '.join(row['method'] for row in better)}."
-    return [Text(words)]
 
 
 def _plots(
     tasks: Sequence[str],
     averages: Sequence[Row],
+    full: str | None,
     style: Mapping[str, Style],
     series: Mapping[str, str],
     stem: str,
@@ -183,7 +173,9 @@ def _plots(
     ]
     shares = [(row, memory_share(row)) for row in rows]
     by_memory = [_point(row, 100 * share, series) for row, share in shares if share is not None]
-    if len(by_memory) > 1:
+    sizes = [share for row, share in shares if share is not None and row["method"] != full]
+    # methods of one size stand above each other and say no more than the picture before
+    if sizes and max(sizes) - min(sizes) >= _TWO_SIZES:
         blocks.append(
             Figure(
                 f"{stem}-memory",

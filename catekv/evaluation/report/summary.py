@@ -10,7 +10,14 @@ from catekv.evaluation.columns.settings import stable_hash
 from catekv.evaluation.records.records import Record
 from catekv.evaluation.report import cells as extra
 from catekv.evaluation.report.gaps import Gaps, of_several, scores_of
-from catekv.evaluation.report.statistics import Estimate, bootstrap_average, paired_difference
+from catekv.evaluation.report.statistics import (
+    DIFFERENCES,
+    SCORES,
+    Estimate,
+    bootstrap_average,
+    paired_difference,
+)
+from catekv.evaluation.report.untouched import untouched
 from catekv.tasks.registry import all_tasks
 from catekv.tasks.rows.sources import BUILT_IN
 
@@ -28,13 +35,15 @@ Columns = dict[str, dict[str, list[Record]]]
 def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a run as plain values.
 
-    Scores are means x 100 with bootstrap 95 % intervals over the samples; ``difference`` is the
-    paired difference to the full cache on the same samples. ``time`` holds medians. Everything but
-    ``time`` and ``peak_bytes`` is the same however often the run was interrupted.
+    Scores are means x 100 with 95 % intervals (:func:`.statistics.bootstrap_average`);
+    ``difference`` is the paired difference to the full cache on the same samples. ``time`` holds
+    medians. Everything but ``time`` and ``peak_bytes`` is the same however often the run was
+    interrupted.
 
     ``missing`` counts the samples that other methods of the table have a score of and this one has
     not, ``unpaired`` those that it has and the full cache has not: where they are not 0, means (or
-    differences) of a table are over different samples.
+    differences) of a table are over different samples. ``untouched`` counts those in which a method
+    compressed nothing.
 
     ``metrics`` are the means of the other scores, e.g. ``catekv``, the score that the CateKV and
     ShadowKV papers report. ``family_averages`` are averages over the tasks of one benchmark.
@@ -130,6 +139,7 @@ class _Run:
 
     def __init__(self, records: Columns, methods: Mapping[str, Any], full: str | None) -> None:
         self.records = records
+        self.methods = methods
         self.full = full
         self.gaps = {task: Gaps(columns, methods, full) for task, columns in records.items()}
 
@@ -143,6 +153,9 @@ class _Run:
                 {task: self.records[task].get(full, []) for task in mine} if full else {},
             ),
             **of_several([self.gaps[task] for task in tasks], label),
+            "untouched": sum(
+                untouched(self.records[task][label], self.methods[label]) for task in mine
+            ),
         }
 
 
@@ -179,7 +192,7 @@ def _numbers(
         values = {
             task: list(scores_of(records, name).values()) for task, records in per_task.items()
         }
-        result[name] = _hundred(bootstrap_average(values))
+        result[name] = _hundred(bootstrap_average(values, scale=SCORES))
     # further metrics of the task family, e.g. the one that CateKV and ShadowKV publish
     result["metrics"] = {
         name: _mean(
@@ -194,7 +207,7 @@ def _numbers(
         )
         for task, records in per_task.items()
     }
-    result["difference"] = _hundred(bootstrap_average(differences))
+    result["difference"] = _hundred(bootstrap_average(differences, scale=DIFFERENCES))
     for name in MEANS:
         result[name] = _mean(getattr(record, name) for record in good)
     result["time"] = {

@@ -26,7 +26,7 @@ def as_csv(summary: Mapping[str, Any]) -> str:
     """One line per cell and average, with all numbers."""
     header = [
         "task", "length", "question", "method", "count", "errors", "nulls", "skipped", "cut",
-        "missing", "unpaired",
+        "missing", "unpaired", "untouched",
     ]  # fmt: skip
     metrics = sorted({name for row in summary["cells"] for name in row["metrics"]})
     estimates = ("official", "strict", "difference")

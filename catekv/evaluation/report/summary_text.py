@@ -7,7 +7,12 @@ from typing import Any
 
 from catekv.evaluation import tables
 from catekv.evaluation.report.gaps import MARK, NOTE
+from catekv.evaluation.report.questions import asked
+from catekv.evaluation.report.statistics import HOW, LARGE
 from catekv.evaluation.report.summary import AVERAGE
+from catekv.evaluation.report.told_apart import verdict
+from catekv.evaluation.report.untouched import column_name
+from catekv.evaluation.report.untouched import warnings as nothing_compressed
 
 
 def render(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
@@ -21,6 +26,8 @@ def render(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
         families = [row for row in summary["family_averages"] if _same_run(row, cells[0])]
         blocks.append(table(*_score_rows(cells, averages, families)))
         blocks.append(table(*_method_rows(averages, summary["full"])))
+        blocks += nothing_compressed(averages)
+        blocks += _too_few(averages, summary["full"])
     blocks.append(notes_of(summary))
     return "\n\n".join(blocks) + "\n"
 
@@ -37,11 +44,7 @@ def runs_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], list[A
 
 
 def title_of(length: int, question: str) -> str:
-    where = {
-        "agnostic": "question asked after compression",
-        "aware": "question inside the compressed prompt",
-    }[question]
-    return f"{f'{length} tokens' if length else 'lengths as in the file'}, {where}"
+    return f"{f'{length} tokens' if length else 'lengths as in the file'}, {asked(question)}"
 
 
 def _same_run(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -70,7 +73,7 @@ def _score_rows(
     for title in titles:
         cells_of_row = [found.get((title, label)) for label in labels]
         rows.append([title, *("-" if cell is None else score(cell) for cell in cells_of_row)])
-    return ["score x 100", *labels], rows
+    return ["score x 100", *map(column_name, averages)], rows
 
 
 def _method_rows(
@@ -78,9 +81,8 @@ def _method_rows(
 ) -> tuple[list[str], list[list[str]]]:
     header = [
         "average",
-        "score",
-        "95% interval",
-        *([f"to {full}", "95% interval"] if full else []),
+        *([f"to {full} (95 %)"] if full else []),
+        "score (95 %)",
         "strict",
         "asked",
         "kept",
@@ -97,10 +99,9 @@ def _method_rows(
         time = row["time"]
         rows.append(
             [
-                row["method"],
-                score(row),
-                interval(row["official"]),
-                *([difference(row), interval(row["difference"])] if full else []),
+                column_name(row),
+                *([with_interval(difference(row), row["difference"])] if full else []),
+                with_interval(score(row), row["official"]),
                 value(row["strict"]),
                 tables.percent(row["asked_share"]),
                 tables.percent(row["kept_share"]),
@@ -114,6 +115,17 @@ def _method_rows(
             ]
         )
     return header, rows
+
+
+def _too_few(averages: Sequence[Mapping[str, Any]], full: str | None) -> list[str]:
+    """A sentence about the methods of which the samples do not tell whether they lose."""
+    names = [row["method"] for row in averages if verdict(row) == "unknown"]
+    if not names:
+        return []
+    return [
+        f"Too few samples to tell from {full}: {', '.join(names)} (the interval of the difference "
+        f"holds 0 and reaches beyond {100 * LARGE:g} points); give more --samples."
+    ]
 
 
 def value(estimate: Mapping[str, float] | None) -> str:
@@ -137,6 +149,11 @@ def interval(estimate: Mapping[str, float] | None) -> str:
     return "-" if estimate is None else f"{estimate['low']:.1f} .. {estimate['high']:.1f}"
 
 
+def with_interval(number: str, estimate: Mapping[str, float] | None) -> str:
+    """A number with its interval behind it."""
+    return number if estimate is None else f"{number} ({interval(estimate)})"
+
+
 def notes_of(summary: Mapping[str, Any]) -> str:
     own = [name for name in summary["wordings"] if not name.startswith("official")]
     official = [name for name in summary["wordings"] if name.startswith("official")]
@@ -155,7 +172,7 @@ def notes_of(summary: Mapping[str, Any]) -> str:
         )
     lines.append(
         "kept: stored tokens / all tokens of the compressed part; asked: what was to be kept, or "
-        "read; times are medians; intervals: bootstrap over samples; nulls: empty predictions."
+        f"read; times are medians; nulls: empty predictions. Intervals: {HOW}."
     )
     if summary["largest_batch"] > 1:
         lines.append(

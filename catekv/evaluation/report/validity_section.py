@@ -7,6 +7,7 @@ from typing import Any
 
 from catekv.evaluation import tables
 from catekv.evaluation.report.document import NOTE, Section, Table, Text
+from catekv.evaluation.report.questions import question_word
 
 _PARTS = ("cells", "averages", "family_averages", "needles", "buckets", "choices", "turns")
 
@@ -45,7 +46,7 @@ def validity_section(summary: Mapping[str, Any]) -> Section | None:
             [
                 task,
                 str(length or "as in the file"),
-                question,
+                question_word(question),
                 *(tables.number(cell["mean"] if cell else None) for cell in cells),
             ]
         )

@@ -14,8 +14,14 @@ from catekv.options import COUNT, MOST_SAMPLES, option
 MODEL = ("model", "dtype", "device", "attention")
 #: The fields that say which methods run, with which masks.
 METHODS = ("methods", "masks", "ratio", "retention", "budget")
-#: Words of ``--question`` and the question modes that they stand for.
-QUESTIONS = {"agnostic": ("agnostic",), "aware": ("aware",), "both": ("agnostic", "aware")}
+#: Words of ``--question`` and the question modes that they stand for; papers' words are read too.
+QUESTIONS = {
+    "after": ("agnostic",),
+    "inside": ("aware",),
+    "both": ("agnostic", "aware"),
+    "agnostic": ("agnostic",),
+    "aware": ("aware",),
+}
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,8 @@ class Request:
     made_with: Mapping[str, float] = field(default_factory=dict)
     questions: tuple[str, ...] = option(
         (),
-        "question asked after compression (agnostic, default), inside the compressed prompt "
-        "(aware; default with --paper), or both",
+        "question asked after compression (default), inside the compressed prompt (default with "
+        "--paper), or both; agnostic and aware are the papers' words for after and inside",
         flag="--question",
         choices=QUESTIONS,
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catekv.errors import UserError
-from catekv.evaluation.columns.settings import RunSettings
+from catekv.evaluation.columns.settings import MethodSpec, RunSettings
 from catekv.evaluation.records.records import MANIFEST, RunDirectory
 from catekv.evaluation.report import report
 from catekv.evaluation.run import sanity
@@ -19,6 +20,7 @@ from catekv.evaluation.run.loop import Loop
 from catekv.evaluation.run.manifest import make_manifest
 from catekv.evaluation.run.progress import BAR, LINES, NONE
 from catekv.files import write_json
+from catekv.methods.equal_memory import keeps_everything
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -91,7 +93,7 @@ def evaluate(
             lambda: directory.prepare(manifest, resume=resume, overwrite=overwrite)
         )
         if process.is_first and progress:
-            for warning in manifest["warnings"]:
+            for warning in (*manifest["warnings"], *_untouched(model, settings)):
                 print(f"warning: {warning}", file=sys.stderr)
         process.barrier()
         shown = progress and process.is_first
@@ -108,6 +110,25 @@ def _validate_methods(model: CateKVModel, settings: RunSettings) -> None:
         method = spec.create()
         method.validate(model.shape)
         method.validate_model(settings.model_hash)
+
+
+def _untouched(model: CateKVModel, settings: RunSettings) -> Iterator[str]:
+    """A warning per length at which methods have nothing to compress, before it costs time."""
+
+    def keeps(spec: MethodSpec, length: int) -> bool:
+        try:
+            method = spec.for_prompt(length, model.shape)
+        except UserError:
+            return False  # the records of its samples say why it cannot be measured
+        return spec.name != "full" and keeps_everything(method, length, model.shape)
+
+    for length in filter(None, settings.lengths):
+        names = [spec.label for spec in settings.methods if keeps(spec, length)]
+        if names:
+            yield (
+                f"nothing to compress: {', '.join(names)} keep the whole of {length} tokens, so "
+                "their scores will be those of full; give longer --lengths or a smaller --budget"
+            )
 
 
 def _outcome(loop: Loop, process: Process) -> Outcome:
