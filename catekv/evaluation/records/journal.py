@@ -88,7 +88,7 @@ class Journal(Generic[Row]):
 
     @property
     def rows(self) -> dict[Any, Row]:
-        """All rows on the disk, by key, whoever wrote them; ``UserError`` for a line that is none."""
+        """All rows on the disk, by key; ``UserError`` for a line that is none."""
         for row in self.new_rows():
             self._rows[self.form.key(row)] = row
         return self._rows
