@@ -19,7 +19,7 @@ class Measured(NamedTuple):
 
 
 Rows = Journal[Measured]
-_FORM = Form(
+_FORM: Form[Measured] = Form(
     "row",
     lambda found: Measured(int(found["row"]), found["value"]),
     Measured._asdict,

@@ -141,7 +141,7 @@ class Line:
         return line
 
 
-_FORM = Form(
+_FORM: Form[Line] = Form(
     "block, sample and scores",
     Line.of,
     asdict,

@@ -58,7 +58,7 @@ class FidelityRecord:
 
 
 _NAMES = {field.name for field in fields(FidelityRecord)}
-FORM = Form(
+FORM: Form[FidelityRecord] = Form(
     "record of a fidelity run",
     lambda content: FidelityRecord(**{k: v for k, v in content.items() if k in _NAMES}),
     asdict,
