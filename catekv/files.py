@@ -150,10 +150,12 @@ def open_regular(path: str | os.PathLike[str], pipes: bool = False) -> IO[bytes]
         raise UserError(f"cannot read {str(path)!r}: {error}; check the name") from error
 
 
-def read_bytes(path: str | os.PathLike[str], pipes: bool = False) -> bytes:
-    """The content of a file; errors as in :func:`open_regular`."""
+def read_bytes(path: str | os.PathLike[str], pipes: bool = False, start: int = 0) -> bytes:
+    """The content of a file behind a position; errors as in :func:`open_regular`."""
     with open_regular(path, pipes) as stream:
         try:
+            if start:
+                stream.seek(start)
             return stream.read()
         except OSError as error:
             raise refusal(f"cannot read {path}", error) from error

@@ -21,7 +21,7 @@ from experiments.simcalkv.arguments import (
 )
 from experiments.simcalkv.benchmarks import Example, Reading, find, fingerprint
 from experiments.simcalkv.bleu import require_sacrebleu
-from experiments.simcalkv.journal import Journal
+from experiments.simcalkv.journal import unfinished
 from experiments.simcalkv.kv_methods import Choice
 from experiments.simcalkv.pairs import compare
 from experiments.simcalkv.results import (
@@ -112,7 +112,7 @@ def run(request: Request, progress: Callable[[str], None] = lambda text: None) -
     for choice in request.choices:
         refuse_other_model(request.output / results(choice, [], []).json_name, request.model)
     recipe = recipe_of(request, model, examples)
-    with Journal(request.output, request.dataset, recipe) as journal:
+    with unfinished(request.output, request.dataset, recipe) as journal:
         measured = compare(model, examples, request.choices, journal, progress)
         found = [
             results(choice, *pairs) for choice, pairs in zip(request.choices, measured, strict=True)

@@ -15,7 +15,7 @@ from catekv.evaluation.run.request import Request
 from catekv.evaluation.run.session import open_model
 from catekv.methods import Method, ModelShape
 from catekv.tasks.core.prompt import encode
-from experiments.simcalkv.journal import Journal
+from experiments.simcalkv.journal import Measured, Rows
 from experiments.simcalkv.kv_methods import Choice
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ COMPARED: dict[str, Choice] = {
 }
 
 
-def accuracy_part(samples: int, journal: Journal, say: Callable[[str], None]) -> dict[str, Any]:
+def accuracy_part(samples: int, journal: Rows, say: Callable[[str], None]) -> dict[str, Any]:
     """Scores at equal memory on the embedded model, question after and before compression.
 
     Every prompt is in the journal once it is measured; those which it holds are taken from there.
@@ -61,8 +61,9 @@ def accuracy_part(samples: int, journal: Journal, say: Callable[[str], None]) ->
     )
     for row, sample in enumerate(prompts):
         if row not in journal.rows:
-            journal.add(row, {question: _scores(model, sample, question) for question in full})
-        for question, found in journal.rows[row].items():
+            found = {question: _scores(model, sample, question) for question in full}
+            journal.append(Measured(row, found))
+        for question, found in journal.rows[row].value.items():
             for label, score in found.items():
                 if label == FULL:
                     full[question].append(score)

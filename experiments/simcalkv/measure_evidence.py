@@ -19,7 +19,7 @@ from catekv.files import write_atomically
 from catekv.version import __version__
 from experiments.simcalkv import evidence_accuracy
 from experiments.simcalkv.evidence_step import step_part
-from experiments.simcalkv.journal import Journal
+from experiments.simcalkv.journal import unfinished
 
 PARTS = ("step", "accuracy", "speed")
 
@@ -68,7 +68,7 @@ def _accuracy(samples: int, folder: Path) -> None:
         "ratios": evidence_accuracy.RATIOS,
         "methods": compared,
     }
-    with Journal(folder, "accuracy", recipe) as journal:
+    with unfinished(folder, "accuracy", recipe) as journal:
         found = evidence_accuracy.accuracy_part(samples, journal, say)
         _write(folder, "accuracy", found, torch.get_num_threads())
         journal.remove()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from catekv.errors import UserError
 from experiments.simcalkv.benchmarks import Example
-from experiments.simcalkv.journal import Journal
+from experiments.simcalkv.journal import Measured, Rows
 from experiments.simcalkv.kv_methods import Choice
 from experiments.simcalkv.results import Pair
 
@@ -24,7 +24,7 @@ def compare(
     model: CateKVModel,
     examples: Sequence[Example],
     choices: Sequence[Choice],
-    journal: Journal,
+    journal: Rows,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[tuple[list[Pair], list[tuple[str, str]]]]:
     """Every example without compression and with every method.
@@ -38,7 +38,8 @@ def compare(
     """
     for choice in choices:
         choice.method().validate(model.shape)
-    known = {row: sides for row, sides in journal.rows.items() if not any(map(_failed, sides))}
+    held = {row: measured.value for row, measured in journal.rows.items()}
+    known = {row: sides for row, sides in held.items() if not any(map(_failed, sides))}
     if len(known) < len(examples):
         for choice in (UNCOMPRESSED, *choices):
             attempt(model, examples[0], choice)
@@ -52,7 +53,7 @@ def compare(
                 before if isinstance(before, str) else attempt(model, example, choice)
                 for choice in choices
             ]
-            journal.add(row, [_plain(side) for side in (before, *others)])
+            journal.append(Measured(row, [_plain(side) for side in (before, *others)]))
         for after, (pairs, failed) in zip(others, found, strict=True):
             if isinstance(before, str) or isinstance(after, str):
                 failed.append((example.identifier, str(after)))

@@ -26,7 +26,7 @@ from experiments.simcalkv.arguments import (
 from experiments.simcalkv.benchmarks import Example
 from experiments.simcalkv.compare import recipe_of, request_of, settings_of
 from experiments.simcalkv.comparison import answer_of
-from experiments.simcalkv.journal import Journal
+from experiments.simcalkv.journal import Measured, Rows, unfinished
 from experiments.simcalkv.kv_methods import Choice
 from experiments.simcalkv.pairs import UNCOMPRESSED
 from experiments.simcalkv.results import refuse_other_model
@@ -57,7 +57,7 @@ def sweep(
     dataset: str,
     examples: Sequence[Example],
     choices: Sequence[Choice],
-    journal: Journal,
+    journal: Rows,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Point]:
     """Scores of every choice; the first point is the model without compression.
@@ -86,9 +86,9 @@ def sweep(
             for index, method in fitted.items():
                 context = dense.compress(method)
                 found[str(index)] = (answer_of(model, context, example), context.kept_share())
-            journal.add(row, found)
+            journal.append(Measured(row, found))
         for index in fitted:
-            answer, share = journal.rows[row][str(index)]
+            answer, share = journal.rows[row].value[str(index)]
             answers[index].append(answer)
             kept[index].append(share)
         progress(f"{row + 1}/{len(examples)}")
@@ -129,7 +129,7 @@ def command(parsed: argparse.Namespace) -> int:
     folder, summary = request.output, f"sweep_{parsed.dataset}.json"
     refuse_other_model(folder / summary, parsed.model_name)
     recipe = recipe_of(request, model, examples)
-    with Journal(folder, f"sweep_{parsed.dataset}", recipe) as journal:
+    with unfinished(folder, f"sweep_{parsed.dataset}", recipe) as journal:
         points = sweep(
             model,
             parsed.dataset,
@@ -167,7 +167,7 @@ def write_answers(
     dataset: str,
     examples: Sequence[Example],
     points: Sequence[Point],
-    journal: Journal,
+    journal: Rows,
 ) -> None:
     """Every answer as JSON lines, a line per sample."""
     lines = []
@@ -178,7 +178,7 @@ def write_answers(
                 "answers": [
                     {"method": points[int(index)].label, "ratio": points[int(index)].ratio,
                      "kept_share": share, "answer": answer}
-                    for index, (answer, share) in journal.rows[row].items()
+                    for index, (answer, share) in journal.rows[row].value.items()
                 ],
             }  # fmt: skip
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")

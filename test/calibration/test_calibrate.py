@@ -134,7 +134,7 @@ def test_one_pass_serves_all_pairs_and_is_taken_up_again(
     again = reference.run(model, samples)
     assert len(prefills) == 4
     assert torch.equal(again[:, :2], first)
-    with pytest.raises(UserError, match=r"other settings \(model\)"):
+    with pytest.raises(UserError, match=r"another configuration, different: model"):
         ReferencePass(tmp_path, "ruler/vt", configs, {"model": "other"}).prepare()
 
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,6 @@ from catekv.evaluation.fidelity import page
 from catekv.evaluation.fidelity.records import FidelityRecord, read_records
 from catekv.evaluation.fidelity.summary import rows_of
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SIZES = ["--lengths", "192", "--samples", "2", "--forced", "8"]
 METHODS = ["--methods", "full", "snapkv:window=16", "h2o", "streaming_llm:sinks=4"]
 RATIOS = ["--ratios", "0.25", "1"]
@@ -145,31 +140,15 @@ def test_the_same_command_measures_only_what_is_missing(
     assert main(words(checkpoint, tmp_path, "--tasks", "none", "--ratios", "0.5")) == 0
     assert len(numbers(tmp_path)) == len(first) + 2 * 3
     assert main(words(checkpoint, tmp_path, "--seed", "7")) == 2
-    assert "another configuration (different: seed)" in capsys.readouterr().err
+    assert "another configuration, different: seed (" in capsys.readouterr().err
 
 
-def test_sigkill_and_a_restart(checkpoint: Path, finished: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "catekv", *words(checkpoint, tmp_path)]
+def test_a_run_that_was_cut_short_goes_on(checkpoint: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "summary.json").unlink()
     path = tmp_path / "fidelity.jsonl"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        last = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < last:
-            if path.exists() and path.read_bytes().count(b"\n") >= 3:
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        assert process.wait(timeout=60) == -signal.SIGKILL
-    finally:
-        process.kill()
-        process.wait()
-    assert not (tmp_path / "summary.json").exists()
-    with path.open("ab") as stream:
-        # a kill in the middle of a write leaves such a line
-        stream.write(b'{"kind": "text", "sour')
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]) + lines[3][:20])
     assert main(words(checkpoint, tmp_path)) == 0
     assert numbers(tmp_path) == numbers(finished)
     assert (tmp_path / "summary.json").read_text() == (finished / "summary.json").read_text()

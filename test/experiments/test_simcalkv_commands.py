@@ -13,10 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from catekv import tasks
-from catekv.errors import UserError
 from catekv.models import embedded
 from catekv.tasks.core.prompt import encode
-from experiments.simcalkv.journal import Journal
 from experiments.simcalkv.results import COLUMNS
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "simcalkv"
@@ -406,14 +404,3 @@ def test_places_that_the_model_does_not_have(tmp_path: Path, capsys) -> None:
     ):
         assert run("analyse", *words, *flags) == 2
         assert message in capsys.readouterr().err
-
-
-def test_a_full_disk_is_named_and_the_rows_before_are_kept(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, "rows", {})
-    journal.add(0, "kept")
-    assert journal._stream is not None
-    journal._stream.close()
-    journal._stream = open("/dev/full", "a")  # noqa: SIM115
-    with pytest.raises(UserError, match=f"cannot write {journal.path}: No space left"), journal:
-        journal.add(1, "lost")
-    assert Journal(tmp_path, "rows", {}).rows == {0: "kept"}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from catekv import HeadMask
+from catekv.evaluation.records.journal import line_of
 from catekv.evaluation.records.records import Record, RunDirectory
 from catekv.methods.head_mask import save_statistics
 
@@ -112,7 +113,7 @@ def records(
 def write_run(folder: Path, found: dict[str, Any], rows: list[Record]) -> Path:
     directory = RunDirectory(folder)
     directory.prepare(found, resume=True, overwrite=True)
-    (folder / "samples.jsonl").write_text("".join(row.to_line() for row in rows))
+    (folder / "samples.jsonl").write_bytes(b"".join(line_of(row.to_dict()) for row in rows))
     return folder
 
 

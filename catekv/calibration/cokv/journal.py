@@ -1,4 +1,4 @@
-"""State of a score run on disk: one line per validation sample and block, safe against kill -9.
+"""State of a score run on disk: a journal with one line per validation sample and block.
 
 A folder holds ``recipe.json`` and one ``draws-IofN.jsonl`` per process. A line has the scores of
 one sample for the coalitions that a block needed anew; which those are follows from the recipe, so
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ import numpy as np
 from catekv.calibration.cokv.drawing import Draw, draws_of_block
 from catekv.calibration.cokv.game import Members
 from catekv.errors import UserError
-from catekv.files import read_object, refusal, write_atomically
+from catekv.evaluation.records.journal import Form, Journal
+from catekv.evaluation.records.recipe import refuse_other
+from catekv.files import read_object, write_atomically
 
 RECIPE_FILE = "recipe.json"
 #: What is made from the draws of a folder, and outdated without them.
@@ -113,22 +116,52 @@ class Shard:
         self.block += 1
         return True
 
-    def read(self, line: dict[str, Any]) -> None:
+    def read(self, line: Line) -> None:
         """Take over one line of a journal; what is known already is passed over."""
-        while self.block < line["block"] and self.close_if_complete():
+        while self.block < line.block and self.close_if_complete():
             pass
-        if line["block"] == self.block and line["sample"] not in self.pending:
-            self.add(line["sample"], line["scores"])
+        if line.block == self.block and line.sample not in self.pending:
+            self.add(line.sample, line.scores)
 
 
-class Journal:
-    """The folder of a run, from one of its processes."""
+@dataclass(frozen=True)
+class Line:
+    """The scores of one sample for the coalitions that a block needed anew."""
+
+    block: int
+    sample: int
+    scores: list[float]
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Line:
+        line = cls(**content)
+        whole = type(line.block) is type(line.sample) is int
+        if not whole or not all(isinstance(score, int | float) for score in line.scores):
+            raise TypeError("a block and a sample are whole numbers, scores are numbers")
+        return line
+
+
+_FORM: Form[Line] = Form(
+    "block, sample and scores",
+    Line.of,
+    asdict,
+    lambda line: (line.block, line.sample),
+    "use --overwrite",
+)
+
+
+class ScoreFolder:
+    """The folder of a run, from one of its processes; as a context manager, its only writer."""
 
     def __init__(self, folder: str | Path, plan: Plan, part: int = 0):
         self.folder = Path(folder)
         self.plan = plan
         self.part = part
-        self._shards: dict[int, tuple[Shard, int]] = {}
+        self._shards = [Shard(plan, one) for one in range(plan.processes)]
+        self._journals = [
+            Journal(self.folder / f"draws-{one + 1}of{plan.processes}.jsonl", _FORM, lazily=True)
+            for one in range(plan.processes)
+        ]
 
     def prepare(self, recipe: dict[str, Any], *, overwrite: bool = False) -> None:
         """Make the folder, or check that what is in it was made the same way.
@@ -141,28 +174,35 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 _delete_run(self.folder, recipe)
-            if path.exists():
-                _refuse_other_recipe(path, recipe)
-            else:
-                if _draws_in(self.folder):
-                    raise UserError(
-                        f"{self.folder} holds draws but no {RECIPE_FILE} that says whose they "
-                        "are; move them away or choose another --output"
-                    )
-                write_atomically(path, json.dumps(recipe, indent=1, sort_keys=True) + "\n")
-            _cut_torn_line(self._path(self.part))
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {error}") from error
+        if path.exists():
+            held = read_object(path, "restore it or choose another --output")
+            remedy = "use another --output, or --overwrite"
+            refuse_other(self.folder, held, recipe, remedy, "draws")
+            return
+        if _draws_in(self.folder):
+            raise UserError(
+                f"{self.folder} holds draws but no {RECIPE_FILE} that says whose they are; move "
+                "them away or choose another --output"
+            )
+        write_atomically(path, json.dumps(recipe, indent=1, sort_keys=True) + "\n")
+
+    def __enter__(self) -> ScoreFolder:
+        self._journals[self.part].__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._journals[self.part].__exit__(kind, error, trace)
 
     def append(self, block: int, sample: int, values: Sequence[float]) -> None:
         """Write the scores of one sample for the new coalitions of a block."""
-        line = json.dumps({"block": block, "sample": sample, "scores": list(values)})
-        path = self._path(self.part)
-        try:
-            with path.open("a") as stream:
-                stream.write(line + "\n")
-        except OSError as error:
-            raise refusal(f"cannot write {path}", error) from error
+        self._journals[self.part].append(Line(block, sample, list(values)))
 
     def shards(self) -> list[Shard]:
         """What every process has found so far, this one's own part among them."""
@@ -173,17 +213,12 @@ class Journal:
 
     def _read(self, part: int) -> Shard:
         """One process's shard, brought up to date with the lines written since the last call."""
-        shard, position = self._shards.get(part, (Shard(self.plan, part), 0))
-        lines, position = _whole_lines(self._path(part), position)
-        for line in lines:
+        shard = self._shards[part]
+        for line in self._journals[part].new_rows():
             shard.read(line)
         if shard.pending:
             shard.close_if_complete()
-        self._shards[part] = shard, position
         return shard
-
-    def _path(self, part: int) -> Path:
-        return self.folder / f"draws-{part + 1}of{self.plan.processes}.jsonl"
 
 
 def _draws_in(folder: Path) -> list[Path]:
@@ -201,59 +236,3 @@ def _delete_run(folder: Path, recipe: dict[str, Any]) -> None:
     results = [folder / name for name in RESULT_FILES]
     for old in (path, *results, *_draws_in(folder)):
         old.unlink(missing_ok=True)
-
-
-def _is_line(line: Any) -> bool:
-    return (
-        isinstance(line, dict)
-        and all(type(line.get(name)) is int for name in ("block", "sample"))
-        and isinstance(line.get("scores"), list)
-        and all(isinstance(score, int | float) for score in line["scores"])
-    )
-
-
-def _whole_lines(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
-    """The lines behind a position in bytes, and where they end; what a killed process left torn at
-    the end is not one."""
-    if not path.exists():
-        return [], position
-    with path.open("rb") as stream:
-        stream.seek(position)
-        content = stream.read()
-    content = content[: content.rfind(b"\n") + 1]
-    try:
-        lines = [json.loads(line) for line in content.splitlines()]
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} holds a line that is no JSON ({error}); use --overwrite"
-        ) from error
-    if not all(map(_is_line, lines)):
-        raise UserError(
-            f"{path} holds a line that says no block, sample and scores; use --overwrite"
-        )
-    return lines, position + len(content)
-
-
-def _cut_torn_line(path: Path) -> None:
-    if path.exists():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with path.open("r+b") as stream:
-                stream.truncate(whole)
-
-
-def _refuse_other_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    held = read_object(path, "restore it or choose another --output")
-    wanted = json.loads(json.dumps(recipe))
-    for name in sorted({*held, *wanted}):
-        if held.get(name) != wanted.get(name):
-            raise UserError(
-                f"{path.parent} holds draws made with another {name} ({_short(held.get(name))}, "
-                f"now {_short(wanted.get(name))}); use another --output, or --overwrite"
-            )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

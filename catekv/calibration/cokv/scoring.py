@@ -13,7 +13,7 @@ from catekv.calibration.cokv.course import Course
 from catekv.calibration.cokv.drawing import RUNS, check_slices, default_slices
 from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.game import require_visited
-from catekv.calibration.cokv.journal import COURSE_FILE, Journal, Plan
+from catekv.calibration.cokv.journal import COURSE_FILE, Plan, ScoreFolder
 from catekv.calibration.cokv.journal import SCORE_FILE as SCORE_FILE
 from catekv.calibration.cokv.progress import Progress
 from catekv.errors import UserError
@@ -127,31 +127,31 @@ def score(
     slices = check_slices(settings.slices or default_slices(players), players)
     plan = Plan(players, slices, settings.seed, settings.check_every, len(samples), settings.parts)
     recipe = _recipe(model, samples, plan, settings, scorer, origin)
-    journal = Journal(output, plan, settings.part)
-    journal.prepare(recipe, overwrite=overwrite)
+    folder = ScoreFolder(output, plan, settings.part)
+    folder.prepare(recipe, overwrite=overwrite)
     trials = [
         Trial.of(sample, model.tokenizer, settings.question, settings.chat_template)
         for sample in samples
     ]
     course = Course(plan)
-    with Progress(progress, plan, settings.blocks) as shown:
-        _draw(scorer, trials, journal, course, settings, shown)
+    with folder, Progress(progress, plan, settings.blocks) as shown:
+        _draw(scorer, trials, folder, course, settings, shown)
     return _finish(Path(output), course, settings, scorer, recipe)
 
 
 def _draw(
     scorer: CoalitionScorer,
     trials: Sequence[Trial],
-    journal: Journal,
+    folder: ScoreFolder,
     course: Course,
     settings: Settings,
     shown: Progress,
 ) -> None:
     """Measure this process's part, block by block, until the runs agree or the draws are used."""
-    over = course.follow(journal.shards(), settings.tolerance, settings.blocks)
+    over = course.follow(folder.shards(), settings.tolerance, settings.blocks)
     shown.start(course)
     while not over:
-        shard = journal.own()
+        shard = folder.own()
         if shard.block >= settings.blocks:
             return
         if not shard.missing_samples():
@@ -159,9 +159,9 @@ def _draw(
             continue
         wanted = shard.wanted()
         for place in shard.missing_samples():
-            journal.append(shard.block, place, scorer.scores(trials[place], wanted))
+            folder.append(shard.block, place, scorer.scores(trials[place], wanted))
             shown.advance()
-        over = course.follow(journal.shards(), settings.tolerance, settings.blocks)
+        over = course.follow(folder.shards(), settings.tolerance, settings.blocks)
         shown.check(course)
 
 

@@ -21,6 +21,7 @@ from catekv.calibration import CVConfig
 from catekv.calibration.head_masks.cv_files import pair_folder, read_cv, short_task, stack, write_cv
 from catekv.calibration.observation import observe_many
 from catekv.errors import UserError
+from catekv.evaluation.records.recipe import refuse_other
 from catekv.files import read_object, write_atomically
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.tasks.core.prompt import encode
@@ -146,17 +147,13 @@ class ReferencePass:
     def prepare(self) -> None:
         """Make the folder, or check that what it holds was made with the same settings."""
         path = self.folder / f"{short_task(self.task)}.json"
-        wanted = json.loads(json.dumps(self.description, sort_keys=True, default=str))
         if path.exists():
             there = read_object(path, f"delete {self.folder} and start again")
-            changed = sorted(k for k in {*there, *wanted} if there.get(k) != wanted.get(k))
-            if changed:
-                raise UserError(
-                    f"{self.folder} holds a reference pass with other settings "
-                    f"({', '.join(changed)}); choose another output folder or delete it"
-                )
+            remedy = "choose another output folder or delete it"
+            refuse_other(self.folder, there, self.description, remedy, "a reference pass")
             return
-        write_atomically(path, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+        content = json.dumps(self.description, indent=2, sort_keys=True, default=str)
+        write_atomically(path, content + "\n")
 
     def run(
         self,

@@ -1,19 +1,19 @@
-"""The records of a fidelity run: JSON lines that survive a kill, beside a manifest."""
+"""The records of a fidelity run: a journal beside a manifest."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation.records import locks
-from catekv.evaluation.records.records import heal
-from catekv.files import read_object, read_text, refusal, write_json
+from catekv.evaluation.records.journal import Form, Journal, read_rows
+from catekv.evaluation.records.recipe import refuse_other
+from catekv.files import read_object, refusal, write_json
 
 MANIFEST, RECORDS = "fidelity.json", "fidelity.jsonl"
 Key = tuple[str, str]
@@ -57,11 +57,21 @@ class FidelityRecord:
         return self.passage, self.column
 
 
+_NAMES = {field.name for field in fields(FidelityRecord)}
+FORM: Form[FidelityRecord] = Form(
+    "record of a fidelity run",
+    lambda content: FidelityRecord(**{k: v for k, v in content.items() if k in _NAMES}),
+    asdict,
+    attrgetter("key"),
+    "remove the line, and the same command measures it again",
+)
+
+
 @contextlib.contextmanager
 def opened(
     folder: Path, configuration: Mapping[str, Any], *, overwrite: bool, resume: bool
-) -> Iterator[Records]:
-    """The records of a folder, held for one command.
+) -> Iterator[Journal[FidelityRecord]]:
+    """The journal of a folder, held for one command.
 
     Raises:
         UserError: another command holds the folder, it cannot be written, or it holds records of
@@ -73,14 +83,13 @@ def opened(
             if overwrite and manifest.exists():
                 manifest.unlink()
                 path.unlink(missing_ok=True)
-            if path.exists():
-                _check_same(folder, configuration, resume)
-            write_json(manifest, {"configuration": dict(configuration)})
-            heal(path)
-            with path.open("a", encoding="utf-8") as stream:
-                yield Records(path, stream)
         except OSError as error:
             raise refusal(f"cannot write results to {folder}", error) from error
+        if path.exists():
+            _check_same(folder, configuration, resume)
+        write_json(manifest, {"configuration": dict(configuration)})
+        with Journal(path, FORM) as journal:
+            yield journal
 
 
 def _check_same(folder: Path, configuration: Mapping[str, Any], resume: bool) -> None:
@@ -90,47 +99,10 @@ def _check_same(folder: Path, configuration: Mapping[str, Any], resume: bool) ->
     earlier = read_object(folder / MANIFEST, remedy).get("configuration")
     if not isinstance(earlier, dict):
         raise UserError(f"{folder / MANIFEST} is no fidelity run's; {remedy}")
-    different = sorted(name for name, value in configuration.items() if earlier.get(name) != value)
-    if different:
-        raise UserError(
-            f"{folder} holds results of another configuration (different: "
-            f"{', '.join(different)}); {remedy}"
-        )
-
-
-class Records:
-    """All records of a folder by what they measure; new ones are on the disk at once."""
-
-    def __init__(self, path: Path, stream: Any) -> None:
-        self._stream = stream
-        self._records = {record.key: record for record in read_records(path)}
-
-    def add(self, records: Iterable[FidelityRecord]) -> None:
-        for record in records:
-            self._records[record.key] = record
-            self._stream.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-
-    def get(self, key: Key) -> FidelityRecord | None:
-        return self._records.get(key)
+    held = {name: earlier.get(name) for name in configuration}
+    refuse_other(folder, held, configuration, remedy)
 
 
 def read_records(path: Path) -> list[FidelityRecord]:
-    """The records of a file.
-
-    Raises:
-        UserError: a line that is no record.
-    """
-    names = {field.name for field in fields(FidelityRecord)}
-    records = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        try:
-            content = json.loads(line)
-            records.append(FidelityRecord(**{k: v for k, v in content.items() if k in names}))
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(
-                f"{path} holds no record in line {number}; remove the line, and the same command "
-                "measures it again"
-            ) from error
-    return records
+    """The records of a file, in order; ``UserError`` for a line that is none."""
+    return read_rows(path, FORM)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +12,10 @@ from catekv.errors import UserError
 from catekv.evaluation.fidelity import page
 from catekv.evaluation.fidelity.measuring import measure
 from catekv.evaluation.fidelity.passages import Passage, passages_of
-from catekv.evaluation.fidelity.records import FidelityRecord, Key, Records, opened
+from catekv.evaluation.fidelity.records import FidelityRecord, Key, opened
 from catekv.evaluation.fidelity.settings import Column, Settings
 from catekv.evaluation.fidelity.summary import Row, refusals, rows_of
+from catekv.evaluation.records.journal import Journal
 from catekv.evaluation.report import write
 from catekv.evaluation.run.progress import BAR, LINES, NONE, Progress
 from catekv.files import write_json
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from catekv.model import CateKVModel
 
 SUMMARY = "summary.json"
+Records = Mapping[Key, FidelityRecord]
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,11 @@ def fidelity(
     if model.tokenizer is None:
         raise UserError("this model has no tokenizer; fidelity is measured on text")
     groups = passages_of(settings, model.tokenizer)
-    with opened(output, settings.configuration(), overwrite=overwrite, resume=resume) as records:
+    with opened(output, settings.configuration(), overwrite=overwrite, resume=resume) as journal:
         kind = (LINES if quiet else BAR) if progress else NONE
         with Progress(sum(map(len, groups)), kind, sys.stderr) as shown:
-            measured = sum(_group(model, settings, group, records, shown) for group in groups)
+            measured = sum(_group(model, settings, group, journal, shown) for group in groups)
+        records = journal.rows
         wanted = [record for group in groups for record in _of(settings, group, records)]
         rows = rows_of(wanted, _untouched(model.shape, settings, wanted))
         refused = refusals(wanted)
@@ -110,11 +113,12 @@ def _group(
     model: CateKVModel,
     settings: Settings,
     passages: Sequence[Passage],
-    records: Records,
+    journal: Journal[FidelityRecord],
     shown: Progress,
 ) -> int:
     """Measure what a group lacks; a batch as a whole, so that its rounding does not depend on what
     was measured before."""
+    records = journal.rows
     lacking = [
         column
         for column in settings.columns
@@ -123,7 +127,7 @@ def _group(
     measured = 0
     if lacking:
         for found in measure(model, settings, passages, lacking):
-            records.add(found)
+            journal.append(*found)
             measured += len(found)
     shown.advance(passages[0].source, len(passages), len(passages) if measured else 0)
     return measured

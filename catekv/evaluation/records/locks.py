@@ -50,6 +50,5 @@ def lock(descriptor: int, folder: Path) -> None:
         return
     if not held:
         raise UserError(
-            f"another run is writing to {folder}; wait for it or choose another folder with "
-            "--output"
+            f"another run is writing to {folder}; wait for it or choose another output folder"
         )

@@ -1,15 +1,14 @@
-"""One measurement as a JSON line, and what several lines of one sample mean."""
+"""One measurement of a run, and what several lines of one sample mean."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from catekv.errors import UserError
-from catekv.files import read_bytes
+from catekv.evaluation.records.journal import Form, read_rows
 
 #: ``error["type"]`` of a sample that was left out, e.g. because the model's window is too short
 SKIPPED = "Skipped"
@@ -83,14 +82,13 @@ class Record:
             self.method_hash,
         )
 
-    def to_line(self) -> str:
-        """One JSON line; empty fields are left out."""
-        filled = {
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are filled, as JSON has them."""
+        return {
             name: value
             for name in _FIELDS
             if (value := getattr(self, name)) not in (None, "", (), {})
         }
-        return json.dumps(filled, ensure_ascii=False, separators=(",", ":")) + "\n"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
@@ -113,28 +111,18 @@ class Record:
 _FIELDS = dict.fromkeys(item.name for item in fields(Record))
 
 
-def read_records(path: Path) -> list[Record]:
-    """All records of one file, in order; a torn last line is left out.
+FORM = Form(
+    "record of a sample",
+    Record.from_dict,
+    Record.to_dict,
+    attrgetter("key"),
+    "delete that line (its sample is then measured again) or use --overwrite",
+)
 
-    Raises:
-        UserError: if the file cannot be read or another line is no record.
-    """
-    content = read_bytes(path)
-    lines = content.split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(Record.from_dict(json.loads(line)))
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            if number == len(lines):
-                break
-            raise UserError(
-                f"{path} line {number} is no record of a sample; delete that line (its sample is "
-                "then measured again) or use --overwrite"
-            ) from error
-    return records
+
+def read_records(path: Path) -> list[Record]:
+    """All records of one file, in order; ``UserError`` for a line that is none."""
+    return read_rows(path, FORM)
 
 
 def merge(records: Iterable[Record]) -> dict[Key, Record]:

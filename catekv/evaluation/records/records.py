@@ -1,28 +1,28 @@
 """The run directory: a manifest, and one JSON line per finished sample that survives a kill.
 
-``manifest.json`` is replaced atomically; ``samples*.jsonl`` are only ever appended to, one line per
-record, flushed and synced. A line torn by a kill is cut off when the file is opened again, and
-its sample is measured again.
+``manifest.json`` is replaced atomically; ``samples*.jsonl`` are journals, one per process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation.records import locks
+from catekv.evaluation.records.journal import Journal, line_of
+from catekv.evaluation.records.recipe import refuse_other
+from catekv.evaluation.records.record import FORM
 from catekv.evaluation.records.record import SKIPPED as SKIPPED
 from catekv.evaluation.records.record import Key as Key
 from catekv.evaluation.records.record import Record as Record
 from catekv.evaluation.records.record import merge as merge
 from catekv.evaluation.records.record import read_records as read_records
-from catekv.files import leftovers, read_bytes, read_object, write_atomically, write_json
+from catekv.files import leftovers, read_object, write_atomically, write_json
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl"
@@ -48,10 +48,7 @@ class RunDirectory:
         self.path = Path(path)
         self.rank = rank
         self.samples_path = self.path / (SAMPLES if world == 1 else f"samples.rank{rank}.jsonl")
-        self._stream: IO[str] | None = None
-        #: lines of this process, to write again where somebody takes the file away
-        self._lines: list[str] = []
-        self._size = 0
+        self._journal = Journal(self.samples_path, FORM)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -138,15 +135,10 @@ class RunDirectory:
         remedy = "use --overwrite or another folder with --output"
         if not resume:
             raise UserError(f"{self.path} holds results and --no-resume was given; {remedy}")
-        if earlier.get("config_hash") != wanted["config_hash"]:
-            old, new = earlier.get("configuration", {}), wanted["configuration"]
-            different = sorted(
-                name for name in set(old) | set(new) if old.get(name) != new.get(name)
-            )
-            raise UserError(
-                f"{self.path} holds results of another configuration "
-                f"(different: {', '.join(different) or 'hash'}); {remedy}"
-            )
+        if earlier["config_hash"] != wanted["config_hash"]:
+            refuse_other(self.path, earlier["configuration"], wanted["configuration"], remedy)
+            own = {"config_hash": wanted["config_hash"]}
+            refuse_other(self.path, {"config_hash": earlier["config_hash"]}, own, remedy)
         for label, method in wanted["methods"].items():
             before = earlier.get("methods", {}).get(label)
             if before is not None and before["hash"] != method["hash"]:
@@ -156,21 +148,7 @@ class RunDirectory:
                 )
 
     def __enter__(self) -> RunDirectory:
-        try:
-            stream = self.samples_path.open("a+", encoding="utf-8")
-            # the lock comes first: an unfinished line may belong to a run that is still writing it
-            locks.lock(stream.fileno(), self.path)
-            heal(self.samples_path)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.samples_path}: {error.strerror}; choose another folder with "
-                "--output or change its permissions"
-            ) from error
-        except UserError:
-            stream.close()
-            raise
-        self._stream, self._lines = stream, []
-        self._size = os.fstat(stream.fileno()).st_size
+        self._journal.__enter__()
         return self
 
     def __exit__(
@@ -179,60 +157,11 @@ class RunDirectory:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._stream is not None:
-            if kind is None:
-                self._check_kept()
-            # where a record could not be written, closing tries again, and the error was reported
-            with contextlib.suppress(OSError):
-                self._stream.close()
-            self._stream = None
+        self._journal.__exit__(kind, value, trace)
 
     def append(self, record: Record) -> None:
-        """Write one record and wait until it is on the disk."""
-        if self._stream is None:
-            raise RuntimeError("the run directory is not open; use it in a with statement")
-        self._check_kept()
-        line = record.to_line()
-        try:
-            self._stream.write(line)
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.samples_path}: {error.strerror}; free some space and start "
-                "the same command again, it goes on where it stopped"
-            ) from error
-        self._lines.append(line)
-        self._size += len(line.encode("utf-8"))
-
-    def _check_kept(self) -> None:
-        """Raise ``UserError`` if somebody else deleted, replaced or cut the file of records; what
-        this process measured is then written again."""
-        assert self._stream is not None
-        held = os.fstat(self._stream.fileno())
-        with contextlib.suppress(OSError):
-            there = self.samples_path.stat()
-            if os.path.samestat(there, held) and there.st_size >= self._size:
-                return
-        self._rescue()
-        raise UserError(
-            f"{self.samples_path} was deleted, replaced or cut during the run; the "
-            f"{len(self._lines)} records of this run were written again, start the same command "
-            "again and it measures what is missing"
-        )
-
-    def _rescue(self) -> None:
-        assert self._stream is not None
-        number = self._stream.fileno()
-        # a file that was deleted or replaced still is what this process holds open
-        contents = [os.pread(number, os.fstat(number).st_size, 0)]
-        if self.samples_path.exists():
-            contents.append(read_bytes(self.samples_path))
-        found = [content.decode("utf-8", "replace") for content in contents]
-        # a file cut within a line ends with a part of one
-        texts = [text[: text.rfind("\n") + 1] for text in found] + self._lines
-        lines = dict.fromkeys(line for text in texts for line in text.split("\n") if line)
-        write_atomically(self.samples_path, "".join(f"{line}\n" for line in lines))
+        """Write one record and wait until it is on the disk; see :meth:`Journal.append`."""
+        self._journal.append(record)
 
     def records(self) -> dict[Key, Record]:
         """All records of all ranks, merged."""
@@ -240,7 +169,7 @@ class RunDirectory:
 
     def replace_records(self, records: Iterable[Record]) -> None:
         """Put these records in the place of all that the folder holds, e.g. after re-scoring."""
-        write_atomically(self.path / SAMPLES, "".join(r.to_line() for r in records))
+        write_atomically(self.path / SAMPLES, b"".join(line_of(r.to_dict()) for r in records))
         try:
             for file in self.sample_files():
                 if file.name != SAMPLES:
@@ -262,17 +191,6 @@ class RunDirectory:
         """
         if any(file.name != SAMPLES for file in self.sample_files()):
             self.replace_records(self.records().values())
-
-
-def heal(path: Path) -> None:
-    """Cut off a last line that a kill left unfinished."""
-    if not path.exists():
-        return
-    with path.open("rb+") as stream:
-        content = stream.read()
-        if content and not content.endswith(b"\n"):
-            stream.truncate(content.rfind(b"\n") + 1)
-            os.fsync(stream.fileno())
 
 
 def _joined(earlier: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
