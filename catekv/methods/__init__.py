@@ -14,6 +14,8 @@ from catekv.methods import (  # noqa: F401 - they register
     h2o,
     headkv,
     keepkv,
+    keydiff,
+    knorm,
     pyramidinfer,
     pyramidkv,
     quest,

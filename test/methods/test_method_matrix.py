@@ -146,6 +146,9 @@ CASES: dict[str, Case] = {
     "catekv/shadowkv": reading("shadowkv", original=False, rank=8, outliers=1, local=1),
     "dynamickv": windowed(interval=1),
     "h2o": Case({"budget": 12}, {"budget": 999}),
+    "keydiff": Case({"budget": 12, "block": 5}, {"budget": 999}),
+    "keydiff/at-once": Case({"budget": 12, "block": 0}, {"budget": 999, "block": 0}),
+    "knorm": Case({"budget": 8, "window": 4}, {"budget": 999}),
     "h2o/append": Case({"budget": 12, "decode": False}, {"budget": 999, "decode": False}),
     "simcalkv": Case({"ratio": 0.6}, {"ratio": 0.0}, original=False),
     "simcalkv/logit": Case(

@@ -45,6 +45,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sliding_window": {"budget": 120},
     "duo_attention": {"pattern": SCORES, "sinks": 16, "recent": 100, "streaming_share": 0.3},
     "h2o": {"budget": 120},
+    "keydiff": {"budget": 120},
+    "knorm": {"budget": 120},
     "cam": {"budget": 120},
     "keepkv": {"budget": 120},
     "simcalkv": {"ratio": 0.3},
