@@ -17,3 +17,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_method_arguments(parser: argparse.ArgumentParser, default: Sequence[str]) -> None:
     """Options that say which methods run, with which masks."""
     schema.add_arguments(parser, Request, METHODS, defaults={"methods": tuple(default)})
+
+
+def add_plugin_argument(parser: argparse.ArgumentParser) -> None:
+    """The option that makes methods and benchmarks of a user's own known; the command line loads
+    them before the command runs."""
+    schema.add_arguments(parser, Request, ("plugins",))

@@ -18,6 +18,7 @@ from catekv.calibration.head_masks.result import (
     SweepSettings,
 )
 from catekv.calibration.head_masks.sweep import file_name, sweep, write_masks
+from catekv.commands.arguments import add_plugin_argument
 from catekv.commands.numbers import whole
 from catekv.evaluation.columns import defaults
 from catekv.evaluation.records import environment
@@ -28,6 +29,7 @@ from catekv.options import MOST_SAMPLES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``catekv calibrate``."""
     add = parser.add_argument
+    add_plugin_argument(parser)
     add(
         "--model",
         metavar="MODEL",

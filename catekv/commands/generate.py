@@ -6,13 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from catekv.commands.arguments import add_model_arguments
+from catekv.commands.arguments import add_model_arguments, add_plugin_argument
 from catekv.files import read_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``catekv generate``."""
     add_model_arguments(parser)
+    add_plugin_argument(parser)
     parser.add_argument("--context", type=Path, required=True, help="text file to read once")
     parser.add_argument("--question", action="append", required=True, help="may be repeated")
     parser.add_argument("--method", default="catekv", help="NAME[:option=value,...]")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from catekv.commands import plan_text
+from catekv.commands.arguments import add_plugin_argument
 from catekv.evaluation.plan import DTYPES, plan_for
 from catekv.files import write_atomically
 from catekv.prefill.devices import DEVICES
@@ -15,6 +16,7 @@ from catekv.prefill.devices import DEVICES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``catekv plan``."""
     add = parser.add_argument
+    add_plugin_argument(parser)
     add(
         "name",
         nargs="?",

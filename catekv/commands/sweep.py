@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from catekv.commands.arguments import add_plugin_argument
 from catekv.errors import UserError
 from catekv.evaluation import tables
+from catekv.evaluation.plugins import load_plugins
 from catekv.evaluation.records import locks
 from catekv.evaluation.sweep import serial
 from catekv.evaluation.sweep.board import Board
@@ -28,6 +31,7 @@ DEFAULT_RETRIES = 2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``catekv sweep``."""
     add = parser.add_argument
+    add_plugin_argument(parser)
     add("grid", type=Path, metavar="GRID", help="YAML file; see docs/sweeps.md")
     add(
         "--ray",
@@ -50,8 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code: 1 if a job failed."""
+    grid = read_grid(arguments.grid)
+    if arguments.plugins:
+        plugins = (*grid.settings.get("plugins", ()), *arguments.plugins)
+        grid = dataclasses.replace(grid, settings={**grid.settings, "plugins": plugins})
     return sweep(
-        read_grid(arguments.grid),
+        grid,
         arguments.output or RESULTS / f"sweep-{arguments.grid.stem}",
         ray=arguments.ray,
         dry_run=arguments.dry_run,
@@ -93,6 +101,7 @@ def sweep(
         raise UserError(f"--max-retries {max_retries} is negative; give 0 or more")
     # notes on how a configuration could be written would stand between the user and the plan
     logging.set_verbosity_error()
+    load_plugins(grid.settings.get("plugins", ()))
     jobs = make_jobs(grid)
     state = SweepState(output, jobs)
     with ExitStack() as held:

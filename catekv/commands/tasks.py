@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from catekv.commands.arguments import add_plugin_argument
 from catekv.commands.numbers import whole
 from catekv.errors import UserError
 from catekv.options import MOST_SAMPLES
@@ -14,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``catekv tasks``."""
     parser.add_argument("name", nargs="?", help="explain this task and its options")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_plugin_argument(parser)
     parser.add_argument("--build", nargs="+", default=[], metavar="TASK", help="tasks to build")
     parser.add_argument(
         "--model", help="model whose tokenizer counts the tokens (default: the embedded model)"
