@@ -27,7 +27,7 @@ from catekv.tasks.core.task import Family
 from .scoring import score
 from catekv.tasks.registry import find
 
-TASK = dataclasses.replace(find("ruler/vt"), name="own/vt", score=score)
+TASK = dataclasses.replace(find("synthetic"), name="own/vt", score=score)
 FAMILY = Family("own", (TASK,))
 '''
 SCORING = "def score(prediction, sample):\n    return {'official': 0.5, 'strict': 0.5}\n"
@@ -67,8 +67,8 @@ def test_a_benchmark_of_ones_own_is_listed_and_evaluated(
 def test_a_benchmark_is_there_because_its_folder_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "family.py").write_text(FAMILY.replace('find("ruler/vt")', 'TASKS["vt"]').replace(
-        "registry import find", "families.ruler.tasks import TASKS"))  # fmt: skip
+    (folder / "family.py").write_text(FAMILY.replace('find("synthetic")', 'BASE').replace(
+        "registry import find", "families.synthetic.family import TASK as BASE"))  # fmt: skip
     (folder / "__init__.py").write_text("")
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder.parent)])
     registry._built_in.cache_clear()
