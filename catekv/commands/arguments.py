@@ -48,4 +48,6 @@ class Building:
 
 
 PROGRESS = Group(Progress)
+#: Methods and benchmarks of a user's own; the command line loads them before a command runs.
+PLUGINS = Group(Request, ("plugins",))
 LISTING = Group(Listing)

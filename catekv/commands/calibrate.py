@@ -16,6 +16,7 @@ from catekv.calibration.head_masks.result import (
     SweepSettings,
 )
 from catekv.calibration.head_masks.sweep import file_name, sweep, write_masks
+from catekv.commands.arguments import PLUGINS
 from catekv.commands.schema import Group
 from catekv.evaluation.columns import defaults
 from catekv.evaluation.records import environment
@@ -49,7 +50,7 @@ class Making:
 REQUEST = Group(Request, (*MODEL, "retention", "budget"))
 SWEEP = Group(SweepSettings, defaults={"length": None, "held_out_tasks": ()})
 MAKING = Group(Making)
-OPTIONS = (REQUEST, SWEEP, MAKING)
+OPTIONS = (REQUEST, PLUGINS, SWEEP, MAKING)
 
 
 def settings_from(arguments: argparse.Namespace, embedded: bool) -> SweepSettings:

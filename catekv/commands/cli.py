@@ -195,6 +195,10 @@ def _command(words: list[str]) -> int:
         return USAGE_ERROR
     parsed = parser.parse_args(words)
     parsed.command_line = shlex.join(["catekv", *words])
+    if getattr(parsed, "plugins", ()):
+        from catekv.evaluation.plugins import load_plugins
+
+        load_plugins(parsed.plugins)
     handler: Handler = parsed.handler
     return handler(parsed)
 

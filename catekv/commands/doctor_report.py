@@ -115,7 +115,7 @@ def _kernels(findings: Findings) -> dict[str, str]:
     device = resolve_device("auto")
     facts = {"device": str(device)}
     refused: dict[str, str] = {}
-    for kernel in dispatch.TABLE:
+    for kernel in dispatch.table():
         try:
             backend = chosen_backend(kernel, device)
         except UserError as error:
@@ -148,7 +148,7 @@ def _why(kernel: str, kind: str, backend: str) -> str:
         return same if backend == forced else f"{same}, which this kernel does not have"
     if backend == "triton":
         return "CUDA device and triton are there"
-    if "triton" not in dispatch.TABLE[kernel]:
+    if "triton" not in dispatch.table()[kernel]:
         return "torch is its only form"
     return "triton is not installed" if kind == "cuda" else "triton runs on GPUs"
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from catekv.commands.arguments import PLUGINS
 from catekv.commands.schema import Group
 from catekv.evaluation.run.request import MODEL, Request
 from catekv.files import read_text
@@ -37,7 +38,7 @@ class Questions:
 
 
 REQUEST, QUESTIONS = Group(Request, (*MODEL, "ratio")), Group(Questions)
-OPTIONS = (REQUEST, QUESTIONS)
+OPTIONS = (REQUEST, PLUGINS, QUESTIONS)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,12 +1,13 @@
-"""What ``catekv methods`` prints: every method with its paper, options and needs."""
+"""What ``catekv methods`` prints: a line per method, everything about some, or tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import json
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from catekv.evaluation.columns.specification import canonical_name
@@ -24,7 +25,6 @@ EFFECTS = {
 #: Options of every method, listed after its own.
 _COMMON = ("store",)
 _WIDTH = 100
-_INDENT = 20
 
 
 def needs_of(cls: type[Method]) -> list[str]:
@@ -32,6 +32,8 @@ def needs_of(cls: type[Method]) -> list[str]:
     # an instance with the defaults, for methods that cannot be made without a mask or scores
     needs = object.__new__(cls).needs
     words = [f"last {needs.window} queries"] if needs.window else []
+    if needs.window == 1:
+        words = ["last query"]
     named = {
         "column_sums": "all queries",
         "hidden_states": "hidden states",
@@ -41,14 +43,22 @@ def needs_of(cls: type[Method]) -> list[str]:
     return words + [word for name, word in named.items() if getattr(needs, name)]
 
 
+def loads_of(cls: type[Method]) -> list[str]:
+    """What a method has to be given that is made for the model beforehand, in words."""
+    words = ["a head mask"] if "head_mask" in rules_of(cls) else []
+    said = [rule.needs.partition(";")[0] for rule in rules_of(cls).values() if rule.needs]
+    return words + [text.replace("of the model's", "of") for text in said]
+
+
 def describe_method(name: str) -> dict[str, Any]:
-    """Name, paper, effect, needs and options (defaults, allowed values, meanings) of one method as
-    plain values.
+    """Name, paper, effect, needs, options (defaults, allowed values, meanings) and memory formula
+    of one method as plain values.
 
     Raises:
         UserError: unknown name; the message lists those there are.
     """
     cls = method_class(canonical_name(name))
+    formula = cls.memory_formula
     own = [item for item in dataclasses.fields(cls) if item.name not in _COMMON]
     common = [item for item in dataclasses.fields(cls) if item.name in _COMMON]
     return {
@@ -57,12 +67,14 @@ def describe_method(name: str) -> dict[str, Any]:
         "summary": " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split()),
         "effect": cls.effect,
         "needs": needs_of(cls),
+        "loads": loads_of(cls),
         "options": {item.name: item.default for item in own + common},
         "allowed": {name: rule.text for name, rule in rules_of(cls).items() if rule.text},
         "meanings": {
             name: text for name, text in meanings_of(cls).items() if name in rules_of(cls)
         },
         "recommended": dict(cls.recommended),
+        "memory": [formula.kept, formula.stored, formula.read, formula.besides] if formula else [],
     }
 
 
@@ -77,23 +89,50 @@ def render_json(methods: Sequence[dict[str, Any]]) -> str:
 
 
 def render_table(methods: Sequence[dict[str, Any]]) -> str:
-    """One block per method: what it does to memory, what it needs, paper, options."""
-    lines = []
-    for method in methods:
-        head = f"{EFFECTS[method['effect']]}; needs {', '.join(method['needs']) or 'nothing'}"
-        lines.append(f"{method['name']:<{_INDENT - 1}} {head}")
-        options = " ".join(f"{name}={_word(value)}" for name, value in method["options"].items())
-        for text in (method["paper"], options):
-            if text:
-                lines += textwrap.wrap(
-                    text,
-                    _WIDTH,
-                    initial_indent=" " * _INDENT,
-                    subsequent_indent=" " * _INDENT,
-                    break_on_hyphens=False,
-                )
-    lines.append("\n`catekv methods NAME` explains a method's options.")
-    return "\n".join(lines)
+    """One line per method: name, what the prefill must hand to it, what it does to memory."""
+    names = max(len(method["name"]) for method in methods)
+    effects = max(map(len, EFFECTS.values()))
+    lines = [
+        f"{method['name']:<{names}}  {EFFECTS[method['effect']]:<{effects}}  needs {_needs(method)}"
+        for method in methods
+    ]
+    return "\n".join(
+        [*lines, "", "`catekv methods NAME` explains a method's options, --details all methods."]
+    )
+
+
+def _needs(method: Mapping[str, Any]) -> str:
+    return ", ".join([*method["needs"], *method["loads"]]) or "nothing"
+
+
+def render_markdown(methods: Sequence[dict[str, Any]]) -> str:
+    """The tables of docs/methods.md: what each method does, and its memory and traffic."""
+    rows = [
+        [f"`{method['name']}`", _as_markdown(method["summary"]), method["paper"] or "-"]
+        for method in methods
+    ]
+    formulas = [
+        [f"`{method['name']}`", *(f"`{text}`" if text else "" for text in method["memory"])]
+        for method in methods
+        if method["memory"]
+    ]
+    return "\n\n".join(
+        [
+            _table(["name", "does", "paper"], rows),
+            _table(["method", "kept", "stored bytes", "entries read", "read besides"], formulas),
+        ]
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+
+
+def _as_markdown(text: str) -> str:
+    """A docstring's markup as Markdown's, on one line of a table."""
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text).replace("``", "`")
+    return text.replace("|", "\\|")
 
 
 def render_details(method: dict[str, Any]) -> str:
@@ -101,7 +140,7 @@ def render_details(method: dict[str, Any]) -> str:
     cls = method_class(method["name"])
     lines = [
         f"{method['name']}: {method['paper'] or 'no paper'}",
-        f"{EFFECTS[method['effect']]}; needs {', '.join(method['needs']) or 'nothing'}",
+        f"{EFFECTS[method['effect']]}; needs {_needs(method)}",
         "",
         (inspect.getdoc(cls) or "").partition("\n\nArgs:")[0],
         "",

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from catekv.commands import plan_text
+from catekv.commands.arguments import PLUGINS
 from catekv.commands.schema import Group
 from catekv.evaluation.plan import DTYPES, Asked, plan_for
 from catekv.evaluation.run.request import Request
@@ -24,7 +25,7 @@ REQUEST = Group(
         "device": f"auto (what is here), {', '.join(DEVICES)} (default: {{default}})",
     },
 )
-OPTIONS = (ASKED, REQUEST)
+OPTIONS = (ASKED, REQUEST, PLUGINS)
 
 
 def run(arguments: argparse.Namespace) -> int:

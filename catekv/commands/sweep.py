@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catekv.commands.arguments import PROGRESS
+from catekv.commands.arguments import PLUGINS, PROGRESS
 from catekv.commands.schema import Group
 from catekv.errors import UserError
 from catekv.evaluation import tables
+from catekv.evaluation.plugins import load_plugins
 from catekv.evaluation.records import locks
 from catekv.evaluation.sweep import serial
 from catekv.evaluation.sweep.board import Board
@@ -50,14 +52,18 @@ class Swept:
 
 
 SWEPT = Group(Swept)
-OPTIONS = (SWEPT, PROGRESS)
+OPTIONS = (SWEPT, PLUGINS, PROGRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code: 1 if a job failed."""
     asked = SWEPT.read(arguments)
+    grid = read_grid(asked.grid)
+    if arguments.plugins:
+        plugins = (*grid.settings.get("plugins", ()), *arguments.plugins)
+        grid = dataclasses.replace(grid, settings={**grid.settings, "plugins": plugins})
     return sweep(
-        read_grid(asked.grid),
+        grid,
         asked.output or RESULTS / f"sweep-{asked.grid.stem}",
         ray=asked.ray,
         dry_run=asked.dry_run,
@@ -99,6 +105,7 @@ def sweep(
         raise UserError(f"--max-retries {max_retries} is negative; give 0 or more")
     # notes on how a configuration could be written would stand between the user and the plan
     logging.set_verbosity_error()
+    load_plugins(grid.settings.get("plugins", ()))
     jobs = make_jobs(grid)
     state = SweepState(output, jobs)
     with ExitStack() as held:

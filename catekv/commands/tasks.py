@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from catekv.commands.arguments import LISTING, Building
+from catekv.commands.arguments import LISTING, PLUGINS, Building
 from catekv.commands.schema import Group
 
 BUILDING = Group(Building)
-OPTIONS = (LISTING, BUILDING)
+OPTIONS = (LISTING, PLUGINS, BUILDING)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.files import write_atomically
-from catekv.kernels.dispatch import TABLE, has_triton
+from catekv.kernels.dispatch import has_triton, table
 from catekv.kernels.variant import Variant
 
 #: Shared memory that one program may use, in bytes, per compute capability. A multiprocessor has a
@@ -49,7 +49,7 @@ class Built:
 
 def modules() -> list[str]:
     """Modules with triton kernels, from the dispatch table."""
-    return sorted({row["triton"] for row in TABLE.values() if "triton" in row})
+    return sorted({row["triton"] for row in table().values() if "triton" in row})
 
 
 def build(variant: Variant, capability: int) -> Built:

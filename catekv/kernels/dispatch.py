@@ -1,4 +1,4 @@
-"""Which implementation of a kernel runs: one table, one environment variable.
+"""Which implementation of a kernel runs: one table made from names, one environment variable.
 
 Implementations are named by module and loaded when they are first used, so that importing catekv
 needs neither triton nor a device.
@@ -10,7 +10,10 @@ import functools
 import importlib
 import importlib.util
 import os
+import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,49 +23,33 @@ from catekv.errors import UserError
 #: ``auto`` (triton where it runs, else torch), or the name of a backend to force.
 VARIABLE = "CATEKV_KERNELS"
 
-#: kernel -> backend -> module with a function ``<kernel>_<backend>`` of the same arguments.
-#: ``reference`` is the definition; a kernel whose torch path is the definition has no other.
-TABLE: dict[str, dict[str, str]] = {
-    "ragged_decode": {
-        "reference": "catekv.kernels.ragged_decode",
-        "torch": "catekv.kernels.ragged_decode",
-        "triton": "catekv.kernels.ragged_decode_triton",
-    },
-    "append": {
-        "torch": "catekv.kernels.append",
-        "triton": "catekv.kernels.append_triton",
-    },
-    "pack": {
-        "torch": "catekv.kernels.pack",
-        "triton": "catekv.kernels.pack_triton",
-    },
-    "window_scores": {
-        "torch": "catekv.kernels.window_scores",
-        "triton": "catekv.kernels.window_scores_triton",
-    },
-    "window_statistics": {
-        "torch": "catekv.kernels.window_statistics",
-        "triton": "catekv.kernels.window_statistics_triton",
-    },
-    "page_bounds": {
-        "torch": "catekv.kernels.page_bounds",
-        "triton": "catekv.kernels.page_bounds_triton",
-    },
-    "page_scores": {
-        "torch": "catekv.kernels.page_bounds",
-        "triton": "catekv.kernels.page_bounds_triton",
-    },
-    "copy": {
-        "torch": "catekv.kernels.copy",
-        "triton": "catekv.kernels.copy_triton",
-    },
-    "column_sums": {"torch": "catekv.kernels.column_sums"},
-}
+_FUNCTION = re.compile(r"^def (\w+)_(reference|torch|triton)\(", re.MULTILINE)
+
+
+@functools.cache
+def table() -> dict[str, dict[str, str]]:
+    """kernel -> backend -> module with a function ``<kernel>_<backend>`` of the same arguments.
+
+    It follows from the names: a file ``x.py`` of this folder that defines ``k_torch`` has a kernel
+    ``k``, whose triton form is ``k_triton`` in ``x_triton.py``, if there is one. ``reference`` is
+    the definition; a kernel whose torch path is the definition has no other. The files are read and
+    not imported: a triton file can be imported only where triton is.
+    """
+    found: dict[str, dict[str, str]] = {}
+    files = [
+        path for place in sys.modules[__package__].__path__ for path in Path(place).glob("*.py")
+    ]
+    for path in sorted(files, key=lambda path: path.name):
+        for kernel, backend in _FUNCTION.findall(path.read_text(encoding="utf-8")):
+            if (backend == "triton") == path.stem.endswith("_triton"):
+                found.setdefault(kernel, {})[backend] = f"{__package__}.{path.stem}"
+    # what only a triton file names is a part of some kernel
+    return {kernel: row for kernel, row in found.items() if "torch" in row}
 
 
 def backends(kernel: str = "ragged_decode") -> list[str]:
     """Names that the ``backend`` argument of a kernel accepts besides ``auto``."""
-    return sorted(TABLE[kernel])
+    return sorted(table()[kernel])
 
 
 @functools.cache
@@ -73,7 +60,7 @@ def has_triton() -> bool:
 
 @functools.cache
 def _load(kernel: str, backend: str) -> Callable[..., Any]:
-    module = importlib.import_module(TABLE[kernel][backend])
+    module = importlib.import_module(table()[kernel][backend])
     function: Callable[..., Any] = getattr(module, f"{kernel}_{backend}")
     return function
 
@@ -84,7 +71,7 @@ def choose(
     """The function that computes ``kernel`` for tensors on ``device``.
 
     Args:
-        kernel: a name in :data:`TABLE`.
+        kernel: a name in :func:`table`.
         device: where the tensors are.
         backend: ``auto`` or a name in the kernel's row of the table; the environment variable
             :data:`VARIABLE` takes the place of ``auto``.
@@ -94,7 +81,7 @@ def choose(
     Raises:
         UserError: unknown backend, or triton where it cannot run.
     """
-    row = TABLE[kernel]
+    row = table()[kernel]
     if backend == "auto":
         backend = os.environ.get(VARIABLE, "auto").strip().lower() or "auto"
     if backend == "auto":
@@ -102,7 +89,7 @@ def choose(
         if not usable or unsupported is not None:
             return _load(kernel, "torch")
         return _launching(kernel, device)
-    known = {name for entry in TABLE.values() for name in entry}
+    known = {name for entry in table().values() for name in entry}
     if backend not in known:
         raise UserError(
             f"unknown kernel backend {backend!r} (argument backend or environment variable "
@@ -133,7 +120,7 @@ def _launching(kernel: str, device: torch.device) -> Callable[..., Any]:
 
 
 def _why_no_triton(kernel: str, device: torch.device) -> str | None:
-    if "triton" not in TABLE[kernel]:
+    if "triton" not in table()[kernel]:
         return None
     if not has_triton():
         return "triton is not installed (pip install 'catekv[gpu]')"

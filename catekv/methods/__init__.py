@@ -1,40 +1,28 @@
-"""Cache-compression methods, one file per published method; see :mod:`catekv.methods.base`."""
+"""Cache-compression methods, one file per published method; see :mod:`catekv.methods.base`.
+
+Every module of this folder is imported with it, and registers the methods it has: a method is there
+because its file is.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 from catekv.kernels.ragged import Merged
-from catekv.methods import (  # noqa: F401 - they register
-    adakv,
-    cam,
-    catekv,
-    cokv,
-    duo_attention,
-    dynamickv,
-    full,
-    h2o,
-    headkv,
-    keepkv,
-    keydiff,
-    knorm,
-    pyramidinfer,
-    pyramidkv,
-    quest,
-    rocketkv,
-    shadowkv,
-    sliding_window,
-    snapkv,
-    streaming_llm,
-)
-from catekv.methods.atskv import baselines as _atskv_baselines  # noqa: F401
-from catekv.methods.atskv import method as _atskv  # noqa: F401
 from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.budgeted import Budgeted
+from catekv.methods.example import Example, MemoryFormula
+from catekv.methods.formulas.scoring import top_mask
+from catekv.methods.options import method_option
 from catekv.methods.registry import available, create, from_dict, method_class, register
 from catekv.methods.selection import MergedSelection
-from catekv.methods.simcalkv import baselines as _simcalkv_baselines  # noqa: F401
-from catekv.methods.simcalkv import method as _simcalkv  # noqa: F401
 from catekv.models.shape import ModelShape
 
 __all__ = [
+    "Budgeted",
+    "Example",
+    "MemoryFormula",
     "Merged",
     "MergedSelection",
     "Method",
@@ -46,5 +34,10 @@ __all__ = [
     "create",
     "from_dict",
     "method_class",
+    "method_option",
     "register",
+    "top_mask",
 ]
+
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)

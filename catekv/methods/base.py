@@ -11,11 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
 from catekv.kernels.logits import PLAIN, LogitForm
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.options import RULE, Rule, check_options
 from catekv.methods.selection import Selection, joined
 from catekv.methods.stores import STORES, stored
@@ -139,6 +141,10 @@ class Method:
     #: option values that differ from the defaults (the ``published`` preset) in ``recommended``
     recommended: ClassVar[dict[str, Any]] = {}
 
+    #: what documentation and tests show of it (:mod:`catekv.methods.example`)
+    example: ClassVar[Example | None] = None
+    memory_formula: ClassVar[MemoryFormula | None] = None
+
     store: str = field(default="device", kw_only=True, metadata={RULE: Rule(words=STORES)})
 
     def __post_init__(self) -> None:
@@ -162,7 +168,10 @@ class Method:
         For methods whose budgets do not depend on the prompt's content; others raise
         ``UserError``. Used to give different methods equal memory.
         """
-        raise UserError(f"method {self.name!r} decides its budgets for every prompt")
+        raise UserError(
+            f"method {self.name!r} decides its budgets for every prompt; one that foretells them "
+            "defines budget_table(self, tokens, shape)"
+        )
 
     def given_table(self, tokens: int, shape: ModelShape) -> Tensor:
         """:meth:`budget_table`; of methods that move tokens between heads as they see the prompt,
@@ -190,7 +199,7 @@ class Method:
 
     def select_observed(self, observed: Observed) -> Selection:
         """Choose what to keep of one layer. Tensors are unpadded; the batch may exceed 1."""
-        raise NotImplementedError
+        raise NotImplementedError  # registering a method checks that it chooses in some way
 
     def select_layers(self, observed: Sequence[Observed]) -> list[Selection]:
         """Choose what to keep of all layers together, for methods that need ``all_layers``."""
@@ -302,8 +311,26 @@ class Method:
 
     def _select(self, layers: Sequence[Observed]) -> list[Selection]:
         if self.needs.all_layers:
-            return self.select_layers(layers)
-        return [self.select_observed(layer) for layer in layers]
+            chosen = self.select_layers(layers)
+        else:
+            chosen = [self.select_observed(layer) for layer in layers]
+        for one, layer in zip(chosen, layers, strict=True):
+            self._check_selection(one, layer)
+        return chosen
+
+    def _check_selection(self, selection: Any, observed: Observed) -> None:
+        wanted = list(observed.keys.shape[:3])
+        keep = getattr(selection, "keep", None)
+        if not isinstance(selection, Selection):
+            found = f"a {type(selection).__name__}"
+        elif keep is not None and (keep.dtype != torch.bool or list(keep.shape) != wanted):
+            found = f"keep {str(keep.dtype).removeprefix('torch.')} {list(keep.shape)}"
+        else:
+            return
+        raise UserError(
+            f"method {self.name!r} selected {found}; return Selection(keep) with keep bool "
+            f"{wanted} (batch, KV heads, tokens)"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Name and options as plain values, for manifests; :func:`from_dict` reads them back."""

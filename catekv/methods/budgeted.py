@@ -77,6 +77,12 @@ class Budgeted(Method):
             )
         return self.allocator.exact_table(demand, self.total - edges * demand.heads)
 
+    def counts_of(self, observed: Observed) -> Tensor:
+        """:meth:`counts` for one layer of a prompt: int64 [kv_heads], on its device."""
+        heads, dim = observed.keys.shape[1], observed.keys.shape[3]
+        shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
+        return self.counts(observed.tokens, shape)[observed.layer].to(observed.keys.device)
+
     def given_table(self, tokens: int, shape: ModelShape) -> Tensor:
         return self.counts(tokens, shape) + min(self.edges(), tokens)
 

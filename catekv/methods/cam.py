@@ -13,6 +13,7 @@ from catekv.kernels.ragged import Merged, RaggedPrefix
 from catekv.methods.allocators import budgets_from
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.formulas.draws import uniform_numbers
 from catekv.methods.h2o import (
     H2O,
@@ -91,6 +92,8 @@ class CaM(Budgeted):
     """
 
     name: ClassVar[str] = "cam"
+    example = Example({"budget": 12}, original=False)
+    memory_formula = MemoryFormula("budget", "kept*(e + 16)", besides="4*kept")
     paper: ClassVar[str] = "CaM: Cache Merging for Memory-efficient LLMs Inference, ICML 2024"
     edges_in_budget: ClassVar[bool] = True
 

@@ -15,6 +15,7 @@ from catekv.errors import UserError
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.kernels.sparse_prefill import require_minference
 from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.example import WHOLE, Example, MemoryFormula
 from catekv.methods.formulas.scoring import CHUNK_RULES, top_mask
 from catekv.methods.head_mask import HeadMask
 from catekv.methods.options import assign, method_option
@@ -37,6 +38,19 @@ RETENTION_RANGES = ("middle", "all_but_window")
 READS = ("all", "quest", "shadowkv")
 PREFILLS = ("dense", "minference")
 DEFAULT_RATIO = 0.4
+
+
+def _small(shape: ModelShape) -> dict[str, Any]:
+    """An example whose first head alone is adaptive."""
+    adaptive = torch.zeros(shape.layers, shape.kv_heads)
+    adaptive[0, 0] = 1
+    options = {"window": 4, "chunk_size": 4, "guard_tokens": 4, "init_tokens": 2}
+    return {**options, "budget": 20, "recent_tokens": 4, "head_mask": HeadMask(adaptive)}
+
+
+def _whole(shape: ModelShape) -> dict[str, Any]:
+    every_head = HeadMask(torch.ones(shape.layers, shape.kv_heads))
+    return {**_small(shape), "budget": WHOLE, "head_mask": every_head}
 
 
 @register
@@ -79,6 +93,11 @@ class CateKV(Method):
     """
 
     name: ClassVar[str] = "catekv"
+    example = Example(_small, _whole, exact=False)
+    memory_formula = MemoryFormula(
+        "ratio*T + (1-ratio)*(budget + tail)",
+        terms=lambda method, tokens, shape: {"tail": method.layout(tokens).tail},
+    )
     paper: ClassVar[str] = (
         "CateKV: On Sequential Consistency for Long-Context LLM Inference Acceleration, ICML 2025"
     )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from catekv.methods.allocator_files import read_scores
 from catekv.methods.allocators import SLICE_SCALINGS, CoKVBudgets
+from catekv.methods.example import Example, head_numbers
 from catekv.methods.formulas.budgets import ROUNDINGS
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
@@ -37,6 +38,9 @@ class CoKV(WindowScored):
     """
 
     name: ClassVar[str] = "cokv"
+    example = Example(
+        lambda shape: {"budget": 10, "scores": head_numbers(shape), "window": 4, "kernel": 3}
+    )
     paper: ClassVar[str] = "CoKV: Optimizing KV Cache Allocation via Cooperative Game, 2025"
     recommended: ClassVar[dict[str, Any]] = {
         "rounding": "largest_remainder",

@@ -13,6 +13,7 @@ from torch import Tensor
 from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.allocator_files import read_scores
 from catekv.methods.base import Method, Observed, Selection
+from catekv.methods.example import WHOLE, Example, MemoryFormula, head_numbers
 from catekv.methods.formulas.budgets import largest_remainder
 from catekv.methods.head_mask import DUO_FILE, HeadMask
 from catekv.methods.options import assign, method_option
@@ -78,6 +79,14 @@ class DuoAttention(Method):
     """
 
     name: ClassVar[str] = "duo_attention"
+    example = Example(
+        lambda shape: {"pattern": head_numbers(shape), "sinks": 2, "recent": 8},
+        lambda shape: {"pattern": head_numbers(shape), "sinks": 2, "recent": WHOLE},
+    )
+    memory_formula = MemoryFormula(
+        "share*(sinks + recent) + (1-share)*T",
+        terms=lambda method, tokens, shape: {"share": float(method.streaming.double().mean())},
+    )
     paper: ClassVar[str] = (
         "DuoAttention: Efficient Long-Context LLM Inference with Retrieval and Streaming Heads, "
         "ICLR 2025"

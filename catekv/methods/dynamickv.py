@@ -14,6 +14,7 @@ from catekv import kernels
 from catekv.errors import NeedsAllHeadsError
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.formulas.budgets import ROUNDINGS, proportional
 from catekv.methods.formulas.scoring import POOLINGS, top_mask
 from catekv.methods.options import method_option
@@ -106,6 +107,8 @@ class DynamicKV(Budgeted):
     """
 
     name: ClassVar[str] = "dynamickv"
+    example = Example({"budget": 10, "window": 4, "kernel": 3, "interval": 1})
+    memory_formula = MemoryFormula("budget + window")
     paper: ClassVar[str] = (
         "DynamicKV: Task-Aware Adaptive KV Cache Compression for Long Context LLMs, 2024"
     )

@@ -65,7 +65,8 @@ def with_total(method: Method, total: int, tokens: int, shape: ModelShape) -> Me
     if "budget" not in [item.name for item in fields(method)]:
         raise UserError(
             f"method {method.name!r} has no budget to set, so that it cannot be given the memory "
-            "of another method; compare it at its own options"
+            "of another method; compare it at its own options, or give the class an option budget "
+            "or with_total(self, total, tokens, shape)"
         )
     heads = shape.layers * shape.kv_heads
     if method.effect != "frees":

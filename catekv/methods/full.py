@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from catekv.methods.base import Method, Observed, Selection
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.registry import register
 from catekv.models.shape import ModelShape
 
@@ -30,4 +31,6 @@ class Full(KeepsEverything):
     """Keep every token of every head."""
 
     name: ClassVar[str] = "full"
+    example = Example({}, {}, exact=False)
+    memory_formula = MemoryFormula("T")
     effect: ClassVar[str] = "keeps"

@@ -11,6 +11,7 @@ from catekv.errors import UserError
 from catekv.methods.allocators import budgets_from
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted, BudgetedType
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
@@ -99,6 +100,8 @@ class H2O(Budgeted):
     """
 
     name: ClassVar[str] = "h2o"
+    example = Example({"budget": 12})
+    memory_formula = MemoryFormula("budget", "kept*(e + 16)", besides="4*kept")
     paper: ClassVar[str] = "H2O: Heavy-Hitter Oracle for Efficient Generative Inference, 2023"
 
     edges_option: ClassVar[str] = "recent"

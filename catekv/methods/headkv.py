@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from catekv.methods.allocator_files import read_scores
 from catekv.methods.allocators import HeadKVBudgets
+from catekv.methods.example import Example, head_numbers
 from catekv.methods.formulas.budgets import ROUNDINGS
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
@@ -35,6 +36,9 @@ class HeadKV(WindowScored):
     """
 
     name: ClassVar[str] = "headkv"
+    example = Example(
+        lambda shape: {"budget": 10, "scores": head_numbers(shape), "window": 4, "kernel": 3}
+    )
     paper: ClassVar[str] = (
         "Not All Heads Matter: A Head-Level KV Cache Compression Method with Integrated Retrieval "
         "and Reasoning, ICLR 2025"

@@ -14,6 +14,7 @@ from catekv.kernels.ragged import Merged, RaggedPrefix
 from catekv.methods.allocators import budgets_from
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.formulas.merging import nearest_kept
 from catekv.methods.formulas.vote_merge import (
     corrected_average,
@@ -56,6 +57,8 @@ class KeepKV(Budgeted):
     """
 
     name: ClassVar[str] = "keepkv"
+    example = Example({"budget": 12, "threshold": 0.2}, original=False)
+    memory_formula = MemoryFormula("budget", "kept*(e + 32)", besides="4*kept")
     paper: ClassVar[str] = "KeepKV: Eliminating Output Perturbation in KV Cache Compression, 2026"
     edges_option: ClassVar[str] = "recent"
     edges_in_budget: ClassVar[bool] = True

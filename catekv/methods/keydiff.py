@@ -11,6 +11,7 @@ from torch import Tensor
 
 from catekv.methods.base import Observed, Selection
 from catekv.methods.entry_scored import EntryScored
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
@@ -52,6 +53,8 @@ class KeyDiff(EntryScored):
     """
 
     name: ClassVar[str] = "keydiff"
+    example = Example({"budget": 12, "block": 5})
+    memory_formula = MemoryFormula("budget")
     paper: ClassVar[str] = (
         "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in "
         "Resource-Constrained Environments, 2025"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from catekv.methods.base import Observed
 from catekv.methods.entry_scored import EntryScored
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 
@@ -37,6 +38,8 @@ class Knorm(EntryScored):
     """
 
     name: ClassVar[str] = "knorm"
+    example = Example({"budget": 8, "window": 4})
+    memory_formula = MemoryFormula("budget + window")
     paper: ClassVar[str] = (
         "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression, 2024"
     )

@@ -15,6 +15,7 @@ from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.kernels.packing import pack_merged
 from catekv.kernels.ragged import Merged, RaggedPrefix
 from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.h2o import observed_shape
 from catekv.methods.options import method_option
@@ -96,6 +97,14 @@ def context_scores(queries: Tensor, keys: Tensor, positions: Tensor, tokens: int
     return scores
 
 
+def _mean_context(method: Any, tokens: int, shape: ModelShape) -> dict[str, float]:
+    """The term of the memory formula: context tokens, mean over the layers."""
+    sizes = context_sizes(
+        tokens, shape.layers, method.least_ratio, method.recent, method.min_context
+    )
+    return {"context": sum(sizes[:-1]) / shape.layers}
+
+
 @register
 @dataclass(frozen=True)
 class PyramidInferKV(Method):
@@ -125,6 +134,17 @@ class PyramidInferKV(Method):
     """
 
     name: ClassVar[str] = "pyramidinfer_kv"
+    example: ClassVar[Example | None] = Example(
+        {"least_ratio": 0.3, "min_context": 4, "sinks": 2},
+        {"least_ratio": 1.0},
+        exact=False,
+        layers=3,
+    )
+    memory_formula: ClassVar[MemoryFormula | None] = MemoryFormula(
+        "1 + floor(recent*T) + context",
+        "kept*e + 8*kept/H + Q/H*min(window, 1 + floor(recent*T))*d*s",
+        terms=_mean_context,
+    )
     paper: ClassVar[str] = (
         "PyramidInfer: Pyramid KV Cache Compression for High-throughput LLM Inference, 2024"
     )
@@ -250,6 +270,8 @@ class PyramidInfer(PyramidInferKV):
     keys and values."""
 
     name: ClassVar[str] = "pyramidinfer"
+    example = None
+    memory_formula = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

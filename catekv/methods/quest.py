@@ -9,6 +9,7 @@ from torch import Tensor
 
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.methods.base import Observed, Selection
+from catekv.methods.example import WHOLE, Example, MemoryFormula
 from catekv.methods.full import KeepsEverything
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
@@ -39,6 +40,17 @@ class Quest(KeepsEverything):
         "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference, ICML 2024"
     )
     effect: ClassVar[str] = "skips"
+    example = Example(
+        {"budget": 12, "page": 4, "full_layers": 1, "least_pages": 1},
+        {"budget": WHOLE},
+        exact=False,
+    )
+    memory_formula = MemoryFormula(
+        "T",
+        "T*e + (1 - full_layers/L)*ceil(T/page)*2*d*s",
+        "full_layers/L*T + (1 - full_layers/L)*(budget//page)*page",
+        "(1 - full_layers/L)*ceil(T/page)*2*d*s",
+    )
 
     budget: int = method_option(2048, least=1)
     page: int = method_option(16, least=1)

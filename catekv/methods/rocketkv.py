@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from catekv.errors import UserError
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.formulas.scoring import POOLINGS, top_mask, window_token_scores
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
@@ -49,6 +50,14 @@ def rocket_parameters(compression: float, page_rule: str = "paper") -> RocketPar
     return RocketParameters(r, compression**r, stage2, page, stage2 / page)
 
 
+def _stages(method: Any, tokens: int, shape: ModelShape) -> dict[str, float]:
+    """Terms of the memory formula."""
+    c = tokens / method.budget
+    parts = rocket_parameters(c, method.page_rule)
+    dims = round(shape.head_dim / parts.head_dim_factor)
+    return {"c": c, "r": parts.r, "p": parts.page, "dims": dims}
+
+
 @register
 @dataclass(frozen=True)
 class RocketKV(Method):
@@ -72,6 +81,14 @@ class RocketKV(Method):
     """
 
     name: ClassVar[str] = "rocketkv"
+    example = Example({"budget": 12, "window": 4, "kernel": 3}, exact=False)
+    memory_formula = MemoryFormula(
+        "floor(T/c**r)",
+        "kept*e + ceil(kept/p)*2*d*s",
+        "budget//2//p*p",
+        "ceil(kept/p)*dims*s",
+        terms=_stages,
+    )
     paper: ClassVar[str] = (
         "RocketKV: Accelerating Long-Context LLM Inference via Two-Stage KV Cache Compression, "
         "ICML 2025"

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.methods.base import Needs, Observed, Selection
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.full import KeepsEverything
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.stores.base import DecodeStore
 from catekv.methods.stores.shadow import ShadowSettings
 from catekv.methods.stores.shadow_reader import ShadowReader
+from catekv.models.shape import ModelShape
+
+
+def _chunks(method: Any, tokens: int, shape: ModelShape) -> dict[str, float]:
+    """Terms of the memory formula: chunks in low rank, and tokens kept exactly beside them."""
+    low = tokens // method.chunk - method.local
+    return {"n": low, "exact": method.outliers * method.chunk + tokens - low * method.chunk}
 
 
 @register
@@ -44,6 +52,16 @@ class ShadowKV(KeepsEverything):
         "ShadowKV: KV Cache in Shadows for High-Throughput Long-Context LLM Inference, ICML 2025"
     )
     effect: ClassVar[str] = "moves"
+    example = Example(
+        {"budget": 8, "chunk": 4, "rank": 8, "outliers": 1, "local": 1}, original=False, exact=False
+    )
+    memory_formula = MemoryFormula(
+        "T",
+        "(exact + budget)*e + n*d*s + n*chunk*rank*s/H + rank*d*s + n*chunk*d*s",
+        "exact + budget",
+        "n*d*s + budget*rank*s + rank*d*s",
+        terms=_chunks,
+    )
 
     budget: int = 2048
     chunk: int = method_option(8, least=1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from catekv.methods.allocators import budgets_from
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.streaming_llm import FirstAndLast
@@ -28,6 +29,8 @@ class SlidingWindow(FirstAndLast):
     """
 
     name: ClassVar[str] = "sliding_window"
+    example = Example({"budget": 12})
+    memory_formula = MemoryFormula("budget")
     paper: ClassVar[str] = "the window baseline of Efficient Streaming Language Models, ICLR 2024"
 
     budget: int = method_option(1024, least=1)

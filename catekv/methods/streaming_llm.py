@@ -12,6 +12,7 @@ from catekv.errors import UserError
 from catekv.methods.allocators import budgets_from
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import ENDLESS, Budgeted
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.models.shape import ModelShape
@@ -70,10 +71,8 @@ class FirstAndLast(Budgeted):
         )
 
     def select_observed(self, observed: Observed) -> Selection:
-        batch, heads, tokens, dim = observed.keys.shape
-        shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
-        last = self.counts(tokens, shape)[observed.layer].to(observed.keys.device)
-        keep = first_and_last(tokens, self.edges(), last)
+        batch, heads, tokens, _ = observed.keys.shape
+        keep = first_and_last(tokens, self.edges(), self.counts_of(observed))
         return Selection(keep.expand(batch, heads, tokens).clone())
 
 
@@ -99,6 +98,8 @@ class StreamingLLM(FirstAndLast):
     """
 
     name: ClassVar[str] = "streaming_llm"
+    example = Example({"budget": 12, "sinks": 2})
+    memory_formula = MemoryFormula("budget")
     paper: ClassVar[str] = "Efficient Streaming Language Models with Attention Sinks, ICLR 2024"
 
     edges_option: ClassVar[str] = "sinks"

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from catekv.methods.base import Needs, Observed, Selection
 from catekv.methods.budgeted import Budgeted
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.formulas.scoring import ORDERS, POOLINGS, top_mask, window_token_scores
 from catekv.methods.options import method_option
-from catekv.models.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class WindowScored(Budgeted):
     """
 
     edges_option: ClassVar[str] = "window"
+    example = Example({"budget": 10, "window": 4, "kernel": 3})
+    memory_formula = MemoryFormula("budget + window")
 
     window: int = method_option(32, least=1)
     kernel: int = method_option(7, least=1, odd=True)
@@ -49,9 +51,8 @@ class WindowScored(Budgeted):
 
     def select_observed(self, observed: Observed) -> Selection:
         keys = observed.keys
-        batch, heads, tokens, dim = keys.shape
-        shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
-        counts = self.counts(tokens, shape)[observed.layer]
+        batch, heads, tokens, _ = keys.shape
+        counts = self.counts_of(observed)
         keep = torch.ones(batch, heads, tokens, dtype=torch.bool, device=keys.device)
         before = tokens - observed.queries.shape[2]
         if int(counts.min()) < before:

@@ -15,7 +15,7 @@ from typing import Any
 from catekv.errors import UserError
 from catekv.files import replacing
 from catekv.tasks.core.sample import Sample
-from catekv.tasks.registry import FAMILIES, family_of, find
+from catekv.tasks.registry import families, family_of, find
 from catekv.tasks.rows.rows import (
     count_field,
     parse_rows,
@@ -62,7 +62,7 @@ def read(path: str | os.PathLike[str], task: str | None = None, **options: Any) 
             )
         return samples
     # RULER comes last: its official rows do not say what they are, only their path does
-    for family in reversed(FAMILIES):
+    for family in reversed(families()):
         name = family.recognise(first, file)
         if name is not None:
             return family.read(file, name, **options)

@@ -1,41 +1,74 @@
-"""The families of tasks, and tasks by name."""
+"""The families of tasks, and tasks by name.
+
+A family is a folder of :mod:`catekv.tasks.families` whose ``family.py`` has a ``FAMILY``: it is
+known because its folder is there.
+"""
 
 from __future__ import annotations
 
-from catekv.errors import UserError
-from catekv.tasks.core.task import Family, Task
-from catekv.tasks.families.graphwalks.family import FAMILY as GRAPHWALKS_FAMILY
-from catekv.tasks.families.infinitebench.family import FAMILY as INFINITEBENCH_FAMILY
-from catekv.tasks.families.longbench.family import FAMILY as LONGBENCH_FAMILY
-from catekv.tasks.families.mrcr.family import FAMILY as MRCR_FAMILY
-from catekv.tasks.families.niah.family import FAMILY as NIAH_FAMILY
-from catekv.tasks.families.reasoning.family import FAMILY as REASONING_FAMILY
-from catekv.tasks.families.ruler.family import FAMILY as RULER_FAMILY
-from catekv.tasks.families.scbench.family import FAMILY as SCBENCH_FAMILY
-from catekv.tasks.families.summarization.family import FAMILY as SUMMARIZATION_FAMILY
-from catekv.tasks.families.synthetic.family import FAMILY as SYNTHETIC_FAMILY
-from catekv.tasks.families.zeroscrolls.family import FAMILY as ZEROSCROLLS_FAMILY
+import functools
+import importlib
+import pkgutil
 
-FAMILIES: tuple[Family, ...] = (
-    RULER_FAMILY,
-    LONGBENCH_FAMILY,
-    NIAH_FAMILY,
-    SYNTHETIC_FAMILY,
-    ZEROSCROLLS_FAMILY,
-    INFINITEBENCH_FAMILY,
-    SUMMARIZATION_FAMILY,
-    GRAPHWALKS_FAMILY,
-    MRCR_FAMILY,
-    REASONING_FAMILY,
-    SCBENCH_FAMILY,
-)
+from catekv.errors import UserError
+from catekv.tasks import families as _families
+from catekv.tasks.core.task import Family, Task
+
 #: names of RULER's tasks may be given without the family
 _SHORT = "ruler/"
+_REGISTERED: dict[str, Family] = {}
+
+
+@functools.cache
+def _built_in() -> tuple[Family, ...]:
+    """The families of the package, by rank and name."""
+    found = [
+        family_in(f"{_families.__name__}.{folder.name}")
+        for folder in pkgutil.iter_modules(_families.__path__)
+        if folder.ispkg
+    ]
+    return tuple(sorted(found, key=lambda family: (family.rank, family.name)))
+
+
+def family_in(package: str) -> Family:
+    """The family of a package, which its module ``family`` calls ``FAMILY``.
+
+    Raises:
+        UserError: there is none, or it has no tasks.
+    """
+    family = getattr(importlib.import_module(f"{package}.family"), "FAMILY", None)
+    if not isinstance(family, Family):
+        raise UserError(
+            "family.py has no FAMILY; add FAMILY = Family(name, (Task(...), ...)) from "
+            "catekv.tasks.core.task"
+        )
+    if not family.tasks:
+        raise UserError(f"family {family.name!r} has no tasks; add at least one Task")
+    return family
+
+
+def register(family: Family) -> Family:
+    """Make a family known that is no folder of the package.
+
+    Raises:
+        UserError: another family has one of its names.
+    """
+    taken = {known.name for known in families()} | set(all_tasks())
+    for name in (family.name, *(task.name for task in family.tasks)):
+        if name in taken:
+            raise UserError(f"a family or task is called {name!r} already; choose another name")
+    _REGISTERED[family.name] = family
+    return family
+
+
+def families() -> tuple[Family, ...]:
+    """All families: those of the package, then those that were registered."""
+    return (*_built_in(), *_REGISTERED.values())
 
 
 def all_tasks() -> dict[str, Task]:
     """Every task by its full name, family after family."""
-    return {task.name: task for family in FAMILIES for task in family.tasks}
+    return {task.name: task for family in families() for task in family.tasks}
 
 
 def available() -> list[str]:
@@ -54,4 +87,4 @@ def find(name: str) -> Task:
 
 def family_of(task: Task) -> Family:
     """The family that a task belongs to."""
-    return next(family for family in FAMILIES if task in family.tasks)
+    return next(family for family in families() if task in family.tasks)

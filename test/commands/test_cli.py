@@ -558,11 +558,17 @@ def test_tasks_are_listed_and_built(
 def test_methods_are_listed_with_their_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["methods"]) == 0
     listed = capsys.readouterr().out
-    blocks = {line.split()[0] for line in listed.splitlines() if line[:1].isalpha()}
-    assert blocks >= set(methods.available())
-    assert "full                keeps everything; needs nothing" in listed
-    assert "quest               skips reads, keeps memory" in listed
+    lines = [line.split(maxsplit=1) for line in listed.splitlines() if line[:1].isalpha()]
+    assert [name for name, _ in lines] == methods.available()
+    said = {name: " ".join(rest.split()) for name, rest in lines}
+    assert said["full"] == "keeps everything needs nothing"
+    assert said["quest"] == "skips reads, keeps memory needs nothing"
+    assert said["catekv"] == "frees memory needs last 64 queries, a head mask"
     assert all(len(line) <= 100 for line in listed.splitlines())
+    assert cli.main(["methods", "--details"]) == 0
+    details = capsys.readouterr().out
+    assert all(f"\n{name}: " in f"\n{details}" for name in methods.available())
+    assert "tokens kept besides the window; an int, or one per KV head." in details
 
 
 def test_one_method_is_explained(capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,4 +86,4 @@ def register(monkeypatch: pytest.MonkeyPatch, samples: list[Sample], **changes: 
     }
     task = Task(**{**values, **changes})
     family = Family("toy", (task,), lambda *_: [], lambda *_: None)
-    monkeypatch.setattr(registry, "FAMILIES", (*registry.FAMILIES, family))
+    monkeypatch.setitem(registry._REGISTERED, "toy", family)

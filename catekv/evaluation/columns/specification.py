@@ -14,7 +14,7 @@ from catekv.methods import ModelShape, available, method_class
 from catekv.methods.allocator_files import load_plain
 from catekv.methods.catekv import DEFAULT_RATIO
 from catekv.methods.head_mask import HeadMask
-from catekv.methods.registry import nearest
+from catekv.methods.registry import unknown
 
 _NAME = re.compile(r"[\w.+-]+")
 #: What an object in a file of methods holds besides options.
@@ -43,10 +43,7 @@ def canonical_name(name: str) -> str:
     for candidate in available():
         if squeezed(candidate) == squeezed(name):
             return candidate
-    raise UserError(
-        f"unknown method {name!r}{nearest(name.lower(), available())}; available: "
-        f"{', '.join(available())}"
-    )
+    raise unknown(name)
 
 
 def parse_value(text: str) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from catekv.evaluation.columns.settings import MethodSpec, RunSettings
+from catekv.evaluation.plugins import loaded_plugins
 from catekv.evaluation.records import environment
 from catekv.evaluation.run import sanity
 from catekv.evaluation.run.cells import Cell
@@ -47,6 +48,7 @@ def make_manifest(settings: RunSettings, cells: Sequence[Cell], command: str) ->
         "data": _data(cells),
         "warnings": [warning for cell in cells for warning in cell.warnings],
         "versions": environment.versions(),
+        "plugins": loaded_plugins(),
         "git_commit": environment.git_commit(),
         "device": environment.device_description(settings.device),
         "starts": [

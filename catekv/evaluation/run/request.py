@@ -13,7 +13,7 @@ from catekv.options import COUNT, MOST_SAMPLES, option
 #: The fields that say which model runs, and how.
 MODEL = ("model", "dtype", "device", "attention")
 #: The fields that say which methods run, with which masks.
-METHODS = ("methods", "masks", "ratio", "retention", "budget")
+METHODS = ("methods", "plugins", "masks", "ratio", "retention", "budget")
 #: Words of ``--question`` and the question modes that they stand for; papers' words are read too.
 QUESTIONS = {
     "after": ("agnostic",),
@@ -34,6 +34,8 @@ class Request:
         tasks, lengths, samples, questions, seed, chat_template, max_new_tokens, task_options,
             prefill, chunk_size, joint_decode, batch_size, sanity: see :class:`RunSettings`.
         methods: as :func:`catekv.evaluation.columns.specification.parse_method` reads them.
+        plugins: as :func:`catekv.evaluation.plugins.load_plugins` takes them; whoever runs the
+            request loads them first.
         masks: as :func:`catekv.evaluation.columns.specification.parse_masks` reads them.
         ratio, retention, budget: for every method that takes a head mask.
         options: more options per method name.
@@ -62,6 +64,14 @@ class Request:
         "of methods; `catekv methods` lists names and options",
         metavar="METHOD",
         verbatim=True,
+    )
+    plugins: tuple[str, ...] = option(
+        (),
+        "a Python file with methods of your own, or a folder with family.py (a benchmark of your "
+        "own); may be repeated",
+        flag="--plugin",
+        repeat=True,
+        metavar="FILE",
     )
     masks: tuple[str, ...] = option(
         (),

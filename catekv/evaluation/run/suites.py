@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import PAPER_LENGTH, PAPER_SAMPLES, PAPER_TASKS
-from catekv.tasks.registry import available, find
+from catekv.tasks.registry import all_tasks, available, find
 
 if TYPE_CHECKING:
     from catekv.evaluation.run.request import Request
@@ -53,7 +53,7 @@ def suites() -> dict[str, Suite]:
         MINI,
         f"every family of tasks that the embedded model can read, {MINI_SAMPLES} samples of "
         f"{MINI_LENGTH} tokens, generated rows",
-        tuple(task for task in available() if _speaks(task)),
+        tuple(name for name, task in all_tasks().items() if task.small),
         (MINI_LENGTH,),
         MINI_SAMPLES,
         MINI_NEW_TOKENS,
@@ -71,16 +71,6 @@ def suites() -> dict[str, Suite]:
             for name, found in benchmarks.items()
         },
     }
-
-
-def _speaks(task: str) -> bool:
-    """Whether the embedded model's vocabulary can express a task."""
-    family, _, name = task.partition("/")
-    if family != "ruler":
-        return find(task).small
-    from catekv.tasks.wording.small import SmallWording
-
-    return name in SmallWording().tasks
 
 
 def applied(request: Request) -> Request:

@@ -35,6 +35,11 @@ def word(value: Any) -> str | None:
     return None if isinstance(value, str) and value else "give a text"
 
 
+def words(value: Any) -> str | None:
+    given = isinstance(value, list | tuple) and all(word(item) is None for item in value)
+    return None if given else "give a list of texts"
+
+
 def options(value: Any) -> str | None:
     named = isinstance(value, dict) and all(isinstance(key, str) for key in value)
     return None if named else "give names and values, as in {num_hops: 2}"

@@ -256,6 +256,7 @@ _SETTINGS: dict[str, Callable[[Any], str | None]] = {
     "sanity": checks.truth,
     "max_errors": checks.share_above_none,
     "attention": checks.word,
+    "plugins": checks.words,
     "device": checks.one_of(("auto", "cpu", "cuda")),
 }
 _KEYS = tuple(itertools.chain(["models"], _AXES, _SETTINGS, ["exclude", "placement"]))

@@ -202,6 +202,7 @@ def _job(
     parts = [Path(task).stem if is_file(task) else task, str(length) if length else "rows"]
     parts += [f"seed{seed}"] * (seed != _COMMON_SEED) + [dtype] * (dtype != _COMMON_DTYPE)
     asked = dataclasses.asdict(dataclasses.replace(request, model=None, masks=()))
+    del asked["plugins"]  # where code lies decides nothing
     identity_parts = [identity, asked, [[spec.label, spec.to_dict()] for spec in specs]]
     if is_file(task):
         identity_parts.append(_digest(Path(task)))

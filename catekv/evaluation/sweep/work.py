@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catekv.errors import UserError
+from catekv.evaluation.plugins import load_plugins
 from catekv.evaluation.records.records import RunDirectory
 from catekv.evaluation.run.distributed import TENSOR, Process, process_group
 from catekv.evaluation.sweep.jobs import Job
@@ -94,6 +95,7 @@ def _measure(
     from catekv.evaluation.run.runner import evaluate
     from catekv.evaluation.run.session import settings_for
 
+    load_plugins(job.request.plugins)
     model = loaded.model(job, process)
     settings = settings_for(job.request, model).with_methods(job.specs)
     evaluate(

@@ -18,6 +18,7 @@ from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.kernels.ragged import Merged
 from catekv.methods.atskv.control import simple_controller
 from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.example import WHOLE, Example, MemoryFormula
 from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.options import assign, method_option
 from catekv.methods.registry import register
@@ -62,6 +63,8 @@ class AtskvDynamicKV(_OneMask):
     """
 
     name: ClassVar[str] = "atskv_dynamic_kv"
+    example = Example({"ratio": 0.4}, {"budget": WHOLE})
+    memory_formula = MemoryFormula("floor(T*ratio)")
     paper: ClassVar[str] = f"{PAPER} (its comparison's 'dynamic_kv')"
 
     ratio: float | Sequence[float] = 0.5
@@ -149,6 +152,8 @@ class AtskvRocketKV(_OneMask):
     """
 
     name: ClassVar[str] = "atskv_rocket_kv"
+    example = Example({}, {"budget": WHOLE}, original=False)
+    memory_formula = MemoryFormula("T - floor(T*eviction)")
     paper: ClassVar[str] = f"{PAPER} (its comparison's 'rocket_kv')"
 
     eviction: float = method_option(0.5, least=0, most=1)

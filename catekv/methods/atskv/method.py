@@ -20,6 +20,7 @@ from catekv.methods.atskv.source import PREDICTOR_OPTIONS, PredictorSource
 from catekv.methods.atskv.store import TierRules, TierState, TierStore
 from catekv.methods.atskv.tiers import TwoTiers
 from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.example import WHOLE, Example, MemoryFormula
 from catekv.methods.options import assign, method_option
 from catekv.methods.registry import register
 from catekv.models.shape import ModelShape
@@ -28,6 +29,18 @@ SELECTIONS = ("quantile", "top")
 HYSTERESES = ("absolute", "quantile")
 PASSIVE_TIERS = ("host", "file", "drop")
 DEFAULT_QUANTILE, DEFAULT_BETA = 0.7, 1.0
+
+
+_EXAMPLE = {
+    "untrained": True,
+    "predictor_width": 5,
+    "feature_dim": 16,
+    "lsh_bits": 2,
+    "fetch": 3,
+    "update_every": 2,
+    "init_tokens": 2,
+    "recent_tokens": 4,
+}
 
 
 @register
@@ -82,6 +95,13 @@ class ATSKV(Method):
         "Adaptive Token-Relevance Sparse KV-Cache for Efficient Long Context Understanding"
     )
     effect: ClassVar[str] = "moves"
+    example = Example({"quantile": 0.5, **_EXAMPLE}, {"budget": WHOLE, **_EXAMPLE}, exact=False)
+    memory_formula = MemoryFormula(
+        "T - floor(quantile*T)",
+        "T*e + fetch*e + 12*kept + 16*(T-kept) + 4*T*(predictor_width + Q + H + 1)/H",
+        "kept + fetch",
+        "4*(kept + fetch)",
+    )
     recommended: ClassVar[dict[str, Any]] = {
         "selection": "top",
         "hysteresis": "quantile",

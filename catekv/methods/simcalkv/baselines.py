@@ -17,6 +17,7 @@ from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.kernels.ragged import Merged
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.cam import merge_probability
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.formulas.budgets import proportional
 from catekv.methods.formulas.draws import uniform_numbers
 from catekv.methods.formulas.merging import group_mean, group_shares, nearest_kept, removed_count
@@ -42,6 +43,9 @@ class RemovedShare(Method):
         ratio: share removed, of which one token of a head always stays out.
         total: entries of all layers and heads together, exact, instead of ``ratio``.
     """
+
+    example = Example({"ratio": 0.6}, {"ratio": 0.0}, original=False)
+    memory_formula = MemoryFormula("T - max(1, floor(T*ratio))")
 
     ratio: float = method_option(0.4, least=0, most=1)
     total: int | None = method_option(None, least=0)
@@ -128,6 +132,7 @@ class SimCalPyramidInfer(RemovedShare):
     """
 
     name: ClassVar[str] = "simcalkv_pyramidinfer"
+    example = Example({"ratio": 0.6}, {"ratio": 0.0, "step": 0.0})
     paper: ClassVar[str] = PAPER
     recommended: ClassVar[dict[str, Any]] = {"rescale": True}
 

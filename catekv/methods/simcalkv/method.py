@@ -15,6 +15,7 @@ from catekv.kernels.packing import pack_merged
 from catekv.kernels.ragged import Merged, RaggedPrefix
 from catekv.methods.allocators import Demand, budgets_from
 from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.formulas.merging import removed_count
 from catekv.methods.h2o import observed_shape, received_attention
 from catekv.methods.options import method_option
@@ -68,6 +69,8 @@ class SimCalKV(Method):
     """
 
     name: ClassVar[str] = "simcalkv"
+    example = Example({"ratio": 0.6}, {"ratio": 0.0}, original=False)
+    memory_formula = MemoryFormula("T - max(1, floor(T*ratio))", "kept*(e + 4)", besides="4*kept")
     paper: ClassVar[str] = "Similarity-Aware KV Cache Merging with Bias Calibration, MSN 2025"
     recommended: ClassVar[dict[str, Any]] = {"calibration": "logit", "key_mean": "uniform"}
 

@@ -164,6 +164,26 @@ def answer_tokens(task: Task, wording: Wording | None = None) -> int:
     return allowances.get(task.name.removeprefix("ruler/"), task.max_new_tokens)
 
 
+def no_files(remark: str) -> Callable[..., list[Sample]]:
+    """The ``read`` of a family whose tasks are always built: no file of others holds samples of it.
+
+    ``remark`` is what somebody is told who wants to read such a file.
+    """
+
+    def read(path: Path, name: str | None = None) -> list[Sample]:
+        raise UserError(f"{path} holds no samples that were written here; {remark}")
+
+    return read
+
+
+ALWAYS_BUILT = no_files("there is no official sample file, the task is always built")
+
+
+def recognises_nothing(row: dict[str, Any], path: Path) -> str | None:
+    """The ``recognise`` of a family without files of its own."""
+    return None
+
+
 @dataclass(frozen=True)
 class Family:
     """Tasks that are published together.
@@ -174,24 +194,12 @@ class Family:
             ``UserError`` naming file and line of what it cannot use.
         recognise: the task's full name if the first row of a file is laid out as this family's
             files are; None leaves the file to other families.
+        rank: place among the families in lists, lowest first, then by name; the last one is the
+            first to be asked whether it recognises a file.
     """
 
     name: str
     tasks: tuple[Task, ...]
-    read: Callable[..., list[Sample]]
-    recognise: Callable[[dict[str, Any], Path], str | None]
-
-
-def built_family(task: Task, remark: str) -> Family:
-    """The family of one task that is always built: no file of others holds samples of it.
-
-    ``remark`` is what somebody is told who wants to read such a file.
-    """
-
-    def read(path: Path, name: str | None = None) -> list[Sample]:
-        raise UserError(f"{path} holds no samples of {task.name} that were written here; {remark}")
-
-    def recognise(row: dict[str, Any], path: Path) -> str | None:
-        return None
-
-    return Family(task.name, (task,), read, recognise)
+    read: Callable[..., list[Sample]] = ALWAYS_BUILT
+    recognise: Callable[[dict[str, Any], Path], str | None] = recognises_nothing
+    rank: int = 100

@@ -71,4 +71,4 @@ def _task(name: str) -> Task:
     )
 
 
-FAMILY = Family("infinitebench", tuple(map(_task, NEW_TOKENS)), read, FILES.recognise)
+FAMILY = Family("infinitebench", tuple(map(_task, NEW_TOKENS)), read, FILES.recognise, rank=5)

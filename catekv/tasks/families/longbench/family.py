@@ -67,4 +67,4 @@ def recognise(row: dict[str, Any], path: Path) -> str | None:
     return (EVEN_PREFIX if even else PREFIX) + name if name in TASKS else None
 
 
-FAMILY = Family("longbench", tuple(map(_task, FULL_NAMES)), read, recognise)
+FAMILY = Family("longbench", tuple(map(_task, FULL_NAMES)), read, recognise, rank=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from catekv.tasks import metrics
 from catekv.tasks.core.sample import Sample
-from catekv.tasks.core.task import Task, built_family
+from catekv.tasks.core.task import Family, Task, no_files
 from catekv.tasks.families.niah.building import generate
 from catekv.tasks.families.niah.options import HaystackOptions
 
@@ -33,8 +33,12 @@ TASK = Task(
     generate=generate,
     score=score,
 )
-FAMILY = built_family(
-    TASK,
-    "there is no official sample file. Scores of the original test are read by "
-    "catekv.tasks.families.niah.results.read_results",
+FAMILY = Family(
+    TASK.name,
+    (TASK,),
+    no_files(
+        "there is no official sample file. Scores of the original test are read by "
+        "catekv.tasks.families.niah.results.read_results"
+    ),
+    rank=2,
 )

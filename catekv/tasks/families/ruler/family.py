@@ -18,4 +18,4 @@ def recognise(row: dict[str, Any], path: Path) -> str | None:
     return PREFIX + name if name else None
 
 
-FAMILY = Family("ruler", tuple(TASKS.values()), read, recognise)
+FAMILY = Family("ruler", tuple(TASKS.values()), read, recognise, rank=0)

@@ -13,6 +13,7 @@ from catekv.tasks.families.ruler.fwe import FrequentOptions, FrequentPlan
 from catekv.tasks.families.ruler.niah import NeedleOptions, NeedlePlan
 from catekv.tasks.families.ruler.qa import DocumentOptions, DocumentPlan
 from catekv.tasks.families.ruler.vt import ChainOptions, ChainPlan
+from catekv.tasks.wording.small import SmallWording
 
 
 def score(prediction: str, sample: Sample) -> dict[str, float]:
@@ -56,6 +57,7 @@ def _task(
         metric=metric,
         generate=generate,
         score=score,
+        small=name in SmallWording.tasks,
         plan=plan,
         family_metric=family,
         set_f1=set_f1,

@@ -127,4 +127,4 @@ def _task(name: str) -> Task:
     )
 
 
-FAMILY = Family("summarization", tuple(map(_task, NEW_TOKENS)), read, recognise)
+FAMILY = Family("summarization", tuple(map(_task, NEW_TOKENS)), read, recognise, rank=6)

@@ -99,4 +99,4 @@ def _task(name: str) -> Task:
     )
 
 
-FAMILY = Family("zeroscrolls", tuple(map(_task, NEW_TOKENS)), read, FILES.recognise)
+FAMILY = Family("zeroscrolls", tuple(map(_task, NEW_TOKENS)), read, FILES.recognise, rank=4)
