@@ -431,7 +431,7 @@ def test_eval_efficiency_compares_with_every_full_attention(
     assert "random weights" not in output
     written = json.loads((tmp_path / "efficiency.json").read_text())
     assert written["command"].startswith("test/eval_efficiency.py --model_name")
-    assert len(written["results"]) == 2 * 6
+    assert len(written["results"]) == 2 * 7
     for result in written["results"]:
         if result["status"] == "absent":
             continue

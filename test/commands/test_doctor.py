@@ -102,7 +102,7 @@ def test_a_model_that_cannot_be_compressed_is_named_with_the_reason(tmp_path: Pa
     config = BloomConfig(n_layer=2, n_head=2, hidden_size=32, vocab_size=50)
     config.save_pretrained(tmp_path)
     findings = doctor_report.examine(str(tmp_path))
-    assert "do not hand the cache's keys" in refused(findings)["attention"]
+    assert "computes attention in code of its own" in refused(findings)["attention"]
     assert findings.facts["model"]["configuration"] == config_hash(config)
 
 
