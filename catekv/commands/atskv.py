@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from catekv.calibration.relevance.fitting import FEATURES
 from catekv.calibration.relevance.labels import ATTENDED, LABELS, SCALES, WEIGHTS
+from catekv.commands.arguments import add_template_argument
 from catekv.commands.numbers import whole
 from catekv.errors import UserError
 from catekv.files import check_folder, write_json
@@ -24,6 +25,7 @@ from catekv.methods.atskv.files import (
 )
 from catekv.methods.atskv.relevance import ATTENTION_FEATURES, KINDS
 from catekv.options import MOST_EPOCHS, MOST_SAMPLES
+from catekv.tasks.core.prompt import template_name
 
 if TYPE_CHECKING:
     from catekv.calibration.relevance.training import TrainingSettings
@@ -120,7 +122,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         help="divide received attention by the queries that can see a token (default)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--chat-template", default="auto", help="as in catekv evaluate")
+    add_template_argument(parser)
     parser.add_argument("--chunk-size", type=int, default=8192, help="tokens per prefill chunk")
     parser.add_argument("--output", type=Path, required=True, help="folder of the predictors")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
@@ -151,7 +153,7 @@ def _train(arguments: argparse.Namespace) -> int:
     clock = time.perf_counter()
     kept, measured = _samples(model, arguments, lengths)
     say = (lambda text: None) if arguments.quiet else _Progress()
-    read = (arguments.chat_template, arguments.chunk_size)
+    read = (template_name(arguments.chat_template), arguments.chunk_size)
     texts = texts_of(model, kept, 32, *read)
     held_out = texts_of(model, measured, 32, *read)
     path = model_path(request)
@@ -226,7 +228,7 @@ def _samples(
             built = [
                 tasks.build(
                     task, model.tokenizer, length, wanted, arguments.seed, stream=STREAM,
-                    chat_template=arguments.chat_template, **options,
+                    chat_template=template_name(arguments.chat_template), **options,
                 )
                 for length in lengths
             ]  # fmt: skip

@@ -18,11 +18,13 @@ from catekv.calibration.head_masks.result import (
     SweepSettings,
 )
 from catekv.calibration.head_masks.sweep import file_name, sweep, write_masks
+from catekv.commands.arguments import add_template_argument
 from catekv.commands.numbers import whole
 from catekv.evaluation.columns import defaults
 from catekv.evaluation.records import environment
 from catekv.methods.catekv import DEFAULT_RATIO
 from catekv.options import MOST_SAMPLES
+from catekv.tasks.core.prompt import template_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--static-vote", default="per_ratio", help="per_ratio or cumulative")
     add("--vote-count", default="exact", help="exact or keep_ties")
     add("--oracle", action="store_true", help="also the mask of a per-head ablation")
-    add("--chat-template", default="auto", help="auto, base, a name, or text with {prompt}")
+    add_template_argument(parser)
     add("--prefill-chunk", type=int, default=8192, help="tokens per prefill step (default: 8192)")
     add("--no-picture", action="store_true", help="do not draw the heads")
     add("--output", type=Path, metavar="DIR", help="default: results/headmask-MODEL")
@@ -124,7 +126,7 @@ def settings_from(arguments: argparse.Namespace, embedded: bool) -> SweepSetting
         vote_count=arguments.vote_count,
         max_new_tokens=arguments.max_new_tokens,
         oracle=arguments.oracle,
-        chat_template=arguments.chat_template,
+        chat_template=template_name(arguments.chat_template),
         chunk_size=arguments.prefill_chunk,
     )
 

@@ -22,6 +22,7 @@ from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
 from catekv.commands.cokv_arguments import add_arguments as add_arguments
 from catekv.commands.numbers import MOST_PARTS, shown
 from catekv.errors import UserError
+from catekv.tasks.core.prompt import template_name
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -47,7 +48,7 @@ def _score(arguments: argparse.Namespace) -> int:
         tolerance=arguments.tolerance,
         window=arguments.window,
         question=arguments.question,
-        chat_template=arguments.chat_template,
+        chat_template=template_name(arguments.chat_template),
         part=part,
         parts=parts,
     )

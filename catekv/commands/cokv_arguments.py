@@ -7,6 +7,7 @@ from pathlib import Path
 
 from catekv.calibration.cokv.coalitions import WINDOW
 from catekv.calibration.cokv.game import ACCUMULATORS
+from catekv.commands.arguments import add_template_argument
 from catekv.commands.numbers import whole
 from catekv.evaluation.run.asking import QUESTIONS
 from catekv.options import MOST_SAMPLES
@@ -83,7 +84,7 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
         help="published (default): the whole prompt is read before heads are masked; aware: all "
         "but its last token; agnostic: the context without the question",
     )
-    parser.add_argument("--chat-template", default="auto", help="as in catekv evaluate")
+    add_template_argument(parser)
     parser.add_argument("--processes", default="1/1", metavar="I/N", help="this process, e.g. 2/8")
     parser.add_argument(
         "--keep-prompts",

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from catekv.commands.arguments import add_model_arguments
+from catekv.commands.arguments import add_model_arguments, add_template_argument
+from catekv.errors import UserError
 from catekv.files import read_text
 
 
@@ -18,6 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="catekv", help="NAME[:option=value,...]")
     parser.add_argument("--mask", help="head mask for methods that take one")
     parser.add_argument("--ratio", type=float, help="r, share of adaptive heads (default: 0.4)")
+    add_template_argument(parser)
+    parser.add_argument(
+        "--system", metavar="TEXT", help="system message, instead of the chat template's own"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument(
         "--temperature",
@@ -41,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     from catekv.decode.text import stop_strings
     from catekv.evaluation.run.request import Request
     from catekv.evaluation.run.session import open_model, settings_for
+    from catekv.tasks.core.prompt import prompt_format
     from catekv.tasks.core.token_ids import check_text
 
     names = ("temperature", "top_k", "top_p", "seed")
@@ -60,9 +66,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for question in arguments.question:
         check_text(question, "a --question")
+    check_text(arguments.system or "", "--system")
     model = open_model(request)
     spec = settings_for(request, model).methods[0]
-    context = model.prefill(text, method=spec.create())
+    if model.tokenizer is None:
+        raise UserError(f"{model.model_id} has no tokenizer, which text needs; restore its files")
+    turn = prompt_format(model.tokenizer, arguments.chat_template, arguments.system)
+    context = model.prefill(turn.context_ids(text), method=spec.create())
     print(
         f"{context.tokens} tokens read, {100 * context.kept_share():.1f}% kept, "
         f"{context.stored_bytes() / 1024**2:.1f} of {context.full_bytes() / 1024**2:.1f} MiB",
@@ -70,10 +80,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
     options.update(max_new_tokens=arguments.max_new_tokens, stop=arguments.stop)
     for question in arguments.question:
+        asked = turn.question_ids(text, question, "")
         if arguments.stream:
-            for piece in model.generate_stream(question, context, **options):
+            for piece in model.generate_stream(asked, context, **options):
                 print(piece, end="", flush=True)
             print()
         else:
-            print(model.generate(question, context=context, **options))
+            print(model.generate(asked, context=context, **options))
     return 0

@@ -17,7 +17,7 @@ from catekv.models.embedded import clone
 from catekv.models.source import model_source, short_name
 from catekv.options import MOST_SAMPLES, MOST_TOKENS
 from catekv.tasks.building import generate
-from catekv.tasks.core.prompt import TEMPLATES, prompt_format
+from catekv.tasks.core.prompt import TEMPLATES, prompt_format, template_name
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.core.tokenizers import tokenizer_hash
 from catekv.tasks.drawing.words import list_name
@@ -113,7 +113,7 @@ def prepare(
                     "seed": seed,
                     "options": json.loads(json.dumps(chosen)),
                     "tokenizer_hash": tokenizer_hash(tokenizer),
-                    "chat_template": chat_template,
+                    "chat_template": template_name(chat_template),
                     "words": words,
                 }
                 bar.set_description(f"{name} {length}")
@@ -180,8 +180,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "template",
         nargs="?",
-        default="auto",
+        default=argparse.SUPPRESS,
         help=f"chat template: auto (the tokenizer's own; default) or {', '.join(TEMPLATES)}",
+    )
+    made.add_argument(
+        "--chat-template",
+        dest="template",
+        default="auto",
+        metavar="TEMPLATE",
+        help="the same, named as in catekv evaluate",
     )
     made.add_argument(
         "--lengths", type=whole(1, MOST_TOKENS), nargs="+", default=list(LENGTHS), metavar="N"

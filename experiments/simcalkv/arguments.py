@@ -6,7 +6,9 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from catekv.commands.arguments import add_template_argument
 from catekv.errors import UserError
+from catekv.tasks.core.prompt import template_name
 from catekv.tasks.rows.sources import SOURCES
 from experiments.simcalkv.benchmarks import DATASETS, Example, Reading, load
 from experiments.simcalkv.kv_methods import Choice, calibrations
@@ -48,7 +50,7 @@ def add_data_arguments(
     )
     parser.add_argument("--max_input_tokens", type=int, help="of a prompt (default: as published)")
     parser.add_argument("--max_new_tokens", type=int, help="of an answer (default: as published)")
-    parser.add_argument("--chat_template", default="auto", help="auto, base or a template's name")
+    add_template_argument(parser, separator="_")
     parser.add_argument("--seed", type=int, default=42, help="of generated rows")
 
 
@@ -87,7 +89,7 @@ def reading_of(parsed: argparse.Namespace) -> Reading:
         parsed.data_path,
         parsed.source,
         parsed.seed,
-        "base" if parsed.chat_template == "none" else parsed.chat_template,
+        template_name(parsed.chat_template),
     )
 
 

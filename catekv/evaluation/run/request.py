@@ -84,7 +84,9 @@ class Request:
         choices=QUESTIONS,
     )
     seed: int = option(42, "seed of the samples (default: {default})")
-    chat_template: str = option("auto", "auto, none, or a name or text with {prompt}")
+    chat_template: str = option(
+        "auto", "auto (the tokenizer's own, if it has one), none, or a name or text with {prompt}"
+    )
     max_new_tokens: int | None = option(None, "instead of the tasks' own allowance", **COUNT)
     task_options: Mapping[str, Any] = option(
         {},

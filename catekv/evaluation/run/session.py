@@ -34,6 +34,7 @@ from catekv.methods import available
 from catekv.methods.head_mask import HeadMask
 from catekv.models.compat import context_window
 from catekv.models.source import short_name
+from catekv.tasks.core.prompt import template_name
 
 if TYPE_CHECKING:
     from catekv.evaluation.run.runner import Outcome
@@ -102,7 +103,7 @@ def settings_for(request: Request, model: CateKVModel) -> RunSettings:
         methods=method_specs_for(request, model),
         questions=request.questions or (("aware",) if request.paper else ("agnostic",)),
         seed=request.seed,
-        chat_template="base" if request.chat_template == "none" else request.chat_template,
+        chat_template=template_name(request.chat_template),
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device).split(":")[0],
         attention=request.attention,
