@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--budget", type=int, help="b, tokens a consistent head keeps (default: 2048)")
     add("--window", type=int, help="L, last prompt queries observed (default: 64)")
     add("--chunk-size", type=int, help="tokens per chunk (default: 8)")
-    add("--init-tokens", type=int, help="first tokens always kept (default: 64)")
-    add("--recent-tokens", help="last tokens always kept, or b/128 (default: 256)")
+    add("--init-tokens", type=int, help="first tokens always kept (default: b/32)")
+    add("--recent-tokens", help="last tokens always kept, or b/128 (default: 256 at b 2048)")
     add("--variant", default="official", help="official (as released) or paper (as printed)")
     add("--held-out-tasks", nargs="+", metavar="TASK", help="tasks that decide")
     add(
@@ -95,9 +95,9 @@ def settings_from(arguments: argparse.Namespace, embedded: bool) -> SweepSetting
         name: getattr(arguments, name)
         for name in ("retention", "budget", "window", "chunk_size", "init_tokens")
     }
-    recent = arguments.recent_tokens
-    given["recent_tokens"] = int(recent) if recent is not None and recent.isdigit() else recent
+    given["recent_tokens"] = arguments.recent_tokens
     options = {
+        **defaults.calibration_edges(embedded, arguments.budget),
         **defaults.method_defaults(embedded).get("catekv", {}),
         **{name: value for name, value in given.items() if value is not None},
         "variant": arguments.variant,

@@ -44,13 +44,14 @@ FILL_NOTE = (
 def run(arguments: argparse.Namespace) -> int:
     """Measure what was asked for; returns the exit code (1 if a measurement failed)."""
     from catekv.commands.cli import integers
-    from catekv.evaluation.run.request import Request
+    from catekv.evaluation.run.request import EDGES, Request
     from catekv.evaluation.run.session import method_specs_for, split_list
 
     lengths = integers("--lengths", split_list(arguments.lengths))
     sizes = split_list(arguments.batch_sizes)
     largest = arguments.throughput or "max" in sizes
     batch_sizes = () if largest else integers("--batch-sizes", sizes)
+    edges: dict[str, Any] = {name: getattr(arguments, name, None) for name in EDGES}
     request = Request(
         model=arguments.model,
         methods=tuple(arguments.methods),
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         ratio=arguments.ratio,
         retention=arguments.retention,
         budget=arguments.budget,
+        **edges,
         options=getattr(arguments, "options", {}),
         made_with=getattr(arguments, "made_with", {}),
         dtype=arguments.dtype,

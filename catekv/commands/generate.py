@@ -6,9 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from catekv.commands import schema
 from catekv.commands.arguments import add_model_arguments, add_template_argument
 from catekv.errors import UserError
+from catekv.evaluation.run.request import METHODS, MODEL, Request
 from catekv.files import read_text
+
+_SIZES = tuple(name for name in METHODS if name not in ("methods", "masks"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", action="append", required=True, help="may be repeated")
     parser.add_argument("--method", default="catekv", help="NAME[:option=value,...]")
     parser.add_argument("--mask", help="head mask for methods that take one")
-    parser.add_argument("--ratio", type=float, help="r, share of adaptive heads (default: 0.4)")
+    schema.add_arguments(parser, Request, _SIZES)
     add_template_argument(parser)
     parser.add_argument(
         "--system", metavar="TEXT", help="system message, instead of the chat template's own"
@@ -44,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code."""
     from catekv.decode.sampling import Sampling
     from catekv.decode.text import stop_strings
-    from catekv.evaluation.run.request import Request
+    from catekv.evaluation.columns.edges import edge_notes
     from catekv.evaluation.run.session import open_model, settings_for
     from catekv.tasks.core.prompt import prompt_format
     from catekv.tasks.core.token_ids import check_text
@@ -56,13 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     stop_strings(arguments.stop)
     text = read_text(arguments.context, pipes=True)
     request = Request(
-        model=arguments.model,
         methods=(arguments.method,),
         masks=(arguments.mask,) if arguments.mask else (),
-        ratio=arguments.ratio,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        attention=arguments.attention,
+        **{name: getattr(arguments, name) for name in (*MODEL, *_SIZES)},
     )
     for question in arguments.question:
         check_text(question, "a --question")
@@ -78,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"{context.stored_bytes() / 1024**2:.1f} of {context.full_bytes() / 1024**2:.1f} MiB",
         file=sys.stderr,
     )
+    for note in edge_notes({spec.label: spec.to_dict()}):
+        print(note, file=sys.stderr)
     options.update(max_new_tokens=arguments.max_new_tokens, stop=arguments.stop)
     for question in arguments.question:
         asked = turn.question_ids(text, question, "")

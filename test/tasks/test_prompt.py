@@ -160,9 +160,7 @@ def test_a_system_message_that_the_template_drops_is_refused():
     "{{ messages[0]['content'] + 1 }}{% endfor %}", "{{ 1 / 0 }}",
 ])  # fmt: skip
 def test_a_template_that_fails_is_refused_with_its_reason(template):
-    with pytest.raises(
-        UserError, match=r"does not take these messages: .*; choose a"
-    ):
+    with pytest.raises(UserError, match=r"does not take these messages: .*; choose a"):
         encode(sample(), with_template(template))
 
 

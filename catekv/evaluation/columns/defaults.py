@@ -19,12 +19,7 @@ EMBEDDED_RECENT_TOKENS = 32
 EMBEDDED_WINDOW = 32
 
 _EMBEDDED: dict[str, dict[str, Any]] = {
-    "catekv": {
-        "budget": EMBEDDED_BUDGET,
-        "init_tokens": EMBEDDED_INIT_TOKENS,
-        "recent_tokens": EMBEDDED_RECENT_TOKENS,
-        "window": EMBEDDED_WINDOW,
-    },
+    "catekv": {"budget": EMBEDDED_BUDGET},
     "snapkv": {"window": EMBEDDED_WINDOW},
     "streaming_llm": {"sinks": EMBEDDED_INIT_TOKENS},
 }
@@ -55,6 +50,24 @@ def method_defaults(embedded: bool) -> dict[str, dict[str, Any]]:
     """Options per method name that hold unless the user sets them."""
     source = _EMBEDDED if embedded else _PAPER
     return {name: dict(options) for name, options in source.items()}
+
+
+def mask_edges(embedded: bool) -> dict[str, int]:
+    """Edges and window of masks that do not say with which they were made."""
+    if not embedded:
+        return {}
+    return {
+        "init_tokens": EMBEDDED_INIT_TOKENS,
+        "recent_tokens": EMBEDDED_RECENT_TOKENS,
+        "window": EMBEDDED_WINDOW,
+    }
+
+
+def calibration_edges(embedded: bool, budget: int | None) -> dict[str, int]:
+    """Edges and window of a calibration, as far as the budget does not decide them."""
+    edges = mask_edges(embedded)
+    least = EMBEDDED_INIT_TOKENS + EMBEDDED_RECENT_TOKENS
+    return {} if (budget or EMBEDDED_BUDGET) < least else edges
 
 
 def shipped_masks(name: str) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from catekv.evaluation import tables
+from catekv.evaluation.columns.edges import edge_notes
 from catekv.evaluation.fidelity.passages import TEXT
 from catekv.evaluation.fidelity.settings import Settings
 from catekv.evaluation.fidelity.summary import ALL, Row
@@ -38,6 +39,7 @@ def document(settings: Settings, rows: Sequence[Row], refused: Mapping[str, str]
             f"passages. {settings.dtype} on {settings.device}."
         )
     )
+    page.blocks += [Text(note, NOTE) for note in notes_of(settings)]
     for column, reason in refused.items():
         page.blocks.append(Text(f"Not measured: {column}: {reason}", WARNING))
     style = styles(list(dict.fromkeys(row.method for row in rows)))
@@ -114,6 +116,11 @@ def _cells(row: Row) -> list[str]:
 def _shown(value: Estimate, form: str) -> str:
     low, high = form.format(value.low), form.format(value.high)
     return f"{form.format(value.mean)} ({low} .. {high})"
+
+
+def notes_of(settings: Settings) -> list[str]:
+    """What every column that takes a head mask always kept."""
+    return edge_notes({column.label: column.spec.to_dict() for column in settings.columns})
 
 
 def plain(rows: Sequence[Row]) -> str:

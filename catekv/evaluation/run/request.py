@@ -13,7 +13,9 @@ from catekv.options import COUNT, MOST_SAMPLES, option
 #: The fields that say which model runs, and how.
 MODEL = ("model", "dtype", "device", "attention")
 #: The fields that say which methods run, with which masks.
-METHODS = ("methods", "masks", "ratio", "retention", "budget")
+#: Of them, the tokens that catekv always keeps, and those that look.
+EDGES = ("init_tokens", "recent_tokens", "window")
+METHODS = ("methods", "masks", "ratio", "retention", "budget", *EDGES)
 #: Words of ``--question`` and the question modes that they stand for.
 QUESTIONS = {"agnostic": ("agnostic",), "aware": ("aware",), "both": ("agnostic", "aware")}
 
@@ -29,7 +31,7 @@ class Request:
             prefill, chunk_size, joint_decode, batch_size, sanity: see :class:`RunSettings`.
         methods: as :func:`catekv.evaluation.columns.specification.parse_method` reads them.
         masks: as :func:`catekv.evaluation.columns.specification.parse_masks` reads them.
-        ratio, retention, budget: for every method that takes a head mask.
+        ratio, retention, budget, init_tokens, recent_tokens, window: of ``catekv``.
         options: more options per method name.
         made_with: calibration options (k, alpha) that masks must agree with where they say.
         dtype, device, attention: as :meth:`CateKVModel.from_pretrained` takes them.
@@ -68,6 +70,17 @@ class Request:
     ratio: float | None = option(None, "r, share of adaptive heads (default: 0.4)")
     retention: float | None = option(None, "eta, share of chunks adaptive heads keep (default: 1)")
     budget: int | None = option(None, "b, tokens a consistent head keeps (default: 2048)")
+    init_tokens: int | None = option(
+        None, "first tokens always kept (default: those of the mask, or b/32)", least=0
+    )
+    recent_tokens: str | None = option(
+        None,
+        "last tokens always kept, or b/128 (default: those of the mask; 256 at b 2048, else b/128)",
+        metavar="TOKENS",
+    )
+    window: int | None = option(
+        None, "L, last prompt queries observed (default: as the mask was made, or 64)", least=1
+    )
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     preset: str = option(
         "published",

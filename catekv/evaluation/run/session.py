@@ -28,7 +28,7 @@ from catekv.evaluation.report import report
 from catekv.evaluation.run import suites
 from catekv.evaluation.run.distributed import Process, process_group
 from catekv.evaluation.run.overlap import reference_contexts
-from catekv.evaluation.run.request import QUESTIONS, Request
+from catekv.evaluation.run.request import EDGES, QUESTIONS, Request
 from catekv.evaluation.run.request import split_list as split_list
 from catekv.methods import available
 from catekv.methods.head_mask import HeadMask
@@ -143,11 +143,16 @@ def method_specs_for(request: Request, model: CateKVModel) -> tuple[MethodSpec, 
         ratio = PAPER_RATIO if ratio is None else ratio
         retention = PAPER_RETENTION if retention is None else retention
         budget = PAPER_BUDGET if budget is None else budget
-    masks = parse_masks(request.masks or default_masks(request), model.shape, ratio)
+    edges = defaults.mask_edges(request.embedded)
+    masks = parse_masks(request.masks or default_masks(request), model.shape, ratio, edges)
     for name, mask in masks.items():
         _check_made_with(name, mask, request.made_with)
     options = defaults.method_defaults(request.embedded)
-    chosen = {"retention": retention, "budget": budget}
+    chosen = {
+        "retention": retention,
+        "budget": budget,
+        **{name: getattr(request, name) for name in EDGES},
+    }
     options["catekv"] = {
         **options.get("catekv", {}),
         **{name: value for name, value in chosen.items() if value is not None},
