@@ -103,9 +103,7 @@ def test_masks_of_one_run_share_the_edges_of_the_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["many", -1, 2.5, True, None])
 def test_a_recipe_that_names_no_number_is_refused(value: object) -> None:
     mask = HeadMask(HEADS, {"recipe": {"init_tokens": value}})
-    with pytest.raises(
-        UserError, match=r"recipe says init_tokens .*, which is no number"
-    ):
+    with pytest.raises(UserError, match=r"recipe says init_tokens .*, which is no number"):
         made(head_mask=mask)
 
 
