@@ -25,6 +25,7 @@ from catekv.methods.prompt_layout import (
     ROUNDING_GUARD,
     VARIANTS,
     PromptLayout,
+    init_tokens_of,
     prompt_layout,
     recent_tokens_of,
 )
@@ -48,7 +49,8 @@ class CVConfig:
         chunk_size: tokens per chunk.
         window: L, last prompt queries observed.
         init_tokens, recent_tokens, guard_tokens: edges that are not observed, in tokens
-            (:func:`prompt_layout`); ``recent_tokens`` defaults to 256 (official) or ``"b/128"``.
+            (:func:`prompt_layout`); by default they follow the budget, as in
+            :class:`catekv.methods.catekv.CateKV`.
         variant: ``official`` (as released) or ``paper`` (as printed).
         hit_unit: ``chunk``: a query hits a chunk if any of its tokens is above the threshold
             (official); ``token`` (paper).
@@ -56,7 +58,7 @@ class CVConfig:
             quantiles hi and lo (official); ``quantile``: ``alpha * hi`` (paper).
         comparison: ``ge`` or ``gt``; what equals the threshold is a hit (both variants).
         std: ``sample`` (official) or ``population`` (paper).
-        budget: b, only used by ``recent_tokens="b/128"``.
+        budget: b, which edges that are not given follow.
 
     Raises:
         UserError: a value outside its range or an unknown option.
@@ -66,7 +68,7 @@ class CVConfig:
     alpha: float = 1.0
     chunk_size: int = 8
     window: int = 64
-    init_tokens: int = 64
+    init_tokens: int | None = None
     recent_tokens: int | str | None = None
     guard_tokens: int = 32
     variant: str = "official"
@@ -95,6 +97,8 @@ class CVConfig:
             raise UserError(f"k {self.k} is outside (0, 1); it is a quantile such as 0.99")
         if not 0 < self.alpha <= 1:
             raise UserError(f"alpha {self.alpha} is outside (0, 1]; it scales the threshold")
+        init = init_tokens_of(self.init_tokens, self.budget)
+        object.__setattr__(self, "init_tokens", init)
         for name, least in (
             ("chunk_size", 1),
             ("window", 1),
@@ -108,10 +112,15 @@ class CVConfig:
 
     def layout(self, tokens: int) -> PromptLayout:
         """Edges and observed middle of a prompt of ``tokens`` tokens."""
+        init, recent = self.edges
+        return prompt_layout(tokens, self.chunk_size, init, recent, self.guard_tokens)
+
+    @property
+    def edges(self) -> tuple[int, int]:
+        """Initial and recent tokens."""
+        assert isinstance(self.init_tokens, int)
         assert isinstance(self.recent_tokens, int)
-        return prompt_layout(
-            tokens, self.chunk_size, self.init_tokens, self.recent_tokens, self.guard_tokens
-        )
+        return self.init_tokens, self.recent_tokens
 
     @property
     def geometry(self) -> tuple[Any, ...]:
@@ -397,7 +406,7 @@ def _observe_unpadded(
     config = configs[0]
     layout = config.layout(tokens)
     if not layout.chunks:
-        least = layout.chunk_size + config.init_tokens + config.guard_tokens
+        least = layout.chunk_size + config.edges[0] + config.guard_tokens
         raise UserError(
             f"a prompt of {tokens} tokens has no middle to observe: the edges take "
             f"{least - layout.chunk_size + int(config.recent_tokens or 0)} tokens; use longer "

@@ -22,6 +22,7 @@ from catekv.evaluation.columns import defaults
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.request import MODEL, Request
 from catekv.options import option
+from catekv.tasks.core.prompt import template_name
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class Making:
     chunk_tokens: int | None = option(
         None, "tokens per chunk (default: 8)", flag="--chunk-size", metavar="CHUNK_SIZE"
     )
-    init_tokens: int | None = option(None, "first tokens always kept (default: 64)")
-    recent_tokens: str | None = option(None, "last tokens always kept, or b/128 (default: 256)")
+    init_tokens: int | None = option(None, "first tokens always kept (default: b/32)")
+    recent_tokens: str | None = option(
+        None, "last tokens always kept, or b/128 (default: b/8)"
+    )
     variant: str = option("official", "official (as released) or paper (as printed)")
     test: tuple[str, ...] = option(
         (), "test sets (JSONL) to keep apart from", verbatim=True, metavar="FILE"
@@ -66,12 +69,14 @@ def settings_from(arguments: argparse.Namespace, embedded: bool) -> SweepSetting
         "recent_tokens": int(recent) if recent is not None and recent.isdigit() else recent,
     }
     options = {
+        **defaults.calibration_edges(embedded, arguments.budget),
         **defaults.method_defaults(embedded or making.quick).get("catekv", {}),
         **{name: value for name, value in given.items() if value is not None},
         "variant": making.variant,
     }
     of_cv = ("window", "chunk_size", "init_tokens", "recent_tokens", "budget", "variant")
     values: dict[str, Any] = _quick(arguments) if making.quick else {}
+    values["chat_template"] = template_name(arguments.chat_template)
     if not arguments.held_out_tasks and "held_out_tasks" not in values:
         values["held_out_tasks"] = defaults.EMBEDDED_TASKS if embedded else HELD_OUT_TASKS
     if arguments.length is None and "length" not in values:

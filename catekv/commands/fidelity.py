@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=request.overwrite,
         quiet=arguments.quiet,
     )
-    print(page.plain(outcome.rows))
+    print("\n".join([page.plain(outcome.rows), *page.notes_of(settings)]))
     for column, reason in outcome.refused.items():
         print(f"note: {column} was not measured: {reason}", file=sys.stderr)
     print(f"Results: {output} (report.html, report.md, summary.json, fidelity.jsonl)")

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from catekv.commands.arguments import PLUGINS
 from catekv.commands.schema import Group
-from catekv.evaluation.run.request import MODEL, Request
+from catekv.errors import UserError
+from catekv.evaluation.run.request import METHODS, MODEL, Request
 from catekv.files import read_text
 from catekv.options import REQUIRED, option
+
+_SIZES = tuple(name for name in METHODS if name not in ("methods", "masks", "plugins"))
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class Questions:
     question: tuple[str, ...] = option(REQUIRED, "may be repeated", repeat=True)
     method: str = option("catekv", "NAME[:option=value,...]")
     mask: str | None = option(None, "head mask for methods that take one")
+    system: str | None = option(
+        None, "system message, instead of the chat template's own", metavar="TEXT"
+    )
     max_new_tokens: int = option(64, "of an answer (default: {default})")
     temperature: float | None = option(
         None, "draw tokens, from logits divided by this (default: greedy)"
@@ -37,7 +43,8 @@ class Questions:
     stream: bool = option(False, "print an answer while it is made")
 
 
-REQUEST, QUESTIONS = Group(Request, (*MODEL, "ratio")), Group(Questions)
+REQUEST = Group(Request, (*MODEL, *_SIZES, "chat_template"))
+QUESTIONS = Group(Questions)
 OPTIONS = (REQUEST, PLUGINS, QUESTIONS)
 
 
@@ -45,7 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code."""
     from catekv.decode.sampling import Sampling
     from catekv.decode.text import stop_strings
+    from catekv.evaluation.columns.edges import edge_notes
     from catekv.evaluation.run.session import open_model, settings_for
+    from catekv.tasks.core.prompt import prompt_format
     from catekv.tasks.core.token_ids import check_text
 
     asked = QUESTIONS.read(arguments)
@@ -59,20 +68,27 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for question in asked.question:
         check_text(question, "a --question")
+    check_text(asked.system or "", "--system")
     model = open_model(request)
     spec = settings_for(request, model).methods[0]
-    context = model.prefill(text, method=spec.create())
+    if model.tokenizer is None:
+        raise UserError(f"{model.model_id} has no tokenizer, which text needs; restore its files")
+    turn = prompt_format(model.tokenizer, request.chat_template, asked.system)
+    context = model.prefill(turn.context_ids(text), method=spec.create())
     print(
         f"{context.tokens} tokens read, {100 * context.kept_share():.1f}% kept, "
         f"{context.stored_bytes() / 1024**2:.1f} of {context.full_bytes() / 1024**2:.1f} MiB",
         file=sys.stderr,
     )
+    for note in edge_notes({spec.label: spec.to_dict()}):
+        print(note, file=sys.stderr)
     options.update(max_new_tokens=asked.max_new_tokens, stop=asked.stop)
     for question in asked.question:
+        ids = turn.question_ids(text, question, "")
         if asked.stream:
-            for piece in model.generate_stream(question, context, **options):
+            for piece in model.generate_stream(ids, context, **options):
                 print(piece, end="", flush=True)
             print()
         else:
-            print(model.generate(question, context=context, **options))
+            print(model.generate(ids, context=context, **options))
     return 0

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.models.padding import refuse_unless_left_padding
+from catekv.tasks.core.prompt import rendered_chat
 from catekv.tasks.core.token_ids import beginning_ids, continuing_ids, leading_ids, text_ids
 
 #: One prompt or several: text; chat messages; token ids; or a mapping with ``input_ids`` and
@@ -121,15 +122,7 @@ class PromptReader:
         rows = []
         for chat in chats:
             _check_messages(chat)
-            try:
-                text = tokenizer.apply_chat_template(
-                    [dict(message) for message in chat], tokenize=False, add_generation_prompt=True
-                )
-            except Exception as error:
-                # templates are programs of their own, which refuse in many ways
-                raise UserError(
-                    f"the tokenizer's chat template does not take these messages: {error}"
-                ) from error
+            text = rendered_chat(tokenizer, chat)
             # as it is: a template writes all of its special tokens
             ids = text_ids(tokenizer, text)
             rows.append(ids[len(leading) :] if leading and ids[: len(leading)] == leading else ids)

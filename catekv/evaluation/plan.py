@@ -76,13 +76,20 @@ class SpreadCateKV(Method):
     ratio: float
 
     @classmethod
-    def at(cls, ratio: float, shape: ModelShape, **options: Any) -> SpreadCateKV:
+    def at(
+        cls,
+        ratio: float,
+        shape: ModelShape,
+        edges: Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> SpreadCateKV:
+        """``edges``: as of a mask that was made with them."""
         whole = torch.ones(shape.layers, shape.kv_heads, dtype=torch.bool)
-        return cls(
-            create("catekv", head_mask=HeadMask(whole), **options),
-            create("catekv", head_mask=HeadMask(~whole), **options),
-            check_ratio(ratio),
+        adaptive, consistent = (
+            create("catekv", head_mask=HeadMask(heads).with_edges(edges or {}), **options)
+            for heads in (whole, ~whole)
         )
+        return cls(adaptive, consistent, check_ratio(ratio))
 
     @property
     def needs(self) -> Needs:
@@ -279,13 +286,15 @@ def _method(
         return label, _fitting(create(written.name, **options), shape)
     ratio = options.pop("ratio", None)
     folder = None if asked.mask else defaults.shipped_masks(short_name(model or "embedded"))
+    edges = defaults.mask_edges(model is None)
     source = asked.mask or (None if folder is None else str(folder))
     if source is not None:
-        (mask,) = parse_masks([source], shape, ratio).values()
+        (mask,) = parse_masks([source], shape, ratio, edges).values()
         return label, _fitting(create(written.name, head_mask=mask, **options), shape)
     if written.name != "catekv":
         raise UserError(f"method {written.name!r} needs a head mask; give it with --mask")
-    return label, SpreadCateKV.at(DEFAULT_RATIO if ratio is None else ratio, shape, **options)
+    ratio = DEFAULT_RATIO if ratio is None else ratio
+    return label, SpreadCateKV.at(ratio, shape, edges, **options)
 
 
 def _fitting(method: Method, shape: ModelShape) -> Method:

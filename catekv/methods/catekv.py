@@ -3,6 +3,7 @@ tokens or a share of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,9 +21,12 @@ from catekv.methods.formulas.scoring import CHUNK_RULES, top_mask
 from catekv.methods.head_mask import HeadMask
 from catekv.methods.options import assign, method_option
 from catekv.methods.prompt_layout import (
+    DEFAULT_GUARD,
+    DEFAULT_WINDOW,
     VARIANTS,
     PromptLayout,
     floor_count,
+    init_tokens_of,
     prompt_layout,
     recent_tokens_of,
 )
@@ -61,7 +65,9 @@ class CateKV(Method):
     Chunks of the prompt's middle are scored by the attention of the last ``window`` queries; the
     best ones stay together with the first and the last tokens (:func:`prompt_layout`). Ties go to
     the earlier chunk. A prompt no longer than the budget and the tail is kept whole. Options are
-    those of the decision table; None means the value of the variant.
+    those of the decision table; None means the value of the variant. Edges and window that are not
+    given are those that the mask was made with (:attr:`HeadMask.edges`), if the budget holds them;
+    else they follow the budget by the paper's rule.
 
     Args:
         head_mask: a :class:`HeadMask`, the path of one (folder, CSV or DuoAttention pattern), or
@@ -70,10 +76,12 @@ class CateKV(Method):
         retention: eta in (0, 1], share of middle chunks that adaptive heads keep.
         budget: b, tokens of a consistent head, edges included, without the tail of up to
             ``guard_tokens + chunk_size - 1`` tokens.
-        window: L, last prompt queries that score.
+        window: L, last prompt queries that score (default: the mask's, or 64).
         chunk_size: neighbouring tokens kept or dropped together.
-        init_tokens, recent_tokens, guard_tokens: the edges in tokens; ``recent_tokens`` also takes
-            ``"b/128"`` (the paper's rule).
+        init_tokens, recent_tokens: the edges in tokens (default: the mask's, or b/32 and b/128; at
+            the published budget of 2048 the official variant has 64 and 256). ``recent_tokens``
+            also takes ``"b/128"`` (the paper's rule).
+        guard_tokens: at the end of the prompt, behind the recent ones (default: the mask's, or 32).
         variant: ``official`` (as released) or ``paper`` (as printed).
         retention_score: ``sum_of_chunk_max`` (official) or ``max_of_chunk_sum`` (paper).
         retention_range: ``middle`` (official), or ``all_but_window`` (paper): all tokens before the
@@ -106,11 +114,11 @@ class CateKV(Method):
     ratio: float | None = method_option(None, above=0, most=1)
     retention: float = method_option(1.0, above=0, most=1)
     budget: int = method_option(2048, least=1)
-    window: int = method_option(64, least=1)
+    window: int | None = method_option(None, least=1)
     chunk_size: int = method_option(8, least=1)
-    init_tokens: int = method_option(64, least=0)
+    init_tokens: int | None = method_option(None, least=0)
     recent_tokens: int | str | None = None
-    guard_tokens: int = method_option(32, least=0)
+    guard_tokens: int | None = method_option(None, least=0)
     variant: str = method_option("official", words=VARIANTS)
     retention_score: str | None = method_option(None, words=CHUNK_RULES)
     retention_range: str | None = method_option(None, words=RETENTION_RANGES)
@@ -123,21 +131,14 @@ class CateKV(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         of_variant = VARIANTS.index(self.variant)
-        recent = recent_tokens_of(self.recent_tokens, self.variant, self.budget)
         assign(
             self,
             retention_score=self.retention_score or CHUNK_RULES[of_variant],
             retention_range=self.retention_range or RETENTION_RANGES[of_variant],
-            recent_tokens=recent,
         )
-        if self.retention_range == "middle" and self.budget < self.init_tokens + recent:
-            raise UserError(
-                f"budget {self.budget} is smaller than the edges it includes ({self.init_tokens} "
-                f"initial + {recent} recent tokens); raise the budget or lower init_tokens and "
-                "recent_tokens"
-            )
         self._check_read()
         self._resolve_mask()
+        self._resolve_edges()
 
     def _check_read(self) -> None:
         if self.prefill == "minference":
@@ -165,6 +166,41 @@ class CateKV(Method):
             mask = HeadMask.load(mask, self.ratio, DEFAULT_RATIO)
         assign(self, head_mask=mask, ratio=mask.nominal_ratio)
 
+    def _resolve_edges(self) -> None:
+        own = self.mask.edges
+        init, recent = self._edges(own)
+        if self.retention_range == "middle" and self.budget < init + recent:
+            init, recent = self._edges({})
+        if self.retention_range == "middle" and self.budget < init + recent:
+            raise UserError(
+                f"budget {self.budget} is smaller than the edges it includes ({init} initial + "
+                f"{recent} recent tokens); raise the budget or lower init_tokens and recent_tokens"
+            )
+        window, guard = self.window, self.guard_tokens
+        assign(
+            self,
+            init_tokens=init,
+            recent_tokens=recent,
+            window=own.get("window", DEFAULT_WINDOW) if window is None else window,
+            guard_tokens=own.get("guard_tokens", DEFAULT_GUARD) if guard is None else guard,
+        )
+
+    def _tokens(self, name: str) -> int:
+        """An edge or the window, which has its value by now."""
+        value = getattr(self, name)
+        assert isinstance(value, int)
+        return value
+
+    def _edges(self, own: Mapping[str, int]) -> tuple[int, int]:
+        """Initial and recent tokens: as given, else as a mask was made, else by the budget."""
+        init, recent = self.init_tokens, self.recent_tokens
+        return (
+            init_tokens_of(own.get("init_tokens") if init is None else init, self.budget),
+            recent_tokens_of(
+                own.get("recent_tokens") if recent is None else recent, self.variant, self.budget
+            ),
+        )
+
     @property
     def prefill_attention(self) -> str:
         return self.prefill
@@ -180,7 +216,7 @@ class CateKV(Method):
 
     @property
     def needs(self) -> Needs:
-        return Needs(window=self.window, rotation=self.read == "shadowkv")
+        return Needs(window=self._tokens("window"), rotation=self.read == "shadowkv")
 
     def validate(self, shape: ModelShape) -> None:
         self.mask.validate(shape)
@@ -193,11 +229,9 @@ class CateKV(Method):
     def layout(self, tokens: int) -> PromptLayout:
         """Edges and scored chunks of a prompt of ``tokens`` tokens."""
         if self.retention_range == "middle":
-            assert isinstance(self.recent_tokens, int)
-            return prompt_layout(
-                tokens, self.chunk_size, self.init_tokens, self.recent_tokens, self.guard_tokens
-            )
-        chunks = max(0, tokens - self.window) // self.chunk_size
+            edges = map(self._tokens, ("init_tokens", "recent_tokens", "guard_tokens"))
+            return prompt_layout(tokens, self.chunk_size, *edges)
+        chunks = max(0, tokens - self._tokens("window")) // self.chunk_size
         end = chunks * self.chunk_size
         return PromptLayout(tokens, self.chunk_size, end, 0, end, chunks)
 
@@ -206,8 +240,9 @@ class CateKV(Method):
         layout = self.layout(tokens)
         if tokens <= self.budget + layout.tail:
             return layout.chunks, layout.chunks
-        assert isinstance(self.recent_tokens, int)
-        edges = self.init_tokens + self.recent_tokens if self.retention_range == "middle" else 0
+        edges = 0
+        if self.retention_range == "middle":
+            edges = self._tokens("init_tokens") + self._tokens("recent_tokens")
         consistent = min(layout.chunks, (self.budget - edges) // self.chunk_size)
         return floor_count(layout.chunks * self.retention), consistent
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ MASK_FILE = re.compile(r"head_type_p(\d+)\.csv")
 DUO_FILE = "full_attention_heads.tsv"
 META_FILE = "meta.json"
 STATISTICS_FILE = "statistics.npz"
+#: What a recipe says about the prompt's edges, in tokens, and the least of each.
+EDGES = {"window": 1, "init_tokens": 0, "recent_tokens": 0, "guard_tokens": 0}
 
 
 def mask_file_name(ratio: float) -> str:
@@ -82,6 +84,33 @@ class HeadMask:
     def nominal_ratio(self) -> float:
         """The ratio that was asked for where known (it names the file), else the real share."""
         return float(self.meta.get("ratio", self.ratio))
+
+    @property
+    def edges(self) -> dict[str, int]:
+        """Edges and window (:data:`EDGES`) that the mask was made with, or one that it is derived
+        from; empty where nobody knows.
+
+        Raises:
+            UserError: the recipe says something else than numbers of tokens.
+        """
+        recipe = self.meta.get("recipe")
+        while isinstance(recipe, dict) and not recipe.keys() & EDGES.keys():
+            recipe = recipe.get("reversed") or recipe.get("of")
+        found = {name: recipe[name] for name in EDGES if name in recipe} if recipe else {}
+        for name, value in found.items():
+            if type(value) is not int or value < EDGES[name]:
+                raise UserError(
+                    f"the head mask's recipe says {name} {value!r}, which is no number of tokens; "
+                    f"correct its {META_FILE}, or give {name}"
+                )
+        return found
+
+    def with_edges(self, edges: Mapping[str, int]) -> HeadMask:
+        """The mask with edges to follow, unless its recipe has its own."""
+        if self.edges or not edges:
+            return self
+        recipe = {**(self.meta.get("recipe") or {}), **edges}
+        return replace(self, meta={**self.meta, "recipe": recipe})
 
     def __eq__(self, other: object) -> bool:
         """Masks are equal if they name the same heads; where they come from does not matter."""

@@ -10,10 +10,16 @@ from catekv.errors import UserError
 #: Binary fractions must not change a count: 0.07 * 100 is 7.000000000000001 in floating point.
 ROUNDING_GUARD = 1e-9
 VARIANTS = ("official", "paper")
-#: Recent tokens of the published run, and the paper's rule in tokens of budget per recent token.
+#: Budget and recent tokens of the published run; the paper's rule for edges in tokens of budget per
+#: initial and per recent token.
+OFFICIAL_BUDGET = 2048
 OFFICIAL_RECENT = 256
 PAPER_RECENT_RULE = "b/128"
+_INIT_DIVISOR = 32
 _RULE_DIVISOR = 128
+#: Last prompt queries observed, and tokens behind the recent edge, where nothing else is known.
+DEFAULT_WINDOW = 64
+DEFAULT_GUARD = 32
 
 
 def floor_count(value: float) -> int:
@@ -67,10 +73,19 @@ def prompt_layout(
     return PromptLayout(tokens, chunk_size, chunk_end, start, start + chunks * chunk_size, chunks)
 
 
+def init_tokens_of(value: int | None, budget: int) -> int:
+    """Resolve the option ``init_tokens``: a number, or b/32."""
+    return budget // _INIT_DIVISOR if value is None else value
+
+
 def recent_tokens_of(value: int | str | None, variant: str, budget: int) -> int:
-    """Resolve the option ``recent_tokens``: a number, ``"b/128"``, or the variant's default."""
+    """Resolve the option ``recent_tokens``: a number, ``"b/128"``, or the default: 256 at the
+    published budget of the official variant, else b/128."""
     if value is None:
-        value = OFFICIAL_RECENT if variant == "official" else PAPER_RECENT_RULE
+        published = variant == "official" and budget == OFFICIAL_BUDGET
+        value = OFFICIAL_RECENT if published else PAPER_RECENT_RULE
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
     if value == PAPER_RECENT_RULE:
         return budget // _RULE_DIVISOR
     if not isinstance(value, int) or value < 0:

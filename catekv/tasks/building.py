@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec
 
 from catekv.errors import UserError
-from catekv.tasks.core.prompt import prompt_format
+from catekv.tasks.core.prompt import prompt_format, template_name
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.core.task import BuildRequest, answer_tokens
 from catekv.tasks.core.tokenizers import tokenizer_hash
@@ -117,7 +117,7 @@ def generate(
         seed=seed,
         stream=stream,
         wording=spoken,
-        chat_template=chat_template,
+        chat_template=template_name(chat_template),
         max_answer_tokens=max_answer_tokens,
         format=prompt_format(tokenizer, chat_template),
         tokenizer_hash=tokenizer_hash(tokenizer),

@@ -162,7 +162,7 @@ def encode_choices(question: ChoiceQuestion, tokenizer: Any) -> EncodedChoices:
     Raises:
         UserError: the context has fewer than two tokens.
     """
-    wrapped = prompt_format(tokenizer, "base")
+    wrapped = prompt_format(tokenizer, "none")
     ids = wrapped.context_ids(question.context)
     if len(ids) < 2:
         raise UserError(f"question {question.identifier}: its text has fewer than two tokens")

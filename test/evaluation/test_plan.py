@@ -172,7 +172,10 @@ def test_counts_out_of_range_are_one_line(
     [
         ([*LLAMA, "--length", "9", "--dtype", "int3"], "unknown dtype 'int3'; use bfloat16"),
         ([*LLAMA, "--length", "9", "--retention", "0"], "retention 0.0 is outside (0, 1]"),
-        ([*LLAMA, "--length", "9", "--budget", "12"], "smaller than the edges"),
+        (
+            [*LLAMA, "--length", "9", "--budget", "12", "--option", "init_tokens=13"],
+            "smaller than the edges",
+        ),
         ([*LLAMA, "--length", "9", "--method", "none"], "unknown method 'none'; available: "),
         ([*LLAMA, "--length", "9", "--method", "full", "--budget", "9"], "leave --budget out"),
         ([*LLAMA, "--length", "9", "--option", "window"], "--option takes NAME=VALUE"),

@@ -231,7 +231,7 @@ def test_mask_by_path_and_its_default_ratio(tmp_path: Path) -> None:
         ({"ratio": 1.5}, "ratio 1.5 is outside"),
         ({"retention": 0.0}, "retention 0.0 is outside"),
         ({"retention": 1.01}, "retention 1.01 is outside"),
-        ({"budget": 300}, "smaller than the edges"),
+        ({"budget": 300, "init_tokens": 64, "recent_tokens": 256}, "smaller than the edges"),
         ({"chunk_size": 0}, "chunk_size 0"),
         ({"window": 0}, "window 0"),
         ({"init_tokens": -1}, "init_tokens -1"),

@@ -13,6 +13,7 @@ from catekv.tasks.core.prompt import (
     encode,
     has_template,
     prompt_format,
+    template_name,
 )
 from catekv.tasks.core.sample import Sample
 
@@ -82,16 +83,85 @@ def test_tokenizer_that_never_adds_bos_gets_none():
     assert tokenizer.bos_token_id not in encode(sample(), tokenizer).ids
 
 
-def test_bos_written_by_the_text_too_is_refused():
-    tokenizer = ruler_tokenizers.byte_level()
-    with pytest.raises(UserError, match="BOS token 2 times"):
-        encode(sample(context="<s>The <s> harbour.\n"), tokenizer)
+@pytest.mark.parametrize("make", [ruler_tokenizers.byte_level, ruler_tokenizers.chat])
+def test_bos_inside_the_text_is_the_users_affair(make):
+    tokenizer = make()
+    made = sample(context="The <s> harbour.\n")
+    ids = encode(made, tokenizer).ids
+    assert ids.count(tokenizer.bos_token_id) == 2
+    assert full_text(tokenizer, ids).count(made.context + made.question) == 1
 
 
-def test_finished_prompt_that_begins_with_bos_does_not_get_another():
+@pytest.mark.parametrize("given", [{"context": "<s>The harbour.\n"},
+                                   {"context": "", "question": "<s>The harbour."}])  # fmt: skip
+def test_finished_prompt_that_begins_with_bos_does_not_get_another(given):
     tokenizer = ruler_tokenizers.byte_level()
-    prompt = encode(sample(context="<s>The harbour.\n"), tokenizer)
-    assert prompt.ids.count(tokenizer.bos_token_id) == 1
+    ids = encode(sample(**given), tokenizer).ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def with_template(template: str):
+    core = ruler_tokenizers.byte_level().backend_tokenizer
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", chat_template=template
+    )
+
+
+def test_nothing_is_added_to_what_the_tokenizers_own_template_writes():
+    tokenizer = with_template("{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}")
+    made = sample(answer_prefix="")
+    expected = tokenizer.apply_chat_template(
+        [{"role": "user", "content": made.context + made.question}],
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    assert encode(made, tokenizer).ids == expected
+    assert tokenizer.bos_token_id not in expected
+    named = encode(made, tokenizer, "<|user|>{prompt}").ids
+    assert named == [tokenizer.bos_token_id, *expected]
+
+
+def test_no_template_has_one_meaning_by_all_its_names():
+    tokenizer = ruler_tokenizers.chat()
+    plain = encode(sample(), ruler_tokenizers.byte_level()).ids
+    for word in ("none", "NONE", "base", None, ""):
+        assert encode(sample(), tokenizer, word).ids == plain
+        assert template_name(word) == "base"
+    assert template_name("auto") == "auto"
+
+
+SYSTEM_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}<|end|>{% endfor %}"
+)
+
+
+def test_a_system_message_takes_its_place():
+    own = prompt_format(with_template(SYSTEM_TEMPLATE), "auto", "Be brief. ")
+    assert own.before == "<|system|>Be brief.<|end|><|user|>"
+    named = prompt_format(ruler_tokenizers.byte_level(), "qwen", "Be brief.")
+    assert named.before == ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+
+
+@pytest.mark.parametrize("template", ["phi3", "none", "Q: {prompt} A:"])
+def test_a_system_message_without_a_place_is_refused(template):
+    with pytest.raises(UserError, match="no place for a system message"):
+        prompt_format(ruler_tokenizers.chat(), template, "Be brief.")
+
+
+def test_a_system_message_that_the_template_drops_is_refused():
+    tokenizer = with_template("<|user|>{{ messages[-1]['content'] }}")
+    with pytest.raises(UserError, match="no place for a system message"):
+        prompt_format(tokenizer, "auto", "Be brief.")
+
+
+@pytest.mark.parametrize("template", [
+    "{{ raise_exception('roles must alternate') }}", "{% for m in messages %}{{ m.absent.more }}",
+    "{{ messages[0]['content'] + 1 }}{% endfor %}", "{{ 1 / 0 }}",
+])  # fmt: skip
+def test_a_template_that_fails_is_refused_with_its_reason(template):
+    with pytest.raises(UserError, match=r"does not take these messages: .*; choose a"):
+        encode(sample(), with_template(template))
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
@@ -138,17 +208,10 @@ def test_traces_of_templates_are_found():
 
 
 def test_a_template_that_writes_bos_in_every_turn_is_right():
-    core = ruler_tokenizers.byte_level().backend_tokenizer
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<s>",
-        eos_token="</s>",
-        chat_template="{% for message in messages %}<s>{{ message['content'] }}<|end|>{% endfor %}"
-        "{% if add_generation_prompt %}<s><|assistant|>{% endif %}",
+    tokenizer = with_template(
+        "{% for message in messages %}<s>{{ message['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<s><|assistant|>{% endif %}"
     )
-    made = sample()
-    ids = encode(made, tokenizer).ids
+    ids = encode(sample(), tokenizer).ids
     assert ids.count(tokenizer.bos_token_id) == 2
     assert full_text(tokenizer, ids).startswith("<s>Some instruction.")
-    with pytest.raises(UserError, match="BOS token 2 times"):
-        encode(sample(context="The <s> harbour.\n"), tokenizer)

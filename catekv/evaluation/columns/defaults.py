@@ -20,12 +20,7 @@ EMBEDDED_RECENT_TOKENS = 32
 EMBEDDED_WINDOW = 32
 
 _EMBEDDED: dict[str, dict[str, Any]] = {
-    "catekv": {
-        "budget": EMBEDDED_BUDGET,
-        "init_tokens": EMBEDDED_INIT_TOKENS,
-        "recent_tokens": EMBEDDED_RECENT_TOKENS,
-        "window": EMBEDDED_WINDOW,
-    },
+    "catekv": {"budget": EMBEDDED_BUDGET},
     "snapkv": {"window": EMBEDDED_WINDOW},
     "streaming_llm": {"sinks": EMBEDDED_INIT_TOKENS},
 }
@@ -64,6 +59,24 @@ def short_prompts() -> dict[str, dict[str, Any]]:
 
 def _copy(source: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: dict(options) for name, options in source.items()}
+
+
+def mask_edges(embedded: bool) -> dict[str, int]:
+    """Edges and window of masks that do not say with which they were made."""
+    if not embedded:
+        return {}
+    return {
+        "init_tokens": EMBEDDED_INIT_TOKENS,
+        "recent_tokens": EMBEDDED_RECENT_TOKENS,
+        "window": EMBEDDED_WINDOW,
+    }
+
+
+def calibration_edges(embedded: bool, budget: int | None) -> dict[str, int]:
+    """Edges and window of a calibration, as far as the budget does not decide them."""
+    edges = mask_edges(embedded)
+    least = EMBEDDED_INIT_TOKENS + EMBEDDED_RECENT_TOKENS
+    return {} if (budget or EMBEDDED_BUDGET) < least else edges
 
 
 def shipped_masks(name: str) -> Path | None:

@@ -127,14 +127,18 @@ def parse_methods(texts: Sequence[str]) -> list[WrittenMethod]:
 
 
 def parse_masks(
-    texts: Sequence[str], shape: ModelShape, ratio: float | None
+    texts: Sequence[str],
+    shape: ModelShape,
+    ratio: float | None,
+    edges: Mapping[str, int] | None = None,
 ) -> dict[str, HeadMask]:
     """Named masks from ``[NAME=]SOURCE``.
 
     A source is a path (see :meth:`catekv.HeadMask.load`), ``random:SEED`` (as many adaptive heads
     as the first mask of the list; the share ``ratio`` if it is the first itself) or ``reversed``
     (:meth:`catekv.HeadMask.reversed` of the first mask). A mask without a name is called ``mask``,
-    ``random-SEED`` or ``reversed``.
+    ``random-SEED`` or ``reversed``. A mask that does not say with which edges it was made follows
+    those of the first; where that does not say it either, ``edges``.
 
     Raises:
         UserError: unreadable mask, mask of another shape, or a relative one without a first.
@@ -159,7 +163,8 @@ def parse_masks(
         name = name or default
         if name in masks:
             raise UserError(f"mask name {name!r} is used twice; write NAME=SOURCE")
-        masks[name] = mask
+        edges = next(iter(masks.values())).edges if masks else edges
+        masks[name] = mask.with_edges(edges or {})
     return masks
 
 

@@ -13,6 +13,7 @@ from catekv.evaluation.records import environment
 from catekv.evaluation.run.request import Request
 from catekv.evaluation.run.session import RESULTS, method_specs_for, model_path, revision_of
 from catekv.models.compat import context_window
+from catekv.tasks.core.prompt import template_name
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -57,7 +58,7 @@ def settings_for(
         samples=4 if request.samples is None else request.samples,
         forced=forced,
         question=request.questions[0],
-        chat_template="base" if request.chat_template == "none" else request.chat_template,
+        chat_template=template_name(request.chat_template),
         seed=request.seed,
         batch_size=request.batch_size,
         chunk_size=request.chunk_size,

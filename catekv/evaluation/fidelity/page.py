@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from catekv.evaluation import tables
+from catekv.evaluation.columns.edges import edge_notes
 from catekv.evaluation.fidelity.passages import TEXT
 from catekv.evaluation.fidelity.settings import Settings
 from catekv.evaluation.fidelity.summary import ALL, Row
@@ -41,6 +42,7 @@ def document(settings: Settings, rows: Sequence[Row], refused: Mapping[str, str]
             f"has none. {settings.dtype} on {settings.device}."
         )
     )
+    page.blocks += [Text(note, NOTE) for note in notes_of(settings)]
     for column, reason in refused.items():
         page.blocks.append(Text(f"Not measured: {column}: {reason}", WARNING))
     if (sentence := untouched(rows)) is not None:
@@ -130,6 +132,11 @@ def _shown(value: Estimate, form: str) -> str:
         return form.format(value.mean)
     low, high = form.format(value.low), form.format(value.high)
     return f"{form.format(value.mean)} ({low} .. {high})"
+
+
+def notes_of(settings: Settings) -> list[str]:
+    """What every column that takes a head mask always kept."""
+    return edge_notes({column.label: column.spec.to_dict() for column in settings.columns})
 
 
 def plain(rows: Sequence[Row]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from catekv.evaluation import tables
+from catekv.evaluation.columns.edges import edge_notes
 from catekv.evaluation.report.gaps import MARK, NOTE
 from catekv.evaluation.report.questions import asked
 from catekv.evaluation.report.statistics import HOW, LARGE
@@ -174,6 +175,8 @@ def notes_of(summary: Mapping[str, Any]) -> str:
         "kept: stored tokens / all tokens of the compressed part; asked: what was to be kept, or "
         f"read; times are medians; nulls: empty predictions. Intervals: {HOW}."
     )
+    options = {label: found.get("options", {}) for label, found in summary["methods"].items()}
+    lines += edge_notes(options)
     if summary["largest_batch"] > 1:
         lines.append(
             f"Measured in batches of up to {summary['largest_batch']} samples: times are those of "

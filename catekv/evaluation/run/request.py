@@ -12,8 +12,10 @@ from catekv.options import COUNT, MOST_SAMPLES, option
 
 #: The fields that say which model runs, and how.
 MODEL = ("model", "dtype", "device", "attention")
+#: Of the fields of catekv, the tokens that it always keeps, and those that look.
+EDGES = ("init_tokens", "recent_tokens", "window")
 #: The fields that say which methods run, with which masks.
-METHODS = ("methods", "plugins", "masks", "ratio", "retention", "budget")
+METHODS = ("methods", "plugins", "masks", "ratio", "retention", "budget", *EDGES)
 #: Words of ``--question`` and the question modes that they stand for; papers' words are read too.
 QUESTIONS = {
     "after": ("agnostic",),
@@ -37,7 +39,7 @@ class Request:
         plugins: as :func:`catekv.evaluation.plugins.load_plugins` takes them; whoever runs the
             request loads them first.
         masks: as :func:`catekv.evaluation.columns.specification.parse_masks` reads them.
-        ratio, retention, budget: for every method that takes a head mask.
+        ratio, retention, budget, init_tokens, recent_tokens, window: of ``catekv``.
         options: more options per method name.
         made_with: calibration options (k, alpha) that masks must agree with where they say.
         dtype, device, attention: as :meth:`CateKVModel.from_pretrained` takes them.
@@ -84,6 +86,17 @@ class Request:
     ratio: float | None = option(None, "r, share of adaptive heads (default: 0.4)")
     retention: float | None = option(None, "eta, share of chunks adaptive heads keep (default: 1)")
     budget: int | None = option(None, "b, tokens a consistent head keeps (default: 2048)")
+    init_tokens: int | None = option(
+        None, "first tokens always kept (default: those of the mask, or b/32)", least=0
+    )
+    recent_tokens: str | None = option(
+        None,
+        "last tokens always kept, or b/128 (default: those of the mask; 256 at b 2048, else b/128)",
+        metavar="TOKENS",
+    )
+    window: int | None = option(
+        None, "L, last prompt queries observed (default: as the mask was made, or 64)", least=1
+    )
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     preset: str = option(
         "published",
@@ -100,7 +113,9 @@ class Request:
         choices=QUESTIONS,
     )
     seed: int = option(42, "seed of the samples (default: {default})")
-    chat_template: str = option("auto", "auto, none, or a name or text with {prompt}")
+    chat_template: str = option(
+        "auto", "auto (the tokenizer's own, if it has one), none, or a name or text with {prompt}"
+    )
     max_new_tokens: int | None = option(None, "instead of the tasks' own allowance", **COUNT)
     task_options: Mapping[str, Any] = option(
         {},

@@ -28,12 +28,13 @@ from catekv.evaluation.report import report
 from catekv.evaluation.run import suites
 from catekv.evaluation.run.distributed import Process, process_group
 from catekv.evaluation.run.overlap import reference_contexts
-from catekv.evaluation.run.request import QUESTIONS, Request
+from catekv.evaluation.run.request import EDGES, QUESTIONS, Request
 from catekv.evaluation.run.request import split_list as split_list
 from catekv.methods import available
 from catekv.methods.head_mask import HeadMask
 from catekv.models.compat import context_window
 from catekv.models.source import short_name
+from catekv.tasks.core.prompt import template_name
 
 if TYPE_CHECKING:
     from catekv.evaluation.run.runner import Outcome
@@ -114,7 +115,7 @@ def settings_for(request: Request, model: CateKVModel) -> RunSettings:
         methods=method_specs_for(request, model),
         questions=request.questions or (("aware",) if request.paper else ("agnostic",)),
         seed=request.seed,
-        chat_template="base" if request.chat_template == "none" else request.chat_template,
+        chat_template=template_name(request.chat_template),
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device).split(":")[0],
         attention=request.attention,
@@ -154,11 +155,16 @@ def method_specs_for(request: Request, model: CateKVModel) -> tuple[MethodSpec, 
         ratio = PAPER_RATIO if ratio is None else ratio
         retention = PAPER_RETENTION if retention is None else retention
         budget = PAPER_BUDGET if budget is None else budget
-    masks = parse_masks(request.masks or default_masks(request), model.shape, ratio)
+    edges = defaults.mask_edges(request.embedded)
+    masks = parse_masks(request.masks or default_masks(request), model.shape, ratio, edges)
     for name, mask in masks.items():
         _check_made_with(name, mask, request.made_with)
     options = defaults.method_defaults(request.embedded)
-    chosen = {"retention": retention, "budget": budget}
+    chosen = {
+        "retention": retention,
+        "budget": budget,
+        **{name: getattr(request, name) for name in EDGES},
+    }
     options["catekv"] = {
         **options.get("catekv", {}),
         **{name: value for name, value in chosen.items() if value is not None},

@@ -97,7 +97,7 @@ def counted(
 
 def prompt_format_of(request: BuildRequest, parts: Parts) -> PromptFormat:
     """How the prompt is wrapped: as the request says, or not at all."""
-    return prompt_format(request.tokenizer, "base") if parts.without_template else request.format
+    return prompt_format(request.tokenizer, "none") if parts.without_template else request.format
 
 
 def count(wrapped: PromptFormat, parts: Parts) -> int:

@@ -1,4 +1,8 @@
-"""From a sample to token ids: chat template, answer prefix and BOS, each exactly once.
+"""From a sample to token ids: chat template, answer prefix and BOS, each added exactly once.
+
+BOS is judged only where it is added: a tokenizer's own template writes all of its special tokens,
+other text gets what its tokenizer puts before text unless it begins with that already, and special
+tokens inside a user's text are the user's.
 
 The boundary between context and question is explicit, because most comparisons compress the
 context first and ask afterwards. Both parts are tokenised on their own; their concatenation is the
@@ -8,6 +12,7 @@ full prompt.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +34,7 @@ _CHATML = (
 )
 #: Turn markers by the names that RULER and CateKV use; RULER's long system texts are left out.
 TEMPLATES: dict[str, str] = {
+    "none": "{prompt}",
     "base": "{prompt}",
     "meta-chat": "[INST] {prompt} [/INST]",
     "vicuna-chat": "USER: {prompt} ASSISTANT:",
@@ -112,71 +118,118 @@ class PromptFormat:
 
         The white space before an answer prefix separates it from a plain question; after an
         assistant header it is dropped, unless ``literal``.
-
-        Raises:
-            UserError: the text has the BOS token that the tokenizer puts before prompts somewhere
-                else too. What a template writes is right as it is.
         """
         if self.after and not literal:
             answer_prefix = answer_prefix.lstrip()
-        prompt = EncodedPrompt(
-            self.context_ids(context), self.question_ids(context, question, answer_prefix)
-        )
-        self._check_bos(prompt.ids)
-        return prompt
-
-    def _check_bos(self, ids: list[int]) -> None:
-        bos = getattr(self.tokenizer, "bos_token_id", None)
-        if bos is None or bos not in self.leading or bos == self.tokenizer.eos_token_id:
-            return
-        wrapping = self.tokens(self.before) + self.tokens(self.after)
-        begins = self.tokens(self.before)[: len(self.leading)] == self.leading
-        found = ids.count(bos) - wrapping.count(bos) + (1 if begins else 0)
-        if found != 1:
-            raise UserError(
-                f"the prompt holds the BOS token {found} times instead of once at its start; "
-                "remove it from the text or choose another chat template"
-            )
+        context_ids = self.context_ids(context)
+        question_ids = self.question_ids(context, question, answer_prefix)
+        if not self.before + context and question_ids[: len(self.leading)] == self.leading:
+            # the question begins the prompt
+            question_ids = question_ids[len(self.leading) :]
+        return EncodedPrompt(context_ids, question_ids)
 
 
-def prompt_format(tokenizer: Any, chat_template: str | None = "auto") -> PromptFormat:
+def template_name(chat_template: str | None) -> str:
+    """The one word by which records know a choice of ``chat_template``.
+
+    ``none``, ``base`` and None are the same choice; records made so far say ``base``.
+    """
+    name = chat_template or "none"
+    return "base" if name.lower() in ("none", "base") else name
+
+
+def prompt_format(
+    tokenizer: Any, chat_template: str | None = "auto", system: str | None = None
+) -> PromptFormat:
     """Find out how ``tokenizer`` wraps a user turn.
 
     Args:
         tokenizer: a transformers tokenizer.
         chat_template: ``auto`` (the tokenizer's own chat template with its generation prompt, or
-            none if it has none), ``base`` or None (no template), a name of :data:`TEMPLATES` (any
-            case), or a text with the place holder ``{prompt}``.
+            none if it has none), ``none`` or None (no template; ``base`` is its older name), a name
+            of :data:`TEMPLATES` (any case), or a text with the place holder ``{prompt}``.
+        system: system message, instead of the template's own.
 
     Raises:
-        UserError: unknown template, or one that drops the user's text.
+        UserError: unknown template, one that fails or drops the user's text, or one without a place
+            for the system message.
     """
-    name = chat_template or "base"
-    if name == "auto" and getattr(tokenizer, "chat_template", None):
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": _MARKER}],
-            tokenize=False,
-            add_generation_prompt=True,
+    name = chat_template or "none"
+    own = name == "auto" and bool(getattr(tokenizer, "chat_template", None))
+    rendered = _own_turn(tokenizer, system) if own else _named_turn(name, system)
+    if rendered.count(_MARKER) != 1:
+        raise UserError(
+            "the tokenizer's chat template does not render a user message exactly once; "
+            "choose a template by name, or none"
+        )
+    before, after = rendered.split(_MARKER)
+    # its own template writes all special tokens that the model wants
+    return PromptFormat(tokenizer, before, after, [] if own else leading_ids(tokenizer))
+
+
+def rendered_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    """Chat messages as the tokenizer's template writes them, the answer begun.
+
+    Raises:
+        UserError: the template fails.
+    """
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=True,
+                **options,
+            )
+        )
+    except Exception as error:
+        # templates are programs of their own, which refuse in many ways
+        raise UserError(
+            f"the tokenizer's chat template does not take these messages: {error}"
+        ) from error
+
+
+def _own_turn(tokenizer: Any, system: str | None) -> str:
+    """A user turn in the tokenizer's own template, with a marker for the text."""
+    messages = [{"role": "user", "content": _MARKER}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    try:
+        rendered = rendered_chat(
+            tokenizer,
+            messages,
             # a begun answer leaves no room for a thinking phase, and today's date (which some
             # templates write) would make the prompts of two days differ
             enable_thinking=False,
             date_string="26 Jul 2024",
         )
-    else:
-        template = "{prompt}" if name == "auto" else TEMPLATES.get(name.lower(), name)
-        if template.count("{prompt}") != 1:
-            raise UserError(
-                f"unknown chat template {name!r}; use auto, {', '.join(TEMPLATES)} or a text with "
-                "the place holder {prompt}"
-            )
-        rendered = template.replace("{prompt}", _MARKER)
-    if rendered.count(_MARKER) != 1:
+    except UserError as error:
+        raise UserError(f"{error}; choose a chat template by name, or none") from error.__cause__
+    if system is not None and system.strip() not in rendered:
         raise UserError(
-            "the tokenizer's chat template does not render a user message exactly once; "
-            "choose a template by name, for example chat_template='base'"
+            "the tokenizer's chat template has no place for a system message; leave it out, or "
+            "write it into the text"
         )
-    before, after = rendered.split(_MARKER)
-    return PromptFormat(tokenizer, before, after, leading_ids(tokenizer))
+    return rendered
+
+
+def _named_turn(name: str, system: str | None) -> str:
+    """The same in a template of :data:`TEMPLATES`, or in one that is a text."""
+    template = "{prompt}" if name == "auto" else TEMPLATES.get(name.lower(), name)
+    if template.count("{prompt}") != 1:
+        raise UserError(
+            f"unknown chat template {name!r}; use auto, {', '.join(TEMPLATES)} or a text with "
+            "the place holder {prompt}"
+        )
+    before, after = template.split("{prompt}")
+    if system is not None:
+        if _SYSTEM not in before:
+            raise UserError(
+                f"the chat template {name!r} has no place for a system message; leave it out, or "
+                "write it into the text"
+            )
+        before = before.replace(_SYSTEM, system)
+    return before + _MARKER + after
 
 
 #: What a chat template leaves in a finished prompt; official files may hold it already.

@@ -117,7 +117,7 @@ class BuildRequest:
         length: tokens of prompt and answer together; a limit where the task is natural.
         stream: samples of different streams never share their random draws.
         format: how the tokenizer wraps a user turn.
-        chat_template: name by which ``format`` was asked for.
+        chat_template: name by which ``format`` was asked for (:func:`template_name`).
         max_answer_tokens: overrides the task's and the wording's allowance.
     """
 
@@ -131,7 +131,7 @@ class BuildRequest:
     seed: int
     stream: str
     wording: Wording
-    chat_template: str | None
+    chat_template: str
     max_answer_tokens: int | None
     format: PromptFormat = field(repr=False)
     tokenizer_hash: str = ""
@@ -154,7 +154,7 @@ class BuildRequest:
             "options": dict(self.given),
             "tokenizer": getattr(self.tokenizer, "name_or_path", ""),
             "tokenizer_hash": self.tokenizer_hash,
-            "chat_template": self.chat_template or "base",
+            "chat_template": self.chat_template,
         }
 
 

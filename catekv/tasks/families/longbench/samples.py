@@ -43,7 +43,7 @@ def limited(request: BuildRequest, index: int, draft: Draft, data: str, rule: st
     """A sample within the request's length, cut by LongBench's rule where it is longer.
 
     Raises:
-        UserError: the length leaves no room beside the answer, or the text holds a BOS token.
+        UserError: the length leaves no room beside the answer.
     """
     options: CutOptions = request.options
     parts = draft.parts

@@ -75,7 +75,7 @@ def sample(request: BuildRequest, index: int) -> Sample:
             "synthetic with compat=true is English, which the small wording's tokenizer cannot "
             "read; leave compat out"
         )
-    wrapped = prompt_format(request.tokenizer, "base")
+    wrapped = prompt_format(request.tokenizer, "none")
     question = f"What is the secret code of document {index}?"
     budget = request.length - len(wrapped.tokens(question)) - _RESERVED
     if budget < 2:
