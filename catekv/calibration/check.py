@@ -142,8 +142,10 @@ def text_clause(rows: Sequence[Row]) -> str:
 def _completed(request: Request, extent: Extent) -> Request:
     """The request with the sizes of a check; what was given holds."""
     options = defaults.short_prompts()
-    edges = options["catekv"]["init_tokens"] + options["catekv"]["recent_tokens"]
-    options["catekv"]["budget"] = max(extent.length // _BUDGET_SHARE, 2 * edges)
+    edges = defaults.mask_edges(embedded=True)
+    least = 2 * (edges["init_tokens"] + edges["recent_tokens"])
+    budget = max(extent.length // _BUDGET_SHARE, least)
+    options["catekv"] = {**options["catekv"], **edges, "budget": budget}
     return dataclasses.replace(
         request,
         tasks=request.tasks or TASKS,

@@ -39,9 +39,7 @@ class Making:
         None, "tokens per chunk (default: 8)", flag="--chunk-size", metavar="CHUNK_SIZE"
     )
     init_tokens: int | None = option(None, "first tokens always kept (default: b/32)")
-    recent_tokens: str | None = option(
-        None, "last tokens always kept, or b/128 (default: b/8)"
-    )
+    recent_tokens: str | None = option(None, "last tokens always kept, or b/128 (default: b/8)")
     variant: str = option("official", "official (as released) or paper (as printed)")
     test: tuple[str, ...] = option(
         (), "test sets (JSONL) to keep apart from", verbatim=True, metavar="FILE"

@@ -216,7 +216,8 @@ class CateKV(Method):
 
     @property
     def needs(self) -> Needs:
-        return Needs(window=self._tokens("window"), rotation=self.read == "shadowkv")
+        window = DEFAULT_WINDOW if self.window is None else self.window
+        return Needs(window=window, rotation=self.read == "shadowkv")
 
     def validate(self, shape: ModelShape) -> None:
         self.mask.validate(shape)

@@ -277,7 +277,7 @@ def test_a_split_serves_the_command(
     assert main([*run, "--output", str(output), "--no-resume"]) == 2
     assert "use --overwrite" in capsys.readouterr().err
     assert main([*run, "--output", str(output), "--seed", "1"]) == 2
-    assert "made with another seed" in capsys.readouterr().err
+    assert "different: seed" in capsys.readouterr().err
     scores = str(output / "scores.npz")
     tuned = ["cokv", "tune", "--scores", scores, "--capacities", "16", "--alphas", "1,12"]
     assert main([*tuned, "--quiet"]) == 0

@@ -64,7 +64,8 @@ CALLS = (
     "--max-new-tokens 2 --quiet --output {new}",
     "calibrate --model {model} --references ruler/vt --held-out-tasks ruler/niah_single_1 "
     "--held-out-samples 1 --length 512 --samples 1 --k 0.9 --alpha 0.5 "
-    "--ratio 0.5 --window 8 --no-picture --output {new}",
+    "--ratio 0.5 --window 8 --budget 64 --init-tokens 8 --recent-tokens 16 --no-picture "
+    "--output {new}",
     "efficiency --model {model} --lengths 64 --methods full --new-tokens 2 --batch-sizes 1 "
     "--repeats 1 --output {new}",
     "report {run} --output {new} --trained-length 100",
