@@ -202,3 +202,18 @@ def test_circles_and_wrong_arrows_are_seen() -> None:
     assert wrong_arrows({"catekv.model": {"catekv.decode.step", "catekv.errors"}}) == []
     with pytest.raises(ValueError, match="no place"):
         part_of("catekv.somewhere")
+
+
+def test_functions_are_short() -> None:
+    """Outside the kernels a function fits on a screen: at most 60 lines with its docstring."""
+    long = []
+    for folder in ("catekv", "experiments", "bench", "select_headmask", "data"):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            if "kernels" in path.parts:
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                    if lines > 60:
+                        long.append(f"{path.relative_to(REPOSITORY)}: {node.name} ({lines})")
+    assert not long

@@ -83,6 +83,32 @@ def _takes_any_cache(model: Any, ids: Tensor) -> bool:
     return True
 
 
+@torch.no_grad()
+def _one_token(model: Any, cache: RaggedCache, calls: _Calls) -> torch.Tensor:
+    """Logits of a forward over one token, whose calls of attention ``calls`` sees.
+
+    Raises:
+        UserError: the forward fails.
+    """
+    name = type(model).__name__
+    ids = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
+    try:
+        with watched(calls.see):
+            output = model(ids, **cache_argument(model, cache), use_cache=True, logits_to_keep=1)
+    except UserError:
+        raise
+    except Exception as error:
+        if not _takes_any_cache(model, ids):
+            raise UserError(
+                f"{name} is not supported: it runs with a kind of cache of its own only, not "
+                "with transformers' DynamicCache either; it would need model code that keeps "
+                "keys, values and states in the layers of the cache that it is given"
+            ) from error
+        raise UserError(f"{name} does not run with a compressed cache: {error}") from error
+    logits: torch.Tensor = output.logits
+    return logits
+
+
 def probe(model: Any) -> ModelShape:
     """Check with a one-token forward that every layer's keys reach our attention function.
 
@@ -99,24 +125,8 @@ def probe(model: Any) -> ModelShape:
     if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
         raise UserError(f"{name} is not supported: it has no attention layers with a cache")
     calls = _Calls()
-    ids = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
-    with torch.no_grad():
-        try:
-            with watched(calls.see):
-                output = model(
-                    ids, **cache_argument(model, cache), use_cache=True, logits_to_keep=1
-                )
-        except UserError:
-            raise
-        except Exception as error:
-            if not _takes_any_cache(model, ids):
-                raise UserError(
-                    f"{name} is not supported: it runs with a kind of cache of its own only, not "
-                    "with transformers' DynamicCache either; it would need model code that keeps "
-                    "keys, values and states in the layers of the cache that it is given"
-                ) from error
-            raise UserError(f"{name} does not run with a compressed cache: {error}") from error
-    refuse_not_finite(output.logits[:, -1], f"{name} answers one token")
+    logits = _one_token(model, cache, calls)
+    refuse_not_finite(logits[:, -1], f"{name} answers one token")
     fed = [layer for layer in layers if layer.seen]
     deaf = [layer.index for layer in fed if layer.pending]
     if deaf or (layers and not fed):

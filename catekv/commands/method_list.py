@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from catekv.evaluation.columns.specification import canonical_name
+from catekv.evaluation.tables import markdown_table
 from catekv.methods import Method, available, method_class
 from catekv.methods.allocators import KINDS
 from catekv.methods.options import meanings_of, rules_of
@@ -118,15 +119,14 @@ def render_markdown(methods: Sequence[dict[str, Any]]) -> str:
     ]
     return "\n\n".join(
         [
-            _table(["name", "does", "paper"], rows),
-            _table(["method", "kept", "stored bytes", "entries read", "read besides"], formulas),
+            markdown_table(["name", "does", "paper"], rows, left=range(3)),
+            markdown_table(
+                ["method", "kept", "stored bytes", "entries read", "read besides"],
+                formulas,
+                left=range(5),
+            ),
         ]
     )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
 
 
 def _as_markdown(text: str) -> str:

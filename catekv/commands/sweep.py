@@ -73,6 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
 
+def _check_retries(max_retries: int) -> None:
+    if max_retries < 0:
+        raise UserError(f"--max-retries {max_retries} is negative; give 0 or more")
+
+
 def sweep(
     grid: Grid,
     output: Path,
@@ -101,8 +106,7 @@ def sweep(
     """
     from transformers.utils import logging
 
-    if max_retries < 0:
-        raise UserError(f"--max-retries {max_retries} is negative; give 0 or more")
+    _check_retries(max_retries)
     # notes on how a configuration could be written would stand between the user and the plan
     logging.set_verbosity_error()
     load_plugins(grid.settings.get("plugins", ()))

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec
 from catekv.errors import UserError
 from catekv.tasks.core.prompt import prompt_format, template_name
 from catekv.tasks.core.sample import Sample
-from catekv.tasks.core.task import BuildRequest, answer_tokens
+from catekv.tasks.core.task import BuildRequest, Task, answer_tokens
 from catekv.tasks.core.tokenizers import tokenizer_hash
 from catekv.tasks.core.wording import Wording
 from catekv.tasks.registry import find
@@ -58,6 +58,13 @@ def _check_counts(length: int, count: int, first: int, max_answer_tokens: int | 
         raise UserError(f"max_answer_tokens={max_answer_tokens}; it must be at least 1")
 
 
+def _refuse_unspoken(task: Task, wording: Wording) -> None:
+    if is_small(wording) and not task.small:
+        raise UserError(
+            f"the embedded model's vocabulary cannot express {task.name}; name a model with --model"
+        )
+
+
 def generate(
     name: str,
     tokenizer: Any,
@@ -86,14 +93,12 @@ def generate(
             limit, and 0 is none.
         count: how many samples, with indices ``first`` to ``first + count - 1``; where samples come
             from data there may be fewer.
-        stream: samples of different streams never share their random draws; ``"test"`` is for
-            tests, calibration uses a stream of its own.
+        stream: samples of different streams (tests, calibration) never share their random draws.
         wording: ``"english"``, ``"small"`` or an object; None asks the tokenizer, else English.
         chat_template: see :func:`catekv.tasks.core.prompt.prompt_format`.
         max_answer_tokens: new tokens to leave room for; default by task.
         words_path: word list to draw keys and common words from (file or folder).
-        options: difficulty and data of the task, e.g. ``num_keys``, ``depth``, ``num_hops``,
-            ``alpha``, ``essay_path``, ``squad_path``, ``hotpotqa_path``.
+        options: difficulty and data of the task, e.g. ``num_keys``, ``depth``, ``essay_path``.
 
     Raises:
         UserError: unknown task, option or wording; a length that is too short (the message says
@@ -102,10 +107,7 @@ def generate(
     task = find(name)
     _check_counts(length, count, first, max_answer_tokens)
     spoken = find_wording(wording, tokenizer, words_path)
-    if is_small(spoken) and not task.small:
-        raise UserError(
-            f"the embedded model's vocabulary cannot express {task.name}; name a model with --model"
-        )
+    _refuse_unspoken(task, spoken)
     request = BuildRequest(
         task=task,
         options=task.configured(options),

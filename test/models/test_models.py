@@ -50,7 +50,7 @@ def test_any_model_that_passes_the_probe_works(kind: str):
 @pytest.mark.parametrize(
     ("kind", "changes", "reason"),
     [
-        ("bloom", {"n_layer": 2, "n_head": 4}, "do not hand the cache's keys"),
+        ("bloom", {"n_layer": 2, "n_head": 4}, "computes attention in code of its own"),
         ("mamba", {}, "no attention layers"),
     ],
 )

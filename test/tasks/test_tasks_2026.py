@@ -14,6 +14,7 @@ from catekv.errors import UserError
 from catekv.tasks.families.graphwalks.graph import Graph, node_name
 from catekv.tasks.families.scbench.options import input_limit, kept_positions
 from catekv.tasks.registry import find
+from catekv.tasks.rows import sources
 
 DRAWN = [
     "graphwalks/bfs", "graphwalks/parents", "mrcr/2_needles", "mrcr/4_needles", "scbench/kv",
@@ -228,7 +229,7 @@ def test_rows_of_problems(tmp_path: Path) -> None:
 
 
 def test_missing_files_say_where_to_get_them(bpe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(sources, "_reachable", lambda: False)
     monkeypatch.delenv("CATEKV_DATA", raising=False)
     for task, name in (("reasoning/math500", "MATH-500"), ("scbench/repoqa", "microsoft/SCBench")):
         with pytest.raises(UserError, match=rf"download .*{name}.*path=FILE"):

@@ -62,9 +62,8 @@ def sweep(
 ) -> SweepResult:
     """Observe the references, vote, and score every distinct mask on held-out samples.
 
-    The best candidate has the highest mean accuracy over the held-out tasks that the full cache
-    solves (at least 90 %; all tasks if it solves none); ties go to the higher log probability of
-    the full cache's answers, then to the earlier reference and the earlier pair of the grid.
+    :func:`best` chooses among the scores on the held-out tasks that the full cache solves (at least
+    90 %; all if it solves none).
 
     Args:
         output: folder for the per-sample CVs; a killed sweep goes on with them.
@@ -78,10 +77,8 @@ def sweep(
     references, held_out = _sample_sets(model, settings)
     hashes = _hashes(references, held_out, test_samples)
     _refuse_untouched(model, settings, held_out)
-    with _bar("reference", settings.samples * len(references), progress) as advance:
-        observe = partial(_observe, model, settings, output, (model_name, model_hash), advance)
-        observed = [observe(task, samples) for task, samples in references.items()]
-    masks, candidates = _label([candidate for part in observed for candidate in part])
+    observed = _observed(model, settings, output, (model_name, model_hash), references, progress)
+    masks, candidates = _label(observed)
     drawn = _random_masks(model, settings)
 
     def scored(what: str, tried: Mapping[str, HeadMask]) -> list[answers.Answer]:
@@ -99,6 +96,7 @@ def sweep(
         controls["oracle"] = oracle
         found += scored("oracle", {"oracle": oracle})
     labels = (answers.FULL, *drawn, *controls)
+    against = {RANDOM: set(drawn), REVERSED: {REVERSED_LABEL}}
     return SweepResult(
         settings=settings,
         model=model_name,
@@ -108,12 +106,25 @@ def sweep(
         controls={label: answers.mean_by_task(found, label) for label in labels},
         deciding_tasks=deciding,
         reference_hashes=hashes,
-        contrasts=contrasts(
-            found, chosen.label, {RANDOM: set(drawn), REVERSED: {REVERSED_LABEL}}, deciding
-        ),
+        contrasts=contrasts(found, chosen.label, against, deciding),
         oracle=oracle,
         config_hash=digest,
     )
+
+
+def _observed(
+    model: CateKVModel,
+    settings: SweepSettings,
+    output: Path,
+    names: tuple[str, str],
+    references: Mapping[str, Sequence[Sample]],
+    progress: bool,
+) -> list[Candidate]:
+    """The candidates of all reference texts, those of a text together."""
+    with _bar("reference", settings.samples * len(references), progress) as advance:
+        observe = partial(_observe, model, settings, output, names, advance)
+        parts = [observe(task, samples) for task, samples in references.items()]
+    return [candidate for part in parts for candidate in part]
 
 
 def _checked(model: CateKVModel, settings: SweepSettings, output: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -35,6 +35,14 @@ _SPARE_STEPS = 8
 _SHARED_SHARE = 0.9
 #: Bytes that lie between two readings of the same memory at least: far more than any L2 holds.
 _LEAST_DISTINCT = 1 << 30
+
+
+def _check(counts: Mapping[str, int], fill: str) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"{name} {value} must be at least 1")
+    if fill not in FILLS:
+        raise UserError(f"unknown fill {fill!r}; use {' or '.join(FILLS)}")
 
 
 def measure(
@@ -77,11 +85,7 @@ def measure(
     Raises:
         UserError: a number below 1, an unknown choice, or a context longer than the model's window.
     """
-    for name, value in (("length", length), ("new tokens", new_tokens), ("repeats", repeats)):
-        if value < 1:
-            raise UserError(f"{name} {value} must be at least 1")
-    if fill not in FILLS:
-        raise UserError(f"unknown fill {fill!r}; use {' or '.join(FILLS)}")
+    _check({"length": length, "new tokens": new_tokens, "repeats": repeats}, fill)
     steps = WARM_UP_STEPS + repeats * new_tokens + _SPARE_STEPS
     model._check_length(length + steps)
     for spec in specs:
