@@ -22,7 +22,8 @@ PACKAGE = Path(cli.__file__).resolve().parents[1]
 #: checks, arithmetic for refusals and messages, differences between transformers releases: a
 #: prompt's way is understood without them
 ASIDE = {
-    "cache/sharded.py", "decode/generation.py", "decode/sharded_sizes.py", "kernels/logits.py", "kernels/workspace.py",
+    "cache/sharded.py", "decode/generation.py", "decode/sharded_sizes.py", "kernels/logits.py",
+    "kernels/workspace.py",
     "methods/options.py", "models/compat.py", "models/finite.py", "models/kinds.py",
     "models/padding.py", "models/shape.py", "models/sharding.py", "models/weights_identity.py",
     "prefill/capacity.py", "prefill/devices.py", "prefill/peak.py", "prefill/sizes.py",
