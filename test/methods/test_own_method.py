@@ -58,7 +58,7 @@ def test_the_documented_method_is_listed_and_explained(
     assert "  budget = 1024  (at least 0)\n      mean number of tokens" in text
     assert cli.main(["methods", "--markdown", *plugin]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert "| `short_keys` | `budget` | `kept*e` | `kept` | |" in rows
+    assert "| `short_keys` | `budget` | `kept*e` | `kept` |  |" in rows
     assert (
         "| `short_keys` | Keep the `budget` tokens of every head whose keys are shortest. | - |"
         in rows
