@@ -19,13 +19,13 @@ from catekv.calibration.head_masks import report as mask_report
 from catekv.calibration.head_masks.reference import HELD_OUT_STREAM, build_samples
 from catekv.calibration.head_masks.result import QUICK, SweepSettings
 from catekv.calibration.head_masks.sweep import sweep, write_masks
-from catekv.errors import UserError
 from catekv.evaluation.columns import defaults
 from catekv.evaluation.fidelity import command_settings
 from catekv.evaluation.fidelity.run import fidelity
 from catekv.evaluation.fidelity.settings import NONE, PROSE
 from catekv.evaluation.fidelity.summary import Row
 from catekv.evaluation.records import environment
+from catekv.evaluation.records.recipe import refuse_other
 from catekv.evaluation.report.inputs import VERDICT
 from catekv.evaluation.report.opening import opening
 from catekv.evaluation.run import runner, session
@@ -167,17 +167,11 @@ def _claim(output: Path, request: Request, extent: Extent, identity: str) -> Non
         "ratio": request.ratio,
         "tasks": list(request.tasks),
         **dataclasses.asdict(extent),
-        "ks": list(extent.ks),
     }
     path = output / SETTINGS
     if path.exists():
         there = read_object(path, f"delete {output} and start again")
-        changed = sorted(k for k in {*there, *wanted} if there.get(k) != wanted.get(k))
-        if changed:
-            raise UserError(
-                f"{output} holds a check with other settings ({', '.join(changed)}); choose "
-                "another --output or delete it"
-            )
+        refuse_other(output, there, wanted, "choose another --output or delete it", "a check")
         return
     output.mkdir(parents=True, exist_ok=True)
     write_json(path, wanted)

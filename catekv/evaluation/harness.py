@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from catekv import methods
 from catekv.decode.context import Context
 from catekv.errors import UserError
 from catekv.evaluation.run.forcing import forced, log_likelihoods
@@ -39,6 +40,8 @@ from catekv.models.compat import context_window
 _NEW_TOKENS = 256
 
 Tokens = tuple[int, ...]
+#: ids of what is compressed, and of what is asked behind it
+Parted = tuple[list[int], list[int]]
 #: a request of the harness: its texts, the context's ids and the continuation's
 Scored = tuple[tuple[str, str], list[int], list[int]]
 
@@ -52,7 +55,8 @@ class HarnessModel(TemplateLM):
         method: name of a method; every further option goes to it (``ratio=0.4``, ``budget=512``,
             ``preset=recommended``; a head mask as ``mask=FOLDER``).
         device: as the harness passes it on; what is not there becomes ``auto``.
-        batch_size: contexts that are read at once.
+        batch_size: contexts that are read at once. max_batch_size: the harness passes it along
+            with every model; sizes are not searched for here.
         max_length: longest prompt and answer together; None: the model's window.
         marker: what follows its last occurrence in a context is the question, which is asked after
             compression; None: the whole context is compressed, its question too.
@@ -93,7 +97,7 @@ class HarnessModel(TemplateLM):
         if self.catekv.tokenizer is None:
             raise UserError(f"{pretrained} has no tokenizer; the harness sends texts")
         self.tokenizer: Any = self.catekv.tokenizer
-        self.method: Method = _method(method, options)
+        self.method: Method = methods.create(method, **options)
         self.method.validate(self.catekv.shape)
         self.batch = int(batch_size)
         self.window = max_length or context_window(self.catekv.config)
@@ -149,15 +153,36 @@ class HarnessModel(TemplateLM):
         }
 
     # --- contexts -----------------------------------------------------------------------------
-    def _read(self, contexts: Sequence[Sequence[int]], method: Method) -> Context:
+    def _read(self, contexts: Sequence[Tokens], method: Method) -> Context:
         context = self.catekv.prefill([list(ids) for ids in contexts], method=method)
-        lengths = torch.stack([length.cpu() for length in context.lengths()])
-        for row, ids in enumerate(contexts):
-            self._kept += int(lengths[:, row].sum())
-            self._full += lengths[:, row].numel() * len(ids)
-            self._untouched += int(lengths[:, row].min()) >= len(ids)
-        self._contexts += len(contexts)
+        if method is self.method:
+            lengths = torch.stack([length.cpu() for length in context.lengths()])
+            for row, ids in enumerate(contexts):
+                self._kept += int(lengths[:, row].sum())
+                self._full += lengths[:, row].numel() * len(ids)
+                self._untouched += int(lengths[:, row].min()) >= len(ids)
+            self._contexts += len(contexts)
         return context
+
+    def _batches(
+        self, parted: Mapping[int, Parted], method: Method
+    ) -> Iterator[tuple[Context, list[int]]]:
+        """Requests by their place that are answered together, with their compressed contexts.
+
+        The longest contexts come first; equal ones are read once, and their requests follow each
+        other.
+        """
+        by_context: dict[Tokens, list[int]] = defaultdict(list)
+        for place, (context, _) in parted.items():
+            by_context[tuple(context)].append(place)
+        ordered = sorted(by_context, key=lambda ids: (-len(ids), ids))
+        for start in range(0, len(ordered), self.batch):
+            contexts = ordered[start : start + self.batch]
+            read = self._read(contexts, method)
+            for number in range(max(len(by_context[ids]) for ids in contexts)):
+                rows = [r for r, ids in enumerate(contexts) if number < len(by_context[ids])]
+                part = read if len(rows) == len(contexts) else read.rows(rows)
+                yield part, [by_context[contexts[row]][number] for row in rows]
 
     def _refuse_too_long(self, tokens: int) -> None:
         if tokens > self.max_length:
@@ -170,36 +195,29 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[Scored], disable_tqdm: bool = False, **options: Any
     ) -> list[tuple[float, bool]]:
-        by_context: dict[Tokens, list[int]] = defaultdict(list)
-        for place, (_, context, continuation) in enumerate(requests):
-            self._refuse_too_long(len(context) + len(continuation))
-            by_context[tuple(context)].append(place)
         results: dict[int, tuple[float, bool]] = {}
-        progress = tqdm(total=len(requests), disable=disable_tqdm, desc="scoring")
-        for contexts in self._batches(by_context):
-            split = int(self.strict and min(map(len, contexts)) > 1)
-            read = self._read([ids[: len(ids) - split] for ids in contexts], self.method)
-            rounds = max(len(by_context[ids]) for ids in contexts)
-            for number in range(rounds):
-                rows = [r for r, ids in enumerate(contexts) if number < len(by_context[ids])]
-                places = [by_context[contexts[row]][number] for row in rows]
-                part = read if len(rows) == len(contexts) else read.rows(rows)
-                asked = [contexts[row][len(contexts[row]) - split :] for row in rows]
-                scores = forced(self.catekv, part, [requests[place][2] for place in places], asked)
-                for place, rated in zip(places, scores, strict=True):
-                    results[place] = _answer(rated, requests[place][2])
-                    texts = requests[place][0]
-                    if texts is not None:
-                        self.cache_hook.add_partial("loglikelihood", texts, results[place])
-                progress.update(len(places))
-        progress.close()
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="scoring") as progress:
+            pairs = [(context, continuation) for _, context, continuation in requests]
+            for place, rated in self._scores(pairs, self.method):
+                results[place] = rated
+                self.cache_hook.add_partial("loglikelihood", requests[place][0], rated)
+                progress.update()
         return [results[place] for place in range(len(requests))]
 
-    def _batches(self, by_context: dict[Tokens, list[int]]) -> Iterator[list[Tokens]]:
-        """Contexts in groups of the batch size, the longest first."""
-        ordered = sorted(by_context, key=lambda ids: (-len(ids), ids))
-        for start in range(0, len(ordered), self.batch):
-            yield ordered[start : start + self.batch]
+    def _scores(
+        self, pairs: Sequence[tuple[list[int], list[int]]], method: Method
+    ) -> Iterator[tuple[int, tuple[float, bool]]]:
+        """Place and score of every (context, continuation)."""
+        parted: dict[int, Parted] = {}
+        for place, (context, continuation) in enumerate(pairs):
+            self._refuse_too_long(len(context) + len(continuation))
+            split = len(context) - int(self.strict and len(context) > 1)
+            parted[place] = context[:split], context[split:]
+        for read, places in self._batches(parted, method):
+            continuations = [pairs[place][1] for place in places]
+            scores = forced(self.catekv, read, continuations, [parted[p][1] for p in places])
+            for place, rated, ids in zip(places, scores, continuations, strict=True):
+                yield place, _answer(rated, ids)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Likelihood of whole texts, which have no context to compress: by the full cache."""
@@ -210,13 +228,8 @@ class HarnessModel(TemplateLM):
                 "of the full cache",
                 stacklevel=2,
             )
-        compressed, self.method = self.method, _method("full", {})
-        try:
-            return [
-                self._rolling(request.args[0]) for request in tqdm(requests, disable=disable_tqdm)
-            ]
-        finally:
-            self.method = compressed
+        texts = [request.args[0] for request in requests]
+        return [self._rolling(text) for text in tqdm(texts, disable=disable_tqdm)]
 
     def _rolling(self, text: str) -> float:
         windows = get_rolling_token_windows(
@@ -226,8 +239,7 @@ class HarnessModel(TemplateLM):
             context_len=1,
         )
         pairs = [make_disjoint_window(window) for window in windows]
-        scored: list[Any] = [(None, context, continuation) for context, continuation in pairs]
-        return sum(score for score, _ in self._loglikelihood_tokens(scored, disable_tqdm=True))
+        return sum(score for _, (score, _) in self._scores(pairs, methods.create("full")))
 
     # --- generation ---------------------------------------------------------------------------
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -235,30 +247,19 @@ class HarnessModel(TemplateLM):
         for place, request in enumerate(requests):
             groups[repr(request.args[1])].append(place)
         results: dict[int, str] = {}
-        progress = tqdm(total=len(requests), disable=disable_tqdm, desc="generating")
-        for places in groups.values():
-            settings = requests[places[0]].args[1]
-            parted = {place: self._parted(requests[place].args[0]) for place in places}
-            by_context: dict[Tokens, list[int]] = defaultdict(list)
-            for place in places:
-                by_context[tuple(parted[place][0])].append(place)
-            for contexts in self._batches(by_context):
-                read = self._read(contexts, self.method)
-                for number in range(max(len(by_context[ids]) for ids in contexts)):
-                    rows = [r for r, ids in enumerate(contexts) if number < len(by_context[ids])]
-                    asked = [by_context[contexts[row]][number] for row in rows]
-                    part = read if len(rows) == len(contexts) else read.rows(rows)
-                    questions = [parted[place][1] for place in asked]
-                    for place, text in zip(
-                        asked, self._texts(part, questions, settings), strict=True
-                    ):
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="generating") as progress:
+            for group in groups.values():
+                settings = requests[group[0]].args[1]
+                parted = {place: self._parted(requests[place].args[0]) for place in group}
+                for read, places in self._batches(parted, self.method):
+                    texts = self._texts(read, [parted[place][1] for place in places], settings)
+                    for place, text in zip(places, texts, strict=True):
                         results[place] = text
                         self.cache_hook.add_partial("generate_until", requests[place].args, text)
-                    progress.update(len(asked))
-        progress.close()
+                    progress.update(len(places))
         return [results[place] for place in range(len(requests))]
 
-    def _parted(self, text: str) -> tuple[list[int], list[int]]:
+    def _parted(self, text: str) -> Parted:
         """Ids of what is compressed, and of the question behind the marker."""
         ids = self.tok_encode(text)
         if self.marker is None or self.marker not in text:
@@ -295,12 +296,6 @@ class HarnessModel(TemplateLM):
         )
         texts = self.tokenizer.batch_decode(answers.rows, skip_special_tokens=True)
         return [postprocess_generated_text(text, until, self.think_end) for text in texts]
-
-
-def _method(name: str, options: dict[str, Any]) -> Method:
-    from catekv import methods
-
-    return methods.create(name, **options)
 
 
 def _answer(scores: torch.Tensor, continuation: list[int]) -> tuple[float, bool]:

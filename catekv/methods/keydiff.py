@@ -16,6 +16,9 @@ from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 
+#: numbers of float32 keys that are held at once: 128 MiB, one head of 256K tokens
+_FLOATS = 1 << 25
+
 
 def key_differences(units: Tensor) -> Tensor:
     """Negative cosine of keys of length 1 [..., tokens, head_dim] to their mean: [..., tokens]."""
@@ -24,14 +27,19 @@ def key_differences(units: Tensor) -> Tensor:
 
 
 def kept_block_by_block(units: Tensor, count: int, block: int) -> Tensor:
-    """Positions, ascending, of the ``count`` keys that are left of [tokens, head_dim] when every
-    ``block`` of keys after the first ``count`` joins what is held and the rest has to leave."""
-    positions = torch.arange(units.shape[0], device=units.device)
-    held = positions[:count]
-    for start in range(count, units.shape[0], block):
-        joined = torch.cat([held, positions[start : start + block]])
-        scores = key_differences(units[joined])
-        held = joined[top_mask(scores, torch.tensor(count))]
+    """Positions [rows, count], ascending, of the keys that are left of [rows, tokens, head_dim]
+    when every ``block`` of keys after the first ``count`` joins what is held and the rest has to
+    leave."""
+    rows, tokens, dim = units.shape
+    positions = torch.arange(tokens, device=units.device).expand(rows, tokens)
+    first = tokens * torch.arange(rows, device=units.device)[:, None]
+    held = positions[:, :count]
+    for start in range(count, tokens, block):
+        joined = torch.cat([held, positions[:, start : start + block]], dim=1)
+        # whole keys are copied at once, which gathering numbers is several times slower at
+        there = units.view(-1, dim).index_select(0, (first + joined).flatten())
+        scores = key_differences(there.view(rows, -1, dim))
+        held = joined[top_mask(scores, torch.tensor(count))].view(rows, count)
     return held
 
 
@@ -71,11 +79,14 @@ class KeyDiff(EntryScored):
     def select_observed(self, observed: Observed) -> Selection:
         if not self.block:
             return super().select_observed(observed)
-        keys = observed.keys
-        keep = torch.zeros(keys.shape[:3], dtype=torch.bool, device=keys.device)
-        counts = self.layer_counts(observed).tolist()
-        for sequence, mask in zip(keys, keep, strict=True):
-            for row, kept, count in zip(sequence, mask, counts, strict=True):
-                units = F.normalize(row.float(), dim=-1)
-                kept[kept_block_by_block(units, int(count), self.block)] = True
-        return Selection(keep)
+        batch, heads, tokens, dim = observed.keys.shape
+        keys = observed.keys.flatten(0, 1)
+        keep = torch.zeros(keys.shape[:2], dtype=torch.bool, device=keys.device)
+        counts = self.layer_counts(observed).repeat(batch)
+        together = max(1, _FLOATS // (tokens * dim))
+        for count in counts.unique().tolist():
+            for rows in (counts == count).nonzero()[:, 0].to(keys.device).split(together):
+                units = F.normalize(keys[rows].float(), dim=-1)
+                held = kept_block_by_block(units, min(count, tokens), self.block)
+                keep[rows] = keep[rows].scatter(1, held, True)
+        return Selection(keep.view(batch, heads, tokens))

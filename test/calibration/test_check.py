@@ -72,7 +72,7 @@ def test_a_folder_of_another_check_is_refused(
     assert main(["check", *SIZES, "--seed", "7", "--quiet", "--output", str(finished)]) == 2
     error = capsys.readouterr().err.strip()
     assert error.endswith("choose another --output or delete it")
-    assert "holds a check with other settings (seed)" in error
+    assert "holds a check of another configuration, different: seed (" in error
 
 
 def row(method: str, mean: float, low: float, high: float, **changes: Any) -> dict[str, Any]:

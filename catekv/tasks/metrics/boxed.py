@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
 _OPENING = re.compile(r"\\(?:boxed|fbox)\s*\{")
+#: time for reading a term, and for comparing two
+_SECONDS = 5
 _DEGREES = re.compile(r"\^?\{?\\circ\}?|°|\\degree")
 _INTEGER = re.compile(r"0*(\d{1,3})")
 _THOUSANDS = re.compile(r"(?<=\d),(?:\\!)?(?=\d{3}(?!\d))")
@@ -81,8 +84,9 @@ def equivalent(gold: str, answer: str) -> bool:
     from math_verify import parse, verify
 
     # its limits of time are signals, which only the main thread may set
-    terms = [parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (gold, answer)]
-    return bool(verify(*terms, timeout_seconds=None))
+    limit = _SECONDS if threading.current_thread() is threading.main_thread() else None
+    terms = [parse(rf"\boxed{{{text}}}", parsing_timeout=limit) for text in (gold, answer)]
+    return bool(verify(*terms, timeout_seconds=limit))
 
 
 def right(kind: str, gold: str, answer: str | None) -> bool:

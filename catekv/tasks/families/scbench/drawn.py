@@ -28,12 +28,10 @@ _LETTERS = string.ascii_lowercase + string.digits
 
 
 class Drawn(NamedTuple):
-    """A session whose length is open: what it looks like with so many units, the smallest number of
-    them, and the largest (None: any)."""
+    """A session whose length is open: how it looks with so many units, and the fewest of them."""
 
     draw: Callable[[int], tuple[str, list[Turn]]]
     minimum: int
-    limit: int | None = None
 
 
 def _question(name: str, text: str, answer: str, label: object) -> Turn:

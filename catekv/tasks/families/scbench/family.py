@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from catekv.tasks.core.parts import Parts, count, counted, prompt_format_of
 from catekv.tasks.core.sample import Sample
@@ -11,7 +12,7 @@ from catekv.tasks.drawing.drawn_samples import Plan, fitted, is_drawn
 from catekv.tasks.families.scbench.drawn import SESSIONS, SMALL, Drawn
 from catekv.tasks.families.scbench.options import SessionOptions
 from catekv.tasks.families.scbench.rows import WORDING, read, recognise, session
-from catekv.tasks.families.scbench.session import turn_parts
+from catekv.tasks.families.scbench.session import Turn, turn_parts
 from catekv.tasks.families.scbench.table import NEW_TOKENS, PREFIX, metric_name, score
 from catekv.tasks.rows.row_samples import limited
 from catekv.tasks.rows.sources import BUILT_IN, Hub, load_rows
@@ -51,14 +52,15 @@ def _drawn(
     request: BuildRequest, name: str, options: SessionOptions, indices: range
 ) -> Iterator[Sample]:
     """The context is as long as the session's last turn allows, and the same for all turns."""
-    known: tuple[int, Drawn, int] | None = None
+
+    @lru_cache(maxsize=1)  # turns of a session follow one another
+    def fitted_session(number: int) -> tuple[str, list[Turn]]:
+        open_session = SESSIONS[name](request, number, options.turns)
+        return open_session.draw(_units(request, number, open_session, options))
+
     for index in indices:
         number, turn = divmod(index, options.turns)
-        if known is None or known[0] != number:
-            open_session = SESSIONS[name](request, number, options.turns)
-            known = number, open_session, _units(request, number, open_session, options)
-        _, open_session, units = known
-        context, turns = open_session.draw(units)
+        context, turns = fitted_session(number)
         parts = turn_parts(
             context, turns, turn, options.mode, request.wording.name, {"session": number}
         )
@@ -78,7 +80,7 @@ def _units(request: BuildRequest, number: int, open_session: Drawn, options: Ses
         ]
         return max(every, key=lambda parts: len(parts.question) + 4 * parts.max_new_tokens)
 
-    plan = Plan(draft, open_session.minimum, open_session.limit)
+    plan = Plan(draft, open_session.minimum)
     units: int = fitted(request, number, plan).metadata["units"]
     return units
 
