@@ -12,6 +12,7 @@
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$REPOSITORY/scripts/environment.sh"
+help_if_asked "$0" "$@"
 . "$REPOSITORY/scripts/evaluate.sh"
 BASELINES="full catekv streaming_llm snapkv pyramidkv adakv"
 # those that score by all queries read the whole attention matrix, and some keep everything

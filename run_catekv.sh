@@ -13,6 +13,7 @@
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$REPOSITORY/scripts/environment.sh"
+help_if_asked "$0" "$@"
 . "$REPOSITORY/scripts/evaluate.sh"
 METHODS=${METHODS:-full catekv}
 evaluate "$@"

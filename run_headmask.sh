@@ -6,10 +6,11 @@
 #   ./run_headmask.sh                   embedded model
 #   ./run_headmask.sh MODEL --length 131072 --samples 50
 #
-# Options of `catekv calibrate` may follow MODEL; `./run_headmask.sh --help` lists them.
+# Options of `catekv calibrate` may follow MODEL; `catekv calibrate --help` lists them.
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$REPOSITORY/scripts/environment.sh"
+help_if_asked "$0" "$@"
 prepare_environment
 MODEL=${MODEL:-}
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then

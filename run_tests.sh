@@ -6,8 +6,9 @@
 #   other arguments go to pytest (-n 0: in one process)
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$REPOSITORY/scripts/environment.sh"
+help_if_asked "$0" "$@"
 cd "$REPOSITORY"
-. scripts/environment.sh
 
 OLDEST_TRANSFORMERS=5.17.0
 OLDEST_TRITON=3.6.0
@@ -20,10 +21,6 @@ for argument in "$@"; do
   case $argument in
     --slow) arguments+=(-m "not gpu") ;;
     --oldest) oldest=true ;;
-    -h | --help)
-      sed -n '2,6p' "$0" | cut -c 3-
-      exit 0
-      ;;
     *) arguments+=("$argument") ;;
   esac
 done

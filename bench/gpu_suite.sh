@@ -11,6 +11,8 @@
 # nothing is installed and no network is used. Exit code 0, 1 (wrong results or errors), 2 (no GPU).
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+. "$REPOSITORY/scripts/environment.sh"
+help_if_asked "$0" "$@"
 export PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}"
 # modules come from this checkout, whatever lies in the current folder
 export PYTHONSAFEPATH=1

@@ -423,7 +423,7 @@ class CateKVModel:
         self._check_length(context.tokens + ids.shape[1] + limits.max_new_tokens)
         tokenizer = self.tokenizer if text else None
 
-        parts = parts_of(context.cache, ids, mask)
+        parts = parts_of(self.model, context.cache, ids, mask)
 
         def one(part: Part) -> Generator[Piece, None, Generation]:
             whole = len(parts) == 1
@@ -596,7 +596,7 @@ class CateKVModel:
         ids, mask = self._question_ids(question, context)
         tokens = context.input_ids.shape[1] + ids.shape[1]
         self._check_length(tokens + stock.new_tokens(tokens))
-        parts = parts_of(context.cache, ids, mask)
+        parts = parts_of(self.model, context.cache, ids, mask)
         if any(part.ids.shape[1] == 0 for part in parts):
             raise UserError(
                 "sampling and beams need at least one question token after every context; prefill "

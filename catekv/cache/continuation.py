@@ -25,10 +25,13 @@ SINGLE_TOKENS = "single tokens"
 #: Columns of a trial without local windows; tokens that continue it.
 TRIAL = 16
 CONTINUED = 4
+#: Columns of padding in a trial: no multiple of the blocks that some layers make of tokens.
+PADDED = 3
 #: A trial at load reads past every window that is no longer than this.
 LONGEST_TRIAL = 1024
 
 _known: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+_hiding: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 def positions_of(attention_mask: Tensor) -> Tensor:
@@ -95,6 +98,43 @@ def continues_by(model: torch.nn.Module) -> str:
     if model not in _known:
         _known[model] = _try(model)
     return _known[model]
+
+
+def hides_padding(model: torch.nn.Module) -> bool:
+    """Whether a row that is padded on the left is read as it is alone; tried once per model.
+
+    Some decoders number columns instead of tokens, whatever they are told (learned positions of the
+    BART family), and some layers make blocks of columns.
+    """
+    if model not in _hiding:
+        _hiding[model] = _try_padding(model)
+    return _hiding[model]
+
+
+def refuse_counted_padding(model: torch.nn.Module) -> None:
+    """``UserError`` if padding changes what the model computes for a row."""
+    if not hides_padding(model):
+        raise UserError(
+            f"{type(model).__name__} counts padding as tokens, so that rows of a batch would not "
+            "get what they get alone; pass prompts of one length, or one at a time"
+        )
+
+
+@torch.no_grad()
+def _try_padding(model: Any) -> bool:
+    """See :func:`hides_padding`."""
+    ids = trial_ids(model)[:, PADDED:]  # with its padding no longer than any other trial
+    if input_device(model).type == "meta" or ids.shape[1] <= CONTINUED:
+        return True
+    right = model(ids, use_cache=False, logits_to_keep=CONTINUED).logits[:, -CONTINUED:]
+    padded = torch.cat([ids[:, :1].expand(1, PADDED), ids], dim=1)
+    mask = torch.ones_like(padded)
+    mask[:, :PADDED] = 0
+    context, rest = padded[:, :-CONTINUED], padded[:, -CONTINUED:]
+    cache = RaggedCache(model.config, Full(), context.shape[1])
+    _forward(model, context, cache, mask)
+    found = feed(model, rest, cache, mask, last=CONTINUED)
+    return difference(found, right) <= 4 * tolerance(model, right)
 
 
 def trial_ids(model: Any, longest: int = LONGEST_TRIAL) -> Tensor:

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(note, file=sys.stderr)
     options.update(max_new_tokens=asked.max_new_tokens, stop=asked.stop)
     for question in asked.question:
-        ids = turn.question_ids(text, question, "")
+        ids = turn.question_ids(text, question)
         if asked.stream:
             for piece in model.generate_stream(ids, context, **options):
                 print(piece, end="", flush=True)

@@ -8,13 +8,16 @@ it gets alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
+from torch.nn import Module
 
 from catekv.cache.cache import RaggedCache
+from catekv.cache.continuation import hides_padding
 from catekv.decode.generation import Generation, Piece
 
 T = TypeVar("T")
@@ -35,17 +38,19 @@ class Part:
     mask: Tensor | None = None
 
 
-def parts_of(cache: RaggedCache, ids: Tensor, mask: Tensor | None) -> list[Part]:
+def parts_of(model: Module, cache: RaggedCache, ids: Tensor, mask: Tensor | None) -> list[Part]:
     """The questions in parts that may follow the contexts of ``cache`` at once.
 
     Args:
+        model: reads them; one that counts padding gets questions of equal length only.
         ids: [batch, tokens], left-padded. mask: [batch, tokens] or None without padding.
     """
     if mask is None:
         return [Part(tuple(range(len(ids))), ids)]
+    together_from = cache.padded_from if hides_padding(model) else math.inf
     alike: dict[float, list[int]] = {}
     for row, length in enumerate(mask.sum(dim=-1).tolist()):
-        alike.setdefault(min(length, cache.padded_from), []).append(row)
+        alike.setdefault(min(length, together_from), []).append(row)
     return [_part(rows, ids, mask) for rows in alike.values()]
 
 

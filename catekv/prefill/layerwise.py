@@ -25,6 +25,7 @@ from catekv.cache.continuation import (
     continues_by,
     difference,
     positions_of,
+    refuse_counted_padding,
     tolerance,
     trial_ids,
 )
@@ -64,6 +65,7 @@ def prefill(
     if attention_mask is not None and bool(attention_mask.all()):
         attention_mask = None
     if attention_mask is not None:
+        refuse_counted_padding(model)
         options.update(attention_mask=attention_mask, position_ids=positions_of(attention_mask))
     # before anything is recorded: it may run the model on tokens of its own
     chunk = usable_chunk(model, input_ids.shape[1], chunk_size)

@@ -1,18 +1,12 @@
 #!/usr/bin/env bash
-# Build RULER files for a model:  data/ruler/create_dataset.sh MODEL TEMPLATE [options of prepare.py]
-# Example: data/ruler/create_dataset.sh meta-llama/Llama-3.1-8B-Instruct llama-3 --lengths 32768
+# Build RULER files for a model, in the official form.
+#   data/ruler/create_dataset.sh MODEL TEMPLATE [options of prepare.py]      (TEMPLATE may be auto)
+#   data/ruler/create_dataset.sh meta-llama/Llama-3.1-8B-Instruct llama-3 --lengths 32768
+# The options are listed by: python data/ruler/prepare.py --help
 set -euo pipefail
-
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-if [[ $# -lt 2 && "${1:-}" != "-h" && "${1:-}" != "--help" ]]; then
-    echo "usage: data/ruler/create_dataset.sh MODEL TEMPLATE [options]; TEMPLATE may be auto" >&2
-    exit 2
-fi
-python="${PYTHON:-}"
-if [[ -z "$python" ]]; then
-    python="$here/../../.venv/bin/python"
-    if [[ -n "${VIRTUAL_ENV:-}" || -n "${CONDA_PREFIX:-}" || ! -x "$python" ]]; then
-        python=python3
-    fi
-fi
-exec "$python" "$here/prepare.py" "$@"
+REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+. "$REPOSITORY/scripts/environment.sh"
+help_if_asked "$0" "$@"
+[ $# -ge 2 ] || fail "give MODEL and TEMPLATE; see $0 --help"
+[ -n "${PYTHON:-}" ] || prepare_environment
+exec "$PYTHON" "$REPOSITORY/data/ruler/prepare.py" "$@"

@@ -2,12 +2,11 @@
 # be set from outside: SAMPLES=20 TASKS="longbench/qasper longbench/lcc" bash run_longbench.sh
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+. "$REPOSITORY/scripts/environment.sh"
+help_if_asked "$0" "$@"
 cd "$REPOSITORY"
 model="${1:-}"
-if [ -z "${PYTHON:-}" ]; then
-    . scripts/environment.sh
-    prepare_environment
-fi
+[ -n "${PYTHON:-}" ] || prepare_environment
 python=$PYTHON
 all_tasks="narrativeqa qasper multifieldqa_en hotpotqa 2wikimqa musique gov_report qmsum multi_news"
 all_tasks="$all_tasks trec triviaqa samsum passage_count passage_retrieval_en lcc repobench-p"

@@ -271,6 +271,7 @@ def run(scale, name):
 """
 
 
+@pytest.mark.slow
 def test_crashes_and_hangs_cost_the_case_and_not_the_rest(tmp_path: Path) -> None:
     package = tmp_path / "bench"
     shutil.copytree(REPOSITORY / "bench", package)
@@ -361,6 +362,7 @@ def test_without_a_gpu_its_tests_are_one_skipped_line(tmp_path: Path) -> None:
     assert "1 skipped" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_can_go_on_from_another(tmp_path: Path) -> None:
     first = run_suite(tmp_path / "one", "--scale", "tiny", "--stages", "start")
     assert first.returncode == 0, first.stdout + first.stderr

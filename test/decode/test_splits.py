@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 import torch
 from architectures import ALL, RECURRENT, any_model
+from models_page import PAGE
+from small_decoders import small_decoder
 from tiny_models import VOCABULARY, KeepEverything, RandomKeep
 from torch import Tensor
 
+from catekv.cache.continuation import hides_padding
 from catekv.decode import generation
+from catekv.errors import UserError
 from catekv.methods.base import Method
 from catekv.model import CateKVModel
 
@@ -105,13 +109,27 @@ def assert_close(found: Tensor, right: Tensor, what: str, allowed: float = 1e-5)
     assert difference < allowed, f"{what}: off by {difference:.1e}"
 
 
-def check(name: str, count: int, chosen_from: Callable[[], dict[int, Tensor]]) -> None:
-    stock = any_model(name)
+def check(
+    name: str,
+    count: int,
+    chosen_from: Callable[[], dict[int, Tensor]],
+    made: Callable[[str], Any] = any_model,
+    recurrent: bool = False,
+) -> None:
+    stock = made(name)
     stock.set_attn_implementation("sdpa" if stock._supports_sdpa else "eager")
-    model = CateKVModel(any_model(name))
+    model = CateKVModel(made(name))
     # recurrences over chunks of a text and over single tokens round differently
-    allowed = 5e-5 if name in RECURRENT else 1e-5
+    allowed = 5e-5 if recurrent else 1e-5
     for split in splits(name, count):
+        if not hides_padding(model.model):
+            if len({len(ids) for ids in split.contexts}) > 1:
+                with pytest.raises(UserError, match="counts padding as tokens"):
+                    run(model, split, KeepEverything())
+            # its questions may still differ in length
+            least = min(map(len, split.contexts))
+            contexts = [ids[:least] for ids in split.contexts]
+            split = Split(contexts, split.questions, split.chunk)
         rows = run(model, split, KeepEverything())
         found = chosen_from()
         assert len(found) == len(rows) == len(split.contexts)
@@ -134,7 +152,31 @@ def check(name: str, count: int, chosen_from: Callable[[], dict[int, Tensor]]) -
 
 @pytest.mark.parametrize("name", QUICK)
 def test_splits(name: str, chosen_from: Callable[[], dict[int, Tensor]]) -> None:
-    check(name, SPLITS, chosen_from)
+    check(name, SPLITS, chosen_from, recurrent=name in RECURRENT)
+
+
+@pytest.mark.parametrize("name", ["bart", "deepseek_v4"])
+def test_models_that_count_padding_get_rows_of_one_length(
+    name: str, chosen_from: Callable[[], dict[int, Tensor]]
+) -> None:
+    """One numbers columns whatever it is told, the other makes blocks of them."""
+    check(name, SPLITS, chosen_from, small_decoder)
+
+
+def supported() -> list[str]:
+    """Every kind of docs/models.md that is not refused."""
+    text = PAGE.read_text(encoding="utf-8").split("## Refused")[0]
+    return [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", supported())
+def test_splits_of_every_kind_of_the_page(
+    name: str, chosen_from: Callable[[], dict[int, Tensor]]
+) -> None:
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith(f"| `{name}` |"))
+    check(name, SPLITS, chosen_from, small_decoder, "linear attention" in line)
 
 
 @pytest.mark.slow
@@ -142,4 +184,4 @@ def test_splits(name: str, chosen_from: Callable[[], dict[int, Tensor]]) -> None
 def test_many_splits_of_every_architecture(
     name: str, chosen_from: Callable[[], dict[int, Tensor]]
 ) -> None:
-    check(name, 3 * SPLITS, chosen_from)
+    check(name, 3 * SPLITS, chosen_from, recurrent=name in RECURRENT)

@@ -65,8 +65,15 @@ def answers(folder: Path) -> list[tuple[Any, ...]]:
     ]
 
 
-@pytest.mark.parametrize("question", ["agnostic", "aware"])
-@pytest.mark.parametrize("prefill", ["shared", "separate"])
+@pytest.mark.parametrize(
+    ("prefill", "question"),
+    [
+        ("shared", "agnostic"),
+        ("separate", "aware"),
+        pytest.param("shared", "aware", marks=pytest.mark.slow),
+        pytest.param("separate", "agnostic", marks=pytest.mark.slow),
+    ],
+)
 def test_batches_give_the_answers_and_sizes_of_single_samples(
     model: CateKVModel,
     tmp_path: Path,
@@ -119,6 +126,7 @@ def test_batches_are_made_of_neighbours_in_length_whatever_the_order(
     assert [shares[0][0], shares[1][0], shares[0][1]] == alone
 
 
+@pytest.mark.slow
 def test_a_batch_that_was_cut_by_a_kill_is_measured_as_a_whole_again(
     model: CateKVModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -408,6 +408,7 @@ def test_two_ranks_give_the_summary_of_one_process(
     assert [file.name for file in folder.glob("samples*")] == ["samples.jsonl"]
 
 
+@pytest.mark.slow
 def test_failed_samples_of_one_rank_do_not_end_the_others(checkpoint: Path, tmp_path: Path) -> None:
     words = torchrun(checkpoint, tmp_path / "run")
     # RocketKV always keeps its window, which is more than CateKV keeps here

@@ -143,6 +143,7 @@ def test_the_same_command_measures_only_what_is_missing(
     assert "another configuration, different: seed (" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_short_goes_on(checkpoint: Path, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / "summary.json").unlink()

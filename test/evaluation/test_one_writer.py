@@ -140,6 +140,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_process_whose_partner_ended_says_so() -> None:
     first, second = started(_PROCESS, free_port())
     said, _ = first.communicate(timeout=120)
@@ -166,6 +167,7 @@ sys.exit(int(process.is_first))
 """
 
 
+@pytest.mark.slow
 def test_processes_leave_together_and_the_one_with_the_verdict_ends_last() -> None:
     first, second = started(_LEAVING, free_port())
     # who ended is reaped by its parent, as torchrun does

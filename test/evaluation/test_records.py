@@ -76,6 +76,7 @@ def test_a_broken_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path)
         read_records(path)
 
 
+@pytest.mark.slow
 def test_ten_thousand_records_are_read_in_two_seconds(tmp_path: Path) -> None:
     kept = tuple(tuple(range(8)) for _ in range(32))
     lines = [

@@ -99,7 +99,13 @@ def probe(browser: str, page: Path, folder: Path, width: int, *, printed: bool =
 
 
 @pytest.mark.parametrize(
-    ("width", "printed"), [(320, False), (PHONE, False), (DESKTOP, False), (PAPER, True)]
+    ("width", "printed"),
+    [
+        (320, False),
+        (DESKTOP, False),
+        pytest.param(PHONE, False, marks=pytest.mark.slow),
+        pytest.param(PAPER, True, marks=pytest.mark.slow),
+    ],
 )
 def test_nothing_is_wider_than_the_window(
     browser: str, page: Path, tmp_path: Path, width: int, printed: bool
@@ -118,8 +124,15 @@ def test_a_page_that_is_too_wide_would_be_found(browser: str, tmp_path: Path) ->
     assert found["width"] > PHONE
 
 
-@pytest.mark.parametrize("width", [PHONE, DESKTOP])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (PHONE, "light"),
+        (PHONE, "dark"),
+        pytest.param(DESKTOP, "light", marks=pytest.mark.slow),
+        pytest.param(DESKTOP, "dark", marks=pytest.mark.slow),
+    ],
+)
 def test_the_picture_of_the_page_is_not_blank(
     browser: str, page: Path, tmp_path: Path, width: int, theme: str
 ) -> None:

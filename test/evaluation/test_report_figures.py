@@ -13,24 +13,26 @@ from matplotlib.patches import Rectangle
 
 from catekv.evaluation.report import colours, heat_map, plots, styles
 from catekv.evaluation.report.frontier import pareto_front
-from catekv.evaluation.report.pictures import Picture
+from catekv.evaluation.report.pictures import Drawing
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
 
-def texts(picture: Picture) -> list[str]:
-    root = ElementTree.fromstring(picture.svg("name"))
+def texts(drawing: Drawing) -> list[str]:
+    root = ElementTree.fromstring(drawing.svg("name"))
     return [e.text or "" for e in root.iter(f"{NAMESPACE}text")]
 
 
-def tips(picture: Picture) -> list[str]:
+def tips(drawing: Drawing) -> list[str]:
     """What the pointer shows; the first title is the picture's."""
-    root = ElementTree.fromstring(picture.svg("name"))
+    root = ElementTree.fromstring(drawing.svg("name"))
     return [e.text or "" for e in root.iter(f"{NAMESPACE}title")][1:]
 
 
-def boxes(picture: Picture) -> list[Rectangle]:
-    return [patch for patch in picture.figure.axes[0].patches if isinstance(patch, Rectangle)]
+def boxes(drawing: Drawing) -> list[Rectangle]:
+    return [
+        patch for patch in drawing.picture.figure.axes[0].patches if isinstance(patch, Rectangle)
+    ]
 
 
 def test_the_front_is_what_nothing_beats() -> None:
@@ -97,25 +99,25 @@ GRID = heat_map.Grid([[0.0, 0.5], [1.0, None]], ["0", "100"], ["1K", "2K"], "dep
 
 
 def test_a_cell_shows_its_number_and_a_gap_shows_none() -> None:
-    picture = heat_map.heat_map(GRID, "full: mean 0.500")
-    found = texts(picture)
+    drawing = heat_map.heat_map(GRID, "full: mean 0.500")
+    found = texts(drawing)
     assert {"0.00", "0.50", "1.00", "full: mean 0.500", "depth %", "tokens"} <= set(found)
     assert "nan" not in found
-    (gap,) = boxes(picture)
+    (gap,) = boxes(drawing)
     assert (gap.get_xy(), gap.get_linestyle()) == ((0.5, 0.5), "--")
 
 
 def test_the_scale_does_not_depend_on_the_values() -> None:
     low = heat_map.Grid([[0.1]], ["0"], ["1K"], "", "")
-    (image,) = heat_map.heat_map(low, "").figure.axes[0].images
+    (image,) = heat_map.heat_map(low, "").picture.figure.axes[0].images
     assert image.to_rgba(0.1) == colours.scale_of(colours.DEFAULT_SCALE)(0.1)
 
 
 def test_wide_grids_have_no_numbers_but_all_cells() -> None:
     wide = heat_map.Grid([[0.5] * 35] * 35, [str(n) for n in range(35)], ["1"] * 35, "", "")
-    picture = heat_map.heat_map(wide, "")
-    assert "0.50" not in texts(picture)
-    (image,) = picture.figure.axes[0].images
+    drawing = heat_map.heat_map(wide, "")
+    assert "0.50" not in texts(drawing)
+    (image,) = drawing.picture.figure.axes[0].images
     assert np.array_equal(image.get_array(), np.full((35, 35), 0.5))
 
 
@@ -133,13 +135,15 @@ def test_framed_cells_and_the_line_at_the_trained_length() -> None:
     assert 0.5 < frame.get_x() < 0.6
     assert -0.5 < frame.get_y() < -0.4
     assert to_hex(frame.get_edgecolor()) == "#d55e00"
-    assert [list(line.get_xdata()) for line in framed.figure.axes[0].lines] == [[0.5, 0.5]] * 2
+    assert [list(line.get_xdata()) for line in framed.picture.figure.axes[0].lines] == [
+        [0.5, 0.5]
+    ] * 2
     assert "trained: 1K" in texts(framed)
 
 
 def test_a_constant_map_stands_in_the_middle_of_its_scale() -> None:
     flat = heat_map.Grid([[2.0]], ["0"], ["0"], "", "")
-    (image,) = heat_map.heat_map(flat, "", span=(2.0, 2.0)).figure.axes[0].images
+    (image,) = heat_map.heat_map(flat, "", span=(2.0, 2.0)).picture.figure.axes[0].images
     assert image.norm(2.0) == 0.5
 
 
@@ -155,8 +159,8 @@ def test_a_picture_is_the_same_every_time_and_shares_no_id_with_another() -> Non
 
 
 def test_letters_and_paper_are_those_of_the_page() -> None:
-    picture = plots.intervals([point("full", 1, 50)], styles.styles(["full"], "full"), "t")
-    svg = picture.svg("name")
+    drawing = plots.intervals([point("full", 1, 50)], styles.styles(["full"], "full"), "t")
+    svg = drawing.svg("name")
     assert "currentColor" in svg
     assert "DejaVu" not in svg
     assert "<style" not in svg
@@ -173,13 +177,13 @@ def test_a_trade_off_names_every_method_and_joins_variants() -> None:
     points = [point("full", 100, 90), point("a (1)", 20, 50, "a"), point("a (2)", 40, 80, "a")]
     looks = styles.styles(["full", "a"], "full")
     style = {p.name: looks[p.series] for p in points}
-    picture = plots.trade_off(points, style, "t", "cost")
-    assert {"full", "a", "a (1)", "a (2)"} <= set(texts(picture))
-    lines = [line.get_xydata() for line in picture.figure.axes[0].lines]
+    drawing = plots.trade_off(points, style, "t", "cost")
+    assert {"full", "a", "a (1)", "a (2)"} <= set(texts(drawing))
+    lines = [line.get_xydata() for line in drawing.picture.figure.axes[0].lines]
     front, variants = [line.tolist() for line in lines if len(line) > 1][:2]
     assert front == [[20, 50], [40, 80], [100, 90]]
     assert variants == [[20, 50], [40, 80]]
-    assert "a (1): 50.0 (45.0 .. 55.0), 20" in tips(picture)
+    assert "a (1): 50.0 (45.0 .. 55.0), 20" in tips(drawing)
 
 
 def test_scores_that_are_all_perfect_still_have_an_axis() -> None:
@@ -193,12 +197,12 @@ def test_scores_that_are_all_perfect_still_have_an_axis() -> None:
 def test_every_text_of_a_plot_lies_within_it() -> None:
     names = ["a long name of a method, longer than its place (budget 64)", "b"]
     points = [point(name, 50.0, 99.0) for name in names]
-    for picture in (
+    for drawing in (
         plots.intervals(points, styles.styles(names), "t"),
         plots.trade_off(points, styles.styles(names), "t", "cost"),
         plots.stacked_bars({"x": [1.0, 2.0]}, ["p", "q"], "t", "ms"),
     ):
-        root = ElementTree.fromstring(picture.svg("name"))
+        root = ElementTree.fromstring(drawing.svg("name"))
         width, height = (float(v) for v in root.get("viewBox", "").split()[2:])
         places = [_place(element) for element in root.iter(f"{NAMESPACE}text")]
         assert places
@@ -217,16 +221,16 @@ def _place(element: ElementTree.Element) -> tuple[float, float]:
 
 def test_a_name_that_is_cut_shows_whole_under_the_pointer() -> None:
     name = "a long name of a method, longer than its place (budget 64)"
-    picture = plots.intervals([point(name, 50.0, 99.0)], styles.styles([name]), "t")
-    assert name not in texts(picture)
-    assert name in tips(picture)
+    drawing = plots.intervals([point(name, 50.0, 99.0)], styles.styles([name]), "t")
+    assert name not in texts(drawing)
+    assert name in tips(drawing)
 
 
 def test_curves_have_a_point_per_length() -> None:
     series = {"full": [(512.0, 90.0), (4096.0, 80.0)], "a": [(512.0, 50.0)]}
-    picture = plots.curves(series, styles.styles(["full", "a"], "full"), "t", "score")
-    assert {"512", "4K", "full", "a"} <= set(texts(picture))
-    assert tips(picture) == [
+    drawing = plots.curves(series, styles.styles(["full", "a"], "full"), "t", "score")
+    assert {"512", "4K", "full", "a"} <= set(texts(drawing))
+    assert tips(drawing) == [
         "full: 90 at 512 tokens", "full: 80 at 4K tokens", "a: 50 at 512 tokens"
     ]  # fmt: skip
 
@@ -237,9 +241,9 @@ def test_lengths_are_written_short_only_where_nothing_is_lost() -> None:
 
 
 def test_text_is_escaped() -> None:
-    picture = heat_map.heat_map(GRID, "a<b & c")
-    assert "a<b & c" in texts(picture)
-    assert "a<b" not in picture.svg("name")
+    drawing = heat_map.heat_map(GRID, "a<b & c")
+    assert "a<b & c" in texts(drawing)
+    assert "a<b" not in drawing.svg("name")
     assert "$x$" in texts(heat_map.heat_map(GRID, "$x$"))
 
 

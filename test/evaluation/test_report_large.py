@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
 import report_runs as runs
 
 from catekv.evaluation.report import report
@@ -12,6 +13,7 @@ from catekv.evaluation.report import report
 GOAL_SECONDS = 20.0
 
 
+@pytest.mark.slow
 def test_ten_thousand_records_take_less_than_the_goal(tmp_path: Path) -> None:
     tasks = [f"ruler/task_{n}" for n in range(13)]
     found = runs.manifest(tasks=tasks, lengths=[4096, 8192], questions=["agnostic", "aware"])

@@ -13,7 +13,7 @@ from tiny_models import KeepEverything, RandomKeep
 
 from catekv.cache import plain_layers
 from catekv.cache.cache import compressing_layers
-from catekv.cache.continuation import feed
+from catekv.cache.continuation import feed, hides_padding
 from catekv.errors import UserError
 from catekv.model import CateKVModel
 
@@ -28,7 +28,7 @@ class Finding:
         reason: why it is refused, or not tried; None: it runs.
         tried: whether a model of the kind was made.
         compressed: layers whose cache is compressed. others: what the other layers keep.
-        continues_by: how it is fed behind a cache.
+        continues_by: how it is fed behind a cache. hides_padding: whether rows may be padded.
         off: largest difference of logits from the stock model over a prompt's end and the steps of
             its greedy answer. same_tokens: whether the answer is the stock model's.
         share: kept share under a finite budget.
@@ -39,6 +39,7 @@ class Finding:
     compressed: int = 0
     others: tuple[str, ...] = ()
     continues_by: str = ""
+    hides_padding: bool = True
     off: float = 0.0
     same_tokens: bool = True
     share: float = 1.0
@@ -93,6 +94,7 @@ def _compared(model: Any) -> Finding:
         compressed=len(compressed),
         others=tuple(dict.fromkeys(others)),
         continues_by=wrapped.traits.continues_by,
+        hides_padding=hides_padding(wrapped.model),
         off=off,
         same_tokens=wrapped.generate_ids([], context, STEPS, []).tokens == tokens,
         share=finite.kept_share(),

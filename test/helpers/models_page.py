@@ -32,9 +32,11 @@ RUNS = """## Compressed
 The logits differ from the stock model's by what stands under *difference*, and the greedy tokens
 are the same. Layers of other kinds keep what transformers keeps for them. *Fed in* says how many
 tokens a forward may bring behind a cache: a model with some recurrent layers takes them one by one.
+*Rows* of a batch may be of any length, or of one length only where the model counts padding as
+tokens.
 
-| model type | compressed layers | other layers | fed in | difference |
-|---|---|---|---|---|
+| model type | compressed layers | other layers | fed in | rows | difference |
+|---|---|---|---|---|---|
 """
 PLAIN = """
 ## As the stock model, nothing compressed
@@ -43,8 +45,8 @@ No layer of these keeps its keys and values in a layer of the cache that a metho
 Layers that hold recurrent states beside keys and values would need a cache layer that compresses
 the second and leaves the first.
 
-| model type | layers | fed in | difference |
-|---|---|---|---|
+| model type | layers | fed in | rows | difference |
+|---|---|---|---|---|
 """
 REFUSED = """
 ## Refused
@@ -75,12 +77,12 @@ def row(name: str, finding: Finding) -> str:
     if finding.off > ROUNDING:
         raise ValueError(f"{name}: logits differ from the stock model's by {finding.off:.1e}")
     difference = "0" if finding.off == 0 else f"below {ROUNDING:.0e}"
+    rows = "any length" if finding.hides_padding else "one length"
+    end = f"{finding.continues_by} | {rows} | {difference} |"
     if not finding.compressed:
-        kinds = ", ".join(finding.others)
-        return f"| `{name}` | {kinds} | {finding.continues_by} | {difference} |"
+        return f"| `{name}` | {', '.join(finding.others)} | {end}"
     others = ", ".join(finding.others) or "none"
-    count = f"{finding.compressed} of 4"
-    return f"| `{name}` | {count} | {others} | {finding.continues_by} | {difference} |"
+    return f"| `{name}` | {finding.compressed} of 4 | {others} | {end}"
 
 
 def page(findings: dict[str, Finding]) -> str:

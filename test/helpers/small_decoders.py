@@ -67,6 +67,7 @@ _WINDOWS = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"] * 2}
 _LATENT = {"num_key_value_heads": 8}
 _WHOLE = {"sliding_window": None}
+_PLAIN_LOGITS = {"logits_mup_width_multiplier": 1.0}  # divides them: too flat for so small a width
 _ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
 #: What a decoder wants beside or instead of :data:`SMALL`.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -75,6 +76,7 @@ CHANGES: dict[str, dict[str, Any]] = {
          "glm_moe_dsa", "minicpm3", "sarvam_mla", "youtu"),
         _LATENT,
     ),
+    **dict.fromkeys(("inkling2_text", "inkling_text"), _PLAIN_LOGITS),
     **dict.fromkeys(("doge", "gemma3_text", "kolibri1", "mellum", "ministral"), _WINDOWS),
     **dict.fromkeys(
         ("ministral3", "mistral", "mixtral", "phi3", "phi4_multimodal", "phimoe", "starcoder2"),

@@ -138,7 +138,26 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+#: Take the interpreter longest, and combine what other cases have one by one.
+LONG_CASES = {
+    "equal rows",
+    "group of 16",
+    "head dimension 96",
+    "head dimension 256",
+    "several queries, padding hidden",
+    "a large soft cap, several queries",
+    "sinks, several queries, padding hidden",
+    "sinks, a soft cap, blocks",
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=pytest.mark.slow if name in LONG_CASES else ())
+        for name, case in CASES.items()
+    ],
+)
 def test_equals_the_definition(case: Case):
     arguments = case.arguments()
     expected = ragged_decode_reference(**arguments)
@@ -154,7 +173,13 @@ def test_equals_the_definition_in_half_precision(head_dim: int):
     torch.testing.assert_close(ragged_decode_triton(**arguments).float(), exact, rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("query_tokens", [9, 17], ids=["in one large tile", "in two"])
+@pytest.mark.parametrize(
+    "query_tokens",
+    [
+        pytest.param(9, id="in one large tile"),
+        pytest.param(17, id="in two", marks=pytest.mark.slow),
+    ],
+)
 def test_many_queries_in_half_precision_equal_the_definition(query_tokens: int):
     case = Case((140, 0), 2, 4, query_tokens=query_tokens, tail=20, dtype=torch.float16)
     arguments = case.arguments()

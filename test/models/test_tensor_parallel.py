@@ -17,6 +17,9 @@ from tiny_models import LAYERS, tiny_model
 from catekv.errors import UserError
 from catekv.model import CateKVModel
 
+# evaluation/test_torchrun.py shares a model in the fast suite
+pytestmark = pytest.mark.slow
+
 RANKS = 2
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = [

@@ -37,8 +37,8 @@ def project(tmp_path: Path) -> Path:
     )
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     (tmp_path / "scripts" / "environment.sh").write_text(
-        "fail() { printf 'error: %s\\n' \"$1\" >&2; exit 2; }\n"
-        f'prepare_environment() {{ [ "$1" = gguf ] && PYTHON={python}; }}\n'
+        SCRIPT.with_name("environment.sh").read_text()
+        + f'prepare_environment() {{ [ "$1" = gguf ] && PYTHON={python}; }}\n'
     )
     shutil.copy(SCRIPT, tmp_path / "scripts")
     return tmp_path

@@ -2,18 +2,19 @@
 
 The prompt is read once and compressed by every method. The full cache's answer is generated once;
 a method is then checked with one forward over that answer: where every token is its own first
-choice too, its answer is the same. Only the others generate.
+choice too, its answer is the same. Only the others generate, several as one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from catekv.evaluation.run.asking import Trial, official_scores, text_of
+from catekv.decode.context import stack
+from catekv.evaluation.run.asking import Trial, ask, official_scores, text_of
 from catekv.evaluation.run.forcing import forced, log_likelihoods
 from catekv.methods import Method, Needs, create
 from catekv.tasks.core.sample import Sample
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from catekv.model import CateKVModel, Context
 
 FULL = "full"
+#: Contexts that are decoded as one batch: at most so many, and no more than hold together twice the
+#: bytes of the full cache, or these.
+_MOST_TOGETHER = 16
+_SMALL_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -65,20 +70,23 @@ def score_methods(
         for question in questions:
             trial = Trial.of(sample, model.tokenizer, question, chat_template)
             dense = model.observe(trial.context_ids, needs=needs, chunk_size=chunk_size)
-            context = dense.compress(create("full"))
-            full, official = _answer(model, context, trial)
+            whole = dense.compress(create("full"))
+            generation = ask(model, whole, [trial])
+            full = generation.tokens
+            (official,) = official_scores([text_of(model, generation)], sample)
+            likely: dict[str, float] = {}
+            others: dict[str, Context] = {}
             for label, method in {FULL: None, **methods}.items():
-                score = official
-                if method is not None:
-                    context = dense.compress(method)
-                same, log_probability = check_answer(
-                    model, context, trial.question_ids, full, sample
-                )
+                context = whole if method is None else dense.compress(method)
+                same, likely[label] = check_answer(model, context, trial.question_ids, full, sample)
                 if method is not None and not same:
-                    _, score = _answer(model, context, trial)
-                answers.append(
-                    Answer(label, sample.task, sample.index, question, score, log_probability)
-                )
+                    others[label] = context
+            scores = dict.fromkeys(likely, official)
+            scores.update(zip(others, _scores(model, list(others.values()), trial), strict=True))
+            answers += [
+                Answer(label, sample.task, sample.index, question, scores[label], likely[label])
+                for label in likely
+            ]
             advance()
     return answers
 
@@ -101,12 +109,32 @@ def check_answer(
     return same, total
 
 
-def _answer(model: CateKVModel, context: Context, trial: Trial) -> tuple[list[int], float]:
-    """The greedy answer's ids and its official score."""
-    sample = trial.sample
-    generation = model.generate_ids(trial.question_ids, context, sample.max_new_tokens)
-    (score,) = official_scores([text_of(model, generation)], sample)
-    return generation.tokens, score
+def _scores(model: CateKVModel, contexts: Sequence[Context], trial: Trial) -> list[float]:
+    """Official scores of the greedy answers from contexts of one prompt."""
+    texts: list[str] = []
+    for together in _batches(contexts):
+        context = together[0] if len(together) == 1 else stack(together)
+        generation = ask(model, context, [trial] * len(together))
+        texts += [text_of(model, generation, place) for place in range(len(together))]
+    return official_scores(texts, trial.sample)
+
+
+def _batches(contexts: Sequence[Context]) -> Iterator[Sequence[Context]]:
+    """Neighbours that are decoded together; one that goes on compressing stays alone."""
+    batch: list[Context] = []
+    for context in contexts:
+        alone = any(layer.store is not None for layer in context.cache.ragged_layers)
+        held = sum(one.stored_bytes() for one in [*batch, context])
+        full = len(batch) == _MOST_TOGETHER or held > max(2 * context.full_bytes(), _SMALL_BYTES)
+        if batch and (alone or full):
+            yield batch
+            batch = []
+        batch.append(context)
+        if alone:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def mean_by_task(answers: Sequence[Answer], label: str) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from catekv.evaluation.report.pictures import Picture
+from catekv.evaluation.report.pictures import Drawing
 
 #: Kinds of paragraphs: plain text, a small note below something, or a warning that must be seen.
 PLAIN, NOTE, WARNING = "plain", "note", "warning"
@@ -44,21 +44,21 @@ class Figure:
 
     Args:
         name: stem of its file among the Markdown's figures; unique in the page.
-        picture: what is drawn.
+        drawing: what is drawn, once it is needed.
         caption: what is to be seen, read aloud too where the picture cannot be seen.
         table: the numbers in it as CSV beside the picture's file; None where a table of the page
             holds them already.
     """
 
     name: str
-    picture: Picture
+    drawing: Drawing
     caption: str
     table: Table | None = None
 
     @cached_property
     def svg(self) -> str:
         """A whole ``svg`` element."""
-        return self.picture.svg(self.name)
+        return self.drawing.svg(self.name)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
 from xml.etree import ElementTree
 
@@ -52,15 +52,30 @@ _SETTINGS = {
 _Arguments = ParamSpec("_Arguments")
 
 
-def drawing(function: Callable[_Arguments, Picture]) -> Callable[_Arguments, Picture]:
+@dataclass(frozen=True)
+class Drawing:
+    """A picture that is drawn when it is asked for: a page may be read without its pictures."""
+
+    draw: Callable[[], Picture]
+
+    @cached_property
+    def picture(self) -> Picture:
+        with _settings():
+            return self.draw()
+
+    def svg(self, name: str) -> str:
+        """As :meth:`Picture.svg`."""
+        return self.picture.svg(name)
+
+
+def drawing(function: Callable[_Arguments, Picture]) -> Callable[_Arguments, Drawing]:
     """Let a function draw with the page's settings, whatever a user has set in matplotlib."""
 
     @wraps(function)
-    def drawn(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> Picture:
-        with _settings():
-            return function(*arguments, **named)
+    def later(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> Drawing:
+        return Drawing(partial(function, *arguments, **named))
 
-    return drawn
+    return later
 
 
 def _settings(**more: object) -> Any:

@@ -66,7 +66,7 @@ def forced(
     if singly is None:
         singly = reads_by_step(context)
     ids, mask = _left_padded(asked, model.device)
-    parts = parts_of(context.cache, ids, mask)
+    parts = parts_of(model.model, context.cache, ids, mask)
     rows = []
     for part in parts:
         view = context if len(parts) == 1 else context.rows(part.rows)

@@ -105,7 +105,7 @@ class PromptFormat:
     def context_ids(self, context: str) -> list[int]:
         return beginning_ids(self.tokenizer, self.before + context, self.leading)
 
-    def question_ids(self, context: str, question: str, answer_prefix: str) -> list[int]:
+    def question_ids(self, context: str, question: str, answer_prefix: str = "") -> list[int]:
         """Ids of what follows the context, as of a true continuation."""
         begun = context if len(context) >= ANCHOR_CHARACTERS else self.before + context
         text = question + self.after + answer_prefix
