@@ -24,6 +24,7 @@ from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.split import find_split, refuse_overlap
 from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
 from catekv.commands.arguments import PROGRESS
+from catekv.commands.numbers import item_count
 from catekv.commands.schema import add_options
 from catekv.evaluation.columns.settings import stable_hash
 from catekv.evaluation.records import environment
@@ -197,6 +198,6 @@ if __name__ == "__main__":
     options.add_argument("--split", type=Path, required=True)
     add_options(options, (TUNING, PROGRESS))
     options.add_argument("--methods", nargs="+", default=list(COMPARED), metavar="METHOD")
-    options.add_argument("--limit", type=int, help="test samples per task (default: all)")
+    options.add_argument("--limit", type=item_count, help="test samples per task (default: all)")
     add_probe_options(options)
     main(options, compare)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 import torch
 
 from catekv import tasks
-from catekv.errors import UserError
+from catekv.commands.cli import Parser, run_safely
+from catekv.commands.numbers import item_count, thread_count, token_count
 from catekv.files import read_json, write_atomically
 from catekv.models import embedded
 from catekv.tasks.core.prompt import encode
@@ -71,25 +71,23 @@ def evaluate(folder: Path, lengths: Sequence[int], count: int, names: Sequence[s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.embedded.evaluate", description=__doc__
-    )
+    parser = Parser(prog="python -m experiments.embedded.evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, default=None, help="default: the shipped one")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
-    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--lengths", type=token_count, nargs="+", default=[1024, 4096])
+    parser.add_argument("--samples", type=item_count, default=100)
     parser.add_argument("--tasks", nargs="+", default=sorted(SmallWording.tasks))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=thread_count, default=1)
     parser.add_argument("--card-only", action="store_true", help="write the card from the files")
     options = parser.parse_args(arguments)
+    return run_safely(lambda: _command(options))
+
+
+def _command(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
-    try:
-        folder = options.model or embedded.path()
-        if not options.card_only:
-            evaluate(folder, options.lengths, options.samples, options.tasks)
-        write_card(folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder = options.model or embedded.path()
+    if not options.card_only:
+        evaluate(folder, options.lengths, options.samples, options.tasks)
+    write_card(folder)
     return 0
 
 
