@@ -29,7 +29,7 @@ from catekv.commands.schema import add_options
 from catekv.evaluation.columns.settings import stable_hash
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.cells import sample_hash
-from catekv.files import read_object, write_atomically
+from catekv.files import read_object, read_text, write_atomically
 from catekv.tasks.core.sample import Sample
 from experiments.cokv.predictions import (
     comparison_table,
@@ -119,7 +119,7 @@ def _identity(
         [
             file.recipe["config_hash"],
             file.estimates().tolist(),
-            probed.read_text(),
+            read_text(probed),
             [sample_hash(sample) for sample in samples],
             arguments.dtype,
             arguments.question,
@@ -150,7 +150,7 @@ class _Finished:
     def alpha(self, task: str, identity: str) -> dict[int, int] | None:
         """Alpha by capacity of a finished task; None if it is not, or was another measurement."""
         held = self.held.get(task)
-        if held is None or held["identity"] != identity:
+        if not isinstance(held, dict) or held.get("identity") != identity:
             return None
         return {int(capacity): alpha for capacity, alpha in held["alpha"].items()}
 

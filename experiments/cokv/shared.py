@@ -52,7 +52,7 @@ def open_model(arguments: argparse.Namespace) -> CateKVModel:
     """The model that the arguments name."""
     from catekv.evaluation.run import session
 
-    return session.open_model(REQUEST.read(arguments))
+    return session.open_model(REQUEST.read(arguments), for_text=True)
 
 
 def model_name(arguments: argparse.Namespace) -> str:

@@ -18,7 +18,9 @@ import torch
 from catekv import tasks
 from catekv.commands.cli import Parser, run_safely
 from catekv.commands.numbers import item_count, thread_count, token_count
-from catekv.files import read_json, write_atomically
+from catekv.errors import UserError
+from catekv.files import read_fields, write_atomically
+from catekv.loading import load_checkpoint, make_method
 from catekv.models import embedded
 from catekv.tasks.core.prompt import encode
 from catekv.tasks.wording.small import SmallWording
@@ -43,17 +45,21 @@ def answer(model: Any, tokenizer: Any, sample: tasks.Sample) -> str:
 
 def evaluate(folder: Path, lengths: Sequence[int], count: int, names: Sequence[str]) -> None:
     """Score ``count`` samples per task and length; results grow in ``evaluation.json``."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = load_checkpoint(
+        folder, make_method("full"), torch.float32, "cpu", "auto", tensor_parallel=False
+    )
+    if tokenizer is None:
+        raise UserError(f"{folder} has no tokenizer that can be read; restore its files")
+    model.eval()
     file = folder / "evaluation.json"
     found: dict[str, dict[str, list[float]]] = {}
     if file.exists():
-        found = read_json(file)["scores"]
+        found = read_fields(file, "remove it", scores=dict)["scores"]
     for length in lengths:
         for name in names:
             cell = found.setdefault(f"{name} {length}", {"official": [], "strict": []})
+            if not isinstance(cell, dict) or not all(isinstance(v, list) for v in cell.values()):
+                raise UserError(f"{file} holds a damaged cell {name} {length}; remove it")
             first = len(cell["strict"])
             if first >= count:
                 continue

@@ -51,14 +51,16 @@ def playground(
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder of its own, no network, and of the harness's tasks only those that are named."""
     from lm_eval.tasks import TaskManager
 
     monkeypatch.chdir(tmp_path)
     # the variables count only before the first import
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
     every = functools.partialmethod(TaskManager.__init__, include_defaults=False)
     monkeypatch.setattr(TaskManager, "__init__", every)
 
@@ -102,7 +104,7 @@ def fault_of(call: Call, capsys: pytest.CaptureFixture[str]) -> str | None:
         return "a traceback"
     if code not in ((0, 1, 2) if call.words[0] in WITH_FINDINGS else (0, 2)):
         return f"exit code {code}"
-    if code == 2 and not re.search(r"^error: .+\Z", complaint.rstrip(), re.MULTILINE):
+    if code == 2 and not re.search(r"^(lm-eval.*)?error: .+\Z", complaint.rstrip(), re.MULTILINE):
         return f"exit code 2 whose last line is no reason: {complaint[-100:]}"
     if call.surely_wrong and code != 2:
         return f"exit code {code} despite an empty word"
@@ -115,7 +117,7 @@ def touched_of(
     """Run a call whose files are those of number ``index``; what it did to others is its fault."""
     out = place / f"{index}"
     own = [out / "here", out / "outside", out / "results" / "new"]
-    written = [playground.files[name] for name in ("run", "fidelity", "trained")]
+    written = [playground.files[name] for name in ("run", "fidelity", "trained", "task_scores")]
 
     def others() -> dict[Path, bytes]:
         foreign = {folder / name for folder in written for name in FOREIGN}
