@@ -28,6 +28,7 @@ from torch import Tensor
 
 from catekv import HeadMask, kernels
 from catekv.commands.cli import Parser, run_safely
+from catekv.commands.numbers import MOST_PARTS, thread_count, token_count, whole
 from catekv.evaluation import tables
 from catekv.evaluation.columns.settings import MethodSpec
 from catekv.evaluation.efficiency import render, shapes
@@ -53,12 +54,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, measure, print and write; returns the exit code."""
     parser = Parser(prog="bench/cpu_decode.py", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--length", type=int, default=16384, help="context tokens (default: 16384)")
+    add("--length", type=token_count, default=16384, help="context tokens (default: 16384)")
     add("--ratio", type=float, default=0.3, help="r, share of adaptive heads (default: 0.3)")
-    add("--budget", type=int, default=2048, help="b, tokens a consistent head keeps")
-    add("--threads", type=int, default=2, help="cores to use (default: 2)")
-    add("--rounds", type=int, default=15, help="rounds in which variants take turns (default: 15)")
-    add("--batch-sizes", type=int, nargs="+", default=[1, 4], help="of the whole model")
+    add("--budget", type=token_count, default=2048, help="b, tokens a consistent head keeps")
+    add("--threads", type=thread_count, default=2, help="cores to use (default: 2)")
+    add(
+        "--rounds",
+        type=whole(2, MOST_PARTS),
+        default=15,
+        help="rounds in which variants take turns (default: 15)",
+    )
+    add(
+        "--batch-sizes",
+        type=whole(1, MOST_PARTS),
+        nargs="+",
+        default=[1, 4],
+        help="of the whole model",
+    )
     add("--output", type=Path, help="write cpu_decode.json and .md into this folder")
     words = list(sys.argv[1:] if arguments is None else arguments)
     parsed = parser.parse_args(words)

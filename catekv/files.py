@@ -212,6 +212,17 @@ def read_object(path: str | os.PathLike[str], remedy: str = "restore it") -> dic
     return content
 
 
+def read_fields(
+    path: str | os.PathLike[str], remedy: str = "restore it", **kinds: type | tuple[type, ...]
+) -> dict[str, Any]:
+    """:func:`read_object` of a file that holds these fields, each of its kind."""
+    content = read_object(path, remedy)
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name), kind):
+            raise UserError(f"{path}: its {name} is missing or damaged; {remedy}")
+    return content
+
+
 def read_yaml(path: str | os.PathLike[str], remedy: str = "correct it") -> Any:
     """The value of a YAML file of plain values."""
     return parse_yaml(read_text(path), f"{path}", remedy)
@@ -324,6 +335,23 @@ def write_figure(path: str | os.PathLike[str], figure: Any, dpi: int = 120) -> P
     except ValueError as error:
         raise UserError(f"cannot draw {path} ({error}); give a PNG or SVG file") from error
     return write_atomically(path, data.getvalue())
+
+
+def refuse_foreign(folder: Path, names: Iterable[str], manifest: str) -> None:
+    """Raise ``UserError`` where files to be written are there and nothing says that they are ours.
+
+    Args:
+        names: of the files, in ``folder``.
+        manifest: the file that is written with them; where it is, they may be replaced.
+    """
+    if (folder / manifest).exists():
+        return
+    for name in names:
+        if (folder / name).exists():
+            raise UserError(
+                f"{folder} holds {name} but no {manifest} that says whose it is; move it away or "
+                "choose another --output"
+            )
 
 
 def check_name(what: str, name: str) -> str:

@@ -28,10 +28,11 @@ from catekv.evaluation.records import environment
 from catekv.evaluation.records.recipe import refuse_other
 from catekv.evaluation.report.inputs import VERDICT
 from catekv.evaluation.report.opening import opening
+from catekv.evaluation.report.write import MARKDOWN, NUMBERS, PAGE
 from catekv.evaluation.run import runner, session
 from catekv.evaluation.run.asking import Trial
 from catekv.evaluation.run.request import Request
-from catekv.files import read_object, write_json
+from catekv.files import read_object, refuse_foreign, write_json
 from catekv.methods import create
 from catekv.methods.catekv import DEFAULT_RATIO
 
@@ -175,7 +176,7 @@ def _claim(output: Path, request: Request, extent: Extent, identity: str) -> Non
         there = read_object(path, f"delete {output} and start again")
         refuse_other(output, there, wanted, "choose another --output or delete it", "a check")
         return
-    output.mkdir(parents=True, exist_ok=True)
+    refuse_foreign(output, (PAGE, MARKDOWN, NUMBERS), SETTINGS)
     write_json(path, wanted)
 
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from catekv.commands.numbers import real, whole
+from catekv.commands.numbers import real, shown, whole
 from catekv.errors import UserError
 from catekv.files import refusal
 from catekv.version import __version__
@@ -136,6 +136,10 @@ def run_safely(action: Callable[[], int]) -> int:
     except BrokenPipeError:
         # the reader of our output went away (`catekv ... | head`); nothing is wrong
         return 0
+    except UnicodeEncodeError as error:
+        text = shown(str(error.object))
+        _complain(f"{text} holds half a character (a lone surrogate); correct that name or text")
+        return USAGE_ERROR
     except OSError as error:
         if error.errno is None:
             raise

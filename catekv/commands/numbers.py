@@ -6,6 +6,8 @@ import argparse
 import math
 from collections.abc import Callable
 
+from catekv.options import MOST_SAMPLES, MOST_TOKENS
+
 #: What every library that a number reaches can hold: a signed integer of 64 bits.
 LARGEST = 2**63 - 1
 #: Processes, batch sizes, layers, heads, repeats: what is counted out one by one.
@@ -48,6 +50,12 @@ def real(least: float = -math.inf, most: float = math.inf) -> Callable[[str], fl
         return value
 
     return parse
+
+
+#: The ``type`` of what is counted in tokens; of samples, rounds, draws; and of threads.
+token_count = whole(1, MOST_TOKENS)
+item_count = whole(1, MOST_SAMPLES)
+thread_count = whole(1, 1024)
 
 
 def shown(text: str) -> str:

@@ -391,6 +391,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         return {}
     content = read_object(path, "delete it or make the masks again")
     files = content.get("files", {})
+    if content and not {"files", "ratio", "recipe"} & content.keys():
+        raise UserError(f"{path} describes no head masks; move it away or use another folder")
     if not isinstance(files, dict) or not all(isinstance(one, dict) for one in files.values()):
         raise UserError(
             f"{path} does not say what its files are; delete it or make the masks again"

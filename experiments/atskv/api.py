@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from catekv.commands.numbers import item_count
 from catekv.errors import UserError
 from catekv.evaluation.tables import markdown_table
 
@@ -98,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--api_provider", default="auto", choices=PROVIDERS,
         help="anthropic, or openai for any OpenAI-compatible server; auto: by the model's name",
     )  # fmt: skip
-    parser.add_argument("--api_max_calls", type=int, default=200, help="questions at most")
+    parser.add_argument("--api_max_calls", type=item_count, default=200, help="questions at most")
     parser.add_argument("--api_max_seconds", type=float, default=1800, help="of the whole run")
     parser.add_argument("--api_max_cost", type=float, help="no call after this; needs --api_prices")
     parser.add_argument(

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catekv.commands.numbers import item_count, token_count
 from catekv.commands.schema import Group
 from catekv.errors import UserError
 from catekv.evaluation.run import request as evaluated
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder or hub name, or embedded (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--max_seq_len", type=int, default=4096, help="larger contexts are left out"
+        "--max_seq_len", type=token_count, default=4096, help="larger contexts are left out"
     )
     parser.add_argument("--use_fp16", action="store_true", help="float16 weights and cache")
     parser.add_argument(
@@ -66,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(METHODS)}, or any of `catekv methods` as NAME:option=value",
     )  # fmt: skip
     parser.add_argument(
-        "--context_sizes", nargs="+", type=int, default=[512, 1024, 2048, 4096],
+        "--context_sizes", nargs="+", type=token_count, default=[512, 1024, 2048, 4096],
         help="tokens of prompt and answer (default: 512 1024 2048 4096)",
     )  # fmt: skip
     parser.add_argument("--output_dir", default="./outputs", help="(default: ./outputs)")
@@ -76,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--benchmarks", nargs="+", default=list(BENCHMARKS),
         help=f"{', '.join(BENCHMARKS)} (default), or tasks of `catekv tasks`",
     )  # fmt: skip
-    parser.add_argument("--examples", type=int, default=5, help="per benchmark and size")
-    parser.add_argument("--max_new_tokens", type=int, default=50, help="of an answer")
+    parser.add_argument("--examples", type=item_count, default=5, help="per benchmark and size")
+    parser.add_argument("--max_new_tokens", type=token_count, default=50, help="of an answer")
     parser.add_argument(
         "--data", default="",
         help="rows of LongBench and ZeroSCROLLS: a file or folder, hub, built-in (generated), or "
@@ -97,11 +98,6 @@ def request_of(parsed: argparse.Namespace) -> Request:
     Raises:
         UserError: whatever can be seen to be wrong before a model is loaded.
     """
-    for name in ("max_seq_len", "examples", "max_new_tokens"):
-        if getattr(parsed, name) < 1:
-            raise UserError(f"--{name} {getattr(parsed, name)} must be at least 1")
-    if min(parsed.context_sizes) < 1:
-        raise UserError(f"--context_sizes {min(parsed.context_sizes)} must be at least 1")
     given = [name for name in ("predictor", "train", "untrained") if getattr(parsed, name)]
     if len(given) > 1:
         raise UserError(f"give one of {', '.join('--' + name for name in given)}")

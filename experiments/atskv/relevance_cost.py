@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from catekv.commands.numbers import item_count, token_count
 from catekv.errors import UserError
 from catekv.evaluation.tables import markdown_table
 from catekv.files import write_json
@@ -141,8 +142,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``experiments/atskv/cost.py``."""
     parser.add_argument("--model_name", default="embedded", help="(default: embedded)")
     parser.add_argument("--predictor", help="folder (default: the embedded model's)")
-    parser.add_argument("--context_sizes", nargs="+", type=int, default=[512, 1024, 2048, 4096])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--context_sizes", nargs="+", type=token_count, default=[512, 1024, 2048, 4096]
+    )
+    parser.add_argument("--rounds", type=item_count, default=5)
     parser.add_argument("--output", type=Path, help="JSON file")
 
 
@@ -152,8 +155,6 @@ def command(parsed: argparse.Namespace) -> int:
     from catekv.evaluation.run.session import open_model
     from experiments.atskv.choices import shipped_predictor
 
-    if parsed.rounds < 1 or min(parsed.context_sizes) < 1:
-        raise UserError("--rounds and --context_sizes must be at least 1")
     embedded = parsed.model_name == "embedded"
     predictor = parsed.predictor or (shipped_predictor() if embedded else None)
     if predictor is None:

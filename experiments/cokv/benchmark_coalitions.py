@@ -22,6 +22,7 @@ from catekv import tasks
 from catekv.calibration.cokv.coalitions import CoalitionScorer, masked_context
 from catekv.calibration.cokv.drawing import Draw, default_slices
 from catekv.calibration.cokv.game import Members
+from catekv.commands.numbers import item_count, token_count
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.asking import Trial
 from catekv.files import write_atomically
@@ -97,7 +98,7 @@ def _bytes(
 
 if __name__ == "__main__":
     options = parser(__doc__)
-    options.add_argument("--length", type=int, default=1024)
-    options.add_argument("--coalitions", type=int, default=64)
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--length", type=token_count, default=1024)
+    options.add_argument("--coalitions", type=item_count, default=64)
+    options.add_argument("--rounds", type=item_count, default=3)
     main(options, benchmark)

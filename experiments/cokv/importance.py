@@ -11,8 +11,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv.calibration.cokv.display import correlation, draw_scores, rank_correlation
+from catekv.errors import UserError
 from catekv.evaluation.tables import markdown_table
-from catekv.files import write_atomically, write_figure
+from catekv.files import read_text, write_atomically, write_figure
 from experiments.cokv.predictions import short_name
 from experiments.cokv.shared import load_scores, main, model_name, open_model, parser
 
@@ -70,11 +71,15 @@ def _course(scores: Path, tasks: list[str], path: Path) -> Path:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for task in tasks:
-        rows = np.genfromtxt(
-            scores / short_name(task) / "mae.csv", delimiter=",", names=True, ndmin=1
-        )
-        axis.plot(rows["draws"], rows["mae"], marker=".", lw=1, label=short_name(task))
-    axis.axhline(rows["tolerance"][-1], color="black", ls="--", lw=1, label="stop below")
+        course = scores / short_name(task) / "mae.csv"
+        try:
+            lines = read_text(course).splitlines()
+            rows = np.genfromtxt(lines, delimiter=",", names=True, ndmin=1)
+            columns = {name: rows[name] for name in ("draws", "mae", "tolerance")}
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{course} is no course of scores ({error}); score again") from error
+        axis.plot(columns["draws"], columns["mae"], marker=".", lw=1, label=short_name(task))
+    axis.axhline(columns["tolerance"][-1], color="black", ls="--", lw=1, label="stop below")
     axis.set(xlabel="draws per slice and run", ylabel="MAE of two runs", yscale="log")
     axis.legend(fontsize=7, ncols=2)
     write_figure(path, figure, dpi=120)

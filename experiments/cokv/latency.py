@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from catekv.calibration.cokv.comparison import COMPARED, compared_method
 from catekv.calibration.cokv.files import ScoreFile
 from catekv.commands.cokv_arguments import TuneOptions
+from catekv.commands.numbers import item_count, token_count
 from catekv.commands.schema import Group, integers
 from catekv.decode.generation import synchronize
 from catekv.errors import UserError
@@ -135,11 +136,13 @@ def _write(
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("--scores", type=Path, help="score file for cokv")
-    options.add_argument("--alpha", type=int, default=10, help="of cokv (default: 10, published)")
+    options.add_argument(
+        "--alpha", type=item_count, default=10, help="of cokv (default: 10, published)"
+    )
     options.add_argument("--modes", nargs="+", default=["cokv", "snapkv"], choices=list(COMPARED))
     CAPACITIES.add(options)
     options.add_argument("--outputs", nargs="+", required=True, metavar="TOKENS")
     options.add_argument("--contexts", nargs="+", required=True, metavar="TOKENS")
-    options.add_argument("--prompt", type=int, required=True, metavar="TOKENS")
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--prompt", type=token_count, required=True, metavar="TOKENS")
+    options.add_argument("--rounds", type=item_count, default=3)
     main(options, measure)

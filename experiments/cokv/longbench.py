@@ -24,11 +24,12 @@ from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.split import find_split, refuse_overlap
 from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
 from catekv.commands.arguments import PROGRESS
+from catekv.commands.numbers import item_count
 from catekv.commands.schema import add_options
 from catekv.evaluation.columns.settings import stable_hash
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.cells import sample_hash
-from catekv.files import read_object, write_atomically
+from catekv.files import read_object, read_text, write_atomically
 from catekv.tasks.core.sample import Sample
 from experiments.cokv.predictions import (
     comparison_table,
@@ -118,7 +119,7 @@ def _identity(
         [
             file.recipe["config_hash"],
             file.estimates().tolist(),
-            probed.read_text(),
+            read_text(probed),
             [sample_hash(sample) for sample in samples],
             arguments.dtype,
             arguments.question,
@@ -149,7 +150,7 @@ class _Finished:
     def alpha(self, task: str, identity: str) -> dict[int, int] | None:
         """Alpha by capacity of a finished task; None if it is not, or was another measurement."""
         held = self.held.get(task)
-        if held is None or held["identity"] != identity:
+        if not isinstance(held, dict) or held.get("identity") != identity:
             return None
         return {int(capacity): alpha for capacity, alpha in held["alpha"].items()}
 
@@ -197,6 +198,6 @@ if __name__ == "__main__":
     options.add_argument("--split", type=Path, required=True)
     add_options(options, (TUNING, PROGRESS))
     options.add_argument("--methods", nargs="+", default=list(COMPARED), metavar="METHOD")
-    options.add_argument("--limit", type=int, help="test samples per task (default: all)")
+    options.add_argument("--limit", type=item_count, help="test samples per task (default: all)")
     add_probe_options(options)
     main(options, compare)

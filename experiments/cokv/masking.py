@@ -18,6 +18,7 @@ from tqdm import tqdm
 from catekv.calibration.cokv.coalitions import CoalitionScorer
 from catekv.calibration.cokv.split import find_split, refuse_overlap
 from catekv.commands.arguments import PROGRESS
+from catekv.commands.numbers import item_count
 from catekv.commands.schema import integers
 from catekv.evaluation.report.statistics import SCORES, bootstrap_average
 from catekv.evaluation.run.asking import Trial
@@ -118,7 +119,7 @@ if __name__ == "__main__":
     options.add_argument("--split", type=Path, required=True)
     options.add_argument("--source", help="task whose scores say which heads are masked")
     options.add_argument("--counts", nargs="+", default=[], metavar="K")
-    options.add_argument("--random-draws", type=int, default=4)
-    options.add_argument("--limit", type=int, help="test samples per task (default: all)")
+    options.add_argument("--random-draws", type=item_count, default=4)
+    options.add_argument("--limit", type=item_count, help="test samples per task (default: all)")
     PROGRESS.add(options)
     main(options, mask)

@@ -23,6 +23,7 @@ from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.scoring import Settings, score
 from catekv.calibration.cokv.split import refuse_overlap
 from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
+from catekv.commands.numbers import item_count
 from catekv.commands.schema import Group, integers
 from catekv.evaluation.tables import markdown_table
 from catekv.files import write_atomically, write_figure
@@ -159,7 +160,7 @@ if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("--scored", nargs="+", required=True, help="lengths to score heads at")
     options.add_argument("--lengths", nargs="+", required=True, help="lengths to test at")
-    options.add_argument("--depths", type=int, default=10)
+    options.add_argument("--depths", type=item_count, default=10)
     TUNING.add(options)
     options.add_argument("--methods", nargs="+", default=list(COMPARED), metavar="METHOD")
     Group(Settings, ("max_draws",)).add(options)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.calibration.cokv.comparison import Answer
+from catekv.errors import UserError
 from catekv.evaluation.report.statistics import DIFFERENCES, SCORES, bootstrap_average
 from catekv.evaluation.tables import markdown_table
 from catekv.files import read_object, write_atomically
@@ -59,7 +60,10 @@ def read_results(folder: str | Path, name: str) -> dict[str, list[float]]:
     """The scores of every example by task, from ``list_result_NAME.json``; ``UserError`` if it is
     not there."""
     path = Path(folder) / f"list_result_{name}.json"
-    return read_object(path)
+    held = read_object(path)
+    if not all(isinstance(values, list) for values in held.values()):
+        raise UserError(f"{path} holds something that is no list of scores; remove it")
+    return held
 
 
 def comparison_table(

@@ -16,7 +16,7 @@ from catekv.calibration.cokv.scoring import Settings, score
 from catekv.calibration.cokv.split import find_split
 from catekv.commands.cokv_arguments import Scored
 from catekv.commands.schema import Group, add_options
-from catekv.files import read_json, write_atomically
+from catekv.files import read_fields, write_atomically
 from experiments.cokv.predictions import short_name
 from experiments.cokv.shared import main, model_identity, model_name, open_model, parser
 
@@ -60,7 +60,7 @@ def score_tasks(arguments: argparse.Namespace) -> int:
 
 def _note_time(path: Path, seconds: float) -> None:
     """Keep the time of the call that did the work, not of one that found it done."""
-    held = read_json(path)["seconds"] if path.exists() else 0.0
+    held = read_fields(path, "remove it", seconds=(int, float))["seconds"] if path.exists() else 0.0
     write_atomically(path, json.dumps({"seconds": round(max(held, seconds), 1)}) + "\n")
 
 

@@ -13,6 +13,7 @@ from catekv.calibration.cokv.headkv_probe import probe, write_probe
 from catekv.calibration.cokv.scoring import SCORE_FILE, Settings
 from catekv.commands.cli import Parser, run_safely
 from catekv.commands.cokv_arguments import Scored, TuneOptions
+from catekv.commands.numbers import item_count, token_count
 from catekv.commands.schema import Group, add_options
 from catekv.errors import UserError
 from catekv.evaluation.run.request import MODEL, Request
@@ -51,7 +52,7 @@ def open_model(arguments: argparse.Namespace) -> CateKVModel:
     """The model that the arguments name."""
     from catekv.evaluation.run import session
 
-    return session.open_model(REQUEST.read(arguments))
+    return session.open_model(REQUEST.read(arguments), for_text=True)
 
 
 def model_name(arguments: argparse.Namespace) -> str:
@@ -80,8 +81,8 @@ def add_probe_options(made: Parser) -> None:
     """Options of :func:`head_scores`."""
     made.add_argument("--head-scores", type=Path, help="HeadKV's JSON instead of probing")
     made.add_argument("--probe-task", default="ruler/niah_multikey_1")
-    made.add_argument("--probe-length", type=int, default=512)
-    made.add_argument("--probe-samples", type=int, default=20)
+    made.add_argument("--probe-length", type=token_count, default=512)
+    made.add_argument("--probe-samples", type=item_count, default=20)
 
 
 def head_scores(arguments: argparse.Namespace, model: CateKVModel) -> Path:

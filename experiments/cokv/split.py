@@ -23,6 +23,7 @@ from catekv.calibration.cokv.split import (
 )
 from catekv.commands.cli import Parser
 from catekv.commands.cokv_arguments import Scored
+from catekv.commands.numbers import token_count
 from catekv.commands.schema import Group
 from catekv.errors import UserError
 from experiments.cokv.shared import main, model_name, parser
@@ -67,7 +68,9 @@ def split(arguments: argparse.Namespace) -> int:
 
 def arguments_parser() -> Parser:
     options = parser(__doc__)
-    options.add_argument("--length", type=int, required=True, help="prompt tokens (a limit)")
+    options.add_argument(
+        "--length", type=token_count, required=True, help="prompt tokens (a limit)"
+    )
     SAMPLES.add(options)
     options.add_argument("--share", type=float, default=VALIDATION_SHARE, help="(default: 0.15)")
     return options

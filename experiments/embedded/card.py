@@ -114,45 +114,52 @@ def accuracy_table(scores: dict[str, dict[str, list[float]]]) -> tuple[str, str]
 def write_card(folder: Path) -> None:
     """Write ``MODEL_CARD.md`` from ``config.json``, ``training.json`` and ``evaluation.json``.
 
-    Raises ``UserError`` if one of them is missing.
+    Raises ``UserError`` if one of them is missing or damaged.
     """
     try:
-        config, training, evaluation = (
-            read_json(folder / name) for name in ("config.json", "training.json", "evaluation.json")
-        )
+        text = _text(folder)
     except UserError as error:
         raise UserError(f"{error}; train and evaluate first") from error
+    except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise UserError(
+            f"config.json, training.json or evaluation.json in {folder} is damaged "
+            f"({type(error).__name__}: {error}); train and evaluate again"
+        ) from error
+    write_atomically(folder / "MODEL_CARD.md", text)
+
+
+def _text(folder: Path) -> str:
+    config, training, evaluation = (
+        read_json(folder / name) for name in ("config.json", "training.json", "evaluation.json")
+    )
     recipe = training["recipe"]
     table, shortfall = accuracy_table(evaluation["scores"])
     size = (folder / "model.safetensors").stat().st_size
-    write_atomically(
-        folder / "MODEL_CARD.md",
-        _TEXT.format(
-            parameters=size / 2 / 1e6,
-            megabytes=size / 1e6,
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            heads=config["num_attention_heads"],
-            kv_heads=config["num_key_value_heads"],
-            dim=config["head_dim"],
-            mlp=config["intermediate_size"],
-            vocabulary=config["vocab_size"],
-            theta=config["rope_parameters"]["rope_theta"],
-            positions=config["max_position_embeddings"],
-            seed=recipe["seed"],
-            steps=recipe["steps"],
-            cooldown=recipe["cooldown"],
-            long_steps=recipe["long_steps"],
-            tokens=recipe["tokens"],
-            language_weight=recipe["language_weight"],
-            training_dtype=recipe["dtype"],
-            minutes=training["seconds"] / 60,
-            torch=training["torch"],
-            notes="".join(f"\n{note}\n" for note in training.get("notes", [])),
-            test_seed=evaluation["seed"],
-            stream=evaluation["stream"],
-            measured="".join(f"\n{note}\n" for note in evaluation.get("notes", [])),
-            table=table,
-            shortfall=shortfall,
-        ),
+    return _TEXT.format(
+        parameters=size / 2 / 1e6,
+        megabytes=size / 1e6,
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        dim=config["head_dim"],
+        mlp=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+        theta=config["rope_parameters"]["rope_theta"],
+        positions=config["max_position_embeddings"],
+        seed=recipe["seed"],
+        steps=recipe["steps"],
+        cooldown=recipe["cooldown"],
+        long_steps=recipe["long_steps"],
+        tokens=recipe["tokens"],
+        language_weight=recipe["language_weight"],
+        training_dtype=recipe["dtype"],
+        minutes=training["seconds"] / 60,
+        torch=training["torch"],
+        notes="".join(f"\n{note}\n" for note in training.get("notes", [])),
+        test_seed=evaluation["seed"],
+        stream=evaluation["stream"],
+        measured="".join(f"\n{note}\n" for note in evaluation.get("notes", [])),
+        table=table,
+        shortfall=shortfall,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,11 @@ from typing import Any
 import torch
 
 from catekv import tasks
+from catekv.commands.cli import Parser, run_safely
+from catekv.commands.numbers import item_count, thread_count, token_count
 from catekv.errors import UserError
-from catekv.files import read_json, write_atomically
+from catekv.files import read_fields, write_atomically
+from catekv.loading import load_checkpoint, make_method
 from catekv.models import embedded
 from catekv.tasks.core.prompt import encode
 from catekv.tasks.wording.small import SmallWording
@@ -43,17 +45,21 @@ def answer(model: Any, tokenizer: Any, sample: tasks.Sample) -> str:
 
 def evaluate(folder: Path, lengths: Sequence[int], count: int, names: Sequence[str]) -> None:
     """Score ``count`` samples per task and length; results grow in ``evaluation.json``."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = load_checkpoint(
+        folder, make_method("full"), torch.float32, "cpu", "auto", tensor_parallel=False
+    )
+    if tokenizer is None:
+        raise UserError(f"{folder} has no tokenizer that can be read; restore its files")
+    model.eval()
     file = folder / "evaluation.json"
     found: dict[str, dict[str, list[float]]] = {}
     if file.exists():
-        found = read_json(file)["scores"]
+        found = read_fields(file, "remove it", scores=dict)["scores"]
     for length in lengths:
         for name in names:
             cell = found.setdefault(f"{name} {length}", {"official": [], "strict": []})
+            if not isinstance(cell, dict) or not all(isinstance(v, list) for v in cell.values()):
+                raise UserError(f"{file} holds a damaged cell {name} {length}; remove it")
             first = len(cell["strict"])
             if first >= count:
                 continue
@@ -71,25 +77,23 @@ def evaluate(folder: Path, lengths: Sequence[int], count: int, names: Sequence[s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.embedded.evaluate", description=__doc__
-    )
+    parser = Parser(prog="python -m experiments.embedded.evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, default=None, help="default: the shipped one")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
-    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--lengths", type=token_count, nargs="+", default=[1024, 4096])
+    parser.add_argument("--samples", type=item_count, default=100)
     parser.add_argument("--tasks", nargs="+", default=sorted(SmallWording.tasks))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=thread_count, default=1)
     parser.add_argument("--card-only", action="store_true", help="write the card from the files")
     options = parser.parse_args(arguments)
+    return run_safely(lambda: _command(options))
+
+
+def _command(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
-    try:
-        folder = options.model or embedded.path()
-        if not options.card_only:
-            evaluate(folder, options.lengths, options.samples, options.tasks)
-        write_card(folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder = options.model or embedded.path()
+    if not options.card_only:
+        evaluate(folder, options.lengths, options.samples, options.tasks)
+    write_card(folder)
     return 0
 
 

@@ -25,8 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from catekv.commands.cli import Parser, run_safely
+from catekv.commands.numbers import token_count, whole
 from catekv.errors import UserError
 from catekv.files import read_json, replacing, write_atomically, write_table
+from catekv.options import MOST_LAYERS
 from catekv.tasks.wording.tokenizer import build_tokenizer
 from experiments.embedded.initialise import initialise
 from experiments.embedded.language import DocumentSampler, Mixture
@@ -290,22 +293,24 @@ def run(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     defaults = Recipe()
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.embedded.train", description=__doc__
-    )
+    parser = Parser(prog="python -m experiments.embedded.train", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("ckpt/embedded"))
     parser.add_argument("--work", type=Path, default=Path("runs/embedded"))
-    parser.add_argument("--steps", type=int, default=defaults.steps)
-    parser.add_argument("--cooldown", type=int, default=defaults.cooldown)
-    parser.add_argument("--long-steps", type=int, default=defaults.long_steps)
+    parser.add_argument("--steps", type=whole(1), default=defaults.steps)
+    parser.add_argument("--cooldown", type=whole(1), default=defaults.cooldown)
+    parser.add_argument("--long-steps", type=whole(0), default=defaults.long_steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--tokens", type=int, default=defaults.tokens, help="tokens a step")
+    parser.add_argument("--tokens", type=token_count, default=defaults.tokens, help="tokens a step")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=defaults.dtype)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=whole(3, MOST_LAYERS), default=4)
     parser.add_argument("--resume", action="store_true", help="continue from --work")
-    parser.add_argument("--stop-after", type=int, default=None, help="pause after this step")
-    parser.add_argument("--probe-every", type=int, default=500)
+    parser.add_argument("--stop-after", type=whole(1), default=None, help="pause after this step")
+    parser.add_argument("--probe-every", type=whole(1), default=500)
     options = parser.parse_args(arguments)
+    return run_safely(lambda: _command(options))
+
+
+def _command(options: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     recipe = Recipe(
         steps=options.steps,
@@ -316,18 +321,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dtype=options.dtype,
     )
     trainer = Trainer(recipe, build_config(num_hidden_layers=options.layers))
-    try:
-        run(
-            trainer,
-            options.output,
-            options.work,
-            resume=options.resume,
-            probe_every=options.probe_every,
-            stop_after=options.stop_after,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(
+        trainer,
+        options.output,
+        options.work,
+        resume=options.resume,
+        probe_every=options.probe_every,
+        stop_after=options.stop_after,
+    )
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from catekv.commands.numbers import token_count
 from catekv.errors import UserError
 from catekv.evaluation import plots
 from catekv.evaluation.run import request as evaluated
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", type=int, default=2, help="KV head of the pictures (default: 2)")
     parser.add_argument(
         "--decode_tokens",
-        type=int,
+        type=token_count,
         help="tokens decoded behind the prompt (default: 60 for bias, 20 for keys, else 0)",
     )
     parser.add_argument("--no_plots", action="store_true", help="numbers only")
@@ -59,8 +60,6 @@ def command(parsed: argparse.Namespace) -> int:
     unknown = sorted(set(parsed.analyses) - set(ANALYSES))
     if unknown:
         raise UserError(f"unknown analysis {unknown[0]!r}; available: {', '.join(ANALYSES)}")
-    if parsed.decode_tokens is not None and parsed.decode_tokens < 1:
-        raise UserError(f"--decode_tokens {parsed.decode_tokens} must be at least 1")
     model = open_model(
         evaluated.Request(parsed.model_name, parsed.dtype, parsed.device), for_text=True
     )

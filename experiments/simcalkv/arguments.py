@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from catekv.commands.numbers import token_count
 from catekv.commands.schema import Group
 from catekv.errors import UserError
 from catekv.evaluation.run.request import Request
@@ -60,7 +61,9 @@ def add_data_arguments(
         choices=SOURCES,
         help="where rows come from; built-in: small generated rows, only if asked for",
     )
-    parser.add_argument("--max_input_tokens", type=int, help="of a prompt (default: as published)")
+    parser.add_argument(
+        "--max_input_tokens", type=token_count, help="of a prompt (default: as published)"
+    )
     ASKED.add(parser)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from catekv import methods
+from catekv.commands.numbers import item_count, thread_count
 from catekv.errors import UserError
 from catekv.files import write_atomically
 from catekv.version import __version__
@@ -94,8 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "parts", nargs="*", default=list(PARTS), help=f"{', '.join(PARTS)} (default: all)"
     )
-    parser.add_argument("--samples", type=int, default=4, help="prompts per task (default: 4)")
-    parser.add_argument("--threads", type=int, default=2, help="of the speed part (default: 2)")
+    parser.add_argument(
+        "--samples", type=item_count, default=4, help="prompts per task (default: 4)"
+    )
+    parser.add_argument(
+        "--threads", type=thread_count, default=2, help="of the speed part (default: 2)"
+    )
     parser.add_argument("--output_dir", default="docs/results/simcalkv", help="folder")
 
 
@@ -104,8 +109,6 @@ def command(parsed: argparse.Namespace) -> int:
     unknown = sorted(set(parsed.parts) - set(PARTS))
     if unknown:
         raise UserError(f"unknown part {unknown[0]!r}; available: {', '.join(PARTS)}")
-    if parsed.samples < 1 or parsed.threads < 1:
-        raise UserError("--samples and --threads must be at least 1")
     folder = Path(parsed.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

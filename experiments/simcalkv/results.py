@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.files import read_json, write_atomically, write_json, write_table
+from catekv.files import read_object, write_atomically, write_json, write_table
 from catekv.version import __version__
 from experiments.simcalkv.benchmarks import Example
 from experiments.simcalkv.comparison import Side
@@ -182,7 +182,7 @@ def refuse_other_model(path: Path, model_name: str) -> None:
     if not path.exists():
         return
     try:
-        known = read_json(path).get("model_name")
+        known = read_object(path).get("model_name")
     except (OSError, ValueError, AttributeError):
         known = None
     if known != model_name:

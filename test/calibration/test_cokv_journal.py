@@ -173,7 +173,7 @@ def test_draws_without_a_recipe_are_not_taken_over(tmp_path: Path) -> None:
     run(started(tmp_path))
     (tmp_path / "recipe.json").unlink()
     for overwrite in (True, False):
-        with pytest.raises(UserError, match=r"holds draws but no recipe\.json"):
+        with pytest.raises(UserError, match=r"holds draws-1of1\.jsonl but no recipe\.json"):
             ScoreFolder(tmp_path, plan()).prepare(
                 {"task": "toy", "processes": 1}, overwrite=overwrite
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import io
 import os
 import random
@@ -13,53 +12,28 @@ import resource
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
 import pytest
-from damaged_calls import CALLS, FOREIGN, Call, Playground, remaining
+from damaged_calls import Call, Playground, remaining
+from sound_calls import CALLS, FOREIGN, run_words
 
-from catekv.commands.cli import main
-
-ROOT = Path(__file__).resolve().parents[2]
-#: the published entry points, which are files and no part of the package
-SCRIPTS = {
-    "static.py": "select_headmask/static.py",
-    "prepare.py": "data/ruler/prepare.py",
-    "eval_acc.py": "test/eval_acc.py",
-    "eval_efficiency.py": "test/eval_efficiency.py",
-}
 #: commands whose findings may be bad ones, which ends with 1: samples failed, a model does not fit
-WITH_FINDINGS = ("doctor", "evaluate", "eval_acc.py")
+WITH_FINDINGS = (
+    "check",
+    "doctor",
+    "evaluate",
+    "test/eval_acc.py",
+    "experiments/atskv/run_experiment.py",
+)
 LONGEST_SECONDS = 60
 MOST_BYTES = 8 << 30
-Run = Callable[[Sequence[str]], int]
 
 
 class TooLongError(BaseException):
     """A call went on for more than ``LONGEST_SECONDS``; no handler of the toolkit catches it."""
-
-
-@functools.cache
-def entry(script: str) -> Run:
-    name, file = script.removesuffix(".py"), ROOT / SCRIPTS[script]
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    run: Run = module.main
-    return run
-
-
-def run_words(words: Sequence[str]) -> int:
-    """Run a command line in this process; return its exit code."""
-    first, *rest = words
-    try:
-        return entry(first)(rest) if first in SCRIPTS else main(words)
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else 1
 
 
 @pytest.fixture
@@ -74,6 +48,21 @@ def playground(
         return tuple(sorted(known)) or ("--help",)
 
     return Playground(tmp_path_factory.mktemp("playground"), options)
+
+
+@pytest.fixture(autouse=True)
+def alone(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of its own, no network, and of the harness's tasks only those that are named."""
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.chdir(tmp_path)
+    # the variables count only before the first import
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+    every = functools.partialmethod(TaskManager.__init__, include_defaults=False)
+    monkeypatch.setattr(TaskManager, "__init__", every)
 
 
 @pytest.fixture
@@ -115,7 +104,7 @@ def fault_of(call: Call, capsys: pytest.CaptureFixture[str]) -> str | None:
         return "a traceback"
     if code not in ((0, 1, 2) if call.words[0] in WITH_FINDINGS else (0, 2)):
         return f"exit code {code}"
-    if code == 2 and not re.search(r"^error: .+\Z", complaint.rstrip(), re.MULTILINE):
+    if code == 2 and not re.search(r"^(lm-eval.*)?error: .+\Z", complaint.rstrip(), re.MULTILINE):
         return f"exit code 2 whose last line is no reason: {complaint[-100:]}"
     if call.surely_wrong and code != 2:
         return f"exit code {code} despite an empty word"
@@ -128,11 +117,11 @@ def touched_of(
     """Run a call whose files are those of number ``index``; what it did to others is its fault."""
     out = place / f"{index}"
     own = [out / "here", out / "outside", out / "results" / "new"]
-    run_folder = playground.files["run"]
+    written = [playground.files[name] for name in ("run", "fidelity", "trained", "task_scores")]
 
     def others() -> dict[Path, bytes]:
-        foreign = {run_folder / name for name in FOREIGN}
-        mine = [run_folder] if str(run_folder) in call.words else []
+        foreign = {folder / name for folder in written for name in FOREIGN}
+        mine = [folder for folder in written if str(folder) in call.words]
         found = remaining(place, own) | remaining(playground.folder, mine)
         return found | {file: file.read_bytes() for file in foreign if file.is_file()}
 
@@ -183,20 +172,13 @@ def test_damage_ends_in_one_line(
     playground: Playground,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    # the variable counts only before the first import
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     faults = search(seed, count, playground, tmp_path, capsys)
     assert not faults, "\n".join(faults)
 
 
-def test_calls_without_damage_succeed(
-    playground: Playground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calls_without_damage_succeed(playground: Playground, tmp_path: Path) -> None:
     """Each form that the others damage goes all the way, so that damage is met where it is read."""
-    monkeypatch.chdir(tmp_path)
     ends = {
         template[:40]: run_words(playground.sound_call(template, tmp_path / f"new-{index}").words)
         for index, template in enumerate(CALLS)

@@ -19,6 +19,11 @@ import pytest
 
 from catekv import files
 from catekv.errors import UserError
+from catekv.evaluation.fidelity import records as fidelity
+from catekv.evaluation.records.records import RunDirectory
+from catekv.evaluation.report import write
+from catekv.evaluation.report.document import Section
+from catekv.methods.head_mask import HeadMask
 
 DEEP = "[" * 100_000
 
@@ -211,6 +216,55 @@ def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"the family .* would lead elsewhere"):
         files.check_name("the family", name)
     assert files.check_name("the family", "meta/llama-3.1_8B") == "meta/llama-3.1_8B"
+
+
+def _report(folder: Path) -> None:
+    write.write(folder, Section("runs"), [])
+
+
+def _fidelity(folder: Path) -> None:
+    with fidelity.opened(folder, {}, overwrite=True, resume=True):
+        pass
+
+
+def _evaluation(folder: Path) -> None:
+    RunDirectory(folder).prepare({"methods": {}}, resume=True, overwrite=True)
+
+
+def _mask(folder: Path) -> None:
+    HeadMask.random((2, 2), 0.5).save(folder)
+
+
+@pytest.mark.parametrize(
+    ("writer", "name"),
+    [
+        (_report, "report.html"),
+        (_report, "report.md"),
+        (_fidelity, "fidelity.json"),
+        (_fidelity, "report.md"),
+        (_evaluation, "manifest.json"),
+        (_evaluation, "summary.md"),
+        (_mask, "meta.json"),
+    ],
+)
+def test_files_of_somebody_else_are_refused_and_kept(
+    tmp_path: Path, writer: Callable[[Path], None], name: str
+) -> None:
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(UserError):
+        writer(tmp_path)
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+
+
+def test_a_report_replaces_only_its_own_figures(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    for name in ("mine.svg", "mine.csv", "old.svg"):
+        (tmp_path / "figures" / name).write_text("a picture")
+    _report(tmp_path)
+    with (tmp_path / "report.md").open("a") as page:
+        page.write("![of an earlier report](figures/old.svg)")
+    _report(tmp_path)
+    assert sorted(os.listdir(tmp_path / "figures")) == ["mine.csv", "mine.svg"]
 
 
 NO_PERMISSION = """

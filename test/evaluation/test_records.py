@@ -167,7 +167,7 @@ def test_a_foreign_manifest_is_refused_whatever_the_flag(
 
 def test_samples_without_manifest_are_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_bytes(line())
-    with pytest.raises(UserError, match=r"holds samples but no manifest\.json"):
+    with pytest.raises(UserError, match=r"holds samples\.jsonl but no manifest\.json"):
         opened(tmp_path)
 
 

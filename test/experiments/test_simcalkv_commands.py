@@ -400,7 +400,6 @@ def test_places_that_the_model_does_not_have(tmp_path: Path, capsys) -> None:
     for flags, message in (
         (["--layer", 9], "none of the layers that are compressed: 0, 1, 2, 3"),
         (["--head", 4], "none of the 4 KV heads"),
-        (["--decode_tokens", 0], "must be at least 1"),
     ):
         assert run("analyse", *words, *flags) == 2
         assert message in capsys.readouterr().err

@@ -6,19 +6,12 @@ import json
 import os
 import random
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from tiny_checkpoint import save_tiny_checkpoint
-
-from catekv.calibration.head_masks.cv_files import write_cv
-from catekv.commands.cli import main
-from catekv.methods.head_mask import HeadMask, save_statistics
-from catekv.models import embedded
+from sound_calls import CALLS, NESTED, filled, make_files
 
 ODD_WORDS = (
     "",
@@ -47,57 +40,6 @@ ODD_WORDS = (
     "\N{ARABIC-INDIC DIGIT THREE}",
 )
 ODD_VALUES = (None, -1, 0, 10**30, 1e400, "text", [], {}, [[]], True, 0.5)
-#: sound command lines; ``{name}`` is a file of the playground, ``new`` a place to write to
-CALLS = (
-    "plan --model {model} --length 512 --batch-size 2 --ratio 0.4 --new-tokens 8 --output {new}",
-    "plan --model {model} --length 512 --mask {mask} --device-memory 1GiB --bandwidth 100",
-    "doctor --model {model} --mask {mask}",
-    "mask show {mask} --ratio 0.5",
-    "mask convert {mask} {new} --ratios 0.5",
-    "mask random {new} --layers 2 --kv-heads 2 --ratio 0.5 --seed 3",
-    "generate --model {model} --context {text} --question Who? --method snapkv:budget=16 "
-    "--max-new-tokens 2 --temperature 1 --top-k 3 --top-p 0.9 --seed 1",
-    "generate --model {model} --context {text} --question Who? --mask {mask} --max-new-tokens 2",
-    "evaluate --model {model} --tasks ruler/vt --lengths 256 --samples 1 --methods full "
-    "--max-new-tokens 2 --seed 1 --quiet --output {run} --overwrite",
-    "evaluate --model {model} --tasks {samples} --samples 1 --methods {methods} --lengths 64 "
-    "--max-new-tokens 2 --quiet --output {new}",
-    "calibrate --model {model} --references ruler/vt --held-out-tasks ruler/niah_single_1 "
-    "--held-out-samples 1 --length 512 --samples 1 --k 0.9 --alpha 0.5 "
-    "--ratio 0.5 --window 8 --budget 64 --init-tokens 8 --recent-tokens 16 --no-picture "
-    "--output {new}",
-    "efficiency --model {model} --lengths 64 --methods full --new-tokens 2 --batch-sizes 1 "
-    "--repeats 1 --output {new}",
-    "report {run} --output {new} --trained-length 100",
-    "report {results} --output {new}",
-    "methods snapkv",
-    "methods --json",
-    "tasks ruler/vt",
-    "tasks --build ruler/vt --length 256 --samples 1 --seed 2 --output {new}",
-    "sweep {grid} --dry-run --output {new}",
-    "cokv show {scores} --shape 2x2 --output {new}",
-    "cokv tune --model {model} --scores {scores} --capacities 16 --alphas 1 --output {new}",
-    "cokv score --model {model} --task ruler/vt --length 256 --samples 2 --slices 1 "
-    "--max-draws 40 --check-every 1 --window 4 "
-    "--quiet --output {new}",
-    "atskv show {predictors}",
-    "atskv train --model {model} --task {samples} --lengths 256 --samples 2 --held-out 1 "
-    "--epochs 1 "
-    "--learning-rate 0.1 --output {new}",
-    "static.py --input {cvs} --ratios 0.5 --num_samples 1 --seed 1 --output {new}",
-    "prepare.py {model} --lengths 512 --num_samples 1 --tasks niah_single_1 --seed 1 "
-    "--output {new} --family plain",
-    "eval_acc.py --model_name {model} --head_classification_path {mask} --datalen 64 --method full "
-    "--sparse_budget 16 --chunk_size 8 --dataset_name {samples} --output {new}",
-    "eval_efficiency.py --model_name {model} --datalen 64 --method full --chunk_size 8 "
-    "--batch_size 1 --output {new}",
-)
-
-
-#: commands with actions, each of which has options of its own
-NESTED = ("mask", "cokv", "atskv")
-#: files of the user in a run folder, with names close to the toolkit's own
-FOREIGN = ("summary.docx", "samples_train.jsonl", "thesis.partial")
 
 
 @dataclass(frozen=True)
@@ -121,7 +63,7 @@ class Playground:
 
     def __init__(self, folder: Path, options: Callable[[str], Sequence[str]]) -> None:
         self.folder = folder
-        self.files = _make_files(folder)
+        self.files = make_files(folder)
         self.options = options
 
     def sound(self) -> dict[Path, bytes]:
@@ -158,8 +100,7 @@ class Playground:
 
     def sound_call(self, template: str, new: Path) -> Call:
         """One of ``CALLS`` as it is, which writes to ``new``."""
-        files = {**self.files, "new": new}
-        return Call(tuple(_filled(word, files) for word in template.split()), "nothing")
+        return Call(tuple(filled(template, {**self.files, "new": new})), "nothing")
 
     def _damage(self, draw: random.Random, path: Path) -> str:
         file = (
@@ -172,10 +113,6 @@ class Playground:
             kinds += ["value"] * len(kinds)
         kind = draw.choice(kinds)
         return f"{kind} {file.name}: {DAMAGES[kind](draw, file)}"
-
-
-def _filled(word: str, files: dict[str, Path]) -> str:
-    return str(files[word[1:-1]]) if word[0] == "{" else word
 
 
 def _torn(draw: random.Random, file: Path) -> None:
@@ -248,51 +185,6 @@ DAMAGES: dict[str, Callable[[random.Random, Path], str | None]] = {
     "other kind": _other_kind,
     "value": _value,
 }
-
-
-def _make_files(folder: Path) -> dict[str, Path]:
-    """Sound files, made by the toolkit itself."""
-    files = {
-        "model": save_tiny_checkpoint(folder / "model"),
-        "text": folder / "context.txt",
-        "methods": folder / "methods.json",
-        "grid": folder / "grid.yaml",
-        "mask": folder / "mask",
-        "cvs": folder / "cvs",
-        "run": folder / "run",
-        "results": folder / "results.json",
-        "scores": folder / "scores" / "scores.npz",
-        "predictors": folder / "predictors",
-    }
-    files["text"].write_text("The key of room seven is blue. " * 8)
-    files["methods"].write_text(json.dumps(["full", "snapkv:budget=16"]))
-    grid = {"models": [str(files["model"])], "methods": ["full"], "tasks": ["ruler/vt"]}
-    grid["lengths"] = [256]
-    files["grid"].write_text(json.dumps(grid))
-    files["results"].write_text(
-        json.dumps([{"context_length": 64, "depth_percent": 50, "score": 1}])
-    )
-    torch.manual_seed(0)
-    mask = HeadMask(torch.tensor([[True, False], [False, True]]))
-    mask.save(files["mask"])
-    save_statistics(files["mask"], torch.rand(3, 2, 2))
-    files["cvs"].mkdir()
-    write_cv(files["cvs"] / "a.csv", torch.rand(2, 2))
-    shutil.copytree(embedded.path() / "atskv", files["predictors"])
-    on_model = f"--model {files['model']} --samples 2"
-    for words in (
-        f"evaluate {on_model} --tasks ruler/vt --lengths 256 --methods full --quiet "
-        f"--output {files['run']}",
-        f"tasks --build ruler/vt {on_model} --length 256 --output {folder / 'rows'}",
-        f"cokv score {on_model} --task ruler/vt --length 256 --slices 1 --max-draws 40 "
-        f"--check-every 1 --window 4 --quiet --output {files['scores'].parent}",
-    ):
-        assert main(words.split()) == 0
-    (rows,) = (folder / "rows").rglob("validation.jsonl")
-    files["samples"] = rows
-    for name in FOREIGN:
-        (files["run"] / name).write_text("of the user")
-    return files
 
 
 def remaining(folder: Path, apart: Sequence[Path]) -> dict[Path, bytes]:

@@ -22,7 +22,7 @@ from catekv.calibration.cokv.game import Members
 from catekv.errors import UserError
 from catekv.evaluation.records.journal import Form, Journal
 from catekv.evaluation.records.recipe import refuse_other
-from catekv.files import read_object, write_atomically
+from catekv.files import read_object, refuse_foreign, write_atomically
 
 RECIPE_FILE = "recipe.json"
 #: What is made from the draws of a folder, and outdated without them.
@@ -181,11 +181,8 @@ class ScoreFolder:
             remedy = "use another --output, or --overwrite"
             refuse_other(self.folder, held, recipe, remedy, "draws")
             return
-        if _draws_in(self.folder):
-            raise UserError(
-                f"{self.folder} holds draws but no {RECIPE_FILE} that says whose they are; move "
-                "them away or choose another --output"
-            )
+        own = (*RESULT_FILES, *(file.name for file in _draws_in(self.folder)))
+        refuse_foreign(self.folder, own, RECIPE_FILE)
         write_atomically(path, json.dumps(recipe, indent=1, sort_keys=True) + "\n")
 
     def __enter__(self) -> ScoreFolder:

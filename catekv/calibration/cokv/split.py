@@ -12,6 +12,7 @@ from catekv import tasks
 from catekv.errors import UserError
 from catekv.evaluation.run.cells import sample_hash
 from catekv.files import read_object, write_json
+from catekv.options import MOST_SAMPLES, MOST_TOKENS
 from catekv.tasks.core.sample import Sample
 
 #: Share of the samples that scores and alpha are chosen on.
@@ -40,6 +41,15 @@ class SampleSet:
     seed: int = 42
     options: dict[str, Any] = field(default_factory=dict)
     stream: str = "test"
+
+    def __post_init__(self) -> None:
+        most = {"length": MOST_TOKENS, "count": MOST_SAMPLES, "seed": 2**63}
+        for name, limit in most.items():
+            number = getattr(self, name)
+            if type(number) is not int or abs(number) > limit:
+                raise UserError(f"{name} of the samples of {self.task} is no number up to {limit}")
+        if not (isinstance(self.task, str) and isinstance(self.options, dict)):
+            raise UserError(f"the task or the options of samples are none: {self.task!a}")
 
     def build(self, tokenizer: Any) -> list[Sample]:
         """The samples, in order (fewer where the rows end).

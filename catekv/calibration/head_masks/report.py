@@ -13,7 +13,7 @@ import torch
 from catekv.calibration.head_masks.contrast import sentence
 from catekv.evaluation import figures, tables
 from catekv.evaluation.report.questions import question_word
-from catekv.files import write_atomically, write_table
+from catekv.files import refuse_foreign, write_atomically, write_table
 from catekv.methods.head_votes import count_votes
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 #: The name under which the embedded model is calibrated.
 EMBEDDED = "embedded"
+
+REPORT = "report.json"
+OWN_NAMES = ("report.md", "candidates.csv", "heads.png")
 
 RULE = (
     "Best: highest mean accuracy over the held-out tasks that the full cache solves (at least 90 % "
@@ -31,8 +34,9 @@ RULE = (
 
 def write(result: SweepResult, output: Path, picture: bool = True) -> None:
     """``report.md``, ``report.json``, ``candidates.csv`` and ``heads.png`` in ``output``."""
+    refuse_foreign(output, OWN_NAMES, REPORT)
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "report.json", json.dumps(as_dict(result), indent=2) + "\n")
+    write_atomically(output / REPORT, json.dumps(as_dict(result), indent=2) + "\n")
     _write_csv(result, output / "candidates.csv")
     write_atomically(output / "report.md", markdown(result, picture))
     if picture:

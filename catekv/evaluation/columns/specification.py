@@ -153,8 +153,11 @@ def parse_masks(
             mask, default = _first(masks, text).reversed(), "reversed"
         elif kind == "random":
             seed = argument or "0"
-            if not seed.isdecimal():
-                raise UserError(f"cannot read mask {text!r}; write random:SEED with a number")
+            if not seed.isdecimal() or len(seed) > 18:
+                raise UserError(
+                    f"cannot read mask {text[:40]!r}; write random:SEED with a number of at most "
+                    "18 digits"
+                )
             share = next(iter(masks.values())).ratio if masks else ratio or DEFAULT_RATIO
             mask, default = HeadMask.random(shape, share, int(seed)), f"random-{seed}"
         else:

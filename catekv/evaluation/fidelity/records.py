@@ -13,9 +13,10 @@ from catekv.errors import UserError
 from catekv.evaluation.records import locks
 from catekv.evaluation.records.journal import Form, Journal, read_rows
 from catekv.evaluation.records.recipe import refuse_other
-from catekv.files import read_object, refusal, write_json
+from catekv.evaluation.report.write import MARKDOWN, PAGE
+from catekv.files import read_object, refusal, refuse_foreign, write_json
 
-MANIFEST, RECORDS = "fidelity.json", "fidelity.jsonl"
+MANIFEST, RECORDS, SUMMARY = "fidelity.json", "fidelity.jsonl", "summary.json"
 Key = tuple[str, str]
 
 
@@ -75,30 +76,39 @@ def opened(
 
     Raises:
         UserError: another command holds the folder, it cannot be written, or it holds records of
-            another configuration.
+            another configuration or files of somebody else.
     """
     with locks.claimed(folder):
         manifest, path = folder / MANIFEST, folder / RECORDS
-        try:
-            if overwrite and manifest.exists():
-                manifest.unlink()
+        refuse_foreign(folder, (RECORDS, SUMMARY, PAGE, MARKDOWN), MANIFEST)
+        earlier = _configuration(manifest) if manifest.exists() else None
+        if overwrite:
+            try:
                 path.unlink(missing_ok=True)
-        except OSError as error:
-            raise refusal(f"cannot write results to {folder}", error) from error
-        if path.exists():
-            _check_same(folder, configuration, resume)
+            except OSError as error:
+                raise refusal(f"cannot write results to {folder}", error) from error
+        elif earlier is not None and path.exists():
+            _check_same(folder, earlier, configuration, resume)
         write_json(manifest, {"configuration": dict(configuration)})
         with Journal(path, FORM) as journal:
             yield journal
 
 
-def _check_same(folder: Path, configuration: Mapping[str, Any], resume: bool) -> None:
+def _configuration(manifest: Path) -> dict[str, Any]:
+    """The configuration of the run that wrote a manifest; ``UserError`` for another file."""
+    remedy = "restore it, or choose another folder with --output"
+    found = read_object(manifest, remedy).get("configuration")
+    if not isinstance(found, dict):
+        raise UserError(f"{manifest} is no fidelity run's; {remedy}")
+    return found
+
+
+def _check_same(
+    folder: Path, earlier: dict[str, Any], configuration: Mapping[str, Any], resume: bool
+) -> None:
     remedy = "use --overwrite or another folder with --output"
     if not resume:
         raise UserError(f"{folder} holds results and --no-resume was given; {remedy}")
-    earlier = read_object(folder / MANIFEST, remedy).get("configuration")
-    if not isinstance(earlier, dict):
-        raise UserError(f"{folder / MANIFEST} is no fidelity run's; {remedy}")
     held = {name: earlier.get(name) for name in configuration}
     refuse_other(folder, held, configuration, remedy)
 

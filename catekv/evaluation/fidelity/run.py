@@ -12,7 +12,7 @@ from catekv.errors import UserError
 from catekv.evaluation.fidelity import page
 from catekv.evaluation.fidelity.measuring import measure
 from catekv.evaluation.fidelity.passages import Passage, passages_of
-from catekv.evaluation.fidelity.records import FidelityRecord, Key, opened
+from catekv.evaluation.fidelity.records import SUMMARY, FidelityRecord, Key, opened
 from catekv.evaluation.fidelity.settings import Column, Settings
 from catekv.evaluation.fidelity.summary import Row, refusals, rows_of
 from catekv.evaluation.records.journal import Journal
@@ -25,7 +25,6 @@ from catekv.methods.equal_memory import keeps_everything
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
 
-SUMMARY = "summary.json"
 Records = Mapping[Key, FidelityRecord]
 
 

@@ -22,7 +22,7 @@ from catekv.evaluation.records.record import Key as Key
 from catekv.evaluation.records.record import Record as Record
 from catekv.evaluation.records.record import merge as merge
 from catekv.evaluation.records.record import read_records as read_records
-from catekv.files import leftovers, read_object, write_atomically, write_json
+from catekv.files import leftovers, read_object, refuse_foreign, write_atomically, write_json
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl"
@@ -85,11 +85,9 @@ class RunDirectory:
             if earlier is not None:
                 self._check_same(earlier, manifest, resume)
                 manifest = _joined(earlier, manifest)
-            elif self.sample_files():
-                raise UserError(
-                    f"{self.path} holds samples but no {MANIFEST} that says whose they are; move "
-                    "them away or choose another folder with --output"
-                )
+            else:
+                own = (*_OWN_NAMES, *(file.name for file in self.sample_files()))
+                refuse_foreign(self.path, own, MANIFEST)
             write_json(self.path / MANIFEST, manifest)
         except OSError as error:
             raise UserError(

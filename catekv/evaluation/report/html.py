@@ -19,6 +19,8 @@ from catekv.evaluation.report.document import Block, Section
 if TYPE_CHECKING:
     from jinja2 import Template
 
+#: Stands in every page, also in those of earlier versions.
+MARK = "</head>\n<body>\n<main>\n<h1>"
 #: Pictures wider than this many pixels take a row of their own and scroll on narrow screens.
 _WIDE = 520
 #: Small pictures grow a little, so that letters in all pictures are of about one size.

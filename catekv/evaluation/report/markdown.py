@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from catekv.evaluation import tables
@@ -14,6 +15,11 @@ FIGURES = "figures"
 def page(document: Section) -> str:
     """The whole document; figures are linked as ``figures/NAME.svg``."""
     return "\n\n".join(_section(document, 1)) + "\n"
+
+
+def figure_names(text: str) -> list[str]:
+    """Names of the figures that a page of :func:`page` links."""
+    return re.findall(rf"\]\({FIGURES}/([^/()]+)\.svg\)", text)
 
 
 def _section(section: Section, level: int) -> list[str]:

@@ -13,7 +13,7 @@ from catekv.evaluation.report import html, markdown
 from catekv.evaluation.report.document import Section
 from catekv.evaluation.report.groups import Group
 from catekv.evaluation.report.summary_files import as_csv
-from catekv.files import write_atomically
+from catekv.files import read_text, refuse_foreign, write_atomically
 
 PAGE, MARKDOWN, NUMBERS = "report.html", "report.md", "report.csv"
 
@@ -25,9 +25,10 @@ def write(folder: Path, document: Section, groups: Sequence[Group]) -> list[Path
     earlier report left there is replaced.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or holds files of these names that are no report's.
     """
     figures = folder / markdown.FIGURES
+    earlier = _earlier_figures(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / PAGE, html.page(document))
@@ -36,8 +37,9 @@ def write(folder: Path, document: Section, groups: Sequence[Group]) -> list[Path
         if groups:
             write_atomically(folder / NUMBERS, numbers(groups))
             written.append(folder / NUMBERS)
-        for old in [*figures.glob("*.svg"), *figures.glob("*.csv")]:
-            old.unlink()
+        for old in earlier:
+            for file in (figures / f"{old}.svg", figures / f"{old}.csv"):
+                file.unlink(missing_ok=True)
         for figure in document.figures():
             figures.mkdir(exist_ok=True)
             write_atomically(figures / f"{figure.name}.svg", figure.svg + "\n")
@@ -50,6 +52,20 @@ def write(folder: Path, document: Section, groups: Sequence[Group]) -> list[Path
             "--output or change its permissions"
         ) from error
     return written
+
+
+def _earlier_figures(folder: Path) -> list[str]:
+    """Names of the figures of the report in a folder; ``UserError`` if it is somebody else's."""
+    refuse_foreign(folder, (MARKDOWN, NUMBERS), PAGE)
+    if not (folder / PAGE).exists():
+        return []
+    if html.MARK not in read_text(folder / PAGE):
+        raise UserError(
+            f"{folder / PAGE} is no report of this toolkit; move it away or choose another --output"
+        )
+    if not (folder / MARKDOWN).exists():
+        return []
+    return markdown.figure_names(read_text(folder / MARKDOWN))
 
 
 def numbers(groups: Sequence[Group]) -> str:
