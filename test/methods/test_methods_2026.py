@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from catekv import methods
-from catekv.methods import Observed
+from catekv.methods import Observed, top_mask
+from catekv.methods.random_attention import with_certain
 
 
 def kept(rows: Tensor) -> list[list[int]]:
@@ -33,3 +34,29 @@ def test_tova_golden(golden) -> None:
         )
         chosen = method.select(queries, keys.expand(-1, 2, -1, -1), keys, scaling=1.0)
         assert kept(chosen.tokens) == [case["expected"]["kept"]] * 2
+
+
+def test_random_attention_golden(golden) -> None:
+    for case in golden("methods_2026", "random_keep"):
+        draws, counts = torch.tensor(case["inputs"]["draws"]), torch.tensor(case["inputs"]["keep"])
+        counts = counts.expand(draws.shape[0])
+        chosen = top_mask(with_certain(draws, case["inputs"]["prompt"], counts), counts)
+        assert kept(chosen[None]) == case["expected"]["kept"]
+
+
+def test_random_attention_draws_by_seed_layer_head_and_length() -> None:
+    states = torch.randn(2, 2, 40, 4)
+
+    def drawn(layer: int = 0, tokens: int = 40, **options: Any) -> list[list[int]]:
+        method = methods.create("random_attention", budget=9, window=3, **options)
+        part = states[:, :, :tokens]
+        first, second = method.select(part, part, part, layer, 2).tokens
+        assert torch.equal(first, second)
+        return kept(first[None])
+
+    assert drawn() == drawn()
+    assert all(row[-3:] == [37, 38, 39] and len(row) == 12 for row in drawn(seed=5))
+    others = [drawn(seed=1), drawn(layer=1), drawn(tokens=39)]
+    assert all(rows[0][:9] != drawn()[0][:9] for rows in others)
+    assert drawn()[0] != drawn()[1]
+    assert all(row[:2] == [0, 1] for row in drawn(sinks=2))
