@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from catekv import methods
+from catekv.errors import UserError
 from catekv.methods import Observed, top_mask
+from catekv.methods.chunkkv import chunk_means
 from catekv.methods.random_attention import with_certain
 
 
@@ -60,3 +64,28 @@ def test_random_attention_draws_by_seed_layer_head_and_length() -> None:
     assert all(rows[0][:9] != drawn()[0][:9] for rows in others)
     assert drawn()[0] != drawn()[1]
     assert all(row[:2] == [0, 1] for row in drawn(sinks=2))
+
+
+def test_chunkkv_golden(golden) -> None:
+    for case in golden("methods_2026", "chunkkv"):
+        scores, chunk = torch.tensor(case["inputs"]["scores"])[None], case["inputs"]["chunk"]
+        near(chunk_means(scores.sum(dim=1), chunk)[0], case["expected"]["chunk_scores"])
+        tokens = scores.shape[-1]
+        count = math.ceil(tokens * (1 - case["inputs"]["ratio"]))
+        states = torch.zeros(1, scores.shape[1], tokens, 2)
+        observed = Observed(states, states, states, 1.0)
+        method = methods.create("chunkkv", chunk=chunk)
+        chosen = method.chosen(scores, torch.full((scores.shape[1],), count), observed)
+        assert kept(chosen) == [case["expected"]["kept"]] * scores.shape[1]
+
+
+def test_a_base_must_score_tokens() -> None:
+    for base in ("h2o", "chunkkv", 3):
+        with pytest.raises(UserError, match="gives tokens no score") as error:
+            methods.create("chunkkv", base=base)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="unknown method 'snap'"):
+        methods.create("chunkkv", base="snap")
+    method = methods.create("chunkkv", base={"kind": "knorm", "window": 3})
+    assert methods.from_dict(method.to_dict()) == method
+    assert method.edges() == 3
