@@ -83,6 +83,22 @@ class Budgeted(Method):
         shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
         return self.counts(observed.tokens, shape)[observed.layer].to(observed.keys.device)
 
+    def token_scores(self, observed: Observed) -> Tensor:
+        """What the method thinks of every token before the edges, for methods that choose by the
+        scores of others: float32 [batch, kv_heads, tokens - edges], larger is better."""
+        raise NotImplementedError  # what reads it refuses methods without
+
+    def split(self, scores: Tensor, counts: Tensor) -> Tensor:
+        """Tokens of every head before the edges, after the scores were seen.
+
+        Args:
+            scores: [batch, kv_heads, entries]; counts: int64 [kv_heads], what the budgets say.
+
+        Returns:
+            int64 [batch, kv_heads] or broadcastable to it.
+        """
+        return counts
+
     def given_table(self, tokens: int, shape: ModelShape) -> Tensor:
         return self.counts(tokens, shape) + min(self.edges(), tokens)
 

@@ -30,6 +30,9 @@ class EntryScored(Budgeted):
         """Score of every token, float32 [batch, kv_heads, tokens]; the largest are kept."""
         raise NotImplementedError
 
+    def token_scores(self, observed: Observed) -> Tensor:
+        return self.entry_scores(observed)[:, :, : max(0, observed.tokens - self.edges())]
+
     def layer_counts(self, observed: Observed) -> Tensor:
         """Tokens that each head keeps outside the edges: int64 [kv_heads]."""
         _, heads, tokens, dim = observed.keys.shape
@@ -41,5 +44,5 @@ class EntryScored(Budgeted):
         keep = torch.ones(keys.shape[:3], dtype=torch.bool, device=keys.device)
         before = max(0, observed.tokens - self.edges())
         if int(counts.min()) < before:
-            keep[:, :, :before] = top_mask(self.entry_scores(observed)[:, :, :before], counts)
+            keep[:, :, :before] = top_mask(self.token_scores(observed), counts)
         return Selection(keep)

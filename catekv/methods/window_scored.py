@@ -38,16 +38,16 @@ class WindowScored(Budgeted):
     def needs(self) -> Needs:
         return Needs(window=self.window)
 
-    def split(self, scores: Tensor, counts: Tensor) -> Tensor:
-        """Tokens of every head before the window, after the scores were seen.
-
-        Args:
-            scores: [batch, kv_heads, entries]; counts: int64 [kv_heads], what the budgets say.
-
-        Returns:
-            int64 [batch, kv_heads] or broadcastable to it.
-        """
-        return counts
+    def token_scores(self, observed: Observed) -> Tensor:
+        return window_token_scores(
+            observed.queries,
+            observed.keys,
+            observed.scaling,
+            self.kernel,
+            self.pooling,
+            self.order,
+            observed.form,
+        )
 
     def select_observed(self, observed: Observed) -> Selection:
         keys = observed.keys
@@ -56,14 +56,6 @@ class WindowScored(Budgeted):
         keep = torch.ones(batch, heads, tokens, dtype=torch.bool, device=keys.device)
         before = tokens - observed.queries.shape[2]
         if int(counts.min()) < before:
-            scores = window_token_scores(
-                observed.queries,
-                keys,
-                observed.scaling,
-                self.kernel,
-                self.pooling,
-                self.order,
-                observed.form,
-            )
+            scores = self.token_scores(observed)
             keep[:, :, :before] = top_mask(scores, self.split(scores, counts))
         return Selection(keep)

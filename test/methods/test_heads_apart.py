@@ -32,8 +32,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 #: removes tokens from the hidden states, which a cache cannot do; refused on construction
 NO_CACHE = {"pyramidinfer"}
 COMPARES = {
-    "adakv", "atskv", "atskv_dynamic_kv", "atskv_rocket_kv", "cam", "cokv", "dynamickv", "headkv",
-    "pyramidinfer_kv", "simcalkv_cam",
+    "adakv", "atskv", "atskv_dynamic_kv", "atskv_rocket_kv", "cam", "chunkkv", "cokv",
+    "dynamickv", "headkv", "pyramidinfer_kv", "random_attention", "simcalkv_cam", "tova",
 }  # fmt: skip
 NAMES = [name for name in methods.available() if name not in NO_CACHE]
 

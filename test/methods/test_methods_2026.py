@@ -1,0 +1,91 @@
+"""The methods of 2024 to 2026 that score tokens, against their reference numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from catekv import methods
+from catekv.errors import UserError
+from catekv.methods import Observed, top_mask
+from catekv.methods.chunkkv import chunk_means
+from catekv.methods.random_attention import with_certain
+
+
+def kept(rows: Tensor) -> list[list[int]]:
+    """Kept positions of every head of a mask [1, heads, tokens]."""
+    return [row.nonzero().flatten().tolist() for row in rows[0]]
+
+
+def near(actual: Tensor, expected: Any, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(actual, torch.tensor(expected), atol=tolerance, rtol=tolerance)
+
+
+def test_tova_golden(golden) -> None:
+    for case in golden("methods_2026", "tova"):
+        attention = torch.tensor(case["inputs"]["attention"])
+        # with unit vectors as keys these queries give the attention that the case has
+        queries, keys = attention.log()[None, :, None], torch.eye(attention.shape[1])[None, None]
+        protect = case["inputs"]["protect_last"]
+        method = methods.create("tova", budget=case["inputs"]["keep"], protect_last=protect)
+        near(
+            method.entry_scores(Observed(queries, keys, keys, 1.0))[0, 0],
+            case["expected"]["scores"],
+        )
+        chosen = method.select(queries, keys.expand(-1, 2, -1, -1), keys, scaling=1.0)
+        assert kept(chosen.tokens) == [case["expected"]["kept"]] * 2
+
+
+def test_random_attention_golden(golden) -> None:
+    for case in golden("methods_2026", "random_keep"):
+        draws, counts = torch.tensor(case["inputs"]["draws"]), torch.tensor(case["inputs"]["keep"])
+        counts = counts.expand(draws.shape[0])
+        chosen = top_mask(with_certain(draws, case["inputs"]["prompt"], counts), counts)
+        assert kept(chosen[None]) == case["expected"]["kept"]
+
+
+def test_random_attention_draws_by_seed_layer_head_and_length() -> None:
+    states = torch.randn(2, 2, 40, 4)
+
+    def drawn(layer: int = 0, tokens: int = 40, **options: Any) -> list[list[int]]:
+        method = methods.create("random_attention", budget=9, window=3, **options)
+        part = states[:, :, :tokens]
+        first, second = method.select(part, part, part, layer, 2).tokens
+        assert torch.equal(first, second)
+        return kept(first[None])
+
+    assert drawn() == drawn()
+    assert all(row[-3:] == [37, 38, 39] and len(row) == 12 for row in drawn(seed=5))
+    others = [drawn(seed=1), drawn(layer=1), drawn(tokens=39)]
+    assert all(rows[0][:9] != drawn()[0][:9] for rows in others)
+    assert drawn()[0] != drawn()[1]
+    assert all(row[:2] == [0, 1] for row in drawn(sinks=2))
+
+
+def test_chunkkv_golden(golden) -> None:
+    for case in golden("methods_2026", "chunkkv"):
+        scores, chunk = torch.tensor(case["inputs"]["scores"])[None], case["inputs"]["chunk"]
+        near(chunk_means(scores.sum(dim=1), chunk)[0], case["expected"]["chunk_scores"])
+        tokens = scores.shape[-1]
+        count = math.ceil(tokens * (1 - case["inputs"]["ratio"]))
+        states = torch.zeros(1, scores.shape[1], tokens, 2)
+        observed = Observed(states, states, states, 1.0)
+        method = methods.create("chunkkv", chunk=chunk)
+        chosen = method.chosen(scores, torch.full((scores.shape[1],), count), observed)
+        assert kept(chosen) == [case["expected"]["kept"]] * scores.shape[1]
+
+
+def test_a_base_must_score_tokens() -> None:
+    for base in ("h2o", "chunkkv", 3):
+        with pytest.raises(UserError, match="gives tokens no score") as error:
+            methods.create("chunkkv", base=base)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="unknown method 'snap'"):
+        methods.create("chunkkv", base="snap")
+    method = methods.create("chunkkv", base={"kind": "knorm", "window": 3})
+    assert methods.from_dict(method.to_dict()) == method
+    assert method.edges() == 3
