@@ -284,7 +284,7 @@ def load_tokenizer(name: str) -> Any:
 
     source = model_source(name)
     try:
-        return AutoTokenizer.from_pretrained(source.place, **source.options)
+        tokenizer = AutoTokenizer.from_pretrained(source.place, **source.options)
     except (OSError, ValueError, KeyError):
         # token ids work without one; text asks for it by name
         return None
@@ -294,6 +294,14 @@ def load_tokenizer(name: str) -> Any:
             f"the tokenizer of model {name!r} cannot be read ({first_line(error)}); restore its "
             "files, such as tokenizer_config.json"
         ) from error
+    longest = getattr(tokenizer, "model_max_length", 0)
+    if not isinstance(longest, (int, float)):
+        # every text is measured by it, and transformers takes it as it comes
+        raise UserError(
+            f"the tokenizer of model {name!r} has model_max_length {longest!r}, no number; "
+            "correct its tokenizer_config.json"
+        )
+    return tokenizer
 
 
 def load_checkpoint(

@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     request, making = REQUEST.read(arguments), MAKING.read(arguments)
     settings = settings_from(arguments, request.embedded)
     test_samples = [sample for path in making.test for sample in tasks.read(path)]
-    model = session.open_model(request)
+    model = session.open_model(request, for_text=True)
     name = request.model or report.EMBEDDED
     output = making.output or session.RESULTS / f"headmask-{file_name(name)}"
     path = session.model_path(request)

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = f"check-{session.model_name(request)}{'-quick' if own.quick else ''}"
     output = own.output or session.RESULTS / name
     outcome = check(
-        session.open_model(request),
+        session.open_model(request, for_text=True),
         request,
         extent,
         output,

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoint import save_tiny_checkpoint
 from torch import Tensor
 
+from catekv.commands.cli import main
 from catekv.errors import UserError
 from catekv.model import CateKVModel
 
@@ -88,3 +89,22 @@ def test_weights_that_are_not_finite(value: float, checkpoint: Path):
     )
     with pytest.raises(UserError, match="logits that are not finite"):
         load(checkpoint)
+
+
+@pytest.mark.parametrize("value", [{}, "long", [1]])
+def test_a_tokenizer_whose_longest_text_is_no_number(value: object, checkpoint: Path):
+    file = checkpoint / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": value}))
+    with pytest.raises(UserError, match=r"has model_max_length .*, no number; correct its"):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize("command", ["check", "calibrate"])
+def test_commands_on_text_want_a_tokenizer(
+    command: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for file in checkpoint.glob("tokenizer*"):
+        file.unlink()
+    model = [str(checkpoint)] if command == "check" else ["--model", str(checkpoint)]
+    assert main([command, *model, "--quick", "--output", str(tmp_path / "out")]) == 2
+    assert "has no tokenizer; tasks are text" in capsys.readouterr().err
