@@ -34,7 +34,8 @@ class CacheSettings:
     of one token) or ``hold`` (never: :class:`catekv.model.DensePrompt` does it). ``needs`` is what
     layers record of the prompt; with ``needs.all_layers`` no layer compresses by itself.
 
-    ``workspace`` is the scratch memory of decode steps. ``fixed_tail`` is set while a
+    ``projections`` [query_heads, head_dim, hidden_size] of every layer are views of the model's
+    weights. ``workspace`` is the scratch memory of decode steps. ``fixed_tail`` is set while a
     :class:`catekv.decode.step.DecodeStep` runs.
     """
 
@@ -47,6 +48,7 @@ class CacheSettings:
     prefill_tokens: int | None = None
     compress_seconds: float = 0.0
     description: dict[str, Any] = field(default_factory=dict)
+    projections: tuple[Tensor, ...] = ()
     workspace: Workspace = field(default_factory=Workspace)
     fixed_tail: FixedTail | None = None
 
@@ -297,6 +299,11 @@ class RaggedLayer(CacheLayerMixin):
                 "this method looks at hidden states, which only CateKVModel.prefill and observe "
                 "record; prefill with them and then generate"
             )
+        if needs.output_projection and not self.settings.projections:
+            raise UserError(
+                "this method looks at the output projection, which only CateKVModel.prefill and "
+                "observe hand over; prefill with them and then generate"
+            )
         observed = Observed(
             queries,
             keys[:, :, :tokens],
@@ -308,6 +315,9 @@ class RaggedLayer(CacheLayerMixin):
             hidden_states=None if hidden is None else hidden[:, :tokens],
             rotation=self._rotation(tokens, valid) if needs.rotation else None,
             form=self.form,
+            output_projection=(
+                self.settings.projections[self.index] if needs.output_projection else None
+            ),
         )
         return observed, valid
 

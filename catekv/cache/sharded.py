@@ -54,7 +54,7 @@ def select_here(
 
 def _of_all_heads(layer: Observed) -> Observed:
     """The same layer with the heads of all processes. Hidden states are everywhere already."""
-    sums, sinks = layer.column_sums, layer.form.sinks
+    sums, sinks, projection = layer.column_sums, layer.form.sinks, layer.output_projection
     if sinks is not None:
         sinks = all_heads(sinks[None])[0]
     return dataclasses.replace(
@@ -63,6 +63,7 @@ def _of_all_heads(layer: Observed) -> Observed:
         keys=all_heads(layer.keys),
         values=all_heads(layer.values),
         column_sums=None if sums is None else all_heads(sums),
+        output_projection=None if projection is None else all_heads(projection, dim=0),
         form=layer.form if sinks is None else dataclasses.replace(layer.form, sinks=sinks),
     )
 

@@ -40,6 +40,7 @@ def needs_of(cls: type[Method]) -> list[str]:
         "hidden_states": "hidden states",
         "all_layers": "all layers at once",
         "rotation": "rotary angles",
+        "output_projection": "the output projection",
     }
     return words + [word for name, word in named.items() if getattr(needs, name)]
 

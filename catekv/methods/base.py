@@ -40,6 +40,7 @@ class Needs:
         hidden_states: the hidden states that the layer's attention read.
         all_layers: the method decides after it has seen all layers, which stay dense until then.
         rotation: the model's rotary angles, because the method turns stored keys.
+        output_projection: what the layer's attention multiplies the outputs of its heads with.
     """
 
     window: int = 0
@@ -47,6 +48,7 @@ class Needs:
     hidden_states: bool = False
     all_layers: bool = False
     rotation: bool = False
+    output_projection: bool = False
 
     @staticmethod
     def of_all(methods: Iterable[Method]) -> Needs:
@@ -56,13 +58,14 @@ class Needs:
             window=max((one.window for one in needs), default=0),
             column_sums=any(one.column_sums for one in needs),
             hidden_states=any(one.hidden_states for one in needs),
+            output_projection=any(one.output_projection for one in needs),
         )
 
     def missing_from(self, recorded: Needs) -> list[str]:
         """Which of these needs were not recorded, in words."""
         missing = [
             name
-            for name in ("column_sums", "hidden_states")
+            for name in ("column_sums", "hidden_states", "output_projection")
             if getattr(self, name) and not getattr(recorded, name)
         ]
         if self.window > recorded.window:
@@ -80,8 +83,9 @@ class Observed:
     what the model does to them before the softmax.
 
     ``column_sums`` float32 [batch, query_heads, tokens] (causal softmax over all keys, summed over
-    all prompt queries), ``hidden_states`` [batch, tokens, hidden_size] and ``rotation`` are there
-    if the method :class:`Needs` them, else None.
+    all prompt queries), ``hidden_states`` [batch, tokens, hidden_size], ``rotation`` and
+    ``output_projection`` [query_heads, head_dim, hidden_size] are there if the method
+    :class:`Needs` them, else None.
     """
 
     queries: Tensor
@@ -94,6 +98,7 @@ class Observed:
     hidden_states: Tensor | None = None
     rotation: Rotation | None = None
     form: LogitForm = PLAIN
+    output_projection: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -248,6 +253,7 @@ class Method:
         form: LogitForm = PLAIN,
         column_sums: Tensor | None = None,
         hidden_states: Tensor | None = None,
+        output_projection: Tensor | None = None,
     ) -> Selection:
         """Choose what to keep of one layer of a whole prompt.
 
@@ -258,8 +264,9 @@ class Method:
             valid: bool [batch, tokens], False on (left) padding. None: no padding.
             scaling: factor of the logits; default ``head_dim ** -0.5``.
             form: soft cap and sinks of the logits.
-            column_sums, hidden_states: as in :class:`Observed`. Column sums that the method needs
-                and that are not given are computed if ``queries`` covers the whole prompt.
+            column_sums, hidden_states, output_projection: as in :class:`Observed`. Column sums that
+                the method needs and that are not given are computed if ``queries`` covers the whole
+                prompt.
 
         Raises:
             UserError: if shapes do not fit together, or something that the method needs is missing.
@@ -277,12 +284,15 @@ class Method:
                     f"queries of all {keys.shape[2]} tokens, or column_sums"
                 )
             column_sums = kernels.column_sums(queries, keys, scaling, valid, form)
-        if self.needs.hidden_states and hidden_states is None:
-            raise UserError(f"method {self.name!r} needs hidden_states; pass them to select()")
+        given = {"hidden_states": hidden_states, "output_projection": output_projection}
+        for need, tensor in given.items():
+            if getattr(self.needs, need) and tensor is None:
+                raise UserError(f"method {self.name!r} needs {need}; pass it to select()")
         window = queries[:, :, max(0, queries.shape[2] - self.needs.window) :]
         observed = Observed(
-            window, keys, values, scaling, layer, num_layers, column_sums, hidden_states, form=form
-        )
+            window, keys, values, scaling, layer, num_layers, column_sums, hidden_states, form=form,
+            output_projection=output_projection,
+        )  # fmt: skip
         return self.select_padded([observed], valid)[0]
 
     def select_padded(self, layers: Sequence[Observed], valid: Tensor | None) -> list[Selection]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.options import method_option
 from catekv.methods.registry import create
 from catekv.models.shape import ModelShape
+
+WrappedType = TypeVar("WrappedType", bound="Wrapped")
 
 
 def scorer_from(value: Any) -> Budgeted:
@@ -70,6 +72,11 @@ class Wrapped(Budgeted):
 
     def edges(self) -> int:
         return self.scorer.edges()
+
+    def for_heads(self: WrappedType, heads: slice) -> WrappedType:
+        part = super().for_heads(heads)
+        options: dict[str, Any] = {"base": self.scorer.for_heads(heads)}
+        return replace(part, **options)
 
     def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
         # refuses where the base's heads compete for their tokens

@@ -59,6 +59,34 @@ def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     return list(lists[0])
 
 
+def output_projections(model: torch.nn.Module) -> tuple[torch.Tensor, ...]:
+    """What every layer's attention multiplies the outputs of its heads with, as views of the
+    weights [query_heads, head_dim, hidden_size] (of this process; empty for layers without
+    attention).
+
+    Raises:
+        UserError: weights of another form, for example quantised ones.
+    """
+    found = []
+    for index, layer in enumerate(decoder_layers(model)):
+        attention = getattr(layer, "self_attn", None)
+        weight = getattr(getattr(attention, "o_proj", None), "weight", torch.empty(0, 0))
+        if hasattr(weight, "to_local"):
+            weight = weight.to_local()
+        head_dim = attention_sizes(model.config, index).head_dim
+        if (
+            (attention is not None and not weight.numel())
+            or not weight.is_floating_point()
+            or weight.shape[-1] % head_dim
+        ):
+            raise UserError(
+                f"{type(model).__name__}: layer {index} has no plain output projection o_proj; use "
+                "a method that does not look at it, or weights that are not quantised"
+            )
+        found.append(weight.detach().unflatten(-1, (-1, head_dim)).permute(1, 2, 0))
+    return tuple(found)
+
+
 def context_window(config: Any) -> int | None:
     """Largest number of tokens the model was made for, or None if it does not say.
 

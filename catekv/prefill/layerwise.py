@@ -32,7 +32,7 @@ from catekv.cache.continuation import (
 from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
 from catekv.methods.base import Needs
-from catekv.models.compat import cache_argument, decoder_layers
+from catekv.models.compat import cache_argument, decoder_layers, output_projections
 from catekv.models.finite import refuse_not_finite
 from catekv.models.weights_identity import WeightsIdentity
 
@@ -69,6 +69,8 @@ def prefill(
         options.update(attention_mask=attention_mask, position_ids=positions_of(attention_mask))
     # before anything is recorded: it may run the model on tokens of its own
     chunk = usable_chunk(model, input_ids.shape[1], chunk_size)
+    if cache.settings.needs.output_projection:
+        cache.settings.projections = output_projections(model)
     with contextlib.ExitStack() as stack:
         if cache.settings.needs.hidden_states:
             stack.enter_context(_recording_hidden_states(model, cache))

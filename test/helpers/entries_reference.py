@@ -157,6 +157,12 @@ class ReferenceCache(DynamicCache):
         self.model = model
         self.run = Run(method, None if mask is None else mask.bool(), original=original)
 
+    def projection(self, layer: int) -> Tensor:
+        """The rows of the output projection of every query head."""
+        weight = self.model.model.layers[layer].self_attn.o_proj.weight
+        heads = self.model.config.num_attention_heads
+        return weight.T.reshape(heads, -1, weight.shape[0])
+
     def decide(self) -> None:
         """Make the method choose among what was recorded, and open its stores."""
         run, config = self.run, self.model.config
@@ -177,6 +183,7 @@ class ReferenceCache(DynamicCache):
                     record.column_sums if needs.column_sums else None,
                     record.hidden_states if needs.hidden_states else None,
                     rotation_of(config, longest, index) if needs.rotation else None,
+                    output_projection=self.projection(index) if needs.output_projection else None,
                 )
             )
         if needs.all_layers:

@@ -55,6 +55,7 @@ def observed(method: Method, heads: slice) -> list[Observed]:
     queries = random(LAYERS, 1, HEADS * GROUP, TOKENS, DIM)
     keys, values = random(LAYERS, 1, HEADS, TOKENS, DIM), random(LAYERS, 1, HEADS, TOKENS, DIM)
     hidden = random(1, TOKENS, 32)
+    projection = random(HEADS * GROUP, DIM, 32)[heads.start * GROUP : heads.stop * GROUP]
     needs = method.needs
     found = []
     for layer in range(LAYERS):
@@ -70,6 +71,7 @@ def observed(method: Method, heads: slice) -> list[Observed]:
                 LAYERS,
                 column_sums=sums if needs.column_sums else None,
                 hidden_states=hidden if needs.hidden_states else None,
+                output_projection=projection if needs.output_projection else None,
             )
         )
     return found
@@ -105,6 +107,11 @@ def test_a_part_of_the_heads_keeps_what_it_would_among_all(name: str) -> None:
 def test_methods_that_compare_heads_say_so(name: str) -> None:
     with pytest.raises(NeedsAllHeadsError, match="tensor-parallel"):
         method(name).for_heads(HALVES[0])
+
+
+def test_a_base_that_compares_heads_is_not_asked_about_a_part() -> None:
+    with pytest.raises(NeedsAllHeadsError, match="adakv compares all heads"):
+        methods.create("criticalkv", base="adakv").for_heads(HALVES[0])
 
 
 @pytest.mark.parametrize("name", ["snapkv", "h2o", "streaming_llm", "simcalkv", "duo_attention"])

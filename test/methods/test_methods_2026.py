@@ -13,6 +13,8 @@ from catekv import methods
 from catekv.errors import UserError
 from catekv.methods import Observed, top_mask
 from catekv.methods.chunkkv import chunk_means
+from catekv.methods.criticalkv import first_stage
+from catekv.methods.formulas.output_norms import output_norms
 from catekv.methods.random_attention import with_certain
 
 
@@ -89,3 +91,32 @@ def test_a_base_must_score_tokens() -> None:
     method = methods.create("chunkkv", base={"kind": "knorm", "window": 3})
     assert methods.from_dict(method.to_dict()) == method
     assert method.edges() == 3
+
+
+def test_criticalkv_golden(golden) -> None:
+    for case in golden("methods_2026", "critical"):
+        given, expected = case["inputs"], case["expected"]
+        scores, values = torch.tensor(given["scores"])[None], torch.tensor(given["values"])[None]
+        projection = torch.tensor(given["wo"])
+        near(output_norms(values, projection)[0], expected["norms"])
+        counts = torch.full(scores.shape[1:2], given["keep"])
+        assert kept(first_stage(scores, counts, given["first"])) == expected["stage1"]
+        method = methods.create("criticalkv", first=given["first"], epsilon=given["epsilon"])
+        observed = Observed(values, values, values, 1.0, output_projection=projection)
+        assert kept(method.chosen(scores, counts, observed)) == expected["kept"]
+
+
+def test_criticalkv_with_counts_of_adakv() -> None:
+    states = torch.randn(1, 2, 40, 4, generator=torch.Generator().manual_seed(1))
+    options = {"window": 4, "kernel": 3}
+    base = methods.create("adakv", budget=9, **options)
+    method = methods.create("criticalkv", budget=9, base={"name": "adakv", **options})
+    projection = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(2))
+    chosen = method.select(states, states, states, output_projection=projection)
+    alone = base.select(states, states, states)
+    assert torch.equal(chosen.budgets, alone.budgets)
+    assert not torch.equal(chosen.tokens, alone.tokens)
+    with pytest.raises(UserError, match="needs output_projection"):
+        method.select(states, states, states)
+    with pytest.raises(UserError, match="does not take values"):
+        method.select(states, states, states, output_projection=projection[:, :3])

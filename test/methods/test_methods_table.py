@@ -70,7 +70,16 @@ def layers_of_a_prompt(tokens: int = TOKENS) -> list[Observed]:
         sums = kernels.column_sums(queries, keys, 0.25)
         layers.append(
             Observed(
-                queries, keys, values, 0.25, layer, SHAPE.layers, sums, hidden, rotation=rotation
+                queries,
+                keys,
+                values,
+                0.25,
+                layer,
+                SHAPE.layers,
+                sums,
+                hidden,
+                rotation=rotation,
+                output_projection=torch.randn(4, 16, 24, generator=generator),
             )
         )
     return layers

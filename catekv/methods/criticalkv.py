@@ -1,0 +1,64 @@
+"""CriticalKV (Feng et al., 2025): scores weighed by what a value adds to the layer's output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from catekv.methods.base import Needs, Observed
+from catekv.methods.example import Example, MemoryFormula
+from catekv.methods.formulas.output_norms import output_norms
+from catekv.methods.formulas.scoring import top_mask
+from catekv.methods.options import method_option
+from catekv.methods.registry import register
+from catekv.methods.wrapped import Wrapped
+
+
+def first_stage(scores: Tensor, counts: Tensor, first: float) -> Tensor:
+    """The tokens that are certain by the scores [..., entries] alone: the best ``first`` of the
+    ``counts`` [...] that are kept, at least one."""
+    certain = (counts * first + 1e-9).floor().long()
+    return top_mask(scores, certain.clamp(min=1 if first else 0).minimum(counts))
+
+
+@register
+@dataclass(frozen=True)
+class CriticalKV(Wrapped):
+    """Choose in two stages: by the scores of the base, then by scores times output norms.
+
+    The first share of the budget goes to the tokens that the base likes best; the rest to those
+    with the largest product of score and L1 norm of the value behind the output projection (mean
+    over the query group). Tokens that the base always keeps are kept besides, and no part of the
+    first stage. With ``base=adakv`` the heads' counts are AdaKV's. A base with negative scores
+    (keydiff, knorm) takes the products the other way round: larger norms then lower them.
+
+    Args:
+        first: share of a head's tokens that are chosen by the score alone.
+        epsilon: added to every score before it is multiplied.
+    """
+
+    name: ClassVar[str] = "criticalkv"
+    example = Example({"budget": 10, "base": {"name": "snapkv", "window": 4, "kernel": 3}})
+    memory_formula = MemoryFormula(
+        "budget + edges", terms=lambda method, tokens, shape: {"edges": method.edges()}
+    )
+    paper: ClassVar[str] = (
+        "Identify Critical KV Cache in LLM Inference from an Output Perturbation Perspective, 2025"
+    )
+
+    first: float = method_option(0.5, least=0, most=1)
+    epsilon: float = method_option(1e-4, least=0)
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, output_projection=True)
+
+    def chosen(self, scores: Tensor, counts: Tensor, observed: Observed) -> Tensor:
+        counts = self.scorer.split(scores, counts).expand(scores.shape[:2])
+        values = observed.values[:, :, : scores.shape[-1]]
+        products = (scores + self.epsilon) * output_norms(values, observed.output_projection)
+        certain = first_stage(scores, counts, self.first)
+        return top_mask(products.masked_fill(certain, torch.inf), counts)
