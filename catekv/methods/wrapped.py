@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class Wrapped(Budgeted):
         base: the method whose scores are used, with options as ``base.window=16``; its budget does
             not count, the tokens that it always keeps are kept.
     """
+
+    edges_option: ClassVar[str] = "base"
 
     budgets: Any = method_option(None, convert=budgets_from)
     base: Any = method_option("snapkv", convert=scorer_from)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,6 +92,9 @@ def test_a_base_must_score_tokens() -> None:
     method = methods.create("chunkkv", base={"kind": "knorm", "window": 3})
     assert methods.from_dict(method.to_dict()) == method
     assert method.edges() == 3
+    states = torch.zeros(1, 2, 20, 4)
+    with pytest.raises(UserError, match=r"always keeps \(6\); raise the total or lower base"):
+        replace(method, total=5).select(states, states, states)
 
 
 def test_criticalkv_golden(golden) -> None:
