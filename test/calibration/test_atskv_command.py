@@ -146,11 +146,13 @@ def test_a_folder_that_takes_no_files_is_refused_before_training(
 
 
 @pytest.mark.parametrize("words", [["--rounds", "0"], ["--context_sizes", "0"]])
-def test_costs_of_nothing_are_refused(words: list[str]) -> None:
+def test_costs_of_nothing_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     relevance_cost.add_arguments(parser)
-    with pytest.raises(UserError, match="must be at least 1"):
-        relevance_cost.command(parser.parse_args(words))
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(words)
+    assert ended.value.code == 2
+    assert "give a whole number from 1 to" in capsys.readouterr().err
 
 
 def test_costs_are_printed_before_a_file_is_refused(
