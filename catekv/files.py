@@ -350,7 +350,7 @@ def refuse_foreign(folder: Path, names: Iterable[str], manifest: str) -> None:
         if (folder / name).exists():
             raise UserError(
                 f"{folder} holds {name} but no {manifest} that says whose it is; move it away or "
-                "choose another --output"
+                "choose another folder"
             )
 
 
