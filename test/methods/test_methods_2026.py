@@ -15,6 +15,7 @@ from catekv.errors import UserError
 from catekv.methods import Observed, top_mask
 from catekv.methods.chunkkv import chunk_means
 from catekv.methods.criticalkv import first_stage
+from catekv.methods.defensivekv import certain_counts, defended, largest_pooled
 from catekv.methods.formulas.output_norms import output_norms
 from catekv.methods.random_attention import with_certain
 
@@ -124,3 +125,75 @@ def test_criticalkv_with_counts_of_adakv() -> None:
         method.select(states, states, states)
     with pytest.raises(UserError, match="does not take values"):
         method.select(states, states, states, output_projection=projection[:, :3])
+
+
+def test_defensivekv_golden(golden) -> None:
+    for case in golden("methods_2026", "defensive"):
+        given, expected = case["inputs"], case["expected"]
+        attention, norms = torch.tensor(given["attention"]), torch.tensor(given["norms"])
+        heads, _, window, entries = attention.shape
+        worst = largest_pooled(attention, given["kernel"]).amax(dim=1)
+        near(worst.maximum(worst.mean(dim=-1, keepdim=True)), expected["worst"])
+        scores, mean = defended(worst, norms), attention.mean(dim=(1, 2))
+        near(scores, expected["scores"])
+        method = methods.create("defensivekv", bias=given["bias"])
+        bias = method.bias_of(mean[None], window)
+        near(bias[0], expected["bias"])
+        tokens = entries + window
+        total = int(tokens * given["keep_ratio"] * heads)
+        most = max(0, entries * total // (tokens * heads) - window)
+        certain = top_mask(mean, certain_counts(mean[None], bias, most)[0])
+        assert kept(certain[None]) == expected["stage1"]
+        scores = scores.masked_fill(certain, math.inf).flatten()
+        chosen = top_mask(scores, torch.tensor(total - heads * window))
+        assert kept(chosen.view(1, heads, entries)) == expected["kept"]
+
+
+def test_layer_defensivekv_golden(golden, monkeypatch) -> None:
+    for case in golden("methods_2026", "global_top"):
+        scores, expected = torch.tensor(case["inputs"]["scores"]), case["expected"]
+        layers, heads, tokens = scores.shape
+        states = torch.zeros(1, heads, tokens, 2)
+        observed = [
+            Observed(states[:, :, :0], states, states, 1.0, layer, layers)
+            for layer in range(layers)
+        ]
+        method = methods.create("defensivekv", across_layers=True)
+        monkeypatch.setattr(
+            type(method), "scores", lambda _, one, __, own=scores: own[one.layer, None]
+        )
+        chosen = method._chosen(observed, expected["total"])
+        assert [one.budgets[0].tolist() for one in chosen] == expected["counts"]
+        assert not method.needs.missing_from(replace(method.needs, all_layers=False))
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_defensivekv_keeps_its_total_in_heads_of_any_length(across: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    states = torch.randn(2, 2, 2, 40, 4, generator=generator)
+    projection = torch.randn(2, 4, 8, generator=generator)
+    layers = [
+        Observed(own[:, :, -4:], own, own, 0.5, layer, 2, output_projection=projection)
+        for layer, own in enumerate(states)
+    ]
+    options: dict[str, Any] = {"window": 4, "kernel": 3, "across_layers": across}
+    method = methods.create("defensivekv", budget=9, **options)
+    both = method.select_padded(layers, None)
+    totals = torch.stack([one.budgets.sum(dim=1) for one in both])
+    assert (totals.sum(dim=0) == 52).all()
+    assert across or (totals == 26).all()
+    assert all(bool(one.tokens[..., -4:].all()) for one in both)
+    # a sequence by itself, padded on the left
+    valid = torch.arange(40) >= torch.tensor([[0], [7]])
+    padded = method.select_padded(layers, valid)
+    short = [
+        replace(
+            one, queries=one.queries[1:], keys=one.keys[1:, :, 7:], values=one.values[1:, :, 7:]
+        )
+        for one in layers
+    ]
+    for one, alone in zip(padded, method.select_padded(short, None), strict=True):
+        assert torch.equal(one.tokens[1:, :, 7:], alone.tokens)
+    assert all(
+        bool(one.tokens.all()) for one in replace(method, budget=36).select_padded(layers, None)
+    )
