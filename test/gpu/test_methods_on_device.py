@@ -21,16 +21,13 @@ from catekv.kernels.dispatch import VARIABLE
 from catekv.methods import Method
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "methods"))
-from test_method_matrix import CASES, WINDOWED, Case
+from test_method_matrix import CASES, windowed
 
 PROMPT, STEPS, KV_HEADS, HEADS, HEAD_DIM = 48, 3 if TINY else 12, 2, 4, 64
 #: Logits of a few layers on another device, with products in float32; and with weights in bfloat16.
 TOLERANCE, HALF_TOLERANCE = 2e-4, 2e-2
 #: Stores that no method of the matrix has by itself.
-STORES = {
-    f"snapkv/{store}": Case({"budget": 10, "store": store, **WINDOWED}, {})
-    for store in ("int8", "fp8")
-}
+STORES = {f"snapkv/{store}": windowed(store=store) for store in ("int8", "fp8")}
 ALL = {**CASES, **STORES}
 NAMES = ["full", "catekv", "catekv/quest", "snapkv/offload", "h2o"] if TINY else sorted(ALL)
 #: (batch, chunk size): batches are padded.
@@ -51,8 +48,8 @@ def models(layers: int, dtype: torch.dtype) -> tuple[CateKVModel, CateKVModel]:
 
 
 def made(name: str) -> Method:
-    case = ALL[name]
-    return methods.create(name.split("/")[0], **case.options("small", KV_HEADS))
+    shape = models(ALL[name].layers, torch.float32)[0].shape
+    return methods.create(name.split("/")[0], **ALL[name].options("small", shape))
 
 
 @torch.no_grad()
