@@ -390,3 +390,13 @@ def test_all_stages_run_with_tiny_shapes(tmp_path: Path) -> None:
             on_cuda_only = "memory" in goal.name or "peak" in goal.name
             assert on_cuda_only or goal.name in one["values"] or goal.name in one["reasons"]
     assert len(list(output.iterdir())) <= 8
+
+
+def test_device_tests_can_be_collected() -> None:
+    """They run where there is a device only; a name that they miss must show before."""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-m", "gpu", "test/gpu", "--collect-only"],
+        cwd=root, env={**os.environ, "CATEKV_GPU_TESTS": "cpu"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
