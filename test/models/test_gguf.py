@@ -85,7 +85,7 @@ def test_names_and_hashes(written: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_file_of_a_hub_repository():
     found = model_source("org/name:folder/file.gguf")
-    assert (found.place, found.options) == ("org/name", {"gguf_file": "folder/file.gguf"})
+    assert (found.place, found.file) == ("org/name", "folder/file.gguf")
     assert not found.local
 
 
