@@ -142,7 +142,7 @@ class Method:
         store: where and how what is kept is stored: ``device``, ``offload`` (host memory), or
             quantised on the device: ``int8``, ``fp8``.
         keep: share of a prompt's entries that all heads together keep, instead of the method's own
-            sizes (budget, ratio, share); where entries are not freed, the share that a step reads.
+            sizes (budget, ratio, share); where entries are not freed, the budget of a step.
     """
 
     name: ClassVar[str] = ""
@@ -194,6 +194,11 @@ class Method:
         """:meth:`budget_table`; of methods that move tokens between heads as they see the prompt,
         what they are given to move."""
         return self.budget_table(tokens, shape)
+
+    def step_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        """Entries of a prompt of ``tokens`` tokens that a step reads, [layers, kv_heads]; others
+        than :meth:`given_table` for methods that read a part of what they keep."""
+        return self.given_table(tokens, shape)
 
     def for_prompt(self, tokens: int, shape: ModelShape) -> Method:
         """The method with the sizes that ``keep`` means for a prompt of ``tokens`` tokens.

@@ -16,14 +16,16 @@ def keeps_everything(method: Method, tokens: int, shape: ModelShape) -> bool:
     if method.store in ("int8", "fp8"):
         return False
     try:
-        return method.total_kept(tokens, shape) >= tokens * shape.layers * shape.kv_heads
+        read = method.for_prompt(tokens, shape).step_table(tokens, shape)
     except UserError:
         return False
+    return bool((read >= tokens).all())
 
 
-def mean_kept_tokens(method: Method, tokens: int, shape: ModelShape) -> float:
-    """Entries that ``method`` keeps of a prompt, averaged over all layers and KV heads."""
-    return method.total_kept(tokens, shape) / (shape.layers * shape.kv_heads)
+def mean_read_tokens(method: Method, tokens: int, shape: ModelShape) -> float:
+    """Entries of a prompt that a step of ``method`` reads, averaged over all layers and KV heads:
+    those that it keeps, or less."""
+    return float(method.for_prompt(tokens, shape).step_table(tokens, shape).double().mean())
 
 
 def with_equal_memory(

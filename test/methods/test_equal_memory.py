@@ -9,7 +9,8 @@ from catekv import methods
 from catekv.errors import UserError
 from catekv.methods import ModelShape
 from catekv.methods.equal_memory import (
-    mean_kept_tokens,
+    keeps_everything,
+    mean_read_tokens,
     with_equal_memory,
 )
 from catekv.methods.head_mask import HeadMask
@@ -62,7 +63,7 @@ def test_equal_memory_is_exact(name: str, options: dict, tokens: int) -> None:
     kept = [int(selection.budgets.sum()) for selection in select_all(method, tokens)]
     assert sum(kept) == asked
     assert method.total_kept(tokens, SHAPE) == asked
-    assert mean_kept_tokens(method, tokens, SHAPE) == asked / 6
+    assert mean_read_tokens(method, tokens, SHAPE) == asked / 6
 
 
 @pytest.mark.parametrize(("name", "options"), EXACT)
@@ -122,3 +123,23 @@ def test_catekv_at_a_share_takes_fewer_heads_of_its_order() -> None:
     assert 0 < len(adaptive) < 3
     kept = fitted.total_kept(400, SHAPE)
     assert 1200 - 6 * fitted.chunk_size < kept <= 1200
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "tokens"),
+    [
+        ("quest", {"budget": 64, "full_layers": 1}, 64),
+        # two chunks beside the outliers', the local ones and the rest
+        ("shadowkv", {"budget": 16, "outliers": 2, "local": 1}, 16 + 16 + 8),
+        ("snapkv", {"budget": 32, "window": 8}, 40),
+    ],
+)
+def test_reading_a_part_of_everything_is_not_keeping_everything(
+    name: str, options: dict, tokens: int
+) -> None:
+    method = methods.create(name, **options)
+    read = method.step_table(tokens + 40, SHAPE)
+    assert int(read.min()) == tokens
+    assert not keeps_everything(method, tokens + 40, SHAPE)
+    assert keeps_everything(method, tokens, SHAPE)
+    assert mean_read_tokens(method, tokens, SHAPE) == tokens
