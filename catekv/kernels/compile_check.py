@@ -133,8 +133,8 @@ def _build_named(module: str, index: int, capability: int) -> Built:
     return build(importlib.import_module(module).variants()[index], capability)
 
 
-def check(chips: Sequence[int], pattern: str = "", jobs: int = 2) -> list[Built]:
-    """Build all variants whose name contains ``pattern``, in ``jobs`` processes.
+def check(chips: Sequence[int], patterns: Sequence[str] = ("",), jobs: int = 2) -> list[Built]:
+    """Build all variants whose name contains one of the ``patterns``, in ``jobs`` processes.
 
     Raises:
         UserError: triton is not installed, or only its interpreter is active.
@@ -148,10 +148,10 @@ def check(chips: Sequence[int], pattern: str = "", jobs: int = 2) -> list[Built]
         for module in modules()
         for index, variant in enumerate(importlib.import_module(module).variants())
         for chip in chips
-        if pattern in variant.name
+        if any(pattern in variant.name for pattern in patterns)
     ]
     if not work:
-        raise UserError(f"no variant's name contains {pattern!r}")
+        raise UserError(f"no variant's name contains {' or '.join(map(repr, patterns))}")
     with ProcessPoolExecutor(jobs) as pool:
         return list(pool.map(_build_named, *zip(*work, strict=True)))
 
@@ -165,7 +165,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--chips", type=int, nargs="+", default=sorted(SHARED_MEMORY), choices=SHARED_MEMORY,
         help="compute capabilities (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--only", default="", metavar="TEXT", help="variants whose name has it")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[""],
+        metavar="TEXT",
+        help="variants so named",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--output", type=Path, help="also write a .md or .json table here")
     parsed = parser.parse_args(arguments)

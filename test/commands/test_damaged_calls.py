@@ -177,6 +177,7 @@ def test_damage_ends_in_one_line(
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.slow
 def test_calls_without_damage_succeed(playground: Playground, tmp_path: Path) -> None:
     """Each form that the others damage goes all the way, so that damage is met where it is read."""
     ends = {

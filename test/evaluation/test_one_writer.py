@@ -117,6 +117,7 @@ with process_group() as process:
 """
 
 
+@pytest.mark.slow
 def test_processes_that_share_samples_share_no_heads() -> None:
     first, second = started(_APART, free_port())
     said, _ = first.communicate(timeout=120)
