@@ -43,12 +43,14 @@ FILL_NOTE = (
 
 def run(asked: Measuring, request: Request, command: str) -> int:
     """Measure what was asked for; returns the exit code (1 if a measurement failed)."""
-    from catekv.evaluation.run.session import method_specs_for
+    from catekv.evaluation.run.session import check_methods, method_specs_for
 
     largest = asked.throughput or "max" in asked.batch_sizes
     batch_sizes = () if largest else integers("--batch-sizes", asked.batch_sizes)
     known = shapes.is_known_shape(request.model)
     _check_kind(asked, request.model, known)
+    if not known:
+        check_methods(request)
     model, title, notes = _open(asked, request, known)
     if known and not request.masks:
         # heads cost the same whichever they are

@@ -14,6 +14,16 @@ from catekv.evaluation.run.request import METHODS, MODEL, Request
 from catekv.files import read_text
 from catekv.options import REQUIRED, option
 
+ABOUT = """\
+Ask questions about a text file.
+
+A model without head masks: take a method that needs none (`catekv methods`),
+  catekv generate --model MODEL --method snapkv:budget=256 \\
+    --context FILE --question TEXT
+or make masks, once; the default method, catekv, then finds them:
+  catekv calibrate --model MODEL --quick
+This takes about 4 minutes for a model of 135 M parameters on two CPU cores."""
+
 _SIZES = tuple(name for name in METHODS if name not in ("methods", "masks", "plugins"))
 
 
@@ -53,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from catekv.decode.sampling import Sampling
     from catekv.decode.text import stop_strings
     from catekv.evaluation.columns.edges import edge_notes
-    from catekv.evaluation.run.session import open_model, settings_for
+    from catekv.evaluation.run.session import check_methods, open_model, settings_for
     from catekv.tasks.core.prompt import prompt_format
     from catekv.tasks.core.token_ids import check_text
 
@@ -69,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     for question in asked.question:
         check_text(question, "a --question")
     check_text(asked.system or "", "--system")
+    check_methods(request)
     model = open_model(request)
     spec = settings_for(request, model).methods[0]
     if model.tokenizer is None:

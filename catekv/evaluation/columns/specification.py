@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -249,15 +250,32 @@ def _masked(
             )
         return [MethodSpec(label, item.name, {**options, "head_mask": masks[chosen]})]
     if not masks:
-        raise UserError(
-            f"method {item.name!r} needs a head mask; give --mask PATH, or make one with "
-            "`catekv calibrate` (./run_headmask.sh MODEL)"
-        )
+        raise without_mask(item.name)
     many = len(masks) > 1
     return [
         MethodSpec(f"{label}-{name}" if many else label, item.name, {**options, "head_mask": mask})
         for name, mask in masks.items()
     ]
+
+
+def refuse_without_masks(written: Sequence[WrittenMethod], model: str) -> None:
+    """Refuse methods that take a head mask where a model has none.
+
+    Raises:
+        UserError: what to do instead, with the commands for this model.
+    """
+    for item in written:
+        if _takes_mask(item.name) and not {"mask", "head_mask"}.intersection(item.options):
+            raise without_mask(item.name, model)
+
+
+def without_mask(name: str, model: str = "MODEL") -> UserError:
+    """The error for a method that takes a head mask where there is none."""
+    return UserError(
+        f"method {name!r} needs a head mask, and there is none: take a method without, e.g. "
+        "snapkv (`catekv methods` lists them), make masks once (`catekv calibrate --model "
+        f"{shlex.quote(model)} --quick`, which says how long it takes), or give --mask PATH"
+    )
 
 
 def _option_names(name: str) -> list[str]:

@@ -21,7 +21,12 @@ from catekv.evaluation.columns.settings import (
     RunSettings,
     stable_hash,
 )
-from catekv.evaluation.columns.specification import method_specs, parse_masks, parse_methods
+from catekv.evaluation.columns.specification import (
+    method_specs,
+    parse_masks,
+    parse_methods,
+    refuse_without_masks,
+)
 from catekv.evaluation.records import environment
 from catekv.evaluation.records.records import RunDirectory
 from catekv.evaluation.report import report
@@ -75,6 +80,17 @@ def open_model(
             "checkpoint"
         )
     return model
+
+
+def check_methods(request: Request) -> None:
+    """Refuse, before a model is loaded, unknown methods and those whose head mask nobody made.
+
+    Raises:
+        UserError: with what to do.
+    """
+    written = parse_methods(request.methods)
+    if not (request.masks or default_masks(request)):
+        refuse_without_masks(written, model_path(request))
 
 
 def model_path(request: Request) -> str:
@@ -229,7 +245,7 @@ def run(request: Request, *, command: str = "", quiet: bool = False) -> int:
     from catekv.evaluation.run.runner import evaluate
 
     with process_group(request.parallel) as process:
-        parse_methods(request.methods)  # refuses unknown names before a model is loaded
+        check_methods(request)
         model = open_model(request, process)
         settings = settings_for(request, model)
         output = request.output or default_output(settings)
