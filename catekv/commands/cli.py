@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from catekv.commands.numbers import real, shown, whole
+from catekv.commands.words import explained
 from catekv.errors import UserError
 from catekv.files import refusal
 from catekv.version import __version__
@@ -218,7 +219,7 @@ def _command(words: list[str]) -> int:
 
         load_plugins(parsed.plugins)
     handler: Handler = parsed.handler
-    return handler(parsed)
+    return explained(lambda: handler(parsed), parsed.parser)
 
 
 def make_parser() -> Parser:
@@ -233,7 +234,7 @@ def make_parser() -> Parser:
     for name, about, module in COMMANDS:
         command = commands.add_parser(name, help=about, description=about)
         command.add_later = _later(module)
-        command.set_defaults(handler=_handler(module))
+        command.set_defaults(handler=_handler(module), parser=command)
     return parser
 
 

@@ -184,7 +184,7 @@ _SIZES = frozenset({"budget", "budgets", "total", "ratio", "streaming_share"})
 
 def _has_size(name: str) -> bool:
     """Whether a method can be told how much to keep."""
-    return "budget" in _option_names(name) or hasattr(method_class(name), "with_total")
+    return "budget" in option_names(name) or hasattr(method_class(name), "with_total")
 
 
 def method_specs(
@@ -278,9 +278,10 @@ def without_mask(name: str, model: str = "MODEL") -> UserError:
     )
 
 
-def _option_names(name: str) -> list[str]:
+def option_names(name: str) -> list[str]:
+    """The options of a method."""
     return [item.name for item in dataclasses.fields(method_class(name))]
 
 
 def _takes_mask(name: str) -> bool:
-    return "head_mask" in _option_names(name)
+    return "head_mask" in option_names(name)
