@@ -159,7 +159,10 @@ def meanings_of(cls: type) -> dict[str, str]:
         for entry in re.split(r"\n {4}(?=\w)", "\n" + arguments):
             names, _, meaning = entry.partition(": ")
             for name in names.split(", "):
-                meanings.setdefault(name.strip(), " ".join(meaning.split()))
+                # what refers to another class is said by a base where there is one
+                if not meanings.get(name.strip(), "as in ").startswith("as in "):
+                    continue
+                meanings[name.strip()] = " ".join(meaning.split())
     return meanings
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -560,17 +562,30 @@ def test_tasks_are_listed_and_built(
 def test_methods_are_listed_with_their_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["methods"]) == 0
     listed = capsys.readouterr().out
-    lines = [line.split(maxsplit=1) for line in listed.splitlines() if line[:1].isalpha()]
+    table, _, advice = listed.partition("\n\n")
+    lines = [line.split(maxsplit=1) for line in table.splitlines()[1:]]
     assert [name for name, _ in lines] == methods.available()
     said = {name: " ".join(rest.split()) for name, rest in lines}
-    assert said["full"] == "keeps everything needs nothing"
-    assert said["quest"] == "skips reads, keeps memory needs nothing"
-    assert said["catekv"] == "frees memory needs last 64 queries, a head mask"
-    assert all(len(line) <= 100 for line in listed.splitlines())
+    assert said["full"] == "nothing (keeps everything)"
+    assert said["snapkv"] == "nothing budget + window"
+    assert said["catekv"] == "a head mask ratio*T+(1-ratio)*(budget+tail)"
+    assert "catekv methods NAME" in advice
     assert cli.main(["methods", "--details"]) == 0
     details = capsys.readouterr().out
     assert all(f"\n{name}: " in f"\n{details}" for name in methods.available())
     assert "tokens kept besides the window; an int, or one per KV head." in details
+    assert max(map(len, (listed + details).splitlines())) <= 80
+    assert not re.search(r"``|:(class|func|mod|meth):`", details)
+    for method in json_of_all(capsys):
+        unsaid = {name for name in method["options"] if not method["meanings"].get(name)}
+        assert not unsaid, f"{method['name']} does not say what {unsaid} mean"
+        assert not any(text.startswith("as in ") for text in method["meanings"].values())
+
+
+def json_of_all(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    assert cli.main(["methods", "--json"]) == 0
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return found
 
 
 def test_one_method_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -583,8 +598,7 @@ def test_one_method_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_methods_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["methods", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)
+    listed = json_of_all(capsys)
     assert [method["name"] for method in listed] == methods.available()
     assert all(method["effect"] in EFFECTS for method in listed)
     assert cli.main(["methods", "h2o", "--json"]) == 0
