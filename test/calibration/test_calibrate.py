@@ -15,7 +15,7 @@ import torch
 from tiny_checkpoint import save_tiny_checkpoint
 
 from catekv import calibration, tasks
-from catekv.calibration import CVConfig
+from catekv.calibration import CVConfig, first_sample
 from catekv.calibration.head_masks import answers, sweep
 from catekv.calibration.head_masks.ablation import head_losses
 from catekv.calibration.head_masks.answers import Answer
@@ -373,3 +373,18 @@ def test_the_picture_of_heads_fits_and_can_be_read(
         assert cell > math.sqrt(dots.get_sizes()[0]) * figure.dpi / 72
         assert len(axes.get_yticks()) >= 10
         assert axes.images[0].get_cmap().name == "cividis"
+
+
+def test_a_sweep_is_foretold_from_one_sample(
+    model: CateKVModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        first_sample.FirstSample,
+        "of",
+        classmethod(lambda cls, *arguments: cls(read=6.0, answered=2.0)),
+    )
+    said = [first_sample.calibration_time(model, settings(samples=n)) for n in (3, 1500)]
+    # 2 texts; 2 tasks with 1 sample and 2 questions; 8 masks and 2 random ones
+    assert said[0].startswith("about 3 minutes on this machine, after the first sample (6.0 s to ")
+    assert said[1].startswith("about 5.0 hours on this machine")
+    assert "shorter: --quick; or fewer --samples, --held-out-samples" in said[0]
