@@ -107,7 +107,11 @@ def check(
     masks = there or (str(_masks(model, request, extent, output / MASKS, quiet)),)
     request = dataclasses.replace(request, masks=masks)
     evaluated = runner.evaluate(
-        model, session.settings_for(request, model), output / EVALUATION, quiet=quiet
+        model,
+        session.settings_for(request, model),
+        output / EVALUATION,
+        quiet=quiet,
+        foretell=False,
     )
     plain = dataclasses.replace(request, tasks=(NONE,), samples=extent.passages)
     measured = fidelity(
@@ -115,6 +119,7 @@ def check(
         command_settings.settings_for(plain, model, (PROSE,), (), 64),
         output / FIDELITY,
         quiet=quiet,
+        foretell=False,
     )
     summary = evaluated.summary
     assert summary is not None  # there is one process

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _TRIED = 0.25
 _RANDOM_MASKS = 2
 _SHORTER = (
-    "--quick; or fewer --samples, --held-out-samples, --held-out-tasks or --references, a smaller "
+    "fewer --samples, --held-out-samples, --held-out-tasks or --references, a smaller "
     "--length, fewer values of --k and --alpha"
 )
 
@@ -61,8 +61,8 @@ class FirstSample:
         return foretold(seconds, sample, shorter)
 
 
-def calibration_time(model: CateKVModel, settings: SweepSettings) -> str:
-    """How long a sweep will take at most, and how to shorten it."""
+def calibration_time(model: CateKVModel, settings: SweepSettings, quick: bool = False) -> str:
+    """About how long a sweep will take, and how to shorten it."""
     first = FirstSample.of(
         model, settings.held_out_tasks[0], settings.length, settings.seed,
         settings.chat_template, settings.chunk_size, settings.max_new_tokens,
@@ -73,4 +73,4 @@ def calibration_time(model: CateKVModel, settings: SweepSettings) -> str:
     seconds = texts * settings.samples * first.read
     # all masks on every held-out sample, and the reverse of the chosen one on all of them again
     seconds += trials * (2 * first.read + (4 + _TRIED * masks) * first.answered)
-    return first.foretell(seconds, _SHORTER)
+    return first.foretell(seconds, _SHORTER if quick else f"--quick; or {_SHORTER}")

@@ -116,7 +116,9 @@ def run(arguments: argparse.Namespace) -> int:
         model_name=name,
         model_hash=environment.model_identity(path, session.revision_of(model)),
         test_samples=test_samples,
-        begin=lambda: print(calibration_time(model, settings), file=sys.stderr, flush=True),
+        begin=lambda: print(
+            calibration_time(model, settings, making.quick), file=sys.stderr, flush=True
+        ),
     )
     folders = write_masks(result, output)
     report.write(result, output, picture=making.picture)

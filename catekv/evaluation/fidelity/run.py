@@ -50,6 +50,7 @@ def fidelity(
     overwrite: bool = False,
     progress: bool = True,
     quiet: bool = False,
+    foretell: bool = True,
 ) -> Outcome:
     """Measure what ``output`` does not hold yet; write the summary and the report.
 
@@ -57,6 +58,7 @@ def fidelity(
         model: as loaded; its own method is not used.
         output: folder of the results; a run that was interrupted, even killed, goes on in it.
         progress: show it on stderr; quiet: as plain lines for a log, not as a bar.
+        foretell: say of a long run how long it will take.
 
     Raises:
         UserError: texts, tasks or methods that do not fit the model, a folder that may not hold
@@ -72,7 +74,8 @@ def fidelity(
     with opened(output, settings.configuration(), overwrite=overwrite, resume=resume) as journal:
         kind = (LINES if quiet else BAR) if progress else NONE
         total, work = sum(map(len, groups)), sum(map(_work, groups))
-        with Progress(total, kind, sys.stderr, work=work, shorter=_SHORTER) as shown:
+        shorter = _SHORTER if foretell else ""
+        with Progress(total, kind, sys.stderr, work=work, shorter=shorter) as shown:
             measured = sum(_group(model, settings, group, journal, shown) for group in groups)
         records = journal.rows
         wanted = [record for group in groups for record in _of(settings, group, records)]

@@ -92,7 +92,7 @@ class Loop:
         """Whether so much failed that the rest is not worth trying."""
         return self.measured >= _ENOUGH and self.failed > self.max_errors * self.measured
 
-    def run(self, cells: Sequence[Cell], shown: str) -> None:
+    def run(self, cells: Sequence[Cell], shown: str, foretell: bool = True) -> None:
         for cell in cells:
             self._check_unchanged(cell)
         plan = [
@@ -103,7 +103,8 @@ class Loop:
         every = [unit for _, units, _ in plan for unit in units]
         total = sum(len(unit.positions) for unit in every)
         work = sum(_work(unit) for unit in every)
-        with Progress(total, shown, work=work, shorter=_SHORTER) as self.progress:
+        shorter = _SHORTER if foretell else ""
+        with Progress(total, shown, work=work, shorter=shorter) as self.progress:
             for cell, units, question in plan:
                 self._skip(cell, question)
                 most = self.settings.batch_size
