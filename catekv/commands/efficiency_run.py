@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from catekv.evaluation.efficiency.measure import measure
 from catekv.evaluation.efficiency.measurement import FAILED, Measurement
 from catekv.evaluation.efficiency.throughput import throughput
 from catekv.evaluation.records import environment
+from catekv.evaluation.run.progress import LONG_SECONDS, foretold
 from catekv.files import write_atomically
 from catekv.prefill.sizes import GIB
 
@@ -78,8 +81,11 @@ def run(asked: Measuring, request: Request, command: str) -> int:
     bandwidth = copy_bandwidth(model.device)
     measured = throughput if largest else measure
     results: list[Measurement] = []
-    for length in asked.lengths:
+    start = time.monotonic()
+    for position, length in enumerate(asked.lengths):
         results += measured(model, specs, shapes.scaled_length(length, asked.scale), **shared)
+        if position == 0:
+            _foretell(time.monotonic() - start, asked.lengths)
     writer = render.render_throughput if largest else render.render
     print(writer(results, bandwidth, title, notes=notes))
     if asked.output is not None:
@@ -96,6 +102,16 @@ def run(asked: Measuring, request: Request, command: str) -> int:
         page = writer(results, bandwidth, f"# {title}", notes=notes, markdown=True)
         _write(asked.output, content, page, results)
     return 1 if any(row.status == FAILED for row in results) else 0
+
+
+def _foretell(seconds: float, lengths: Sequence[int]) -> None:
+    """Say of a long run, after the first of its lengths, how long it will take."""
+    whole = seconds * sum(lengths) / lengths[0]
+    if whole - seconds >= LONG_SECONDS:
+        shorter = (
+            "fewer --lengths, --batch-sizes or --baselines, a smaller --repeats or --new-tokens"
+        )
+        print(foretold(whole, f"{seconds:.1f} s", shorter), file=sys.stderr, flush=True)
 
 
 def _check_kind(asked: Measuring, model: str | None, known: bool) -> None:

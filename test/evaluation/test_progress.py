@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from catekv.commands import efficiency_run
 from catekv.evaluation.run import progress
 from catekv.evaluation.run.progress import BAR, LINES, NONE, Progress
 
@@ -102,3 +103,10 @@ def test_a_short_run_foretells_nothing(clock: list[float]) -> None:
 
 def test_hours_are_said_in_hours() -> None:
     assert progress.foretold(8000, "1 s", "x").startswith("about 2.2 hours on this machine")
+
+
+def test_an_efficiency_run_foretells_its_other_lengths(capsys: pytest.CaptureFixture[str]) -> None:
+    efficiency_run._foretell(30.0, (1000,))
+    assert not capsys.readouterr().err
+    efficiency_run._foretell(30.0, (1000, 8000))
+    assert capsys.readouterr().err.startswith("about 5 minutes on this machine, after the first")
