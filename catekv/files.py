@@ -375,6 +375,16 @@ def refuse_foreign(folder: Path, names: Iterable[str], manifest: str) -> None:
             )
 
 
+def claim_folder(folder: Path, names: Iterable[str], manifest: str) -> None:
+    """Make a folder for the files of a run before it starts; arguments of :func:`refuse_foreign`.
+
+    Raises:
+        UserError: no file can be made in it, or one of the names is taken by a file of another.
+    """
+    check_folder(folder)
+    refuse_foreign(folder, names, manifest)
+
+
 def check_name(what: str, name: str) -> str:
     """A name that becomes a part of a path: ``UserError`` where it would lead elsewhere."""
     parts = name.split("/")

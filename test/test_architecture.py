@@ -17,7 +17,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 #: From the ground up; a part imports what stands below it, and what lies in itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("catekv.errors", "catekv.options", "catekv.version"),
-    ("catekv.files",),
+    (
+        "catekv.files",
+        "catekv.hub",
+    ),
     ("catekv.kernels",),
     ("catekv.models",),
     ("catekv.methods",),
@@ -44,7 +47,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 #: Parts that know less than the floor they stand on would let them.
 KNOWS_ONLY = {
-    "catekv.tasks": {"catekv.errors", "catekv.files"},
+    "catekv.tasks": {"catekv.errors", "catekv.files", "catekv.hub"},
     "catekv.kernels": {"catekv.errors", "catekv.files"},
 }
 #: What stands at the top of the package: the tree is the first page of the documentation.
@@ -53,7 +56,7 @@ FOLDERS = {
     "prefill", "tasks",
 }  # fmt: skip
 MODULES = {
-    "__init__", "__main__", "errors", "files", "loading", "model", "options", "version",
+    "__init__", "__main__", "errors", "files", "hub", "loading", "model", "options", "version",
 }  # fmt: skip
 #: Folders at the root that hold no code of the project.
 NO_CODE = {"build", "ckpt", "dist", "docs", "examples", "results", "scripts"}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from catekv.errors import NeedsAllHeadsError
 from catekv.methods.base import Method, Observed, Selection
+from catekv.methods.per_sequence import together
 from catekv.models.sharding import all_heads, is_sharded, local_heads
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def select_here(
     Returns:
         The method to open the layers' stores with, and one selection per layer.
     """
+    method = _for_prompts(method, layers[0], valid, kv_heads)
     local = layers[0].keys.shape[1]
     if not is_sharded(local, kv_heads):
         return method, method.select_padded(layers, valid)
@@ -50,6 +52,16 @@ def select_here(
         ]
         return _Undivided(method, str(reason)), chosen
     return part, part.select_padded(layers, valid)
+
+
+def _for_prompts(method: Method, layer: Observed, valid: Tensor | None, kv_heads: int) -> Method:
+    """The method with the sizes that it has for the prompts of a batch."""
+    if method.keep is None:
+        return method
+    shape = dataclasses.replace(layer.shape, query_heads=layer.group * kv_heads, kv_heads=kv_heads)
+    batch = layer.keys.shape[0]
+    lengths = [layer.tokens] * batch if valid is None else valid.sum(dim=-1).tolist()
+    return together([method.for_prompt(tokens, shape) for tokens in lengths])
 
 
 def _of_all_heads(layer: Observed) -> Observed:

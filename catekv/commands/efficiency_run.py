@@ -21,7 +21,7 @@ from catekv.evaluation.efficiency.measurement import FAILED, Measurement
 from catekv.evaluation.efficiency.throughput import throughput
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.progress import LONG_SECONDS, foretold
-from catekv.files import write_atomically
+from catekv.files import claim_folder, write_atomically
 from catekv.prefill.sizes import GIB
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ _ROOM = 4096
 CPU_MEMORY = GIB
 #: Load per core from which on a CPU's times are called unreliable.
 BUSY = 0.75
+#: Files of the results, the first of which says whose they are.
+NAMES = ("efficiency.json", "efficiency.md", "efficiency.png")
 RANDOM_NOTE = (
     "Weights are random: the time of a step depends on shapes and lengths, not on the values of "
     "the weights. Nothing here says how good answers are."
@@ -78,6 +80,8 @@ def run(asked: Measuring, request: Request, command: str) -> int:
             "fill": fill,
         }
     notes += _busy_note(model)
+    if asked.output is not None:
+        claim_folder(asked.output, NAMES[1:], NAMES[0])
     bandwidth = copy_bandwidth(model.device)
     measured = throughput if largest else measure
     results: list[Measurement] = []
@@ -211,16 +215,13 @@ def _memory_limit(asked: Measuring, model: CateKVModel, largest: bool) -> int | 
 def _write(
     folder: Path, content: dict[str, Any], page: str, results: Sequence[Measurement]
 ) -> None:
-    names = ["efficiency.json", "efficiency.md"]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / names[0], json.dumps(content, indent=2) + "\n")
-        write_atomically(folder / names[1], page)
-        plots.draw(folder / "efficiency.png", results, content["title"])
-        names.append("efficiency.png")
+        write_atomically(folder / NAMES[0], json.dumps(content, indent=2) + "\n")
+        write_atomically(folder / NAMES[1], page)
+        plots.draw(folder / NAMES[2], results, content["title"])
     except OSError as error:
         raise UserError(
             f"cannot write results to {folder}: {error.strerror}; choose another folder with "
             "--output"
         ) from error
-    print(f"Results: {folder} ({', '.join(names)})")
+    print(f"Results: {folder} ({', '.join(NAMES)})")

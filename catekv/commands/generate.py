@@ -19,7 +19,7 @@ ABOUT = """\
 Ask questions about a text file.
 
 A model without head masks: take a method that needs none (`catekv methods`),
-  catekv generate --model MODEL --method snapkv:budget=256 \\
+  catekv generate --model MODEL --method snapkv:keep=0.2 \\
     --context FILE --question TEXT
 or make masks, once; the default method, catekv, then finds them:
   catekv calibrate --model MODEL --quick

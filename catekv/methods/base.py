@@ -6,9 +6,8 @@ prompts without padding; batches, left padding and the packing of what is kept a
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -109,6 +108,12 @@ class Observed:
         """Query heads per KV head."""
         return self.queries.shape[1] // self.keys.shape[1]
 
+    @property
+    def shape(self) -> ModelShape:
+        """The numbers of the model that a layer tells."""
+        _, heads, _, dim = self.keys.shape
+        return ModelShape(self.num_layers, self.queries.shape[1], heads, dim)
+
     def plain_scaling(self, method: str) -> float:
         """``scaling``, for a method that takes the softmax of scaled products itself; ``UserError``
         where the model's attention is more than that."""
@@ -136,6 +141,8 @@ class Method:
     Args:
         store: where and how what is kept is stored: ``device``, ``offload`` (host memory), or
             quantised on the device: ``int8``, ``fp8``.
+        keep: share of a prompt's entries that all heads together keep, instead of the method's own
+            sizes (budget, ratio, share); where entries are not freed, the budget of a step.
     """
 
     name: ClassVar[str] = ""
@@ -143,6 +150,8 @@ class Method:
     #: what becomes of the entries not kept: ``frees`` (memory and traffic fall), ``moves`` (to host
     #: memory) or ``skips`` (stored, but not read at every step); ``keeps``: there are none
     effect: ClassVar[str] = "frees"
+    #: options that say how much is kept, which ``keep`` stands for
+    size_options: ClassVar[tuple[str, ...]] = ("budget", "total", "ratio", "streaming_share")
     #: option values that differ from the defaults (the ``published`` preset) in ``recommended``
     recommended: ClassVar[dict[str, Any]] = {}
 
@@ -151,10 +160,13 @@ class Method:
     memory_formula: ClassVar[MemoryFormula | None] = None
 
     store: str = field(default="device", kw_only=True, metadata={RULE: Rule(words=STORES)})
+    keep: float | None = field(default=None, kw_only=True, metadata={RULE: Rule(above=0, most=1)})
 
     def __post_init__(self) -> None:
         """Check the options; a subclass checks after this what concerns several of them."""
         check_options(self.name, self)
+        if self.effect == "keeps" and self.keep not in (None, 1):
+            raise UserError(f"{self.name} keeps everything; leave keep={self.keep} out")
 
     @property
     def needs(self) -> Needs:
@@ -182,6 +194,82 @@ class Method:
         """:meth:`budget_table`; of methods that move tokens between heads as they see the prompt,
         what they are given to move."""
         return self.budget_table(tokens, shape)
+
+    def step_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        """Entries of a prompt of ``tokens`` tokens that a step reads, [layers, kv_heads]; others
+        than :meth:`given_table` for methods that read a part of what they keep."""
+        return self.given_table(tokens, shape)
+
+    def for_prompt(self, tokens: int, shape: ModelShape) -> Method:
+        """The method with the sizes that ``keep`` means for a prompt of ``tokens`` tokens.
+
+        Raises:
+            UserError: see :meth:`with_total`.
+        """
+        if self.keep is None:
+            return self
+        plain = replace(self, keep=None)
+        total = round(self.keep * tokens * shape.layers * shape.kv_heads)
+        try:
+            return plain.with_total(total, tokens, shape)
+        except UserError as error:
+            raise UserError(f"keep={self.keep:g} of {tokens} tokens: {error}") from error
+
+    def total_kept(self, tokens: int, shape: ModelShape) -> int:
+        """Entries that are kept of a prompt, over all layers and KV heads.
+
+        Of methods that move tokens between heads, what they are given to move.
+
+        Raises:
+            UserError: the method decides by the prompt's content how many it keeps.
+        """
+        return int(self.for_prompt(tokens, shape).given_table(tokens, shape).sum())
+
+    def with_total(self, total: int, tokens: int, shape: ModelShape) -> Method:
+        """The method keeping ``total`` entries of a prompt of ``tokens`` tokens.
+
+        A method that can do this exactly overrides it. Here a method with a ``budget`` gets the
+        largest that keeps no more; one that keeps everything and skips or moves it gets the mean as
+        the budget that a step reads.
+
+        Raises:
+            UserError: the total does not hold what the method always keeps, or the method has no
+                budget to set.
+        """
+        if self.effect == "keeps":
+            return self
+        if "budget" not in [item.name for item in fields(self)]:
+            raise UserError(
+                f"method {self.name!r} has no budget to set, so that it cannot be told how much to "
+                "keep or be given the memory of another method; use it with its own options, or "
+                "give the class an option budget or with_total(self, total, tokens, shape)"
+            )
+        heads = shape.layers * shape.kv_heads
+        if self.effect != "frees":
+            return self._with_budget(max(1, round(total / heads)))
+        self.total_kept(tokens, shape)  # refuses methods that decide by the prompt's content
+        low, high = 0, tokens + 1  # `low` keeps no more than the total, `high` more
+        while high - low > 1:
+            middle = (low + high) // 2
+            kept = self._kept_with_budget(middle, tokens, shape)
+            low, high = (middle, high) if kept is None or kept <= total else (low, middle)
+        if self._kept_with_budget(low, tokens, shape) is None:
+            raise UserError(
+                f"no budget makes method {self.name!r} keep as few as {total} entries of {tokens} "
+                f"tokens in {heads} heads; raise the total or lower what it always keeps"
+            )
+        return self._with_budget(low)
+
+    def _with_budget(self, budget: int) -> Method:
+        options: dict[str, Any] = {"budget": budget}
+        return replace(self, **options)
+
+    def _kept_with_budget(self, budget: int, tokens: int, shape: ModelShape) -> int | None:
+        """Entries kept; None where the method refuses the budget, because it is too small."""
+        try:
+            return self._with_budget(budget).total_kept(tokens, shape)
+        except UserError:
+            return None
 
     @property
     def prefill_attention(self) -> str:
@@ -315,15 +403,16 @@ class Method:
                 for index, layer in enumerate(layers)
             ]
         return [
-            dataclasses.replace(one, source_keys=layer.keys, source_values=layer.values)
+            replace(one, source_keys=layer.keys, source_values=layer.values)
             for one, layer in zip(chosen, layers, strict=True)
         ]
 
     def _select(self, layers: Sequence[Observed]) -> list[Selection]:
+        method = self.for_prompt(layers[0].tokens, layers[0].shape)
         if self.needs.all_layers:
-            chosen = self.select_layers(layers)
+            chosen = method.select_layers(layers)
         else:
-            chosen = [self.select_observed(layer) for layer in layers]
+            chosen = [method.select_observed(layer) for layer in layers]
         for one, layer in zip(chosen, layers, strict=True):
             self._check_selection(one, layer)
         return chosen
@@ -343,11 +432,14 @@ class Method:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and options as plain values, for manifests; :func:`from_dict` reads them back."""
+        """Name and options as plain values, for manifests; :func:`from_dict` reads them back. What
+        ``keep`` stands for is not among them where that is given."""
         options: dict[str, Any] = {"name": self.name}
         for item in fields(self):
+            if self.keep is not None and item.name in self.size_options:
+                continue
             value = getattr(self, item.name)
-            if item.name == "store" and value == "device":
+            if (item.name, value) in (("store", "device"), ("keep", None)):
                 continue  # as every record says that was written before there was a choice
             options[item.name] = value.to_dict() if hasattr(value, "to_dict") else value
         return options
@@ -362,7 +454,7 @@ def _sequence(layer: Observed, b: int, valid: Tensor) -> Observed:
         columns = slice(int(columns[0]), int(columns[-1]) + 1)
     queries = layer.queries[b : b + 1]
     sums, hidden = layer.column_sums, layer.hidden_states
-    return dataclasses.replace(
+    return replace(
         layer,
         queries=queries[:, :, max(0, queries.shape[2] - count) :],
         keys=layer.keys[b : b + 1, :, columns],

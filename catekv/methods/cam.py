@@ -22,7 +22,7 @@ from catekv.methods.h2o import (
     selected_entries,
     with_halved_window,
 )
-from catekv.methods.options import method_option
+from catekv.methods.options import assign, method_option
 from catekv.methods.registry import register
 from catekv.methods.selection import MergedSelection
 from catekv.methods.stores.slots import Entries, Eviction, Newcomer, SlotStore
@@ -78,7 +78,7 @@ class CaM(Budgeted):
     Args:
         budget: mean tokens kept per head.
         total: entries of all layers and heads together, instead of ``budget``.
-        keep: ``streaming_llm`` or ``h2o``, which decides what is kept.
+        rule: ``streaming_llm`` or ``h2o``, which decides what is kept.
         sinks: first tokens that StreamingLLM keeps.
         recent: recent window of H2O; None: half of the budget.
         merge_tokens: kept tokens that take a value; None: the recent tokens of the budget.
@@ -97,7 +97,7 @@ class CaM(Budgeted):
     paper: ClassVar[str] = "CaM: Cache Merging for Memory-efficient LLMs Inference, ICML 2024"
     edges_in_budget: ClassVar[bool] = True
 
-    keep: str = method_option("streaming_llm", words=KEEPS)
+    rule: str = method_option("streaming_llm", words=KEEPS)
     sinks: int = 4
     recent: int | None = method_option(None, least=0)
     merge_tokens: int | None = method_option(None, least=1)
@@ -108,9 +108,11 @@ class CaM(Budgeted):
     budgets: Any = method_option(None, convert=budgets_from)
 
     def __post_init__(self) -> None:
+        if self.keep in KEEPS:  # the name that the option had before
+            assign(self, rule=self.keep, keep=None)
         super().__post_init__()
         self.keeper  # noqa: B018 - refuses budgets that do not hold what is always kept
-        if self.keep == "streaming_llm" and self.budget <= self.sinks:
+        if self.rule == "streaming_llm" and self.budget <= self.sinks:
             raise UserError(
                 f"cam: budget {self.budget} leaves no recent tokens beside {self.sinks} sinks; "
                 "raise the budget"
@@ -124,7 +126,7 @@ class CaM(Budgeted):
             "total": self.total,
             "budgets": self.allocator,
         }
-        if self.keep == "h2o":
+        if self.rule == "h2o":
             return H2O(**shared, recent=self.recent)
         return StreamingLLM(**shared, sinks=self.sinks)
 
@@ -136,7 +138,7 @@ class CaM(Budgeted):
         return self.keeper.edges()
 
     def with_total(self, total: int, tokens: int, shape: ModelShape) -> CaM:
-        if self.keep == "h2o" and self.recent is None:
+        if self.rule == "h2o" and self.recent is None:
             return with_halved_window(self, total, tokens, shape)
         return super().with_total(total, tokens, shape)
 
@@ -145,7 +147,7 @@ class CaM(Budgeted):
         """Kept tokens that take a value."""
         if self.merge_tokens is not None:
             return self.merge_tokens
-        return self.keeper.edges() if self.keep == "h2o" else self.budget - self.sinks
+        return self.keeper.edges() if self.rule == "h2o" else self.budget - self.sinks
 
     def for_heads(self, heads: slice) -> CaM:
         if not self.expected:
@@ -197,7 +199,7 @@ class CaM(Budgeted):
             return None
         entries = selected_entries(selection, observed, valid)
         capacities = row_capacities(self, observed)
-        if self.keep == "h2o":
+        if self.rule == "h2o":
             rule = Eviction(capacities, self.edges())
         else:
             rule = Eviction(capacities, 1, self.sinks, oldest=True)

@@ -101,6 +101,8 @@ class CateKV(Method):
     """
 
     name: ClassVar[str] = "catekv"
+    #: its budget is that of the consistent heads, and goes with ``keep``
+    size_options: ClassVar[tuple[str, ...]] = ()
     example = Example(_small, _whole, exact=False)
     memory_formula = MemoryFormula(
         "ratio*T + (1-ratio)*(budget + tail)",
@@ -222,6 +224,19 @@ class CateKV(Method):
 
     def validate(self, shape: ModelShape) -> None:
         self.mask.validate(shape)
+
+    def with_total(self, total: int, tokens: int, shape: ModelShape) -> Method:
+        """As many heads of the mask's order are adaptive as ``total`` entries allow; what is left
+        goes to the budget of the others, in whole chunks. A mask without an order stays as it is.
+        """
+        mask, fitting = self.mask, self
+        if mask.order is not None:
+            for count in range(mask.layers * mask.kv_heads, -1, -1):
+                part = HeadMask.from_order(mask.order, count, mask.layers, mask.kv_heads, mask.meta)
+                fitting = replace(self, head_mask=part)
+                if fitting.total_kept(tokens, shape) <= total:
+                    break
+        return super(CateKV, fitting).with_total(total, tokens, shape)
 
     def for_heads(self, heads: slice) -> CateKV:
         """The method with the part of the mask that a tensor-parallel process needs."""

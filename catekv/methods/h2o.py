@@ -43,15 +43,9 @@ def heavy_and_recent(sums: Tensor, heavy: Tensor, recent: int) -> Tensor:
     return keep
 
 
-def observed_shape(observed: Observed) -> ModelShape:
-    """The numbers of the model that a layer tells."""
-    _, heads, _, dim = observed.keys.shape
-    return ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
-
-
 def row_capacities(method: Budgeted, observed: Observed) -> list[int]:
     """Entries that each row of a layer may hold while decoding, in (batch, head) order."""
-    table = method.budget_table(ENDLESS, observed_shape(observed))[observed.layer]
+    table = method.budget_table(ENDLESS, observed.shape)[observed.layer]
     return [int(count) for count in table] * observed.keys.shape[0]
 
 
@@ -134,7 +128,7 @@ class H2O(Budgeted):
     def select_observed(self, observed: Observed) -> Selection:
         assert observed.column_sums is not None
         sums = received_attention(observed.column_sums, observed.keys.shape[1])
-        heavy = self.counts(observed.tokens, observed_shape(observed))[observed.layer]
+        heavy = self.counts(observed.tokens, observed.shape)[observed.layer]
         return Selection(heavy_and_recent(sums, heavy.to(sums.device), self.edges()))
 
     def decode_store(

@@ -17,7 +17,6 @@ from catekv.kernels.ragged import Merged, RaggedPrefix
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.formulas.scoring import top_mask
-from catekv.methods.h2o import observed_shape
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.stores.base import WholePrefix
@@ -186,7 +185,7 @@ class PyramidInferKV(Method):
 
     def select_observed(self, observed: Observed) -> Selection:
         """One layer alone keeps as many tokens as it would among all, by its own attention."""
-        kept = int(self.budget_table(observed.tokens, observed_shape(observed))[observed.layer, 0])
+        kept = int(self.budget_table(observed.tokens, observed.shape)[observed.layer, 0])
         chosen = [
             self._next(observed, b, torch.arange(observed.tokens), kept)
             for b in range(observed.keys.shape[0])

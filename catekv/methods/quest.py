@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from catekv.kernels.ragged import RaggedPrefix
@@ -16,6 +17,7 @@ from catekv.methods.registry import register
 from catekv.methods.stores.base import DecodeStore
 from catekv.methods.stores.block_reader import Reading
 from catekv.methods.stores.quest import QuestReader
+from catekv.models.shape import ModelShape
 
 
 @register
@@ -61,6 +63,11 @@ class Quest(KeepsEverything):
     def top_pages(self) -> int:
         """Pages that a step reads of every row."""
         return max(self.least_pages, self.budget // self.page)
+
+    def step_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        table = torch.full((shape.layers, shape.kv_heads), tokens)
+        table[self.full_layers :].clamp_(max=self.top_pages * self.page)
+        return table
 
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection

@@ -141,6 +141,11 @@ def create(name: str, *, preset: str = "published", **options: Any) -> Method:
             f"{nearest(unknown[0], valid)}; "
             f"valid options: {', '.join(valid) or 'none'}"
         )
+    sizes = [name for name in cls.size_options if options.get(name) is not None]
+    if isinstance(options.get("keep"), int | float) and sizes:
+        raise UserError(
+            f"method {cls.name!r}: keep and {sizes[0]} both say how much is kept; give one of them"
+        )
     base = dict(cls.recommended) if preset == "recommended" else {}
     try:
         return cls(**{**base, **options})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from catekv.errors import UserError
@@ -79,6 +80,10 @@ class ShadowKV(KeepsEverything):
     @property
     def needs(self) -> Needs:
         return Needs(rotation=True)
+
+    def step_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        read = _chunks(self, tokens, shape)["exact"] + self.budget // self.chunk * self.chunk
+        return torch.full((shape.layers, shape.kv_heads), min(tokens, int(read)))
 
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection

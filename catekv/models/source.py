@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.hub import hub_answers
 
 SUFFIX = ".gguf"
 _PACKAGES = ("gguf", "accelerate")
@@ -30,8 +31,12 @@ class ModelSource:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options of every ``from_pretrained`` (configuration, tokenizer, weights)."""
-        return {} if self.file is None else {"gguf_file": self.file}
+        """Options of every ``from_pretrained`` (configuration, tokenizer, weights): a hub that does
+        not answer is not tried, its cache is."""
+        options: dict[str, Any] = {} if self.file is None else {"gguf_file": self.file}
+        if not self.local and not hub_answers():
+            options["local_files_only"] = True
+        return options
 
     @property
     def path(self) -> Path:

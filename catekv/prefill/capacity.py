@@ -112,6 +112,14 @@ class TooLittleMemoryError(UserError):
     """A prefill that cannot fit what is free; a smaller batch may."""
 
 
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the system had too little memory, however its allocator says so."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | TooLittleMemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
 def refuse_unless_fits(
     model: torch.nn.Module,
     method: Method | None,

@@ -144,7 +144,7 @@ def kept_table(method: Method, tokens: int, shape: ModelShape) -> Tensor | None:
     """
     method.validate(shape)
     try:
-        return method.given_table(tokens, shape)
+        return method.for_prompt(tokens, shape).given_table(tokens, shape)
     except UserError:
         return None
 

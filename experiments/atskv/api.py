@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "claude-3-7-sonnet-20250219"
 PROVIDERS = ("auto", "anthropic", "openai")
 KEYS = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
-RESULTS, TABLE = "api_quality_reference.json", "api_quality_reference.md"
 
 
 @dataclass(frozen=True)
@@ -326,7 +325,7 @@ def command(parsed: argparse.Namespace, request: Request) -> int:
     """Run the reference; returns the exit code (1: not everything was answered)."""
     from catekv.commands.ruler_files import load_tokenizer
     from experiments.atskv.choices import benchmark, samples_of
-    from experiments.atskv.outputs import Output
+    from experiments.atskv.outputs import API_RESULTS, API_TABLE, Output
     from experiments.atskv.request import refused
 
     limits = Limits(
@@ -373,13 +372,13 @@ def command(parsed: argparse.Namespace, request: Request) -> int:
             "cost": spent.cost(limits),
             "rows": rows,
         }
-        output.write_json(RESULTS, record)
+        output.write_json(API_RESULTS, record)
 
     rows, _ = reference(client, cells, request.new_tokens, limits, say, keep)
     text = table(parsed.api_model, rows)
-    output.write_text(TABLE, text + "\n")
+    output.write_text(API_TABLE, text + "\n")
     print(text)
-    print(f"\nResults: {Path(parsed.output_dir) / RESULTS}")
+    print(f"\nResults: {Path(parsed.output_dir) / API_RESULTS}")
     return 0 if all(row["answered"] == row["samples"] for row in rows) else 1
 
 

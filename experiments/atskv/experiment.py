@@ -29,7 +29,7 @@ from experiments.atskv.choices import (
     shipped_predictor,
 )
 from experiments.atskv.figures import draw
-from experiments.atskv.outputs import Output
+from experiments.atskv.outputs import RELEVANCE, Output
 from experiments.atskv.report import all_tables, results_text
 from experiments.atskv.request import Request, refused
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-hf"
 #: relevance of the first prompt that atskv reads
-RELEVANCE = "atskv_metrics.json"
 Say = Callable[[str], None]
 #: what is given as to an evaluation
 SHARED = Group(
@@ -164,14 +163,7 @@ def _finish(output: Output, started: datetime, duration: float, plots: bool) -> 
     output.write_results()
     drawn = draw(output) if plots else []
     output.write_text("results.md", results_text(output, drawn))
-    output.write_json(
-        "experiment_summary.json",
-        {
-            "configuration": output.configuration,
-            "duration": duration,
-            "timestamp": output.timestamp,
-        },
-    )
+    output.write_summary()
 
 
 def _needs_predictor(request: Request) -> bool:

@@ -8,8 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catekv.files import check_folder, write_atomically
+from catekv.files import claim_folder, write_atomically
 from experiments.atskv.cells import METRICS, MORE, Cell
+
+#: Written first and last: where it is, the other files of the folder are ours.
+SUMMARY = "experiment_summary.json"
+#: Relevance predicted and true, of the first answer.
+RELEVANCE = "atskv_metrics.json"
+#: Numbers and table of a hosted model.
+API_RESULTS, API_TABLE = "api_quality_reference.json", "api_quality_reference.md"
+NAMES = ("log.txt", "results.md", "all_results_summary.json", RELEVANCE, API_RESULTS, API_TABLE)
 
 
 @dataclass
@@ -23,8 +31,20 @@ class Output:
     timestamp: str = ""
 
     def prepare(self) -> None:
-        """Make the folder; ``UserError`` if it cannot be written."""
-        check_folder(self.folder)
+        """Make the folder; ``UserError`` if it cannot be written or holds what is another's."""
+        results = [path.name for path in self.folder.glob("*_results.json")]
+        claim_folder(self.folder, (*NAMES, "results", *results), SUMMARY)
+        if not (self.folder / SUMMARY).exists():
+            self.write_summary()
+
+    def write_summary(self) -> None:
+        """``experiment_summary.json``; of an unfinished run without duration."""
+        content = {
+            "configuration": self.configuration,
+            "duration": self.duration or None,
+            "timestamp": self.timestamp or None,
+        }
+        self.write_json(SUMMARY, content)
 
     def write_text(self, name: str, content: str) -> None:
         """A file in the folder; ``UserError`` if it cannot be written."""

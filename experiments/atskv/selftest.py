@@ -14,7 +14,7 @@ import torch
 
 from catekv import kernels, methods
 from catekv.errors import UserError
-from catekv.files import write_atomically
+from catekv.files import check_folder, read_text, write_atomically
 from catekv.methods.atskv import control as control
 from catekv.methods.atskv.relevance import (
     PredictorConfig,
@@ -24,6 +24,8 @@ from catekv.methods.atskv.relevance import (
     untrained_predictor,
 )
 
+#: Published name of the log, and how its last line ends.
+LOG, PASSED = "test_log.txt", "checks passed"
 BATCH, TOKENS, HEADS = 2, 40, 4
 CHECKS: dict[str, Callable[[], str]] = {}
 
@@ -220,15 +222,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(parsed: argparse.Namespace) -> int:
     """Run all checks and print a summary; returns 0 if all passed, else 1."""
+    if parsed.output_dir:
+        _check_log(Path(parsed.output_dir))
     results = run()
     lines = [
         f"{'PASS' if one.passed else 'FAIL'}  {one.name} ({one.seconds:.1f} s): {one.text}"
         for one in results
     ]
     passed = sum(one.passed for one in results)
-    lines.append(f"{passed} of {len(results)} checks passed")
+    lines.append(f"{passed} of {len(results)} {PASSED}")
     text = "\n".join(lines)
     print(text)
     if parsed.output_dir:
-        write_atomically(Path(parsed.output_dir) / "test_log.txt", text + "\n")
+        write_atomically(Path(parsed.output_dir) / LOG, text + "\n")
     return 0 if passed == len(results) else 1
+
+
+def _check_log(folder: Path) -> None:
+    """Before the checks run: whether their log may be written."""
+    check_folder(folder)
+    log = folder / LOG
+    if log.exists() and not read_text(log).endswith(PASSED + "\n"):
+        raise UserError(f"{log} is no log of these checks; move it away or choose another folder")

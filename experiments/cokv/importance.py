@@ -14,7 +14,7 @@ from catekv.calibration.cokv.display import correlation, draw_scores, rank_corre
 from catekv.errors import UserError
 from catekv.evaluation.report.styles import COLOURS
 from catekv.evaluation.tables import markdown_table
-from catekv.files import read_text, write_atomically, write_figure
+from catekv.files import claim_folder, read_text, write_atomically, write_figure
 from experiments.cokv.predictions import short_name
 from experiments.cokv.shared import load_scores, main, model_name, open_model, parser
 
@@ -23,7 +23,7 @@ def importance(arguments: argparse.Namespace) -> int:
     model = open_model(arguments)
     files = {task: load_scores(arguments.scores, task, model) for task in arguments.tasks}
     tables = {short_name(task): file.scores() for task, file in files.items()}
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    claim_folder(arguments.output, ("importance.md",), "importance.png")
     title = f"Importance of the heads of {model_name(arguments)}"
     for start in range(0, len(tables), 8):
         part = dict(list(tables.items())[start : start + 8])

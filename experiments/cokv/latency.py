@@ -27,11 +27,12 @@ from catekv.errors import UserError
 from catekv.evaluation.efficiency.memory import Peak, free
 from catekv.evaluation.records import environment
 from catekv.evaluation.tables import markdown_table
-from catekv.files import write_atomically
+from catekv.files import claim_folder, write_atomically
 from catekv.models.shape import config_hash
 from experiments.cokv.shared import main, open_model, parser
 
 MEGABYTE = 1 << 20
+TIMES = "generation_times.json"
 CAPACITIES = Group(TuneOptions, ("capacities",), defaults={"capacities": (128,)})
 
 
@@ -40,7 +41,7 @@ def measure(arguments: argparse.Namespace) -> int:
     capacities = CAPACITIES.values(arguments)["capacities"]
     outputs = integers("--outputs", arguments.outputs)
     contexts = integers("--contexts", arguments.contexts)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    claim_folder(arguments.output, ("latency.md", "manifest.json"), TIMES)
     if not arguments.scores:
         raise UserError("latency of cokv needs --scores FILE of this model")
     file = ScoreFile.load(arguments.scores)
@@ -67,7 +68,7 @@ def measure(arguments: argparse.Namespace) -> int:
         memory = [_memory(model, made[mode, size], context) for context in contexts]
         write_atomically(arguments.output / f"{mode}_{size}.json", json.dumps(memory) + "\n")
         rows.append((mode, size, times[mode][str(size)], memory))
-    write_atomically(arguments.output / "generation_times.json", json.dumps(times, indent=1) + "\n")
+    write_atomically(arguments.output / TIMES, json.dumps(times, indent=1) + "\n")
     _write(arguments, str(model.device), outputs, contexts, rows)
     return 0
 

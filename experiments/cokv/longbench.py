@@ -29,7 +29,7 @@ from catekv.commands.schema import add_options
 from catekv.evaluation.columns.settings import stable_hash
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.cells import sample_hash
-from catekv.files import read_object, read_text, write_atomically
+from catekv.files import claim_folder, read_object, read_text, write_atomically
 from catekv.tasks.core.sample import Sample
 from experiments.cokv.predictions import (
     comparison_table,
@@ -50,18 +50,21 @@ from experiments.cokv.shared import (
     parser,
 )
 
+#: The tasks that are measured; its file is the sign that a folder is of these runs.
+FINISHED = "finished.json"
+
 
 def compare(arguments: argparse.Namespace) -> int:
     tuning = TUNING.values(arguments)
     capacities, alphas = tuning["capacities"], tuning["alphas"]
     model = open_model(arguments)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    claim_folder(arguments.output, ("runs.md", "manifest.json"), FINISHED)
     probed = head_scores(arguments, model)
     names = ["full"]
     names += [f"{method}_{capacity}" for capacity in capacities for method in arguments.methods]
     shown: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     chosen: dict[str, dict[int, int]] = {}
-    finished = _Finished(arguments.output / "finished.json")
+    finished = _Finished(arguments.output / FINISHED)
     for task in arguments.tasks:
         short = short_name(task)
         file = load_scores(arguments.scores, task, model)

@@ -23,7 +23,7 @@ from catekv.commands.schema import integers
 from catekv.evaluation.report.statistics import SCORES, bootstrap_average
 from catekv.evaluation.run.asking import Trial
 from catekv.evaluation.tables import markdown_table
-from catekv.files import write_atomically, write_figure
+from catekv.files import claim_folder, write_atomically, write_figure
 from experiments.cokv.masked_heads import ORDERS, default_counts, masking_curve, masks_of
 from experiments.cokv.predictions import short_name
 from experiments.cokv.shared import load_scores, main, open_model, parser
@@ -34,7 +34,8 @@ def mask(arguments: argparse.Namespace) -> int:
     scorer = CoalitionScorer(model, batch_size=arguments.batch_size)
     players = scorer.layers * scorer.kv_heads
     counts = integers("--counts", arguments.counts) or default_counts(players)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    mine = next(arguments.output.glob("masking_*.json"), arguments.output / "masking_TASK.json")
+    claim_folder(arguments.output, ("masking.md", "masking.png"), mine.name)
     curves: dict[str, dict[str, list[float]]] = {}
     for task in arguments.tasks:
         source = arguments.source or task

@@ -26,7 +26,7 @@ from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
 from catekv.commands.numbers import item_count
 from catekv.commands.schema import Group, integers
 from catekv.evaluation.tables import markdown_table
-from catekv.files import write_atomically, write_figure
+from catekv.files import claim_folder, write_atomically, write_figure
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.families.niah.grid import Grid, grid_of
 from experiments.cokv.shared import (
@@ -77,6 +77,7 @@ def needle(arguments: argparse.Namespace) -> int:
     )
     validation = grid_samples(model, scored, depths, seed, SCORED)
     test = grid_samples(model, tested, depths, seed, TESTED)
+    claim_folder(arguments.output, ("needle.md", "needle.png", "importance.png"), "scores")
     folder = arguments.output / "scores"
     outcome = score(
         model,

@@ -24,6 +24,7 @@ from experiments.simcalkv.arguments import (
     examples_of,
     reading_of,
 )
+from experiments.simcalkv.results import refuse_other_model
 from experiments.simcalkv.split import Split
 from experiments.simcalkv.tensors import Recorded, record
 
@@ -60,6 +61,8 @@ def command(parsed: argparse.Namespace) -> int:
     unknown = sorted(set(parsed.analyses) - set(ANALYSES))
     if unknown:
         raise UserError(f"unknown analysis {unknown[0]!r}; available: {', '.join(ANALYSES)}")
+    folder = Path(parsed.output_dir)
+    refuse_other_model(folder / "analysis.json", parsed.model_name)
     model = open_model(
         evaluated.Request(parsed.model_name, parsed.dtype, parsed.device), for_text=True
     )
@@ -74,7 +77,6 @@ def command(parsed: argparse.Namespace) -> int:
         )
     recorded = record(model, example.context_ids, steps)
     _check_place(recorded, parsed.layer, parsed.head)
-    folder = Path(parsed.output_dir)
     run: dict[str, Callable[..., dict[str, Any]]] = {
         "attention": attention,
         "keys": keys,

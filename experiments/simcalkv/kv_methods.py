@@ -8,7 +8,6 @@ from typing import Any
 from catekv import methods
 from catekv.errors import UserError
 from catekv.methods import Method, ModelShape
-from catekv.methods.equal_memory import total_kept, with_total
 from catekv.methods.formulas.merging import removed_count
 from catekv.methods.options import Rule
 from catekv.methods.pyramidinfer import PyramidInferKV
@@ -104,7 +103,7 @@ class Choice:
         total = heads * (tokens - removed_count(tokens, self.ratio))
         if isinstance(method, PyramidInferKV):
             return _pyramid(method, total, tokens, shape)
-        return with_total(method, total, tokens, shape)
+        return method.with_total(total, tokens, shape)
 
 
 def calibrations(wanted: list[str] | None) -> list[str | None]:
@@ -119,7 +118,7 @@ def _pyramid(method: PyramidInferKV, total: int, tokens: int, shape: ModelShape)
     """The largest share handed from layer to layer that keeps no more than ``total``."""
 
     def kept(share: float) -> int:
-        return total_kept(replace(method, least_ratio=share), tokens, shape)
+        return replace(method, least_ratio=share).total_kept(tokens, shape)
 
     # what is kept does not always grow with the share: a layer whose choice would be too small
     # keeps everything that it was handed

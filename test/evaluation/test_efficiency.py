@@ -315,6 +315,23 @@ def test_what_does_not_fit_is_a_row_that_says_so(model: CateKVModel) -> None:
     assert rows[0].median_step is None
 
 
+@pytest.mark.parametrize("fill", ["random", "prefill"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_batch_beyond_all_memory_is_rows_that_say_so(
+    model: CateKVModel, fill: str, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not known:
+        # allocating is then what finds it out
+        monkeypatch.setattr(memory, "usable_bytes", lambda *_: None)
+        monkeypatch.setattr("catekv.prefill.capacity.free_memory_bytes", lambda device: None)
+    rows = measure.measure(
+        model, [catekv_spec(model)], TOKENS, new_tokens=1, repeats=1, fill=fill,
+        batch_sizes=(10**12,), baselines=("kernel", "dynamic"),
+    )  # fmt: skip
+    assert [row.status for row in rows] == [TOO_LARGE] * 3
+    assert {row.note for row in rows} == {"out of memory"} or known
+
+
 def test_layers_share_memory_where_a_cache_is_too_large(
     model: CateKVModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

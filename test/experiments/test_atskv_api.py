@@ -15,7 +15,7 @@ import pytest
 from catekv.commands.cli import Parser, run_safely
 from catekv.errors import UserError
 from catekv.tasks.core.sample import Sample
-from experiments.atskv import api, experiment
+from experiments.atskv import api, experiment, outputs
 
 for library in ("openai", "anthropic"):
     pytest.importorskip(library, reason="the extra api is not installed")
@@ -109,12 +109,12 @@ def test_answers_are_scored_and_nothing_else_is_claimed(
     server: Server, tmp_path: Path, model: str
 ) -> None:
     assert run(tmp_path, "--api_model", model, "--api_prices", "3", "15") == 0
-    record = json.loads((tmp_path / api.RESULTS).read_text())
+    record = json.loads((tmp_path / outputs.API_RESULTS).read_text())
     assert [row["accuracy"] for row in record["rows"]] == [1.0, 1.0, 1.0]
     assert (record["calls"], record["tokens_read"], record["tokens_written"]) == (6, 600, 24)
     assert record["cost"] == pytest.approx((600 * 3 + 24 * 15) / 1e6)
     assert not any("memory" in key or "time_to" in key for row in record["rows"] for key in row)
-    assert "100.00" in (tmp_path / api.TABLE).read_text()
+    assert "100.00" in (tmp_path / outputs.API_TABLE).read_text()
     asked = server.seen[0]
     assert asked["model"] == model
     assert asked["max_tokens"] == 50
@@ -133,7 +133,7 @@ def test_what_stays_failed_is_null_with_a_reason(server: Server, tmp_path: Path)
     server.failures = 99
     words = ["--api_model", "m", "--benchmarks", "Synthetic", "--api_retries", "0"]
     assert run(tmp_path, *words) == 1
-    (row,) = json.loads((tmp_path / api.RESULTS).read_text())["rows"]
+    (row,) = json.loads((tmp_path / outputs.API_RESULTS).read_text())["rows"]
     assert row["accuracy"] is None
     assert row["reason"].startswith("all calls failed: InternalServerError")
     assert len(row["failed"]) == 2
@@ -196,7 +196,7 @@ def test_a_cost_that_is_not_known_ends_a_run_that_limits_it() -> None:
 def test_sizes_beyond_the_limit_are_null_with_a_reason(server: Server, tmp_path: Path) -> None:
     words = ["--benchmarks", "Synthetic", "--context_sizes", "256", "9000", "--max_seq_len", "512"]
     assert run(tmp_path, "--api_model", "m", *words) == 0
-    rows = json.loads((tmp_path / api.RESULTS).read_text())["rows"]
+    rows = json.loads((tmp_path / outputs.API_RESULTS).read_text())["rows"]
     assert [row["accuracy"] for row in rows] == [1.0, None]
     assert rows[1]["reason"] == "9000 tokens exceed --max_seq_len 512"
 
@@ -217,7 +217,7 @@ def test_a_key_that_the_server_repeats_reaches_no_file(
     words = ["--api_model", "m", "--benchmarks", "Synthetic", "--api_retries", "0"]
     assert run(tmp_path, *words) == 1
     printed = "".join(capsys.readouterr())
-    assert "no funds behind [key]" in (tmp_path / api.RESULTS).read_text()
+    assert "no funds behind [key]" in (tmp_path / outputs.API_RESULTS).read_text()
     for text in (printed, *(path.read_text() for path in tmp_path.iterdir())):
         assert "secret" not in text
 
@@ -234,7 +234,7 @@ def test_limits_end_the_run_with_what_there_is(
     server: Server, tmp_path: Path, words: list[str], reason: str
 ) -> None:
     assert run(tmp_path, "--api_model", "m", "--benchmarks", "Synthetic", *words) == 1
-    (row,) = json.loads((tmp_path / api.RESULTS).read_text())["rows"]
+    (row,) = json.loads((tmp_path / outputs.API_RESULTS).read_text())["rows"]
     assert reason in row["reason"]
     assert row["answered"] < 2
     assert len(server.seen) == row["answered"]

@@ -364,7 +364,7 @@ def test_wrong_input_is_one_line(
     words: list[str], message: str, capsys, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.delenv("CATEKV_DATA", raising=False)
-    monkeypatch.setattr("catekv.tasks.rows.sources._reachable", lambda: False)
+    monkeypatch.setattr("catekv.tasks.rows.sources.hub_answers", lambda: False)
     output = tmp_path / "out"
     assert run("llama_eval", *words, "--output_dir", output) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]

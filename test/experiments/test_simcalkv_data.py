@@ -135,7 +135,7 @@ def test_generated_rows_are_rows_and_known_to_the_embedded_model(name: str, toke
 
 def test_generated_rows_are_only_used_when_asked_for(tokenizer, monkeypatch) -> None:
     monkeypatch.delenv("CATEKV_DATA", raising=False)
-    monkeypatch.setattr("catekv.tasks.rows.sources._reachable", lambda: False)
+    monkeypatch.setattr("catekv.tasks.rows.sources.hub_answers", lambda: False)
     with pytest.raises(UserError, match="source=built-in"):
         load("piqa", Split.parse("test[:2]"), tokenizer, Reading())
     examples = load("piqa", Split.parse("test[1:3]"), tokenizer, Reading(source="built-in"))

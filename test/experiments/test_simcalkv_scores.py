@@ -13,7 +13,6 @@ import pytest
 from catekv import methods
 from catekv.errors import UserError
 from catekv.methods import ModelShape
-from catekv.methods.equal_memory import total_kept
 from experiments.simcalkv.benchmarks import Example
 from experiments.simcalkv.bleu import corpus_bleu, require_sacrebleu
 from experiments.simcalkv.comparison import Side
@@ -196,7 +195,7 @@ def test_what_differs_has_another_name() -> None:
 def test_every_method_keeps_what_the_ratio_leaves(name: str, ratio: float) -> None:
     choice = Choice(name, ratio)
     made = choice.of_length(choice.method(), 100, SHAPE)
-    assert total_kept(made, 100, SHAPE) == 16 * (100 - round(100 * ratio))
+    assert made.total_kept(100, SHAPE) == 16 * (100 - round(100 * ratio))
 
 
 def test_pyramidinfer_gets_the_memory_as_nearly_as_its_shape_allows() -> None:
@@ -205,14 +204,14 @@ def test_pyramidinfer_gets_the_memory_as_nearly_as_its_shape_allows() -> None:
         choice = Choice("PyramidInfer", ratio)
         made = choice.of_length(choice.method(), 2000, shape)
         total = 128 * round(2000 * (1 - ratio))
-        assert 0.995 * total < total_kept(made, 2000, shape) <= total
+        assert 0.995 * total < made.total_kept(2000, shape) <= total
     whole = Choice("PyramidInfer", 0.0)
-    assert total_kept(whole.of_length(whole.method(), 300, shape), 300, shape) == 128 * 300
+    assert whole.of_length(whole.method(), 300, shape).total_kept(300, shape) == 128 * 300
     # here the smallest share is not the smallest cache, which keeps 51 %
     half = Choice("PyramidInfer", 0.5)
-    assert total_kept(replace(half.method(), least_ratio=0.0), 1024, shape) > 128 * 512
+    assert replace(half.method(), least_ratio=0.0).total_kept(1024, shape) > 128 * 512
     made = half.of_length(half.method(), 1024, shape)
-    assert 0.995 * 128 * 512 < total_kept(made, 1024, shape) <= 128 * 512
+    assert 0.995 * 128 * 512 < made.total_kept(1024, shape) <= 128 * 512
     low = Choice("PyramidInfer", 0.9)
     with pytest.raises(UserError, match="use a smaller --compress_ratio"):
         low.of_length(low.method(), 2000, shape)
@@ -238,5 +237,5 @@ def test_bad_choices_are_refused(choice: Choice, message: str) -> None:
 
 def test_ratio_nothing_is_the_identity() -> None:
     made = Choice("SimCalKV", 0.0).method()
-    assert total_kept(made, 100, SHAPE) == 1600
+    assert made.total_kept(100, SHAPE) == 1600
     assert methods.from_dict(made.to_dict()) == made

@@ -9,10 +9,9 @@ from catekv import methods
 from catekv.errors import UserError
 from catekv.methods import ModelShape
 from catekv.methods.equal_memory import (
-    mean_kept_tokens,
-    total_kept,
+    keeps_everything,
+    mean_read_tokens,
     with_equal_memory,
-    with_total,
 )
 from catekv.methods.head_mask import HeadMask
 
@@ -59,12 +58,12 @@ def select_all(method: methods.Method, tokens: int) -> list[methods.Selection]:
 @pytest.mark.parametrize("tokens", [60, 97, 301])
 def test_equal_memory_is_exact(name: str, options: dict, tokens: int) -> None:
     like = methods.create("catekv", **CATEKV)
-    asked = total_kept(like, tokens, SHAPE)
+    asked = like.total_kept(tokens, SHAPE)
     method = with_equal_memory(name, like, tokens, SHAPE, **options)
     kept = [int(selection.budgets.sum()) for selection in select_all(method, tokens)]
     assert sum(kept) == asked
-    assert total_kept(method, tokens, SHAPE) == asked
-    assert mean_kept_tokens(method, tokens, SHAPE) == asked / 6
+    assert method.total_kept(tokens, SHAPE) == asked
+    assert mean_read_tokens(method, tokens, SHAPE) == asked / 6
 
 
 @pytest.mark.parametrize(("name", "options"), EXACT)
@@ -72,7 +71,7 @@ def test_equal_memory_is_exact(name: str, options: dict, tokens: int) -> None:
 def test_any_total_is_met_and_never_exceeds_the_prompt(
     name: str, options: dict, total: int
 ) -> None:
-    method = with_total(methods.create(name, **options), total, 97, SHAPE)
+    method = methods.create(name, **options).with_total(total, 97, SHAPE)
     kept = [selection.budgets for selection in select_all(method, 97)]
     assert int(torch.stack(kept).sum()) == min(total, 97 * 6)
 
@@ -80,16 +79,16 @@ def test_any_total_is_met_and_never_exceeds_the_prompt(
 def test_a_method_without_a_total_gets_the_largest_budget_that_fits() -> None:
     mask = HeadMask(torch.zeros(3, 2), {"ratio": 0.4})
     method = methods.create("catekv", **{**CATEKV, "head_mask": mask})
-    fitted = with_total(method, 400, 200, SHAPE)
-    kept = total_kept(fitted, 200, SHAPE)
+    fitted = method.with_total(400, 200, SHAPE)
+    kept = fitted.total_kept(200, SHAPE)
     assert 400 - 6 * 4 < kept <= 400
     with pytest.raises(UserError, match="as few as 100 entries of 200 tokens in 6 heads"):
-        with_total(method, 100, 200, SHAPE)
+        method.with_total(100, 200, SHAPE)
 
 
 def test_full_attention_is_left_as_it_is() -> None:
     full = methods.create("full")
-    assert with_total(full, 12, 100, SHAPE) == full
+    assert full.with_total(12, 100, SHAPE) == full
 
 
 def test_equal_memory_refuses_what_it_cannot_give() -> None:
@@ -100,3 +99,47 @@ def test_equal_memory_refuses_what_it_cannot_give() -> None:
         with_equal_memory("streaming_llm", like, 100, SHAPE, sinks=9)
     with pytest.raises(UserError, match="does not hold the 20 sinks of 6 heads"):
         with_equal_memory("duo_attention", like, 100, SHAPE, pattern=SCORES, sinks=20)
+
+
+def test_a_share_is_said_once() -> None:
+    assert methods.create("snapkv", keep=0.25).total_kept(400, SHAPE) == 600
+    assert "keep" not in methods.create("snapkv").to_dict()
+    made = methods.create("snapkv", keep=0.25)
+    assert methods.from_dict(made.to_dict()) == made
+    for option in ({"budget": 64}, {"total": 64}):
+        with pytest.raises(UserError, match=r"keep and .* both say how much is kept"):
+            methods.create("snapkv", keep=0.25, **option)
+    for wrong in (0, -0.1, 1.01, float("nan"), True, "half"):
+        with pytest.raises(UserError, match="keep"):
+            methods.create("snapkv", keep=wrong)
+
+
+def test_catekv_at_a_share_takes_fewer_heads_of_its_order() -> None:
+    mask = HeadMask.from_order((3, 0, 5, 1, 2, 4), 6, 3, 2, {"ratio": 1.0})
+    method = methods.create("catekv", **{**CATEKV, "head_mask": mask}, keep=0.5)
+    fitted = method.for_prompt(400, SHAPE)
+    adaptive = fitted.mask.adaptive.flatten().nonzero().flatten().tolist()
+    assert adaptive == sorted((3, 0, 5, 1, 2, 4)[: len(adaptive)])
+    assert 0 < len(adaptive) < 3
+    kept = fitted.total_kept(400, SHAPE)
+    assert 1200 - 6 * fitted.chunk_size < kept <= 1200
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "tokens"),
+    [
+        ("quest", {"budget": 64, "full_layers": 1}, 64),
+        # two chunks beside the outliers', the local ones and the rest
+        ("shadowkv", {"budget": 16, "outliers": 2, "local": 1}, 16 + 16 + 8),
+        ("snapkv", {"budget": 32, "window": 8}, 40),
+    ],
+)
+def test_reading_a_part_of_everything_is_not_keeping_everything(
+    name: str, options: dict, tokens: int
+) -> None:
+    method = methods.create(name, **options)
+    read = method.step_table(tokens + 40, SHAPE)
+    assert int(read.min()) == tokens
+    assert not keeps_everything(method, tokens + 40, SHAPE)
+    assert keeps_everything(method, tokens, SHAPE)
+    assert mean_read_tokens(method, tokens, SHAPE) == tokens

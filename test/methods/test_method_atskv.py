@@ -19,7 +19,6 @@ from catekv.methods import ModelShape, Observed
 from catekv.methods.atskv.files import PredictorSet, save_predictors
 from catekv.methods.atskv.relevance import PredictorConfig, RelevancePredictor, untrained_predictor
 from catekv.methods.atskv.store import TierStore
-from catekv.methods.equal_memory import with_total
 
 BATCH, KV_HEADS, GROUP, DIM, HIDDEN_SIZE, TOKENS = 2, 2, 2, 8, 12, 60
 HEADS = KV_HEADS * GROUP
@@ -474,10 +473,10 @@ def test_bad_options_are_refused(options: dict, message: str) -> None:
 
 def test_equal_memory_means_as_many_active_entries() -> None:
     shape = ModelShape(3, HEADS, KV_HEADS, DIM)
-    method = with_total(methods.create("atskv", **SMALL), 3 * KV_HEADS * 21 + 1, TOKENS, shape)
+    method = methods.create("atskv", **SMALL).with_total(3 * KV_HEADS * 21 + 1, TOKENS, shape)
     assert method.select_padded([prompt()], None)[0].budgets.tolist() == [[21] * KV_HEADS] * BATCH
     with pytest.raises(UserError, match="budget 4 is smaller than the 7 tokens"):
-        with_total(method, 3 * KV_HEADS * 4, TOKENS, shape)
+        method.with_total(3 * KV_HEADS * 4, TOKENS, shape)
 
 
 def test_hidden_states_must_be_given() -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from catekv import methods
 from catekv.errors import UserError
 from catekv.methods import ModelShape
-from catekv.methods.equal_memory import with_total
 
 SHAPE = ModelShape(3, 4, 2, 8)
 NAMES = ["atskv_dynamic_kv", "atskv_rocket_kv"]
@@ -102,7 +101,7 @@ def test_prompts_within_the_budget_are_untouched(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_memory(name: str) -> None:
-    method = with_total(methods.create(name), 3 * 2 * 11, 41, SHAPE)
+    method = methods.create(name).with_total(3 * 2 * 11, 41, SHAPE)
     assert int(method.select(*tensors(1)).budgets.sum()) == 2 * 11
 
 

@@ -54,19 +54,19 @@ def test_golden(golden) -> None:
             torch.testing.assert_close(row, torch.tensor(case["expected"]["expected_delta"]))
 
 
-@pytest.mark.parametrize("keep", ["streaming_llm", "h2o"])
+@pytest.mark.parametrize("rule", ["streaming_llm", "h2o"])
 @pytest.mark.parametrize("denominator", ["max", "average"])
-def test_selection_follows_the_definition(keep: str, denominator: str) -> None:
+def test_selection_follows_the_definition(rule: str, denominator: str) -> None:
     tokens, following = 40, 5
     queries, keys, values = random_tensors(1, tokens)
     method = methods.create(
-        "cam", budget=14, sinks=3, keep=keep, merge_tokens=following, denominator=denominator,
+        "cam", budget=14, sinks=3, rule=rule, merge_tokens=following, denominator=denominator,
         expected=True,
     )  # fmt: skip
     found = method.select(queries, keys, values)
     sums = kernels.column_sums(queries, keys, DIM**-0.5).unflatten(1, (HEADS, GROUP)).mean(2)[0]
-    base = {"budget": 14, "sinks": 3} if keep == "streaming_llm" else {"budget": 14}
-    kept = methods.create(keep, **base).select(queries, keys, values).keep[0]
+    base = {"budget": 14, "sinks": 3} if rule == "streaming_llm" else {"budget": 14}
+    kept = methods.create(rule, **base).select(queries, keys, values).keep[0]
     for head in range(HEADS):
         stays = kept[head].nonzero().flatten().tolist()
         expected = {token: values[0, head, token].clone() for token in stays}
@@ -86,13 +86,13 @@ def test_selection_follows_the_definition(keep: str, denominator: str) -> None:
         assert torch.equal(found.keys[0][head], keys[0, head, stays])
 
 
-@pytest.mark.parametrize("keep", ["streaming_llm", "h2o"])
+@pytest.mark.parametrize("rule", ["streaming_llm", "h2o"])
 @pytest.mark.parametrize("denominator", ["max", "average"])
-def test_decoding_follows_the_definition(keep: str, denominator: str) -> None:
+def test_decoding_follows_the_definition(rule: str, denominator: str) -> None:
     prompt, following = 23, 4
     queries, keys, values = random_tensors(2, prompt + 15)
     method = methods.create(
-        "cam", budget=12, sinks=3, keep=keep, merge_tokens=following, denominator=denominator,
+        "cam", budget=12, sinks=3, rule=rule, merge_tokens=following, denominator=denominator,
         expected=True,
     )  # fmt: skip
     _, store = after_prefill(method, *(x[:, :, :prompt] for x in (queries, keys, values)))
@@ -113,7 +113,7 @@ def test_decoding_follows_the_definition(keep: str, denominator: str) -> None:
             weights = (own @ all_keys.T * SCALING).softmax(-1).mean(0)
             gained = dict(zip(held, weights, strict=True))
             left_score = sums_before[row][left] + gained[left]
-            if keep == "streaming_llm":
+            if rule == "streaming_llm":
                 assert left == min(position for position in before[row] if position >= 3)
             takers = sorted(position for position in after if position > left)[:following]
             among = [scores[position] for position in (after if denominator == "max" else takers)]
@@ -164,13 +164,13 @@ def test_draws_are_uniform_and_differ_by_all_that_they_depend_on() -> None:
     assert float((correlation - torch.eye(24)).abs().max()) < 0.08
 
 
-@pytest.mark.parametrize("keep", ["streaming_llm", "h2o"])
-def test_padding_batches_and_copies(keep: str) -> None:
+@pytest.mark.parametrize("rule", ["streaming_llm", "h2o"])
+def test_padding_batches_and_copies(rule: str) -> None:
     queries, keys, values = random_tensors(2, 50)
     valid = torch.ones(2, 50, dtype=torch.bool)
     valid[1, :7] = False
     valid[1, 30:33] = False
-    method = methods.create("cam", budget=9, sinks=2, keep=keep, seed=3)
+    method = methods.create("cam", budget=9, sinks=2, rule=rule, seed=3)
     prompt = slice(0, 30)
     tensors = (queries, keys, values)
     _, both = after_prefill(method, *(x[:, :, prompt] for x in tensors), valid[:, prompt])
@@ -198,24 +198,24 @@ def test_padding_batches_and_copies(keep: str) -> None:
 def test_budgets_are_exact_and_nothing_changes_below_them() -> None:
     shape = ModelShape(3, HEADS * GROUP, HEADS, DIM)
     queries, keys, values = random_tensors(1, 30)
-    for keep in ("streaming_llm", "h2o"):
-        method = methods.create("cam", keep=keep).with_total(67, 30, shape)
+    for rule in ("streaming_llm", "h2o"):
+        method = methods.create("cam", rule=rule).with_total(67, 30, shape)
         assert int(method.budget_table(30, shape).sum()) == 67
         for layer in range(3):
             found = method.select(queries, keys, values, layer=layer, num_layers=3)
             assert torch.equal(found.budgets[0], method.budget_table(30, shape)[layer])
-        whole = methods.create("cam", keep=keep, budget=30).select(queries, keys, values)
+        whole = methods.create("cam", rule=rule, budget=30).select(queries, keys, values)
         assert torch.equal(whole.values[0][0], values[0, 0])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": "snapkv"}, "use streaming_llm or h2o"),
+        ({"rule": "snapkv"}, "use streaming_llm or h2o"),
         ({"denominator": "sum"}, "use max or average"),
         ({"merge_tokens": 0}, "at least 1"),
         ({"budget": 4, "sinks": 4}, "leaves no recent tokens"),
-        ({"keep": "h2o", "budget": 4, "recent": 5}, "does not fit"),
+        ({"rule": "h2o", "budget": 4, "recent": 5}, "does not fit"),
     ],
 )
 def test_bad_options_are_refused(options: dict, message: str) -> None:

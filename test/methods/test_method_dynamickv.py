@@ -10,7 +10,6 @@ from catekv import methods
 from catekv.errors import UserError
 from catekv.methods import ModelShape, Observed, Selection
 from catekv.methods.dynamickv import layer_budgets, layer_counts
-from catekv.methods.equal_memory import with_total
 from catekv.methods.formulas.scoring import window_token_scores
 
 LAYERS, WINDOW = 6, 4
@@ -124,10 +123,10 @@ def test_equal_memory_is_exact() -> None:
     shape = ModelShape(LAYERS, 4, 2, 8)
     method = methods.create("dynamickv", **OPTIONS)
     for total in (LAYERS * 2 * WINDOW, 201, 202, LAYERS * 2 * 80 - 1, LAYERS * 2 * 80):
-        found = with_total(method, total, 80, shape).select_layers(prompts(1, 80))
+        found = method.with_total(total, 80, shape).select_layers(prompts(1, 80))
         assert int(budgets_of(found).sum()) == total
     with pytest.raises(UserError, match="does not hold the 4 that each"):
-        with_total(method, 40, 80, shape)
+        method.with_total(40, 80, shape)
 
 
 def test_budgets_that_follow_the_prompt_are_not_foretold() -> None:

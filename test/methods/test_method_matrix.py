@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import entries_reference
@@ -20,10 +21,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from catekv import CateKVModel, methods
+from catekv.errors import UserError
 from catekv.methods import Method, ModelShape
-from catekv.methods.equal_memory import with_total
 from catekv.methods.example import Example, head_numbers
 from catekv.methods.head_mask import HeadMask
+from catekv.methods.per_sequence import NotTogetherError
 from catekv.models.compat import set_attention
 from catekv.prefill import layerwise
 
@@ -117,7 +119,7 @@ VARIANTS: dict[str, Example] = {
         original=False,
     ),
     "cam/h2o": Example(
-        {"budget": 12, "keep": "h2o", "expected": True}, {"budget": 999}, original=False
+        {"budget": 12, "rule": "h2o", "expected": True}, {"budget": 999}, original=False
     ),
     "pyramidinfer_kv/blocks": Example(
         {"least_ratio": 0.3, "min_context": 4, "sinks": 2, "block": 3, "block_share": 0.7},
@@ -292,13 +294,49 @@ def test_recommended_budgets_hold_exactly_what_was_asked(
     shape = shape_of(name, grouping)
     total = shape.layers * shape.kv_heads * 20
     method = made(name, "small", grouping, preset="recommended")
-    method = with_total(method, total, min(tokens_of(batch)), shape)
+    method = method.with_total(total, min(tokens_of(batch)), shape)
     model = wrapped(grouping, CASES[name].layers)
     context = model.prefill(
         forwards(batch)[0]["input_ids"], chunk_size, method, attention_mask=prompt_mask(batch)
     )
     stored = torch.stack(context.cache.lengths()).sum(dim=(0, 2))
     assert stored.tolist() == [total] * batch
+
+
+#: Methods that cannot be told what share to keep, and what they say.
+WITHOUT_SHARE = {
+    "full": "keeps everything; leave keep=0.6 out",
+    "pyramidinfer_kv": "keep=0.6 of 48 tokens: method 'pyramidinfer_kv' has no budget to set",
+    "rocketkv/multi_turn": "keep=0.6 of 48 tokens: no budget makes method 'rocketkv' keep as few",
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_share_is_kept_of_every_row(name: str, batch: int) -> None:
+    method = made(name, "small", "grouped", preset="recommended")
+    shape, model = shape_of(name, "grouped"), wrapped("grouped", CASES[name].layers)
+    heads = shape.layers * shape.kv_heads
+    inputs, mask = forwards(batch)[0]["input_ids"], prompt_mask(batch)
+    refusal = next((WITHOUT_SHARE[one] for one in WITHOUT_SHARE if name.startswith(one)), None)
+    if refusal is not None:
+        with pytest.raises(UserError, match=refusal):
+            model.prefill(inputs, None, replace(method, keep=0.6), attention_mask=mask)
+        return
+    try:
+        context = model.prefill(inputs, None, replace(method, keep=0.6), attention_mask=mask)
+    except NotTogetherError:
+        assert batch > 1, "one row has one budget"
+        return
+    stored = torch.stack(context.cache.lengths()).sum(dim=(0, 2)).tolist()
+    if method.effect != "frees":
+        assert stored == [tokens * heads for tokens in tokens_of(batch)]
+        return
+    # at most so much is missing where all heads keep alike, or whole chunks
+    exact = CASES[name].exact and not name.startswith("atskv")
+    step = getattr(method, "chunk_size", 1) if name.startswith("catekv") else 1
+    for found, tokens in zip(stored, tokens_of(batch), strict=True):
+        assert 0 <= round(0.6 * tokens * heads) - found < (1 if exact else heads * step)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

@@ -21,7 +21,6 @@ from catekv.commands import cli, method_list
 from catekv.errors import UserError
 from catekv.evaluation.plugins import load_plugins
 from catekv.methods import registry
-from catekv.methods.equal_memory import with_total
 
 HEAD = (
     "from dataclasses import dataclass\n"
@@ -204,11 +203,11 @@ def own(folder: Path, body: str, name: str = "own") -> methods.Method:
 def test_missing_hooks_of_equal_memory_are_named(tmp_path: Path) -> None:
     shape = methods.ModelShape(2, 4, 2, 8)
     with pytest.raises(UserError, match=r"an option budget or with_total\(self, total, tokens"):
-        with_total(own(tmp_path, EVERYTHING), 40, 48, shape)
+        own(tmp_path, EVERYTHING).with_total(40, 48, shape)
     option = "    budget: int = method_option(9, least=1)\n"
     budgeted = own(tmp_path, option + EVERYTHING, "budgeted")
     with pytest.raises(UserError, match=r"defines budget_table\(self, tokens, shape\)"):
-        with_total(budgeted, 40, 48, shape)
+        budgeted.with_total(40, 48, shape)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from catekv.kernels.ragged import storage_bytes
 METHODS = {
     "h2o": {"budget": 9},
     "cam": {"budget": 9, "sinks": 2, "expected": True},
-    "cam/h2o": {"budget": 9, "keep": "h2o"},
+    "cam/h2o": {"budget": 9, "rule": "h2o"},
     "keepkv": {"budget": 9, "window": 4, "threshold": 0.1},
 }
 

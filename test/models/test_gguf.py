@@ -85,7 +85,7 @@ def test_names_and_hashes(written: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_file_of_a_hub_repository():
     found = model_source("org/name:folder/file.gguf")
-    assert (found.place, found.options) == ("org/name", {"gguf_file": "folder/file.gguf"})
+    assert (found.place, found.file) == ("org/name", "folder/file.gguf")
     assert not found.local
 
 
@@ -147,3 +147,14 @@ def test_a_folder_still_needs_its_configuration(tmp_path: Path):
     (tmp_path / "notes.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match=r"has no config\.json"):
         CateKVModel.from_pretrained(tmp_path, "full")
+
+
+def test_a_hub_that_does_not_answer_is_asked_for_nothing(monkeypatch: pytest.MonkeyPatch):
+    answers = {"no/such": [], "no/such:a.gguf": ["gguf_file"]}
+    for name, always in answers.items():
+        monkeypatch.setattr(source, "hub_answers", lambda: True)
+        assert list(source.model_source(name).options) == always
+        monkeypatch.setattr(source, "hub_answers", lambda: False)
+        assert list(source.model_source(name).options) == [*always, "local_files_only"]
+    with pytest.raises(UserError, match=r"no readable configuration.*filled cache"):
+        read_config("no/such")

@@ -69,7 +69,7 @@ def test_parquet_files_are_read(tmp_path):
 
 def test_missing_data_are_never_replaced_by_generated_rows(monkeypatch):
     monkeypatch.delenv(sources.DATA_FOLDER, raising=False)
-    monkeypatch.setattr(sources, "_reachable", lambda: False)
+    monkeypatch.setattr(sources, "hub_answers", lambda: False)
     with pytest.raises(UserError, match=r"data are not here.*download rows.jsonl.*path=FILE"):
         load(hub=Hub("somebody/rows"))
     assert load(DataOptions(source="built-in")).rows == [GENERATED]

@@ -229,7 +229,7 @@ def test_rows_of_problems(tmp_path: Path) -> None:
 
 
 def test_missing_files_say_where_to_get_them(bpe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_reachable", lambda: False)
+    monkeypatch.setattr(sources, "hub_answers", lambda: False)
     monkeypatch.delenv("CATEKV_DATA", raising=False)
     for task, name in (("reasoning/math500", "MATH-500"), ("scbench/repoqa", "microsoft/SCBench")):
         with pytest.raises(UserError, match=rf"download .*{name}.*path=FILE"):

@@ -11,7 +11,6 @@ from catekv.decode.context import stack
 from catekv.errors import UserError
 from catekv.evaluation.run.asking import Trial, official_scores
 from catekv.methods import Method, Needs, create
-from catekv.methods.equal_memory import with_total
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -81,7 +80,7 @@ def answer_with_all(
         for label in part:
             method, capacity = methods[label]
             if capacity is not None and method.name != "full":
-                method = with_total(method, capacity * heads, dense.tokens, model.shape)
+                method = method.with_total(capacity * heads, dense.tokens, model.shape)
             contexts.append(dense.compress(method))
         texts = answer_all(model, stack(contexts), trial)
         scores = official_scores(texts, trial.sample)

@@ -11,7 +11,7 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import MethodSpec
-from catekv.methods import ModelShape, available, method_class
+from catekv.methods import Method, ModelShape, available, method_class
 from catekv.methods.allocator_files import load_plain
 from catekv.methods.catekv import DEFAULT_RATIO
 from catekv.methods.head_mask import HeadMask
@@ -178,13 +178,10 @@ def _first(masks: Mapping[str, HeadMask], text: str) -> HeadMask:
     return next(iter(masks.values()))
 
 
-#: Options that say how much a method keeps.
-_SIZES = frozenset({"budget", "budgets", "total", "ratio", "streaming_share"})
-
-
 def _has_size(name: str) -> bool:
     """Whether a method can be told how much to keep."""
-    return "budget" in option_names(name) or hasattr(method_class(name), "with_total")
+    cls = method_class(name)
+    return "budget" in option_names(name) or cls.with_total is not Method.with_total
 
 
 def method_specs(
@@ -215,7 +212,8 @@ def method_specs(
             result.extend(_masked(item, masks, defaults.get(item.name, {})))
             continue
         options = {**defaults.get(item.name, {}), **item.options}
-        follows = _has_size(item.name) and not _SIZES.intersection(options)
+        sizes = {"keep", "budgets", *method_class(item.name).size_options}
+        follows = _has_size(item.name) and not sizes.intersection(options)
         result.append(
             MethodSpec(item.label or item.name, item.name, options, reference if follows else None)
         )

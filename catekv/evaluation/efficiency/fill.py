@@ -45,7 +45,7 @@ def kept_lengths(model: CateKVModel, method: Method, tokens: int) -> Tensor:
         UserError: the method decides by the prompt's content.
     """
     try:
-        return method.budget_table(tokens, model.shape)
+        return method.for_prompt(tokens, model.shape).budget_table(tokens, model.shape)
     except UserError as error:
         raise UserError(f"{error}; measure it with --fill prefill") from error
 

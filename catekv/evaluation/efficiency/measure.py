@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
@@ -96,8 +97,6 @@ def measure(
         if batch < 1:
             raise UserError(f"batch size {batch} must be at least 1")
         setting = Setting(model, length, batch, steps, fill, chunk_size, graph, seed)
-        if fill == "prefill":
-            model.prefill(setting.prompt[:, :WARM_UP_TOKENS], method="full", check_memory=False)
         results += _measure_batch(
             setting, chosen, new_tokens, repeats, breakdown, memory_limit, report, share_layers
         )
@@ -145,6 +144,9 @@ def _measure_batch(
     usable = memory.usable_bytes(setting.model.device, memory_limit)
     together = usable is None or sum(needed) <= _TOGETHER_SHARE * usable
     steppers: dict[str, Stepper] = {}
+    sizes = [size for variant, size in zip(chosen, needed, strict=True) if not variant.absent]
+    if setting.fill == "prefill" and (usable is None or min(sizes, default=usable + 1) <= usable):
+        _warm_up(setting)
     for variant, row, size in zip(chosen, rows, needed, strict=True):
         fits = usable is None or size <= usable
         if not fits and share_layers and usable is not None:
@@ -174,6 +176,13 @@ def _measure_batch(
         for row in rows:
             _finish(setting, row, report)
     return rows
+
+
+def _warm_up(setting: Setting) -> None:
+    """A short prefill, so that the first row does not pay for what is built at first use."""
+    # what fails here fails in the rows, which say so
+    with contextlib.suppress(Exception):
+        setting.model.prefill(setting.prompt[:, :WARM_UP_TOKENS], method="full", check_memory=False)
 
 
 def _distinct_layers(setting: Setting, variant: Variant, size: float, usable: int) -> int | None:

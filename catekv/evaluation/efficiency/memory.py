@@ -12,7 +12,7 @@ from catekv.errors import UserError
 from catekv.evaluation.efficiency.measurement import FAILED, TOO_LARGE, Measurement
 from catekv.evaluation.records import environment
 from catekv.model import CateKVModel
-from catekv.prefill.capacity import RESERVE_BATCH
+from catekv.prefill.capacity import RESERVE_BATCH, ran_out_of_memory
 from catekv.prefill.sizes import MemoryModel
 
 #: Kept free beside weights and caches: workspaces, logits, graphs, what the allocator cannot reuse.
@@ -95,8 +95,9 @@ def noting_errors(measurement: Measurement) -> Iterator[None]:
         raise
     except DoesNotFitError as error:
         measurement.leave_out(TOO_LARGE, str(error))
-    except (torch.OutOfMemoryError, MemoryError):
-        measurement.leave_out(TOO_LARGE, "out of memory")
     except Exception as error:
         # whatever a driver or a compiler raises
+        if ran_out_of_memory(error):
+            measurement.leave_out(TOO_LARGE, "out of memory")
+            return
         measurement.leave_out(FAILED, " ".join(f"{type(error).__name__}: {error}".split())[:300])

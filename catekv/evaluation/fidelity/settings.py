@@ -9,8 +9,6 @@ from typing import Any
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import MethodSpec, stable_hash
 from catekv.methods import Method, ModelShape
-from catekv.methods.equal_memory import TakesTotal, total_kept, with_total
-from catekv.methods.head_mask import HeadMask
 
 FULL = "full"
 #: the source that needs no file: prose of the built-in generators
@@ -32,12 +30,7 @@ class Column:
         """The method for a context of ``tokens`` tokens; ``UserError`` if it cannot keep so few."""
         if self.ratio is None:
             return self.spec.for_prompt(tokens, shape)
-        total = round(self.ratio * tokens * shape.layers * shape.kv_heads)
-        method = self.spec.create()
-        mask = getattr(method, "head_mask", None)
-        if isinstance(method, TakesTotal) or not isinstance(mask, HeadMask) or mask.order is None:
-            return with_total(method, total, tokens, shape)
-        return _with_fewer_heads(method, mask, total, tokens, shape)
+        return replace(self.spec.create(), keep=self.ratio).for_prompt(tokens, shape)
 
     @property
     def label(self) -> str:
@@ -51,21 +44,6 @@ class Column:
     def key(self) -> str:
         """Which measurements are of this column, whatever it is called."""
         return stable_hash([self.spec.to_dict(), self.ratio])
-
-
-def _with_fewer_heads(
-    method: Method, mask: HeadMask, total: int, tokens: int, shape: ModelShape
-) -> Method:
-    """A method with a head mask at a share of the memory: as many heads of the mask's order are
-    adaptive as ``total`` entries allow, the other options stay."""
-    heads = mask.layers * mask.kv_heads
-    for count in range(heads, -1, -1):
-        part = HeadMask.from_order(mask.order or (), count, mask.layers, mask.kv_heads, mask.meta)
-        options: dict[str, Any] = {"head_mask": part}
-        smaller = replace(method, **options)
-        if total_kept(smaller, tokens, shape) <= total:
-            return smaller
-    return with_total(smaller, total, tokens, shape)
 
 
 def columns_of(specs: Iterable[MethodSpec], ratios: Sequence[float]) -> list[Column]:

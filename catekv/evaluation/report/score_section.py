@@ -109,8 +109,8 @@ def _mean(estimate: Mapping[str, float] | None) -> str:
 def _cost_table(averages: Sequence[Row]) -> Table:
     rare = [name for name in ("skipped", "cut") if any(row[name] for row in averages)]
     header = [
-        "method", "asked", "kept", "stored MiB", "of full", "prefill ms", "compress ms",
-        "question ms", "ms/token", "samples", "nulls", "errors", *rare,
+        "method", "to keep", "kept", "stored MiB", "of full", "prefill ms", "compress ms",
+        "question ms", "ms/token", "samples", "empty", "errors", *rare,
     ]  # fmt: skip
     rows = [
         [
@@ -131,8 +131,8 @@ def _cost_table(averages: Sequence[Row]) -> Table:
         for row in averages
     ]  # fmt: skip
     caption = (
-        "Memory and time. asked: share of tokens that was to be kept, or is read per step; kept: "
-        "share stored; times are medians; nulls: empty predictions"
+        "Memory and time. to keep: share of tokens that was to be kept, or is read per step; kept: "
+        "share stored; times are medians; empty: answers without text"
         + ("; skipped: left out for a recorded reason; cut: shortened to fit" if rare else "")
     )
     return Table(caption, header, rows)

@@ -86,14 +86,14 @@ def _method_rows(
         *([f"to {full} (95 %)"] if full else []),
         "score (95 %)",
         "strict",
-        "asked",
+        "to keep",
         "kept",
         "stored MiB",
         "prefill ms",
         "compress ms",
         "ms/token",
         "samples",
-        "nulls",
+        "empty",
         "errors",
     ]
     rows = []
@@ -173,8 +173,8 @@ def notes_of(summary: Mapping[str, Any]) -> str:
             "benchmark's own; the scores say nothing about that benchmark."
         )
     lines.append(
-        "kept: stored tokens / all tokens of the compressed part; asked: what was to be kept, or "
-        f"read; times are medians; nulls: empty predictions. Intervals: {HOW}."
+        "kept: stored tokens / all tokens of the compressed part; to keep: what was to be kept, "
+        f"or read; times are medians; empty: answers without text. Intervals: {HOW}."
     )
     options = {label: found.get("options", {}) for label, found in summary["methods"].items()}
     lines += edge_notes(options)

@@ -21,7 +21,7 @@ from catekv.evaluation.run.cells import Cell, sample_hash
 from catekv.evaluation.run.distributed import Process
 from catekv.evaluation.run.measuring import Measurer, Phase
 from catekv.evaluation.run.progress import NONE, Progress
-from catekv.prefill.capacity import TooLittleMemoryError
+from catekv.prefill.capacity import ran_out_of_memory
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -209,7 +209,7 @@ class Loop:
                 except Exception as error:
                     self.process.must_end(error, phase.name)
                     described = _describe(error, phase.name)
-                    return _Failure(phase.spec, phase.name, described, _is_out_of_memory(error))
+                    return _Failure(phase.spec, phase.name, described, ran_out_of_memory(error))
                 for record in records:
                     self._keep(record)
                 attempt.missing = attempt.missing[1:]
@@ -308,12 +308,6 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError | TooLittleMemoryError) or (
-        "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower()
-    )
 
 
 def _describe(error: Exception, phase: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from catekv.errors import UserError
 from catekv.evaluation.columns.settings import MethodSpec
 from catekv.evaluation.run.cells import sample_hash
 from catekv.methods import Method, ModelShape
-from catekv.methods.equal_memory import mean_kept_tokens
+from catekv.methods.equal_memory import mean_read_tokens
 from catekv.tasks.core.sample import Sample
 
 if TYPE_CHECKING:
@@ -107,11 +107,11 @@ def budget_of(method: Method, spec: MethodSpec) -> int | None:
 
 
 def asked_share(method: Method, spec: MethodSpec, tokens: int, shape: ModelShape) -> float | None:
-    """Share of the entries that the method was to keep, which rounding and rules of its own may
-    miss; None where only the prompt decides."""
+    """Share of the entries that the method was to keep, or a step to read, which rounding and rules
+    of its own may miss; None where only the prompt decides."""
     like = method if spec.equal_memory_to is None else spec.equal_memory_to.create()
     try:
-        return mean_kept_tokens(like, tokens, shape) / tokens
+        return mean_read_tokens(like, tokens, shape) / tokens
     except UserError:
         return None
 

@@ -22,7 +22,7 @@ from catekv.methods.formulas.budgets import proportional
 from catekv.methods.formulas.draws import uniform_numbers
 from catekv.methods.formulas.merging import group_mean, group_shares, nearest_kept, removed_count
 from catekv.methods.formulas.scoring import top_mask
-from catekv.methods.h2o import observed_shape, received_attention
+from catekv.methods.h2o import received_attention
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.selection import MergedSelection
@@ -82,7 +82,7 @@ class RemovedShare(Method):
 
     def kept_counts(self, observed: Observed) -> list[int]:
         """Entries that each head of a layer keeps."""
-        table = self.budget_table(observed.tokens, observed_shape(observed))
+        table = self.budget_table(observed.tokens, observed.shape)
         return [int(count) for count in table[observed.layer]]
 
     def received(self, observed: Observed) -> Tensor:

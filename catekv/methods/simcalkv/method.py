@@ -17,7 +17,7 @@ from catekv.methods.allocators import Demand, budgets_from
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.formulas.merging import removed_count
-from catekv.methods.h2o import observed_shape, received_attention
+from catekv.methods.h2o import received_attention
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.selection import MergedSelection
@@ -152,7 +152,7 @@ class SimCalKV(Method):
         scores = received_attention(observed.column_sums, heads)
         if self.causal_normalise:
             scores = normalised_by_queries(scores)
-        kept = self.budget_table(tokens, observed_shape(observed))[observed.layer].tolist()
+        kept = self.budget_table(tokens, observed.shape)[observed.layer].tolist()
         edges = (self.protect_initial, self.protect_recent)
 
         def row(b: int, head: int) -> Merged:
@@ -179,7 +179,7 @@ class SimCalKV(Method):
             return None
         batch, tokens = observed.keys.shape[0], observed.tokens
         seen = [tokens] * batch if valid is None else valid.sum(dim=-1).tolist()
-        return RemergeStore(prefix, self, seen, observed.layer, observed_shape(observed))
+        return RemergeStore(prefix, self, seen, observed.layer, observed.shape)
 
 
 def last_query_logits(observed: Observed, b: int, head: int) -> Tensor:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from catekv.errors import UserError
 from catekv.files import read_text
+from catekv.hub import hub_answers
 from catekv.tasks.rows.rows import naming, read_rows
 
 SOURCES = ("auto", "path", "hub", "built-in")
@@ -192,28 +191,13 @@ def hub_rows(hub: Hub) -> Rows:
         UserError: the package ``datasets`` is missing, or the hub cannot be reached.
     """
     datasets = _datasets("loading from the hub")
-    if not _reachable():
+    if not hub_answers():
         raise UserError("the hub cannot be reached from here")
     try:
         data = datasets.load_dataset(hub.repository, hub.configuration, split=hub.split)
     except Exception as error:
         raise UserError(f"{hub.repository} cannot be loaded: {_first_line(error)}") from None
     return Rows(list(data), f"hub:{hub.repository}@{_revision(hub.repository)}")
-
-
-def _reachable() -> bool:
-    """Whether the hub answers; asking first saves half a minute of retries without a network."""
-    offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false")
-    if offline or any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy")):
-        return True  # the local copy is asked, or somebody else makes the connection
-    from huggingface_hub.constants import ENDPOINT
-
-    address = urlsplit(ENDPOINT)
-    try:
-        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def _revision(repository: str) -> str:
