@@ -16,6 +16,7 @@ import os
 import stat
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +27,9 @@ from catekv.errors import UserError
 BYTE_ORDER_MARK = "\ufeff"
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _PARTIAL = ".partial"
+#: Points of an inch, and width of a letter of a figure's font as a share of its size.
+_POINTS = 72
+_LETTER = 0.58
 _REMEDIES = {
     errno.ENOSPC: "free some space and start again",
     errno.EDQUOT: "free some space and start again",
@@ -328,13 +332,30 @@ def check_folder(folder: Path) -> None:
 
 
 def write_figure(path: str | os.PathLike[str], figure: Any, dpi: int = 120) -> Path:
-    """Write a figure of matplotlib in the format that the name ends with (default: PNG)."""
+    """Write a figure of matplotlib in the format that the name ends with (default: PNG).
+
+    Titles too long for their figure or their panel go on in further lines.
+    """
+    fit_titles(figure)
     data = io.BytesIO()
     try:
         figure.savefig(data, format=Path(path).suffix[1:].lower() or "png", dpi=dpi)
     except ValueError as error:
         raise UserError(f"cannot draw {path} ({error}); give a PNG or SVG file") from error
     return write_atomically(path, data.getvalue())
+
+
+def fit_titles(figure: Any) -> None:
+    """Break the titles of a figure and of its panels where their place ends."""
+    width = figure.get_figwidth() * _POINTS
+    placed = [(figure._suptitle, width)] if figure._suptitle is not None else []
+    for axes in figure.axes:
+        grid = axes.get_subplotspec()
+        placed.append((axes.title, width / (1 if grid is None else grid.get_gridspec().ncols)))
+    for title, room in placed:
+        letters = max(1, int(room / (_LETTER * title.get_fontsize())))
+        lines = title.get_text().splitlines()
+        title.set_text("\n".join(textwrap.fill(line, letters) for line in lines))
 
 
 def refuse_foreign(folder: Path, names: Iterable[str], manifest: str) -> None:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from catekv.commands.cli import Parser, run_safely
 from catekv.commands.published_flags import ACCURACY, accuracy_request
 from catekv.commands.schema import add_options
+from catekv.commands.words import explained
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run(accuracy_request(parsed), command=shlex.join(["test/eval_acc.py", *words]))
 
-    return run_safely(action)
+    return run_safely(lambda: explained(action, parser))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from catekv.commands.cli import Parser, run_safely
 from catekv.commands.published_flags import EFFICIENCY, efficiency_asked
 from catekv.commands.schema import add_options
+from catekv.commands.words import explained
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measuring, request = efficiency_asked(parsed)
         return run(measuring, request, shlex.join(["test/eval_efficiency.py", *words]))
 
-    return run_safely(action)
+    return run_safely(lambda: explained(action, parser))
 
 
 if __name__ == "__main__":

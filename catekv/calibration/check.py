@@ -7,16 +7,14 @@ interrupted goes on in its folder.
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catekv.calibration import CVConfig
+from catekv.calibration.first_sample import FirstSample
 from catekv.calibration.head_masks import report as mask_report
-from catekv.calibration.head_masks.reference import HELD_OUT_STREAM, build_samples
 from catekv.calibration.head_masks.result import QUICK, SweepSettings
 from catekv.calibration.head_masks.sweep import sweep, write_masks
 from catekv.evaluation.columns import defaults
@@ -30,10 +28,8 @@ from catekv.evaluation.report.inputs import VERDICT
 from catekv.evaluation.report.opening import opening
 from catekv.evaluation.report.write import MARKDOWN, NUMBERS, PAGE
 from catekv.evaluation.run import runner, session
-from catekv.evaluation.run.asking import Trial
 from catekv.evaluation.run.request import Request
 from catekv.files import read_object, refuse_foreign, write_json
-from catekv.methods import create
 from catekv.methods.catekv import DEFAULT_RATIO
 
 if TYPE_CHECKING:
@@ -111,7 +107,11 @@ def check(
     masks = there or (str(_masks(model, request, extent, output / MASKS, quiet)),)
     request = dataclasses.replace(request, masks=masks)
     evaluated = runner.evaluate(
-        model, session.settings_for(request, model), output / EVALUATION, quiet=quiet
+        model,
+        session.settings_for(request, model),
+        output / EVALUATION,
+        quiet=quiet,
+        foretell=False,
     )
     plain = dataclasses.replace(request, tasks=(NONE,), samples=extent.passages)
     measured = fidelity(
@@ -119,6 +119,7 @@ def check(
         command_settings.settings_for(plain, model, (PROSE,), (), 64),
         output / FIDELITY,
         quiet=quiet,
+        foretell=False,
     )
     summary = evaluated.summary
     assert summary is not None  # there is one process
@@ -215,16 +216,11 @@ def _masks(model: CateKVModel, request: Request, extent: Extent, folder: Path, q
 
 def _estimate(model: CateKVModel, request: Request, extent: Extent, making: bool) -> str:
     """How long the check will take, from one sample that is read and answered here and now."""
-    (sample,) = build_samples(
-        request.tasks[0], model.tokenizer, extent.length, 1, request.seed, HELD_OUT_STREAM,
-        request.chat_template,
+    first = FirstSample.of(
+        model, request.tasks[0], extent.length, request.seed, request.chat_template,
+        request.chunk_size,
     )  # fmt: skip
-    trial = Trial.of(sample, model.tokenizer, "agnostic", request.chat_template)
-    start = time.perf_counter()
-    dense = model.observe(trial.context_ids, chunk_size=request.chunk_size)
-    read = time.perf_counter() - start
-    model.generate_ids(trial.question_ids, dense.compress(create("full")), sample.max_new_tokens)
-    answered = time.perf_counter() - start - read
+    read, answered = first.read, first.answered
     tasks, columns = len(request.tasks), len(request.methods)
     seconds = tasks * extent.samples * (read + columns * answered)
     seconds += extent.passages * (read + columns * answered)
@@ -232,8 +228,5 @@ def _estimate(model: CateKVModel, request: Request, extent: Extent, making: bool
         # held-out samples are read for the candidates, and again for the reverse of the chosen one
         seconds += extent.references * read
         seconds += 2 * tasks * extent.held_out * (read + len(extent.ks) * answered)
-    minutes = max(1, math.ceil(seconds / 60))
-    return (
-        f"about {minutes} minute{'s' if minutes > 1 else ''} on this machine, after the first "
-        f"sample ({read:.1f} s to read, {answered:.1f} s to answer)"
-    )
+    quick = "--quick; or " if extent.length > SMALL.length else ""
+    return first.foretell(seconds, f"{quick}fewer --samples, --passages or --methods")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from catekv.calibration import CVConfig
+from catekv.calibration.first_sample import calibration_time
 from catekv.calibration.head_masks import report
 from catekv.calibration.head_masks.result import (
     DEFAULT_LENGTH,
@@ -114,6 +116,9 @@ def run(arguments: argparse.Namespace) -> int:
         model_name=name,
         model_hash=environment.model_identity(path, session.revision_of(model)),
         test_samples=test_samples,
+        begin=lambda: print(
+            calibration_time(model, settings, making.quick), file=sys.stderr, flush=True
+        ),
     )
     folders = write_masks(result, output)
     report.write(result, output, picture=making.picture)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from catekv.commands.numbers import real, shown, whole
+from catekv.commands.words import explained
 from catekv.errors import UserError
 from catekv.files import refusal
 from catekv.version import __version__
@@ -26,7 +27,8 @@ INTERRUPTED = 130
 
 #: Every command: its name, what it is for, and its module, which is imported when the command is
 #: used. ``OPTIONS`` in it are groups of options, and ``run(arguments)`` returns the exit code; or
-#: ``OPTIONS`` are actions by name, each with groups and a ``run`` of its own.
+#: ``OPTIONS`` are actions by name, each with groups and a ``run`` of its own. ``ABOUT`` in it
+#: opens the command's help instead of the line here.
 COMMANDS = (
     (
         "check",
@@ -111,6 +113,19 @@ class Parser(argparse.ArgumentParser):
             if joined or not word.strip():
                 name = option if joined else before if before.startswith("-") else "an argument"
                 self.error(f"{name} is empty; give a value or leave it out")
+
+    def format_help(self) -> str:
+        """What it is for comes first: the usage of many options fills a screen."""
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        for group in self._action_groups:
+            formatter.start_section(group.title)
+            formatter.add_text(group.description)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"error: {message}; see `{self.prog} --help`\n")
@@ -204,7 +219,7 @@ def _command(words: list[str]) -> int:
 
         load_plugins(parsed.plugins)
     handler: Handler = parsed.handler
-    return handler(parsed)
+    return explained(lambda: handler(parsed), parsed.parser)
 
 
 def make_parser() -> Parser:
@@ -219,7 +234,7 @@ def make_parser() -> Parser:
     for name, about, module in COMMANDS:
         command = commands.add_parser(name, help=about, description=about)
         command.add_later = _later(module)
-        command.set_defaults(handler=_handler(module))
+        command.set_defaults(handler=_handler(module), parser=command)
     return parser
 
 
@@ -227,7 +242,12 @@ def _later(module: str) -> Callable[[Parser], None]:
     def add(parser: Parser) -> None:
         from catekv.commands.schema import add_options
 
-        add_options(parser, importlib.import_module(module).OPTIONS)
+        loaded = importlib.import_module(module)
+        if hasattr(loaded, "ABOUT"):
+            # its lines of commands must not be filled up
+            parser.formatter_class = argparse.RawDescriptionHelpFormatter
+            parser.description = loaded.ABOUT
+        add_options(parser, loaded.OPTIONS)
 
     return add
 

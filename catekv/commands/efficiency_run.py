@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from catekv.evaluation.efficiency.measure import measure
 from catekv.evaluation.efficiency.measurement import FAILED, Measurement
 from catekv.evaluation.efficiency.throughput import throughput
 from catekv.evaluation.records import environment
+from catekv.evaluation.run.progress import LONG_SECONDS, foretold
 from catekv.files import claim_folder, write_atomically
 from catekv.prefill.sizes import GIB
 
@@ -45,12 +48,14 @@ FILL_NOTE = (
 
 def run(asked: Measuring, request: Request, command: str) -> int:
     """Measure what was asked for; returns the exit code (1 if a measurement failed)."""
-    from catekv.evaluation.run.session import method_specs_for
+    from catekv.evaluation.run.session import check_methods, method_specs_for
 
     largest = asked.throughput or "max" in asked.batch_sizes
     batch_sizes = () if largest else integers("--batch-sizes", asked.batch_sizes)
     known = shapes.is_known_shape(request.model)
     _check_kind(asked, request.model, known)
+    if not known:
+        check_methods(request)
     model, title, notes = _open(asked, request, known)
     if known and not request.masks:
         # heads cost the same whichever they are
@@ -80,8 +85,11 @@ def run(asked: Measuring, request: Request, command: str) -> int:
     bandwidth = copy_bandwidth(model.device)
     measured = throughput if largest else measure
     results: list[Measurement] = []
-    for length in asked.lengths:
+    start = time.monotonic()
+    for position, length in enumerate(asked.lengths):
         results += measured(model, specs, shapes.scaled_length(length, asked.scale), **shared)
+        if position == 0:
+            _foretell(time.monotonic() - start, asked.lengths)
     writer = render.render_throughput if largest else render.render
     print(writer(results, bandwidth, title, notes=notes))
     if asked.output is not None:
@@ -98,6 +106,16 @@ def run(asked: Measuring, request: Request, command: str) -> int:
         page = writer(results, bandwidth, f"# {title}", notes=notes, markdown=True)
         _write(asked.output, content, page, results)
     return 1 if any(row.status == FAILED for row in results) else 0
+
+
+def _foretell(seconds: float, lengths: Sequence[int]) -> None:
+    """Say of a long run, after the first of its lengths, how long it will take."""
+    whole = seconds * sum(lengths) / lengths[0]
+    if whole - seconds >= LONG_SECONDS:
+        shorter = (
+            "fewer --lengths, --batch-sizes or --baselines, a smaller --repeats or --new-tokens"
+        )
+        print(foretold(whole, f"{seconds:.1f} s", shorter), file=sys.stderr, flush=True)
 
 
 def _check_kind(asked: Measuring, model: str | None, known: bool) -> None:

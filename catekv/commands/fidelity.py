@@ -70,11 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code."""
     import sys
 
-    from catekv.evaluation.columns.specification import parse_methods
     from catekv.evaluation.fidelity import page
     from catekv.evaluation.fidelity.command_settings import default_output, settings_for
     from catekv.evaluation.fidelity.run import fidelity
-    from catekv.evaluation.run.session import open_model
+    from catekv.evaluation.run.session import check_methods, open_model
 
     passages = PASSAGES.read(arguments)
     request = REQUEST.read(
@@ -84,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         samples=passages.samples,
         questions=(passages.question,),
     )
-    parse_methods(request.methods)  # refuses unknown names before a model is loaded
+    check_methods(request)
     model = open_model(request)
     settings = settings_for(request, model, passages.text, passages.ratios, passages.forced)
     output = request.output or default_output(settings)

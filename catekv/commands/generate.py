@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from catekv.commands.arguments import PLUGINS
 from catekv.commands.schema import Group
 from catekv.errors import UserError
-from catekv.evaluation.run.request import METHODS, MODEL, Request
+from catekv.evaluation.run.request import CATEKV, MODEL, Request
 from catekv.files import read_text
 from catekv.options import REQUIRED, option
 
-_SIZES = tuple(name for name in METHODS if name not in ("methods", "masks", "plugins"))
+ABOUT = """\
+Ask questions about a text file.
+
+A model without head masks: take a method that needs none (`catekv methods`),
+  catekv generate --model MODEL --method snapkv:keep=0.2 \\
+    --context FILE --question TEXT
+or make masks, once; the default method, catekv, then finds them:
+  catekv calibrate --model MODEL --quick
+This takes about 4 minutes for a model of 135 M parameters on two CPU cores."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +52,32 @@ class Questions:
     stream: bool = option(False, "print an answer while it is made")
 
 
-REQUEST = Group(Request, (*MODEL, *_SIZES, "chat_template"))
+REQUEST = Group(Request, (*MODEL, *CATEKV, "chat_template"))
 QUESTIONS = Group(Questions)
 OPTIONS = (REQUEST, PLUGINS, QUESTIONS)
+
+
+def _sized(request: Request) -> Request:
+    """The request with its sizes as options of its one method, whichever that is.
+
+    Raises:
+        UserError: a size that the method does not have.
+    """
+    from catekv.evaluation.columns.specification import option_names, parse_methods
+
+    name = parse_methods(request.methods)[0].name
+    given = {size: getattr(request, size) for size in CATEKV}
+    sizes = {size: value for size, value in given.items() if value is not None}
+    if name == "catekv" or not sizes:
+        return request
+    lacking = [size for size in sizes if size not in option_names(name)]
+    if lacking:
+        raise UserError(
+            f"--{lacking[0].replace('_', '-')} is no option of {name}; leave it out "
+            f"(`catekv methods {name}` explains those there are)"
+        )
+    others: dict[str, Any] = dict.fromkeys(CATEKV)
+    return replace(request, **others, options={name: sizes})
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     from catekv.decode.sampling import Sampling
     from catekv.decode.text import stop_strings
     from catekv.evaluation.columns.edges import edge_notes
-    from catekv.evaluation.run.session import open_model, settings_for
+    from catekv.evaluation.run.session import check_methods, open_model, settings_for
     from catekv.tasks.core.prompt import prompt_format
     from catekv.tasks.core.token_ids import check_text
 
@@ -66,9 +98,11 @@ def run(arguments: argparse.Namespace) -> int:
     request = REQUEST.read(
         arguments, methods=(asked.method,), masks=(asked.mask,) if asked.mask else ()
     )
+    request = _sized(request)
     for question in asked.question:
         check_text(question, "a --question")
     check_text(asked.system or "", "--system")
+    check_methods(request)
     model = open_model(request)
     spec = settings_for(request, model).methods[0]
     if model.tokenizer is None:

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from catekv.evaluation.columns.specification import canonical_name
@@ -25,7 +25,10 @@ EFFECTS = {
 }
 #: Options of every method, listed after its own.
 _COMMON = ("store",)
-_WIDTH = 100
+#: Columns of a terminal.
+_WIDTH = 80
+#: Of them, those left for a formula in the table.
+_FORMULA = 34
 
 
 def needs_of(cls: type[Method]) -> list[str]:
@@ -48,6 +51,7 @@ def needs_of(cls: type[Method]) -> list[str]:
 def loads_of(cls: type[Method]) -> list[str]:
     """What a method has to be given that is made for the model beforehand, in words."""
     words = ["a head mask"] if "head_mask" in rules_of(cls) else []
+    words += ["trained predictors"] if "predictor" in rules_of(cls) else []
     said = [rule.needs.partition(";")[0] for rule in rules_of(cls).values() if rule.needs]
     return words + [text.replace("of the model's", "of") for text in said]
 
@@ -91,16 +95,27 @@ def render_json(methods: Sequence[dict[str, Any]]) -> str:
 
 
 def render_table(methods: Sequence[dict[str, Any]]) -> str:
-    """One line per method: name, what the prefill must hand to it, what it does to memory."""
-    names = max(len(method["name"]) for method in methods)
-    effects = max(map(len, EFFECTS.values()))
-    lines = [
-        f"{method['name']:<{names}}  {EFFECTS[method['effect']]:<{effects}}  needs {_needs(method)}"
+    """One line per method: name, what must be made for the model first, what it frees."""
+    rows = [("method", "made first", "frees all but, of T tokens a head")]
+    rows += [
+        (method["name"], ", ".join(method["loads"]) or "nothing", _freed(method))
         for method in methods
     ]
-    return "\n".join(
-        [*lines, "", "`catekv methods NAME` explains a method's options, --details all methods."]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows]
+    advice = (
+        "`catekv methods NAME` explains a method's options, --details all methods. A head mask "
+        "is made by `catekv calibrate`, scores by `catekv cokv`, predictors by `catekv atskv`."
     )
+    return "\n".join([*lines, "", *textwrap.wrap(advice, _WIDTH)])
+
+
+def _freed(method: Mapping[str, Any]) -> str:
+    """What stays of memory, as short as the line asks for; in brackets where nothing is freed."""
+    if method["effect"] != "frees" or not method["memory"]:
+        return f"({EFFECTS[method['effect']]})"
+    kept = str(method["memory"][0])
+    return kept if len(kept) <= _FORMULA else kept.replace(" ", "")
 
 
 def _needs(method: Mapping[str, Any]) -> str:
@@ -138,35 +153,67 @@ def _as_markdown(text: str) -> str:
 
 def render_details(method: dict[str, Any]) -> str:
     """Everything about one method."""
-    cls = method_class(method["name"])
     lines = [
-        f"{method['name']}: {method['paper'] or 'no paper'}",
+        *_filled(f"{method['name']}: {method['paper'] or 'no paper'}"),
         f"{EFFECTS[method['effect']]}; needs {_needs(method)}",
-        "",
-        (inspect.getdoc(cls) or "").partition("\n\nArgs:")[0],
-        "",
-        "options (preset=recommended sets what is said in brackets):",
     ]
-    for name, value in method["options"].items():
+    if method["memory"]:
+        lines.append(f"keeps of T tokens, a head: {method['memory'][0]}")
+    text = (inspect.getdoc(method_class(method["name"])) or "").partition("\n\nArgs:")[0]
+    for paragraph in text.split("\n\n"):
+        lines += ["", *_filled(paragraph)]
+    example = f"{method['name']}:{_example(method)}"
+    said = f"options, written as {example} (preset=recommended sets what is in brackets):"
+    lines += ["", *_filled(said), *_options(method)]
+    if "budgets" in method["options"]:
+        said = f"budgets: {', '.join(KINDS)}, or a CSV, npz, JSON or YAML file; with options:"
+        lines += ["", *_filled(said)]
+        for kind, allocator in KINDS.items():
+            options = [f"{f.name}={_word(f.default)}" for f in dataclasses.fields(allocator)]
+            lines += _filled(f"{kind:<8} {' '.join(options)}".rstrip(), 2, 11)
+        lines += [
+            "for example",
+            f"  {method['name']}:budgets=headkv,budgets.scores=FILE,budgets.beta=1.2",
+        ]
+    return "\n".join(lines)
+
+
+def _options(method: Mapping[str, Any]) -> Iterator[str]:
+    """Every option with its default, and what it means; neighbours of one meaning share it."""
+    meanings = method["meanings"]
+    names = list(method["options"])
+    for name, following in zip(names, [*names[1:], None], strict=True):
+        value = method["options"][name]
         better = method["recommended"].get(name, value)
         note = "" if better == value else f"  [{_word(better)}]"
         allowed = method["allowed"].get(name, "")
-        lines.append(f"  {name} = {_word(value)}{note}{f'  ({allowed})' if allowed else ''}")
-        indent = " " * 6
-        meaning = method["meanings"].get(name, "")
-        lines += textwrap.wrap(meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent)
-    if "budgets" in method["options"]:
-        lines += [
-            "",
-            f"budgets: {', '.join(KINDS)}, or a CSV, npz, JSON or YAML file; with options:",
-        ]
-        for kind, allocator in KINDS.items():
-            options = [f"{f.name}={_word(f.default)}" for f in dataclasses.fields(allocator)]
-            lines.append(f"  {kind:<8} {' '.join(options)}".rstrip())
-        lines.append(
-            f"for example {method['name']}:budgets=headkv,budgets.scores=FILE,budgets.beta=1.2"
-        )
-    return "\n".join(lines)
+        yield f"  {name} = {_word(value)}{note}{f'  ({allowed})' if allowed else ''}"
+        meaning = meanings.get(name, "")
+        if name == "head_mask":
+            meaning = "the heads that keep everything: give a folder or file with --mask."
+        if meaning != meanings.get(following):
+            yield from _filled(meaning, 6)
+
+
+def _example(method: Mapping[str, Any]) -> str:
+    """Options as they are written behind the name of a method."""
+    said = [
+        f"{name}={_word(value)}"
+        for name, value in method["options"].items()
+        if isinstance(value, int | float | str)
+    ]
+    return ",".join(said[:2])
+
+
+def _filled(text: str, indent: int = 0, hanging: int | None = None) -> list[str]:
+    """Lines for a terminal, without a docstring's markup."""
+    text = re.sub(r" \(:\w+:`[^`]*`\)", "", text)
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"\1", text).replace("``", "")
+    following = " " * (indent if hanging is None else hanging)
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=" " * indent, subsequent_indent=following,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _word(value: Any) -> str:

@@ -199,7 +199,7 @@ def add_options(
     )
     for name, action in options.items():
         made = actions.add_parser(name, help=action.about, description=action.about)
-        made.set_defaults(handler=action.run)
+        made.set_defaults(handler=action.run, parser=made)
         add_options(made, action.options)
 
 

@@ -10,16 +10,18 @@ from torch import Tensor
 from catekv.files import write_figure
 from catekv.methods.head_mask import HeadMask
 
+#: Area of the dot of an adaptive head, in square points: fits 80 layers.
+_DOT = 22
+
 
 def draw_heads(path: Path, panels: Mapping[str, Tensor], mask: HeadMask, title: str = "") -> None:
-    """One heat map per panel, the adaptive heads of ``mask`` framed.
+    """One heat map per panel, the adaptive heads of ``mask`` marked by dots.
 
     Args:
         path: PNG file to write.
         panels: title -> values [layers, kv_heads], for example mean CV and vote frequency.
     """
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     layers, heads = mask.adaptive.shape
     height = min(14.0, 1.8 + 0.28 * layers)
@@ -27,14 +29,13 @@ def draw_heads(path: Path, panels: Mapping[str, Tensor], mask: HeadMask, title: 
     figure = Figure(figsize=(width * len(panels), height), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, values) in zip(axes, panels.items(), strict=True):
-        image = axis.imshow(values.numpy(), aspect="auto", cmap="viridis")
+        image = axis.imshow(values.numpy(), aspect="auto", cmap="cividis")
         figure.colorbar(image, ax=axis)
         axis.set(title=name, xlabel="KV head", ylabel="layer")
         axis.set_xticks(range(0, heads, max(1, heads // 8)))
         axis.set_yticks(range(0, layers, max(1, layers // 16)))
-        for layer, head in mask.adaptive.nonzero().tolist():
-            axis.add_patch(
-                Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor="red", lw=1.2)
-            )
+        # seen on every colour, with every kind of colour vision
+        marked, column = mask.adaptive.nonzero(as_tuple=True)
+        axis.scatter(column, marked, s=_DOT, c="white", edgecolors="black", linewidths=0.8)
     figure.suptitle(title)
     write_figure(path, figure)

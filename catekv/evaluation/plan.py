@@ -13,7 +13,7 @@ from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.evaluation.columns import defaults
-from catekv.evaluation.columns.specification import parse_masks, parse_method
+from catekv.evaluation.columns.specification import parse_masks, parse_method, without_mask
 from catekv.evaluation.run.request import Request
 from catekv.loading import read_config as read_model_config
 from catekv.methods.base import Method, Needs
@@ -292,7 +292,7 @@ def _method(
         (mask,) = parse_masks([source], shape, ratio, edges).values()
         return label, _fitting(create(written.name, head_mask=mask, **options), shape)
     if written.name != "catekv":
-        raise UserError(f"method {written.name!r} needs a head mask; give it with --mask")
+        raise without_mask(written.name, model or "MODEL")
     ratio = DEFAULT_RATIO if ratio is None else ratio
     return label, SpreadCateKV.at(ratio, shape, edges, **options)
 

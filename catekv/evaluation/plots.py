@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from catekv.evaluation.report.styles import COLOURS
 from catekv.files import write_figure
 
 
@@ -61,6 +62,7 @@ def lines(
     """Curves by name; ``level`` is a dashed line with its name."""
     figure = _figure()
     axis = figure.subplots()
+    axis.set_prop_cycle(color=COLOURS)
     for name, (places, values) in curves.items():
         axis.plot(places, values, marker="o", ms=3, label=name)
     if level is not None:
@@ -81,6 +83,7 @@ def bands(
     for axis, (title, curves) in zip(
         figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
     ):
+        axis.set_prop_cycle(color=COLOURS)
         for name, points in curves.items():
             places, low, middle, high = zip(*points, strict=True)
             (line,) = axis.plot(places, middle, marker="o", ms=3, label=name)

@@ -175,8 +175,9 @@ class CateKV(Method):
             init, recent = self._edges({})
         if self.retention_range == "middle" and self.budget < init + recent:
             raise UserError(
-                f"budget {self.budget} is smaller than the edges it includes ({init} initial + "
-                f"{recent} recent tokens); raise the budget or lower init_tokens and recent_tokens"
+                f"catekv: budget {self.budget} is smaller than the edges it includes ({init} "
+                f"initial + {recent} recent tokens); raise the budget or lower init_tokens and "
+                "recent_tokens"
             )
         window, guard = self.window, self.guard_tokens
         assign(

@@ -102,8 +102,10 @@ class DynamicKV(Budgeted):
         interval: m, layers between two updates.
         kernel: width of the pooling, odd; 1 = none.
         pooling: ``max`` or ``average``.
-        scaling, rounding: as in :func:`layer_budgets`.
-        score_heads: ``query`` or ``kv``.
+        scaling: what an update before the last one splits: the tokens of the whole model
+            (``official``), or those of the layers seen so far (``paper``).
+        rounding: ``floor`` (as released), or ``largest_remainder``: the total is kept exactly.
+        score_heads: whose scores decide the budgets: ``query`` heads one by one, or ``kv`` heads.
     """
 
     name: ClassVar[str] = "dynamickv"

@@ -133,7 +133,14 @@ def check_options(owner: str, options: Any) -> None:
         if isinstance(value, os.PathLike):
             assign(options, **{name: os.fspath(value)})
         if rule.convert is not None:
-            assign(options, **{name: rule.convert(value)})
+            assign(options, **{name: _converted(owner, name, rule.convert, value)})
+
+
+def _converted(owner: str, name: str, convert: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return convert(value)
+    except UserError as error:
+        raise UserError(f"{owner}: {name}: {error}") from error
 
 
 def assign(options: Any, **values: Any) -> None:
@@ -152,7 +159,10 @@ def meanings_of(cls: type) -> dict[str, str]:
         for entry in re.split(r"\n {4}(?=\w)", "\n" + arguments):
             names, _, meaning = entry.partition(": ")
             for name in names.split(", "):
-                meanings.setdefault(name.strip(), " ".join(meaning.split()))
+                # what refers to another class is said by a base where there is one
+                if not meanings.get(name.strip(), "as in ").startswith("as in "):
+                    continue
+                meanings[name.strip()] = " ".join(meaning.split())
     return meanings
 
 

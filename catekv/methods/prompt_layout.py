@@ -90,7 +90,7 @@ def recent_tokens_of(value: int | str | None, variant: str, budget: int) -> int:
         return budget // _RULE_DIVISOR
     if not isinstance(value, int) or value < 0:
         raise UserError(
-            f"recent_tokens {value!r} must be a number of tokens, at least 0, or "
+            f"catekv: recent_tokens {value!r} must be a number of tokens, at least 0, or "
             f"{PAPER_RECENT_RULE!r}"
         )
     return value

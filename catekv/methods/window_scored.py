@@ -23,6 +23,13 @@ class WindowScored(Budgeted):
     A token's score is its attention from the window queries (causal softmax over all keys in fp32,
     mean over the window and over the query group), pooled over its neighbours. Ties go to the lower
     position. What a head cannot use because the prompt is too short is kept whole.
+
+    Args:
+        window: last prompt queries that score the others; always kept.
+        kernel: width of the pooling, odd; 1 = none.
+        pooling: ``max`` or ``average`` (counts the zero padding at the edges).
+        order: ``mean_then_pool`` (as released), or ``pool_then_mean``: every query of every head
+            is pooled before they are averaged.
     """
 
     edges_option: ClassVar[str] = "window"

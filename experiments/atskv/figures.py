@@ -7,6 +7,7 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation.plots import lines
+from catekv.evaluation.report.styles import COLOURS
 from catekv.files import write_figure
 from experiments.atskv.cells import METRICS
 from experiments.atskv.outputs import Output
@@ -95,6 +96,7 @@ def _figure(width: float) -> Any:
 def _bars(path: Any, groups: dict[str, dict[str, float]], methods: list[str], label: str) -> None:
     figure = _figure(max(6.4, 1.6 + 1.8 * len(groups)))
     axis = figure.subplots()
+    axis.set_prop_cycle(color=COLOURS)
     width = 0.8 / len(methods)
     for place, method in enumerate(methods):
         known = [(at, group[method]) for at, group in enumerate(groups.values()) if method in group]
@@ -114,6 +116,7 @@ def _scatter(
 ) -> None:
     figure = _figure(6.4)
     axis = figure.subplots()
+    axis.set_prop_cycle(color=COLOURS)
     for method in methods:
         shared = [name for name in memory if method in memory[name] and method in accuracy[name]]
         if shared:

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv.calibration.cokv.display import correlation, draw_scores, rank_correlation
 from catekv.errors import UserError
+from catekv.evaluation.report.styles import COLOURS
 from catekv.evaluation.tables import markdown_table
 from catekv.files import claim_folder, read_text, write_atomically, write_figure
 from experiments.cokv.predictions import short_name
@@ -70,6 +71,7 @@ def _course(scores: Path, tasks: list[str], path: Path) -> Path:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
+    axis.set_prop_cycle(color=COLOURS)
     for task in tasks:
         course = scores / short_name(task) / "mae.csv"
         try:

@@ -100,7 +100,7 @@ def _draw(
     figure = Figure(figsize=(3.2 * columns, 2.8 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (name, points) in zip(axes, table.items(), strict=False):
-        for order, colour in zip(ORDERS, ("tab:red", "tab:green", "tab:gray"), strict=True):
+        for order, colour in zip(ORDERS, ("#D55E00", "#0072B2", "#7F7F7F"), strict=True):
             means = [100 * point.mean for point in points[order]]
             low = [100 * point.low for point in points[order]]
             high = [100 * point.high for point in points[order]]

@@ -145,7 +145,7 @@ def _draw(grids: dict[str, Grid], path: Path) -> Path:
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (name, grid) in zip(axes, grids.items(), strict=False):
         means = [[float("nan") if one is None else one for one in row] for row in grid.means]
-        axis.imshow(means, aspect="auto", cmap="RdYlGn", vmin=0, vmax=1)
+        axis.imshow(means, aspect="auto", cmap="cividis", vmin=0, vmax=1)
         axis.set_title(f"{name}: {100 * grid.mean:.0f}", fontsize=8)
         axis.set_xticks(range(len(grid.lengths)), grid.lengths, fontsize=6, rotation=90)
         axis.set_yticks(range(len(grid.depths)), [f"{d:.0f}" for d in grid.depths], fontsize=6)

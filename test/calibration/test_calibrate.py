@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from tiny_checkpoint import save_tiny_checkpoint
 
 from catekv import calibration, tasks
-from catekv.calibration import CVConfig
+from catekv.calibration import CVConfig, first_sample
 from catekv.calibration.head_masks import answers, sweep
 from catekv.calibration.head_masks.ablation import head_losses
 from catekv.calibration.head_masks.answers import Answer
@@ -32,7 +33,9 @@ from catekv.commands import calibrate
 from catekv.commands.cli import Parser, main
 from catekv.commands.schema import add_options
 from catekv.errors import UserError
+from catekv.evaluation import figures
 from catekv.evaluation.run.overlap import context_hash, reference_contexts, refuse_overlap
+from catekv.files import fit_titles
 from catekv.methods import create
 from catekv.methods.head_mask import HeadMask, load_statistics
 from catekv.methods.head_votes import STANDARD_RATIOS
@@ -339,3 +342,49 @@ def test_what_the_contrasts_say() -> None:
     assert words.startswith("The chosen mask is better than random heads (+95.8 points")
     assert "not distinguishable from its own reverse (+8.3 points" in words
     assert "12 held-out samples" in words
+
+
+@pytest.mark.parametrize("shape", [(30, 3), (32, 8), (80, 8)])
+def test_the_picture_of_heads_fits_and_can_be_read(
+    shape: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "write_figure", lambda path, figure: drawn.append(figure))
+    values, mask = torch.rand(shape), HeadMask.random(shape, 0.4)
+    title = (
+        "A-model-of-a-long-name-128k-Instruct.Q4_1: ruler/vt_dense, k 0.988, alpha 0.8\ndots: all"
+    )
+    figures.draw_heads(tmp_path / "heads.png", {"mean CV": values, "votes": values}, mask, title)
+    (figure,) = drawn
+    fit_titles(figure)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    page = figure.bbox
+    for text in (figure._suptitle, *(axes.title for axes in figure.axes)):
+        box = text.get_window_extent(renderer)
+        assert page.x0 <= box.x0 <= box.x1 <= page.x1
+    panels = [axes for axes in figure.axes if axes.images]
+    for axes in panels:
+        (dots,) = (found for found in axes.collections if len(found.get_offsets()))
+        assert len(dots.get_offsets()) == int(mask.adaptive.sum())
+        cell = axes.get_window_extent().height / shape[0]
+        assert cell > math.sqrt(dots.get_sizes()[0]) * figure.dpi / 72
+        assert len(axes.get_yticks()) >= 10
+        assert axes.images[0].get_cmap().name == "cividis"
+
+
+def test_a_sweep_is_foretold_from_one_sample(
+    model: CateKVModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        first_sample.FirstSample,
+        "of",
+        classmethod(lambda cls, *arguments: cls(read=6.0, answered=2.0)),
+    )
+    said = [first_sample.calibration_time(model, settings(samples=n)) for n in (3, 1500)]
+    # 2 texts; 2 tasks with 1 sample and 2 questions; 8 masks and 2 random ones
+    assert said[0].startswith("about 3 minutes on this machine, after the first sample (6.0 s to ")
+    assert said[1].startswith("about 5.0 hours on this machine")
+    assert "shorter: --quick; or fewer --samples, --held-out-samples" in said[0]

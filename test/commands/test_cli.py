@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +131,9 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(lambda: cli.main([command, "--help"])) == 0
-    assert capsys.readouterr().out.startswith(f"usage: catekv {command}")
+    about, usage, _ = capsys.readouterr().out.partition(f"usage: catekv {command} ")
+    assert about.strip()
+    assert usage
 
 
 @pytest.mark.parametrize("name", ["eval_acc", "eval_efficiency"])
@@ -212,7 +216,7 @@ def test_mistakes_without_a_model(
         ({"attention": "absent"}, "unknown attention 'absent'"),
         ({"chat_template": "absent"}, "unknown chat template 'absent'"),
         ({"mask": "/absent/mask"}, "no head mask at /absent/mask"),
-        ({"mask": None}, "method 'catekv' needs a head mask; give --mask PATH"),
+        ({"mask": None}, "take a method without, e.g. snapkv (`catekv methods` lists them)"),
         ({"mask": "reversed"}, "needs a first mask"),
         ({"task_option": "hops"}, "--task-option takes NAME=VALUE, not 'hops'"),
         ({"task_option": "hops=3"}, "has an option 'hops'; valid options: begin_answer, dense"),
@@ -558,17 +562,30 @@ def test_tasks_are_listed_and_built(
 def test_methods_are_listed_with_their_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["methods"]) == 0
     listed = capsys.readouterr().out
-    lines = [line.split(maxsplit=1) for line in listed.splitlines() if line[:1].isalpha()]
+    table, _, advice = listed.partition("\n\n")
+    lines = [line.split(maxsplit=1) for line in table.splitlines()[1:]]
     assert [name for name, _ in lines] == methods.available()
     said = {name: " ".join(rest.split()) for name, rest in lines}
-    assert said["full"] == "keeps everything needs nothing"
-    assert said["quest"] == "skips reads, keeps memory needs nothing"
-    assert said["catekv"] == "frees memory needs last 64 queries, a head mask"
-    assert all(len(line) <= 100 for line in listed.splitlines())
+    assert said["full"] == "nothing (keeps everything)"
+    assert said["snapkv"] == "nothing budget + window"
+    assert said["catekv"] == "a head mask ratio*T+(1-ratio)*(budget+tail)"
+    assert "catekv methods NAME" in advice
     assert cli.main(["methods", "--details"]) == 0
     details = capsys.readouterr().out
     assert all(f"\n{name}: " in f"\n{details}" for name in methods.available())
     assert "tokens kept besides the window; an int, or one per KV head." in details
+    assert max(map(len, (listed + details).splitlines())) <= 80
+    assert not re.search(r"``|:(class|func|mod|meth):`", details)
+    for method in json_of_all(capsys):
+        unsaid = {name for name in method["options"] if not method["meanings"].get(name)}
+        assert not unsaid, f"{method['name']} does not say what {unsaid} mean"
+        assert not any(text.startswith("as in ") for text in method["meanings"].values())
+
+
+def json_of_all(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    assert cli.main(["methods", "--json"]) == 0
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return found
 
 
 def test_one_method_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -581,8 +598,7 @@ def test_one_method_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_methods_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["methods", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)
+    listed = json_of_all(capsys)
     assert [method["name"] for method in listed] == methods.available()
     assert all(method["effect"] in EFFECTS for method in listed)
     assert cli.main(["methods", "h2o", "--json"]) == 0
@@ -730,7 +746,9 @@ def test_weights_without_permission_are_named(
     monkeypatch.setattr(os, "access", lambda path, mode: path != weights and access(path, mode))
     assert cli.main(["doctor", "--model", str(folder)]) == 1
     assert f"no permission to read {weights}" in capsys.readouterr().out
-    error = refused("evaluate", "--model", folder, "--output", tmp_path / "run")
+    error = refused(
+        "evaluate", "--model", folder, "--methods", "full", "--output", tmp_path / "run"
+    )
     assert f"no permission to read {weights}" in error
 
 

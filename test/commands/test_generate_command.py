@@ -72,3 +72,29 @@ def test_generate_asks_in_the_tokenizers_template(
         error = capsys.readouterr().err
         assert "does not take these messages: no way; choose a chat template by name, or" in error
         assert len(error.splitlines()) == 1
+
+
+def test_a_model_without_masks_is_told_what_to_do_before_it_is_loaded(
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def loaded(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(CateKVModel, "from_pretrained", loaded)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the road is long")
+    of_text = ["--context", "text.txt", "--question", "rain"]
+    for command in (["generate", *of_text], ["evaluate"], ["fidelity"], ["efficiency"]):
+        assert cli.main([*command, "--model", str(checkpoint)]) == 2
+        error = capsys.readouterr().err
+        assert "take a method without, e.g. snapkv (`catekv methods` lists them)" in error
+        assert f"`catekv calibrate --model {checkpoint} --quick`" in error
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    first = capsys.readouterr().out.partition("usage:")[0]
+    for words in ("--method snapkv:", "catekv calibrate --model MODEL --quick", "minutes"):
+        assert words in first
+    assert max(map(len, first.splitlines())) <= 80

@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from catekv.commands import efficiency_run
 from catekv.evaluation.run import progress
 from catekv.evaluation.run.progress import BAR, LINES, NONE, Progress
 
@@ -73,3 +74,39 @@ def test_nothing_is_shown_to_those_who_do_not_ask() -> None:
     with Progress(1, NONE, stream) as shown:
         shown.advance("ruler/vt", 1, 1)
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("kind", [BAR, LINES])
+def test_a_long_run_says_once_how_long_it_takes_and_what_shortens_it(
+    kind: str, clock: list[float]
+) -> None:
+    stream = io.StringIO()
+    # one sample of 1000 tokens, then nine of 4000
+    with Progress(10, kind, stream, work=37_000, shorter="fewer --samples") as shown:
+        for work in (1000, 4000, 4000):
+            clock[0] += work / 100
+            shown.advance("ruler/vt", 1, 1, work)
+    said = [line for line in stream.getvalue().splitlines() if "on this machine" in line]
+    assert [line.rpartition("\r")[2] for line in said] == [
+        "about 7 minutes on this machine, after the first sample (10.0 s); shorter: fewer --samples"
+    ]
+
+
+def test_a_short_run_foretells_nothing(clock: list[float]) -> None:
+    stream = io.StringIO()
+    with Progress(4, LINES, stream, shorter="fewer --samples") as shown:
+        for _ in range(4):
+            clock[0] += 10
+            shown.advance("ruler/vt", 1, 1)
+    assert "on this machine" not in stream.getvalue()
+
+
+def test_hours_are_said_in_hours() -> None:
+    assert progress.foretold(8000, "1 s", "x").startswith("about 2.2 hours on this machine")
+
+
+def test_an_efficiency_run_foretells_its_other_lengths(capsys: pytest.CaptureFixture[str]) -> None:
+    efficiency_run._foretell(30.0, (1000,))
+    assert not capsys.readouterr().err
+    efficiency_run._foretell(30.0, (1000, 8000))
+    assert capsys.readouterr().err.startswith("about 5 minutes on this machine, after the first")

@@ -48,12 +48,10 @@ def test_the_documented_method_is_listed_and_explained(
 ) -> None:
     plugin = ["--plugin", str(short_keys)]
     assert cli.main(["methods", *plugin]) == 0
-    assert "\nshort_keys             frees memory               needs nothing\n" in (
-        capsys.readouterr().out
-    )
+    assert "\nshort_keys             nothing                budget\n" in capsys.readouterr().out
     assert cli.main(["methods", "short_keys", *plugin, *plugin]) == 0
     text = capsys.readouterr().out
-    assert "Keep the ``budget`` tokens of every head whose keys are shortest." in text
+    assert "Keep the budget tokens of every head whose keys are shortest." in text
     assert "  budget = 1024  (at least 0)\n      mean number of tokens" in text
     assert cli.main(["methods", "--markdown", *plugin]) == 0
     rows = capsys.readouterr().out.splitlines()

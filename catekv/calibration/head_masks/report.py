@@ -15,6 +15,7 @@ from catekv.evaluation import figures, tables
 from catekv.evaluation.report.questions import question_word
 from catekv.files import refuse_foreign, write_atomically, write_table
 from catekv.methods.head_votes import count_votes
+from catekv.models.source import short_name
 
 if TYPE_CHECKING:
     from catekv.calibration.head_masks.result import Candidate, SweepResult
@@ -49,10 +50,11 @@ def write(result: SweepResult, output: Path, picture: bool = True) -> None:
         if result.oracle is not None:
             recipe = result.oracle.meta["recipe"]
             panels["ablation: log-probability loss"] = torch.tensor(recipe["log_probability_loss"])
-        title = f"{result.model}: {_name(chosen)}, adaptive heads framed (r = "
-        figures.draw_heads(
-            output / "heads.png", panels, chosen.mask, f"{title}{result.settings.ratio:g})"
+        title = (
+            f"{short_name(result.model)}: {_name(chosen)}\n"
+            f"dots: adaptive heads (r = {result.settings.ratio:g})"
         )
+        figures.draw_heads(output / "heads.png", panels, chosen.mask, title)
 
 
 def as_dict(result: SweepResult) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def markdown(result: SweepResult, picture: bool) -> str:
     settings = result.settings
     left_out = [task for task in settings.held_out_tasks if task not in result.deciding_tasks]
     parts = [
-        f"# Head masks of {result.model}",
+        f"# Head masks of {short_name(result.model)}",
         f"Chosen: **{_name(result.chosen)}**, held-out accuracy "
         f"{100 * result.chosen.accuracy:.1f} % at r = {settings.ratio:g}.",
         f"{settings.samples} reference samples per text and {settings.held_out_samples} held-out "
@@ -163,7 +165,7 @@ def markdown(result: SweepResult, picture: bool) -> str:
         f"```\n{result.chosen.mask.show()}\n```",
     ]
     if picture:
-        parts.append("![Mean CV and votes, adaptive heads framed](heads.png)")
+        parts.append("![Mean CV and votes, adaptive heads dotted](heads.png)")
     parts += ["## All candidates", _all_candidates(result)]
     return "\n\n".join(parts) + "\n"
 

@@ -59,16 +59,17 @@ def sweep(
     model_hash: str = "",
     test_samples: Sequence[Sample] = (),
     progress: bool = True,
+    begin: Callable[[], None] = lambda: None,
 ) -> SweepResult:
     """Observe the references, vote, and score every distinct mask on held-out samples.
 
-    :func:`best` chooses among the scores on the held-out tasks that the full cache solves (at least
-    90 %; all if it solves none).
+    :func:`best` chooses by the held-out tasks that the full cache solves (90 %; all if none is).
 
     Args:
         output: folder for the per-sample CVs; a killed sweep goes on with them.
         model_name, model_hash: recorded; another model in the same folder is refused.
         test_samples: a test set that reference and held-out samples must not overlap.
+        begin: called once all is found usable, before anything is measured.
 
     Raises:
         UserError: overlapping sets, prompts that are too short to observe, options out of range.
@@ -76,9 +77,9 @@ def sweep(
     digest = _checked(model, settings, output)
     references, held_out = _sample_sets(model, settings)
     hashes = _hashes(references, held_out, test_samples)
-    _refuse_untouched(model, settings, held_out)
-    observed = _observed(model, settings, output, (model_name, model_hash), references, progress)
-    masks, candidates = _label(observed)
+    begin()
+    names = (model_name, model_hash)
+    masks, candidates = _label(_observed(model, settings, output, names, references, progress))
     drawn = _random_masks(model, settings)
 
     def scored(what: str, tried: Mapping[str, HeadMask]) -> list[answers.Answer]:
@@ -95,7 +96,6 @@ def sweep(
     if oracle is not None:
         controls["oracle"] = oracle
         found += scored("oracle", {"oracle": oracle})
-    labels = (answers.FULL, *drawn, *controls)
     against = {RANDOM: set(drawn), REVERSED: {REVERSED_LABEL}}
     return SweepResult(
         settings=settings,
@@ -103,7 +103,7 @@ def sweep(
         candidates=tuple(candidates),
         chosen=chosen,
         best_of={task: best([c for c in candidates if c.reference == task]) for task in references},
-        controls={label: answers.mean_by_task(found, label) for label in labels},
+        controls={n: answers.mean_by_task(found, n) for n in (answers.FULL, *drawn, *controls)},
         deciding_tasks=deciding,
         reference_hashes=hashes,
         contrasts=contrasts(found, chosen.label, against, deciding),
@@ -154,7 +154,7 @@ def _deciding(found: Sequence[answers.Answer]) -> tuple[str, ...]:
 def _sample_sets(
     model: CateKVModel, settings: SweepSettings
 ) -> tuple[dict[str, list[Sample]], list[Sample]]:
-    """Samples to observe by reference text, and those that decide."""
+    """Samples to observe by reference text, and those that decide, which masks must compress."""
     references = {
         task: _samples(model, settings, task, settings.samples, REFERENCE_STREAM)
         for task in settings.references
@@ -165,6 +165,7 @@ def _sample_sets(
         for task in settings.held_out_tasks
         for sample in _samples(model, settings, task, count, HELD_OUT_STREAM, allowance)
     ]
+    _refuse_untouched(model, settings, held_out)
     return references, held_out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def _first(masks: Mapping[str, HeadMask], text: str) -> HeadMask:
 def _has_size(name: str) -> bool:
     """Whether a method can be told how much to keep."""
     cls = method_class(name)
-    return "budget" in _option_names(name) or cls.with_total is not Method.with_total
+    return "budget" in option_names(name) or cls.with_total is not Method.with_total
 
 
 def method_specs(
@@ -247,10 +248,7 @@ def _masked(
             )
         return [MethodSpec(label, item.name, {**options, "head_mask": masks[chosen]})]
     if not masks:
-        raise UserError(
-            f"method {item.name!r} needs a head mask; give --mask PATH, or make one with "
-            "`catekv calibrate` (./run_headmask.sh MODEL)"
-        )
+        raise without_mask(item.name)
     many = len(masks) > 1
     return [
         MethodSpec(f"{label}-{name}" if many else label, item.name, {**options, "head_mask": mask})
@@ -258,9 +256,30 @@ def _masked(
     ]
 
 
-def _option_names(name: str) -> list[str]:
+def refuse_without_masks(written: Sequence[WrittenMethod], model: str) -> None:
+    """Refuse methods that take a head mask where a model has none.
+
+    Raises:
+        UserError: what to do instead, with the commands for this model.
+    """
+    for item in written:
+        if _takes_mask(item.name) and not {"mask", "head_mask"}.intersection(item.options):
+            raise without_mask(item.name, model)
+
+
+def without_mask(name: str, model: str = "MODEL") -> UserError:
+    """The error for a method that takes a head mask where there is none."""
+    return UserError(
+        f"method {name!r} needs a head mask, and there is none: take a method without, e.g. "
+        "snapkv (`catekv methods` lists them), make masks once (`catekv calibrate --model "
+        f"{shlex.quote(model)} --quick`, which says how long it takes), or give --mask PATH"
+    )
+
+
+def option_names(name: str) -> list[str]:
+    """The options of a method."""
     return [item.name for item in dataclasses.fields(method_class(name))]
 
 
 def _takes_mask(name: str) -> bool:
-    return "head_mask" in _option_names(name)
+    return "head_mask" in option_names(name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.evaluation.efficiency.measurement import MEASURED, Measurement
+from catekv.evaluation.report.styles import COLOURS
 from catekv.files import write_figure
 from catekv.prefill.sizes import GIB
 
@@ -25,6 +26,8 @@ def draw(path: Path, results: Sequence[Measurement], title: str) -> None:
     rows = [row for row in rows if row.batch == batch]
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     latency, memory, parts = figure.subplots(1, 3)
+    for axis in (latency, memory, parts):
+        axis.set_prop_cycle(color=COLOURS)
     for variant in dict.fromkeys(row.variant for row in rows):
         own = sorted((row for row in rows if row.variant == variant), key=lambda row: row.length)
         lengths = [row.length for row in own]

@@ -16,6 +16,7 @@ from catekv.evaluation.report.plots import Point, over_share
 from catekv.evaluation.report.statistics import FEW, Estimate
 from catekv.evaluation.report.styles import styles
 from catekv.evaluation.report.untouched import MARK
+from catekv.models.source import short_name
 
 #: What is drawn: stem of the figure, title of the axis, and the value in its unit.
 _DRAWN: tuple[tuple[str, str, Callable[[Row], Estimate], float], ...] = (
@@ -31,7 +32,7 @@ _HEADER = (
 
 def document(settings: Settings, rows: Sequence[Row], refused: Mapping[str, str]) -> Section:
     """The whole report."""
-    page = Section(f"Fidelity to the full cache: {settings.model}")
+    page = Section(f"Fidelity to the full cache: {short_name(settings.model)}")
     page.blocks.append(
         Text(
             f"Every context was read once and compressed by every method; then the next "

@@ -25,6 +25,9 @@ from catekv.methods.equal_memory import keeps_everything
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
 
+#: What makes a run shorter.
+_SHORTER = "fewer --samples, --methods or --ratios, smaller --lengths"
+
 Records = Mapping[Key, FidelityRecord]
 
 
@@ -47,6 +50,7 @@ def fidelity(
     overwrite: bool = False,
     progress: bool = True,
     quiet: bool = False,
+    foretell: bool = True,
 ) -> Outcome:
     """Measure what ``output`` does not hold yet; write the summary and the report.
 
@@ -54,6 +58,7 @@ def fidelity(
         model: as loaded; its own method is not used.
         output: folder of the results; a run that was interrupted, even killed, goes on in it.
         progress: show it on stderr; quiet: as plain lines for a log, not as a bar.
+        foretell: say of a long run how long it will take.
 
     Raises:
         UserError: texts, tasks or methods that do not fit the model, a folder that may not hold
@@ -68,7 +73,9 @@ def fidelity(
     groups = passages_of(settings, model.tokenizer)
     with opened(output, settings.configuration(), overwrite=overwrite, resume=resume) as journal:
         kind = (LINES if quiet else BAR) if progress else NONE
-        with Progress(sum(map(len, groups)), kind, sys.stderr) as shown:
+        total, work = sum(map(len, groups)), sum(map(_work, groups))
+        shorter = _SHORTER if foretell else ""
+        with Progress(total, kind, sys.stderr, work=work, shorter=shorter) as shown:
             measured = sum(_group(model, settings, group, journal, shown) for group in groups)
         records = journal.rows
         wanted = [record for group in groups for record in _of(settings, group, records)]
@@ -128,8 +135,14 @@ def _group(
         for found in measure(model, settings, passages, lacking):
             journal.append(*found)
             measured += len(found)
-    shown.advance(passages[0].source, len(passages), len(passages) if measured else 0)
+    done = len(passages)
+    shown.advance(passages[0].source, done, done if measured else 0, _work(passages))
     return measured
+
+
+def _work(passages: Sequence[Passage]) -> int:
+    """What a group costs beside others: the tokens of its contexts."""
+    return sum(len(passage.context_ids) for passage in passages)
 
 
 def _lacks(records: Records, passage: Passage, column: Column) -> bool:

@@ -98,7 +98,8 @@ def _is_said(block: Block, verdicts: Sequence[str]) -> bool:
 def _page_title(inputs: Inputs, groups: Sequence[Group]) -> str:
     models = list(dict.fromkeys(str(group.manifest.get("model")) for group in groups))
     if models:
-        return f"Compressed caches: {', '.join(models)}"
+        names = dict.fromkeys(map(short_name, models))
+        return f"Compressed caches: {', '.join(names if len(names) == len(models) else models)}"
     if inputs.efficiency:
         return f"Efficiency: {inputs.efficiency[0].name}"
     return "Report"

@@ -21,6 +21,7 @@ from catekv.evaluation.report.summary import without_times as without_times
 from catekv.evaluation.report.summary_files import write_tables
 from catekv.evaluation.report.summary_text import render as render
 from catekv.files import write_atomically
+from catekv.models.source import short_name
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Written:
 
 def render_html(summary: Mapping[str, Any]) -> str:
     """A summary's tables and plots as one HTML page without outside references."""
-    document = Section(f"Compressed caches: {summary['model']}")
+    document = Section(f"Compressed caches: {short_name(str(summary['model']))}")
     build.add_summary(document, summary, build.Options())
     return html.page(document)
 

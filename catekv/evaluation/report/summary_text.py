@@ -14,6 +14,7 @@ from catekv.evaluation.report.summary import AVERAGE
 from catekv.evaluation.report.told_apart import verdict
 from catekv.evaluation.report.untouched import column_name
 from catekv.evaluation.report.untouched import warnings as nothing_compressed
+from catekv.models.source import short_name
 
 
 def render(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
@@ -21,7 +22,7 @@ def render(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
     table = tables.markdown_table if markdown else tables.plain_table
     blocks: list[str] = []
     if markdown:
-        blocks.append(f"# {summary['model']}")
+        blocks.append(f"# {short_name(str(summary['model']))}")
     for title, cells, averages in runs_of(summary):
         blocks.append(("## " if markdown else "") + title)
         families = [row for row in summary["family_averages"] if _same_run(row, cells[0])]

@@ -26,6 +26,8 @@ from catekv.prefill.capacity import ran_out_of_memory
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
 
+#: What makes a run shorter.
+_SHORTER = "fewer --samples, --methods or --tasks, smaller --lengths; or --joint-decode"
 #: Measurements of a process before the share of failed ones means anything.
 _ENOUGH = 20
 
@@ -52,6 +54,11 @@ class _Failure:
     phase: str
     error: dict[str, str]
     memory: bool
+
+
+def _work(unit: Unit) -> int:
+    """What a unit costs beside others: its tokens, where they are known."""
+    return len(unit.positions) * (unit.cell.length or 1)
 
 
 class Loop:
@@ -85,7 +92,7 @@ class Loop:
         """Whether so much failed that the rest is not worth trying."""
         return self.measured >= _ENOUGH and self.failed > self.max_errors * self.measured
 
-    def run(self, cells: Sequence[Cell], shown: str) -> None:
+    def run(self, cells: Sequence[Cell], shown: str, foretell: bool = True) -> None:
         for cell in cells:
             self._check_unchanged(cell)
         plan = [
@@ -93,8 +100,11 @@ class Loop:
             for cell in cells
             for question in self.settings.questions
         ]
-        total = sum(len(unit.positions) for _, units, _ in plan for unit in units)
-        with Progress(total, shown) as self.progress:
+        every = [unit for _, units, _ in plan for unit in units]
+        total = sum(len(unit.positions) for unit in every)
+        work = sum(_work(unit) for unit in every)
+        shorter = _SHORTER if foretell else ""
+        with Progress(total, shown, work=work, shorter=shorter) as self.progress:
             for cell, units, question in plan:
                 self._skip(cell, question)
                 most = self.settings.batch_size
@@ -147,7 +157,8 @@ class Loop:
         if self.settings.sanity:
             self._check_validity(unit)
         count = len(unit.positions)
-        self.progress.advance(unit.cell.task, count, count if self.measured > before else 0)
+        measured = count if self.measured > before else 0
+        self.progress.advance(unit.cell.task, count, measured, _work(unit))
         return most
 
     def _lacks(self, unit: Unit, spec: MethodSpec) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -13,7 +14,19 @@ _SHOWN_SCORES = 6
 _LOG_SECONDS = 60.0
 _LOG_SHARE = 0.1
 
+#: a run that goes on longer than this is foretold
+LONG_SECONDS = 60.0
+
 BAR, LINES, NONE = "bar", "lines", "none"
+
+
+def foretold(seconds: float, sample: str, shorter: str) -> str:
+    """How long a run will take, from its first sample, and which options shorten it."""
+    minutes = max(1, math.ceil(seconds / 60))
+    long = f"{minutes} minute{'s' if minutes > 1 else ''}"
+    if minutes > 120:
+        long = f"{minutes / 60:.1f} hours"
+    return f"about {long} on this machine, after the first sample ({sample}); shorter: {shorter}"
 
 
 class Progress:
@@ -22,12 +35,25 @@ class Progress:
     Args:
         total: samples to measure, each under every question mode.
         kind: ``bar``, ``lines`` (for logs: no control characters) or ``none``.
+        work: of all samples together, in units of :meth:`advance` (default: the samples).
+        shorter: which options shorten the run, said with how long it will take once the first
+            sample tells; "": nothing is said.
 
     Tokens are those that the model read and wrote since the start.
     """
 
-    def __init__(self, total: int, kind: str = BAR, stream: IO[str] | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        kind: str = BAR,
+        stream: IO[str] | None = None,
+        *,
+        work: float | None = None,
+        shorter: str = "",
+    ) -> None:
         self.total = total
+        self.work_left = float(total) if work is None else work
+        self._shorter = "" if kind == NONE else shorter
         self.kind = kind
         self.stream = sys.stderr if stream is None else stream
         self.done = 0
@@ -60,8 +86,14 @@ class Progress:
         found[0] += value
         found[1] += 1
 
-    def advance(self, task: str, samples: int, measured: int = 0) -> None:
+    def advance(
+        self, task: str, samples: int, measured: int = 0, work: float | None = None
+    ) -> None:
         """Count samples that are done; ``measured`` of them not before this run."""
+        work = samples if work is None else work
+        self.work_left -= work
+        if measured and self._shorter:
+            self._foretell(samples, work)
         self.done += samples
         self.measured += measured
         if self._bar is not None:
@@ -70,6 +102,18 @@ class Progress:
             self._bar.update(samples)
         elif self.kind == LINES:
             self._log(task)
+
+    def _foretell(self, samples: int, work: float) -> None:
+        """Say once how long a long run will take, from what its first samples took."""
+        taken = time.monotonic() - self._start
+        left = taken / work * self.work_left
+        if left >= LONG_SECONDS:
+            line = foretold(taken + left, f"{taken / samples:.1f} s", self._shorter)
+            if self._bar is None:
+                print(line, file=self.stream, flush=True)
+            else:
+                self._bar.write(line, file=self.stream)
+        self._shorter = ""
 
     def _log(self, task: str) -> None:
         now = time.monotonic()

@@ -14,8 +14,10 @@ from catekv.options import COUNT, MOST_SAMPLES, option
 MODEL = ("model", "dtype", "device", "attention")
 #: Of the fields of catekv, the tokens that it always keeps, and those that look.
 EDGES = ("init_tokens", "recent_tokens", "window")
+#: The fields of catekv.
+CATEKV = ("ratio", "retention", "budget", *EDGES)
 #: The fields that say which methods run, with which masks.
-METHODS = ("methods", "plugins", "masks", "ratio", "retention", "budget", *EDGES)
+METHODS = ("methods", "plugins", "masks", *CATEKV)
 #: Words of ``--question`` and the question modes that they stand for; papers' words are read too.
 QUESTIONS = {
     "after": ("agnostic",),

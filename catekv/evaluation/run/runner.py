@@ -60,6 +60,7 @@ def evaluate(
     quiet: bool = False,
     max_errors: float = MAX_ERRORS,
     command: str = "",
+    foretell: bool = True,
 ) -> Outcome:
     """Measure everything in ``settings`` that ``output`` does not hold yet, and summarise.
 
@@ -73,6 +74,7 @@ def evaluate(
         progress: show the running scores on stderr; quiet: as plain lines for a log, not as a bar.
         max_errors: share of failed measurements above which the rest is not tried.
         command: recorded in the manifest.
+        foretell: say of a long run how long it will take.
 
     Raises:
         UserError: tasks, lengths or methods that do not fit the model, or a folder that may not
@@ -99,7 +101,7 @@ def evaluate(
         shown = progress and process.is_first
         with directory if process.writes else contextlib.nullcontext():
             loop = Loop(model, settings, directory, process, max_errors)
-            loop.run(cells, (LINES if quiet else BAR) if shown else NONE)
+            loop.run(cells, (LINES if quiet else BAR) if shown else NONE, foretell)
         process.barrier()
         outcome = _outcome(loop, process)
         return _concluded(outcome, directory, manifest) if process.is_first else outcome

@@ -21,14 +21,19 @@ from catekv.evaluation.columns.settings import (
     RunSettings,
     stable_hash,
 )
-from catekv.evaluation.columns.specification import method_specs, parse_masks, parse_methods
+from catekv.evaluation.columns.specification import (
+    method_specs,
+    parse_masks,
+    parse_methods,
+    refuse_without_masks,
+)
 from catekv.evaluation.records import environment
 from catekv.evaluation.records.records import RunDirectory
 from catekv.evaluation.report import report
 from catekv.evaluation.run import suites
 from catekv.evaluation.run.distributed import Process, process_group
 from catekv.evaluation.run.overlap import reference_contexts
-from catekv.evaluation.run.request import EDGES, QUESTIONS, Request
+from catekv.evaluation.run.request import CATEKV, EDGES, QUESTIONS, Request
 from catekv.evaluation.run.request import split_list as split_list
 from catekv.methods import available
 from catekv.methods.head_mask import HeadMask
@@ -75,6 +80,26 @@ def open_model(
             "checkpoint"
         )
     return model
+
+
+def check_methods(request: Request) -> None:
+    """Refuse, before a model is loaded, what cannot be: unknown methods, those whose head mask
+    nobody made, and sizes of catekv where neither it nor a method of equal memory runs.
+
+    Raises:
+        UserError: with what to do.
+    """
+    written = parse_methods(request.methods)
+    if request.masks or default_masks(request):
+        return
+    refuse_without_masks(written, model_path(request))
+    sizes = [name for name in CATEKV if getattr(request, name) is not None]
+    if sizes and not any(item.name == "catekv" for item in written):
+        flag, label = "--" + sizes[0].replace("_", "-"), written[-1].name if written else "snapkv"
+        raise UserError(
+            f"{flag} is a size of catekv, which is not among the methods; write those of others "
+            f"with their name, e.g. {label}:budget=256 (`catekv methods {label}`)"
+        )
 
 
 def model_path(request: Request) -> str:
@@ -229,7 +254,7 @@ def run(request: Request, *, command: str = "", quiet: bool = False) -> int:
     from catekv.evaluation.run.runner import evaluate
 
     with process_group(request.parallel) as process:
-        parse_methods(request.methods)  # refuses unknown names before a model is loaded
+        check_methods(request)
         model = open_model(request, process)
         settings = settings_for(request, model)
         output = request.output or default_output(settings)

@@ -141,8 +141,8 @@ class ATSKV(Method):
         super().__post_init__()
         if self.predictor is None and not self.untrained:
             raise UserError(
-                "atskv needs a trained relevance predictor: pass predictor=FOLDER; untrained=True "
-                "runs with random weights, whose results mean nothing"
+                "atskv needs a trained relevance predictor: atskv:predictor=FOLDER; "
+                "atskv:untrained=true runs with random weights, whose results mean nothing"
             )
         if self.predictor is not None and self.untrained:
             raise UserError("atskv: pass predictor or untrained=True, not both")
