@@ -6,9 +6,11 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from own_plugins import forgetting
 
 from catekv.commands.cli import make_parser
 
@@ -40,6 +42,11 @@ def commands(page: Path) -> list[str]:
             line for line in (re.sub(r"(^|\s)#.*", "", each).strip() for each in typed) if line
         ]
     return lines
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    yield from forgetting(monkeypatch)
 
 
 @pytest.mark.parametrize("code", examples())
