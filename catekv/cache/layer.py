@@ -19,6 +19,7 @@ from catekv.kernels import Workspace
 from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.ragged import RaggedPrefix, from_rows
 from catekv.methods.base import Method, Needs, Observed, Selection
+from catekv.methods.formulas.query_moments import QueryMoments
 from catekv.methods.stores.base import DecodeStore
 from catekv.models.padding import refuse_unless_left_padding
 from catekv.models.rotation import Rotation, rotation_of
@@ -81,6 +82,7 @@ class RaggedLayer(CacheLayerMixin):
         self.queries: Tensor | None = None
         self.column_sums: Tensor | None = None
         self.hidden_states: Tensor | None = None
+        self.moments: QueryMoments | None = None
         self.valid: Tensor | None = None
         self.padding: list[int] = []
         self.seen = 0
@@ -125,7 +127,8 @@ class RaggedLayer(CacheLayerMixin):
         return self.padding or [0] * self.lengths().shape[0]
 
     def tensors(self) -> list[Tensor]:
-        recorded = (self.queries, self.column_sums, self.hidden_states, self.valid)
+        recorded = [self.queries, self.column_sums, self.hidden_states, self.valid]
+        recorded += self.moments.tensors() if self.moments is not None else ()
         own = self.buffer.tensors() + [tensor for tensor in recorded if tensor is not None]
         if self.store is not None:
             return own + self.store.tensors()
@@ -269,6 +272,21 @@ class RaggedLayer(CacheLayerMixin):
             if self.column_sums is not None:
                 sums[:, :, : self.column_sums.shape[-1]] += self.column_sums
             self.column_sums = sums
+        if needs.query_moments:
+            self._count(queries)
+
+    def _count(self, queries: Tensor) -> None:
+        """Add these newest context queries to the moments."""
+        end = min(self.settings.prefill_tokens or self.seen, self.seen)
+        valid = None if self.valid is None else self.valid[:, :end]
+        try:
+            rotation = self._rotation(end, valid)
+        except UserError:
+            return  # the method says so when it asks for the rotation; others go on
+        if self.moments is None:
+            self.moments = QueryMoments.none_yet(queries)
+        newest = None if valid is None else valid[:, end - queries.shape[2] :]
+        self.moments.add(queries, rotation, newest)
 
     def record_hidden(self, hidden_states: Tensor) -> None:
         """Keep what the decoder layer reads [batch, tokens, hidden_size] until compression."""
@@ -315,6 +333,7 @@ class RaggedLayer(CacheLayerMixin):
             hidden_states=None if hidden is None else hidden[:, :tokens],
             rotation=self._rotation(tokens, valid) if needs.rotation else None,
             form=self.form,
+            query_moments=self.moments if needs.query_moments else None,
             output_projection=(
                 self.settings.projections[self.index] if needs.output_projection else None
             ),
@@ -379,7 +398,7 @@ class RaggedLayer(CacheLayerMixin):
         self.store = store
         self.padding = [] if valid is None else (~valid).sum(dim=-1).tolist()
         self.buffer = tail
-        self.queries = self.column_sums = self.hidden_states = self.valid = None
+        self.queries = self.column_sums = self.hidden_states = self.valid = self.moments = None
 
     def absorb(
         self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None
@@ -421,6 +440,11 @@ class RaggedLayer(CacheLayerMixin):
                 f"cannot take back {remove} tokens: only the {self.tail_length} tokens since "
                 "compression are stored as they were; keep a fork of the context from before"
             )
+        if self.moments is not None:
+            raise UserError(
+                "tokens cannot be taken back from a prompt whose queries have been added up; feed "
+                "it whole, or use a method that needs no moments of queries"
+            )
         self.buffer.crop(remove)
         self.seen -= remove
         if self.queries is not None:
@@ -447,6 +471,8 @@ class RaggedLayer(CacheLayerMixin):
             self.column_sums = self.column_sums[indices.to(self.column_sums.device)]
         if self.hidden_states is not None:
             self.hidden_states = self.hidden_states[indices.to(self.hidden_states.device)]
+        if self.moments is not None:
+            self.moments = self.moments.rows(indices.to(self.moments.count.device))
 
     def _batch(self) -> int:
         return self.lengths().shape[0]

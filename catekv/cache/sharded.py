@@ -11,6 +11,7 @@ from torch import Tensor
 
 from catekv.errors import NeedsAllHeadsError
 from catekv.methods.base import Method, Observed, Selection
+from catekv.methods.formulas.query_moments import QueryMoments
 from catekv.methods.per_sequence import together
 from catekv.models.sharding import all_heads, is_sharded, local_heads
 
@@ -67,6 +68,7 @@ def _for_prompts(method: Method, layer: Observed, valid: Tensor | None, kv_heads
 def _of_all_heads(layer: Observed) -> Observed:
     """The same layer with the heads of all processes. Hidden states are everywhere already."""
     sums, sinks, projection = layer.column_sums, layer.form.sinks, layer.output_projection
+    moments = layer.query_moments
     if sinks is not None:
         sinks = all_heads(sinks[None])[0]
     return dataclasses.replace(
@@ -76,6 +78,9 @@ def _of_all_heads(layer: Observed) -> Observed:
         values=all_heads(layer.values),
         column_sums=None if sums is None else all_heads(sums),
         output_projection=None if projection is None else all_heads(projection, dim=0),
+        query_moments=None
+        if moments is None
+        else QueryMoments(moments.count, *map(all_heads, moments.tensors()[1:])),
         form=layer.form if sinks is None else dataclasses.replace(layer.form, sinks=sinks),
     )
 

@@ -40,6 +40,7 @@ def needs_of(cls: type[Method]) -> list[str]:
         words = ["last query"]
     named = {
         "column_sums": "all queries",
+        "query_moments": "all queries",
         "hidden_states": "hidden states",
         "all_layers": "all layers at once",
         "rotation": "rotary angles",

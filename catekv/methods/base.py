@@ -24,6 +24,7 @@ from catekv.models.shape import ModelShape
 
 if TYPE_CHECKING:
     from catekv.kernels.ragged import RaggedPrefix
+    from catekv.methods.formulas.query_moments import QueryMoments
     from catekv.methods.stores.base import DecodeStore
     from catekv.models.rotation import Rotation
 
@@ -40,6 +41,7 @@ class Needs:
         all_layers: the method decides after it has seen all layers, which stay dense until then.
         rotation: the model's rotary angles, because the method turns stored keys.
         output_projection: what the layer's attention multiplies the outputs of its heads with.
+        query_moments: mean and covariance of all prompt queries before their rotation.
     """
 
     window: int = 0
@@ -48,6 +50,7 @@ class Needs:
     all_layers: bool = False
     rotation: bool = False
     output_projection: bool = False
+    query_moments: bool = False
 
     @staticmethod
     def of_all(methods: Iterable[Method]) -> Needs:
@@ -58,13 +61,14 @@ class Needs:
             column_sums=any(one.column_sums for one in needs),
             hidden_states=any(one.hidden_states for one in needs),
             output_projection=any(one.output_projection for one in needs),
+            query_moments=any(one.query_moments for one in needs),
         )
 
     def missing_from(self, recorded: Needs) -> list[str]:
         """Which of these needs were not recorded, in words."""
         missing = [
             name
-            for name in ("column_sums", "hidden_states", "output_projection")
+            for name in ("column_sums", "hidden_states", "output_projection", "query_moments")
             if getattr(self, name) and not getattr(recorded, name)
         ]
         if self.window > recorded.window:
@@ -84,7 +88,7 @@ class Observed:
     ``column_sums`` float32 [batch, query_heads, tokens] (causal softmax over all keys, summed over
     all prompt queries), ``hidden_states`` [batch, tokens, hidden_size], ``rotation`` and
     ``output_projection`` [query_heads, head_dim, hidden_size] are there if the method
-    :class:`Needs` them, else None.
+    :class:`Needs` them, else None; so are ``query_moments``.
     """
 
     queries: Tensor
@@ -98,6 +102,7 @@ class Observed:
     rotation: Rotation | None = None
     form: LogitForm = PLAIN
     output_projection: Tensor | None = None
+    query_moments: QueryMoments | None = None
 
     @property
     def tokens(self) -> int:
@@ -453,7 +458,7 @@ def _sequence(layer: Observed, b: int, valid: Tensor) -> Observed:
         # padding at an end: keys and values are read where they lie
         columns = slice(int(columns[0]), int(columns[-1]) + 1)
     queries = layer.queries[b : b + 1]
-    sums, hidden = layer.column_sums, layer.hidden_states
+    sums, hidden, moments = layer.column_sums, layer.hidden_states, layer.query_moments
     return replace(
         layer,
         queries=queries[:, :, max(0, queries.shape[2] - count) :],
@@ -461,4 +466,5 @@ def _sequence(layer: Observed, b: int, valid: Tensor) -> Observed:
         values=layer.values[b : b + 1, :, columns],
         column_sums=None if sums is None else sums[b : b + 1, :, columns],
         hidden_states=None if hidden is None else hidden[b : b + 1, columns],
+        query_moments=None if moments is None else moments.rows(slice(b, b + 1)),
     )

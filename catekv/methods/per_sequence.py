@@ -90,6 +90,8 @@ def together(methods: Sequence[Method]) -> Method:
 def _row(layer: Observed, b: int) -> Observed:
     """One sequence of a layer, padding included."""
 
+    moments = layer.query_moments
+
     def part(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor[b : b + 1]
 
@@ -100,4 +102,5 @@ def _row(layer: Observed, b: int) -> Observed:
         values=layer.values[b : b + 1],
         column_sums=part(layer.column_sums),
         hidden_states=part(layer.hidden_states),
+        query_moments=moments and moments.rows(slice(b, b + 1)),
     )

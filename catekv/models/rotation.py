@@ -52,6 +52,22 @@ class Rotation:
         """Pre-rotary keys of post-rotary ones; arguments as in :meth:`rotate`."""
         return self._turn(keys, positions, -1.0, 1.0 / self.scaling)
 
+    def mean_matrix(self, positions: Tensor, dim: int) -> Tensor:
+        """The mean of the rotations at some positions as a matrix, float32 [dim, dim]; it is no
+        rotation itself.
+
+        Args:
+            positions: integers [count]. dim: of a head.
+        """
+        angles = positions[:, None].float() * self.inverse_frequencies
+        cosine, sine = angles.cos().mean(dim=0), angles.sin().mean(dim=0)
+        matrix = torch.eye(dim, device=positions.device)
+        first = torch.arange(len(cosine), device=positions.device)
+        second = first + len(cosine)
+        matrix[first, first] = matrix[second, second] = self.scaling * cosine
+        matrix[first, second], matrix[second, first] = -self.scaling * sine, self.scaling * sine
+        return matrix
+
     def _turn(self, keys: Tensor, positions: Tensor, direction: float, scaling: float) -> Tensor:
         half = self.inverse_frequencies.shape[0]
         # angles in float32 whatever the keys: that is what models do

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from catekv.cache import attention
 from catekv.kernels.window_scores import BLOCK_BYTES
 from catekv.methods.base import Method, Needs
+from catekv.methods.formulas.query_moments import FIRST
 from catekv.prefill.sizes import ModelSizes, kept_table
 
 FLOAT32 = 4
@@ -183,7 +184,10 @@ class _Pieces:
         numbers = size.hidden_size * self.element if needs.hidden_states else 0
         numbers += size.query_heads * FLOAT32 if needs.column_sums else 0
         layers = layer + 1 if self.late else 1
-        return float(layers * self.batch * self.tokens * numbers)
+        moments = 0
+        if needs.query_moments:
+            moments = size.query_heads * size.head_dim * (size.head_dim + FIRST + 1) * FLOAT32
+        return float(layers * self.batch * (self.tokens * numbers + moments))
 
     def _positions(self) -> float:
         ids = self.tokens * INT64

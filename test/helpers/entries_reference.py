@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.methods import Method, Observed
+from catekv.methods.formulas.query_moments import QueryMoments
 from catekv.models.rotation import rotation_of
 
 NAME = "entries_reference"
@@ -172,6 +173,10 @@ class ReferenceCache(DynamicCache):
             tokens = record.keys.shape[2]
             longest = tokens if valid is None else int(valid.sum(dim=-1).max())
             window = record.queries[:, :, max(0, tokens - needs.window) :]
+            moments = None
+            if needs.query_moments:
+                moments = QueryMoments.none_yet(record.queries)
+                moments.add(record.queries, rotation_of(config, longest, index), valid)
             observed.append(
                 Observed(
                     window,
@@ -184,6 +189,7 @@ class ReferenceCache(DynamicCache):
                     record.hidden_states if needs.hidden_states else None,
                     rotation_of(config, longest, index) if needs.rotation else None,
                     output_projection=self.projection(index) if needs.output_projection else None,
+                    query_moments=moments,
                 )
             )
         if needs.all_layers:

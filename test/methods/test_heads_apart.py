@@ -12,7 +12,9 @@ import torch
 from catekv import kernels, methods
 from catekv.errors import NeedsAllHeadsError
 from catekv.methods.base import Method, Observed, Selection
+from catekv.methods.formulas.query_moments import QueryMoments
 from catekv.methods.head_mask import HeadMask
+from catekv.models.rotation import Rotation
 
 LAYERS, HEADS, GROUP, TOKENS, DIM = 2, 4, 2, 160, 16
 HALVES = (slice(0, 2), slice(2, 4))
@@ -57,11 +59,13 @@ def observed(method: Method, heads: slice) -> list[Observed]:
     keys, values = random(LAYERS, 1, HEADS, TOKENS, DIM), random(LAYERS, 1, HEADS, TOKENS, DIM)
     hidden = random(1, TOKENS, 32)
     projection = random(HEADS * GROUP, DIM, 32)[heads.start * GROUP : heads.stop * GROUP]
-    needs = method.needs
+    needs, rotation = method.needs, Rotation(0.1 ** torch.arange(DIM // 2))
     found = []
     for layer in range(LAYERS):
         own = queries[layer, :, heads.start * GROUP : heads.stop * GROUP]
         sums = kernels.column_sums(own, keys[layer, :, heads], DIM**-0.5, None)
+        moments = QueryMoments.none_yet(own)
+        moments.add(own, rotation)
         found.append(
             Observed(
                 own[:, :, max(0, TOKENS - needs.window) :] if needs.window else own[:, :, :0],
@@ -72,7 +76,9 @@ def observed(method: Method, heads: slice) -> list[Observed]:
                 LAYERS,
                 column_sums=sums if needs.column_sums else None,
                 hidden_states=hidden if needs.hidden_states else None,
+                rotation=rotation if needs.rotation else None,
                 output_projection=projection if needs.output_projection else None,
+                query_moments=moments if needs.query_moments else None,
             )
         )
     return found

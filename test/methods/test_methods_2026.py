@@ -17,7 +17,9 @@ from catekv.methods.chunkkv import chunk_means
 from catekv.methods.criticalkv import first_stage
 from catekv.methods.defensivekv import certain_counts, defended, largest_pooled
 from catekv.methods.formulas.output_norms import output_norms
+from catekv.methods.formulas.query_moments import QueryMoments
 from catekv.methods.random_attention import with_certain
+from catekv.models.rotation import Rotation
 
 
 def kept(rows: Tensor) -> list[list[int]]:
@@ -197,3 +199,60 @@ def test_defensivekv_keeps_its_total_in_heads_of_any_length(across: bool) -> Non
     assert all(
         bool(one.tokens.all()) for one in replace(method, budget=36).select_padded(layers, None)
     )
+
+
+def moments_of(queries: Tensor, rotation: Rotation, chunk: int) -> QueryMoments:
+    """Of queries before their rotation, added chunk by chunk."""
+    found = QueryMoments.none_yet(queries)
+    turned = rotation.rotate(queries, torch.arange(queries.shape[2]))
+    for part in turned.split(chunk, dim=2):
+        found.add(part, rotation)
+    return found
+
+
+def test_expected_attention_golden(golden) -> None:
+    for case in golden("methods_2026", "expected_attention"):
+        given, expected = case["inputs"], case["expected"]
+        queries, keys, values = (
+            torch.tensor(given[name])[None] for name in ("queries", "keys", "values")
+        )
+        dim = keys.shape[-1]
+        rotation = Rotation(given["theta"] ** (-torch.arange(0, dim, 2).float() / dim))
+        options = {name: given[name] for name in ("sinks", "future", "epsilon", "covariance")}
+        method = methods.create(
+            "expected_attention", budget=given["keep"], value_norm=given["value_norm"], **options
+        )
+        observed = Observed(
+            queries[:, :, :0], keys, values, dim**-0.5, rotation=rotation,
+            query_moments=moments_of(queries, rotation, chunk=3),
+        )  # fmt: skip
+        near(method.future_queries(observed)[0][0], expected["mean_query"])
+        near(method.entry_scores(observed)[0, :, given["sinks"] :], expected["scores"])
+        assert kept(method.select_observed(observed).tokens) == expected["kept"]
+
+
+def test_moments_of_queries_leave_out_padding_and_the_first() -> None:
+    queries = torch.randn(2, 3, 90, 6, generator=torch.Generator().manual_seed(0))
+    rotation = Rotation(torch.tensor([1.0, 0.1]))  # a part of every query is not turned
+    valid = torch.arange(90) >= torch.tensor([[0], [17]])
+    places = valid.cumsum(dim=1) - 1
+    turned = rotation.rotate(queries, places[:, None])
+    found = QueryMoments.none_yet(queries)
+    for start in range(0, 90, 40):
+        part = slice(start, start + 40)
+        found.add(turned[:, :, part], rotation, valid[:, part])
+    mean, covariance = found.without_first(5)
+    for b, first in enumerate((5, 22)):
+        own = queries[b, :, first:]
+        near(mean[b], own.mean(dim=1).tolist())
+        for head in range(3):
+            near(covariance[b, head], own[head].T.cov(correction=0).tolist())
+    assert torch.equal(found.rows(slice(1, 2)).total, found.total[1:])
+
+
+def test_expected_attention_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(UserError, match="budget 3 does not hold the 4 sinks"):
+        methods.create("expected_attention", budget=3)
+    states = torch.randn(1, 2, 9, 4)
+    with pytest.raises(UserError, match="needs the moments of all queries"):
+        methods.create("expected_attention", budget=5).select(states, states, states)

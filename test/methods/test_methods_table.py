@@ -11,6 +11,7 @@ import torch
 from catekv import kernels, methods
 from catekv.kernels.ragged import RaggedPrefix, storage_bytes
 from catekv.methods import Method, ModelShape, Observed, Selection
+from catekv.methods.formulas.query_moments import QueryMoments
 from catekv.methods.stores.base import DecodeStore
 from catekv.models.rotation import Rotation
 
@@ -68,6 +69,8 @@ def layers_of_a_prompt(tokens: int = TOKENS) -> list[Observed]:
         queries = torch.randn(1, 4, tokens, 16, generator=generator)
         keys, values = torch.randn(2, 1, 2, tokens, 16, generator=generator)
         sums = kernels.column_sums(queries, keys, 0.25)
+        moments = QueryMoments.none_yet(queries)
+        moments.add(queries, rotation)
         layers.append(
             Observed(
                 queries,
@@ -79,6 +82,7 @@ def layers_of_a_prompt(tokens: int = TOKENS) -> list[Observed]:
                 sums,
                 hidden,
                 rotation=rotation,
+                query_moments=moments,
                 output_projection=torch.randn(4, 16, 24, generator=generator),
             )
         )

@@ -102,3 +102,11 @@ def test_dimensions_beyond_the_rotated_part_stay() -> None:
 def test_half_precision_keys_stay_half_precision() -> None:
     keys = torch.ones(3, 4, dtype=torch.bfloat16)
     assert Rotation(torch.ones(2)).rotate(keys, torch.arange(3)).dtype == torch.bfloat16
+
+
+def test_the_mean_of_rotations_is_a_matrix() -> None:
+    rotation = Rotation(torch.tensor([1.0, 0.1, 0.01]), scaling=1.5)
+    keys = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(7, 20)
+    turned = torch.stack([rotation.rotate(keys, one.expand(4)) for one in positions]).mean(dim=0)
+    torch.testing.assert_close(keys @ rotation.mean_matrix(positions, 8).T, turned)
