@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.files import write_atomically
+from catekv.files import write_atomically, write_table
 from catekv.kernels.dispatch import has_triton, table
 from catekv.kernels.variant import Variant
 
@@ -133,6 +133,10 @@ def _build_named(module: str, index: int, capability: int) -> Built:
     return build(importlib.import_module(module).variants()[index], capability)
 
 
+#: Columns of the table of all variants.
+HEADER = ("variant", "chip", "registers", "spilled_bytes", "shared_kib", "problem")
+
+
 def check(chips: Sequence[int], patterns: Sequence[str] = ("",), jobs: int = 2) -> list[Built]:
     """Build all variants whose name contains one of the ``patterns``, in ``jobs`` processes.
 
@@ -173,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="variants so named",
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--output", type=Path, help="also write a .md or .json table here")
+    parser.add_argument("--output", type=Path, help="also write a .md, .csv or .json table here")
     parsed = parser.parse_args(arguments)
     try:
         built = check(parsed.chips, parsed.only, max(1, parsed.jobs))
@@ -185,8 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = render(built, f"triton {triton.__version__}")
     print(text)
     if parsed.output is not None:
-        as_json = json.dumps([asdict(one) for one in built], indent=1) + "\n"
-        write_atomically(parsed.output, as_json if parsed.output.suffix == ".json" else text)
+        if parsed.output.suffix == ".json":
+            text = json.dumps([asdict(one) for one in built], indent=1) + "\n"
+        if parsed.output.suffix == ".csv":
+            write_table(parsed.output, HEADER, [_cells(one) for one in built])
+        else:
+            write_atomically(parsed.output, text)
     return 1 if any(one.problem for one in built) else 0
 
 
@@ -199,12 +207,13 @@ def render(built: Sequence[Built], compiler: str) -> str:
         "| variant | chip | registers | spilled | shared KiB | problem |",
         "|---|---|---:|---:|---:|---|",
     ]
-    for one in built:
-        lines.append(
-            f"| {one.variant} | {one.chip} | {one.registers} | {one.spilled_bytes} "
-            f"| {one.shared_bytes / 1024:.1f} | {one.problem} |"
-        )
+    lines += [f"| {' | '.join(_cells(one))} |" for one in built]
     return "\n".join(lines) + "\n"
+
+
+def _cells(one: Built) -> list[str]:
+    numbers = (one.registers, one.spilled_bytes, f"{one.shared_bytes / 1024:.1f}")
+    return [one.variant, one.chip, *map(str, numbers), one.problem]
 
 
 if __name__ == "__main__":
