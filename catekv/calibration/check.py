@@ -28,7 +28,7 @@ from catekv.evaluation.report.inputs import VERDICT
 from catekv.evaluation.report.opening import opening
 from catekv.evaluation.report.write import MARKDOWN, NUMBERS, PAGE
 from catekv.evaluation.run import runner, session
-from catekv.evaluation.run.request import Request
+from catekv.evaluation.run.request import CHECKED_METHODS, CHECKED_TASKS, Request
 from catekv.files import read_object, refuse_foreign, write_json
 from catekv.methods.catekv import DEFAULT_RATIO
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 SETTINGS = "check.json"
 #: Folders of the steps.
 MASKS, EVALUATION, FIDELITY = "masks", "evaluation", "fidelity"
-TASKS = ("ruler/niah_single_2", "ruler/niah_multikey_1")
-METHODS = ("full", "catekv", "snapkv", "adakv", "streaming_llm")
 #: A consistent head keeps this share of the prompt, about half of the cache is kept in all.
 _BUDGET_SHARE = 8
 
@@ -150,10 +148,10 @@ def _completed(request: Request, extent: Extent) -> Request:
     options["catekv"] = {**options["catekv"], **edges, "budget": budget}
     return dataclasses.replace(
         request,
-        tasks=request.tasks or TASKS,
+        tasks=request.tasks or CHECKED_TASKS,
         lengths=(extent.length,),
         samples=extent.samples,
-        methods=request.methods or METHODS,
+        methods=request.methods or CHECKED_METHODS,
         ratio=DEFAULT_RATIO if request.ratio is None else request.ratio,
         options=options,
         questions=("agnostic",),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from catekv.commands.arguments import PROGRESS
 from catekv.commands.schema import Group
-from catekv.evaluation.run.request import Request
+from catekv.evaluation.run.request import CHECKED_METHODS, CHECKED_TASKS, Request
 from catekv.options import COUNT, MOST_SAMPLES, option
 
 #: fields of a request that mean here what they mean to an evaluation
@@ -53,7 +53,12 @@ class Check:
 
 
 CHECK = Group(Check)
-REQUEST = Group(Request, SHARED, defaults={"methods": ()})
+REQUEST = Group(
+    Request,
+    SHARED,
+    defaults={"methods": CHECKED_METHODS},
+    helps={"tasks": f"task names or JSONL files (default: {' '.join(CHECKED_TASKS)})"},
+)
 OPTIONS = (CHECK, REQUEST, PROGRESS)
 
 

@@ -18,6 +18,9 @@ EDGES = ("init_tokens", "recent_tokens", "window")
 CATEKV = ("ratio", "retention", "budget", *EDGES)
 #: The fields that say which methods run, with which masks.
 METHODS = ("methods", "plugins", "masks", *CATEKV)
+#: What ``catekv check`` measures where nothing else is asked for.
+CHECKED_METHODS = ("full", "catekv", "snapkv", "adakv", "streaming_llm")
+CHECKED_TASKS = ("ruler/niah_single_2", "ruler/niah_multikey_1")
 #: Words of ``--question`` and the question modes that they stand for; papers' words are read too.
 QUESTIONS = {
     "after": ("agnostic",),
