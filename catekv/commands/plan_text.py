@@ -42,7 +42,12 @@ def _title(plan: Plan) -> str:
     method = plan.methods[1].to_dict()
     options = [
         f"{letter} {method[name]:g}"
-        for name, letter in (("ratio", "r"), ("retention", "eta"), ("budget", "b"))
+        for name, letter in (
+            ("keep", "keep"),
+            ("ratio", "r"),
+            ("retention", "eta"),
+            ("budget", "b"),
+        )
         if isinstance(method.get(name), int | float)
     ]
     settings = ", ".join([f"{plan.length} tokens", f"batch {plan.batch}", plan.dtype])

@@ -83,13 +83,14 @@ class SpreadCateKV(Method):
         edges: Mapping[str, int] | None = None,
         **options: Any,
     ) -> SpreadCateKV:
-        """``edges``: as of a mask that was made with them."""
+        """``edges``: as of a mask that was made with them; ``keep`` stands for the ratio."""
+        keep = options.pop("keep", None)
         whole = torch.ones(shape.layers, shape.kv_heads, dtype=torch.bool)
         adaptive, consistent = (
             create("catekv", head_mask=HeadMask(heads).with_edges(edges or {}), **options)
             for heads in (whole, ~whole)
         )
-        return cls(adaptive, consistent, check_ratio(ratio))
+        return cls(adaptive, consistent, check_ratio(ratio), keep=keep)
 
     @property
     def needs(self) -> Needs:
@@ -99,8 +100,18 @@ class SpreadCateKV(Method):
         tables = [part.budget_table(tokens, shape) for part in (self.adaptive, self.consistent)]
         return self.ratio * tables[0] + (1 - self.ratio) * tables[1]
 
+    def with_total(self, total: int, tokens: int, shape: ModelShape) -> SpreadCateKV:
+        most, least = (part.total_kept(tokens, shape) for part in (self.adaptive, self.consistent))
+        if total < least:
+            raise UserError(
+                f"{total} entries do not hold the {least} that consistent heads keep; lower budget"
+            )
+        ratio = min(1.0, (total - least) / (most - least)) if most > least else self.ratio
+        return dataclasses.replace(self, ratio=ratio)
+
     def to_dict(self) -> dict[str, Any]:
-        return {**self.adaptive.to_dict(), "head_mask": None, "ratio": self.ratio}
+        size = {"ratio": self.ratio} if self.keep is None else {"ratio": None, "keep": self.keep}
+        return {**self.adaptive.to_dict(), "head_mask": None, **size}
 
 
 @dataclass(frozen=True)
@@ -240,6 +251,7 @@ def plan_for(request: Request, asked: Asked) -> Plan:
     config = read_config(model)
     sizes = sizes_of_config(config, DTYPES[request.dtype])
     label, method = _method(request, asked, model, sizes.shape)
+    method.for_prompt(asked.length, sizes.shape)  # refuses a share that cannot be kept of so many
     return Plan(
         model=model or "embedded",
         sizes=sizes,

@@ -198,3 +198,17 @@ def test_wrong_input_is_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert cause in error
+
+
+@pytest.mark.parametrize("method", ["catekv:keep=0.25", "snapkv:keep=0.25"])
+def test_a_share_is_planned_at_every_length(
+    method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for length, kept in ((32768, "8192"), (65536, "16384")):
+        words = ["plan", "--model", "llama3.1-8b", "--length", str(length), "--method", method]
+        assert cli.main(words) == 0
+        said = capsys.readouterr().out
+        assert "keep 0.25" in said.splitlines()[0]
+        assert kept in next(line for line in said.splitlines() if "tokens kept" in line).split()
+    assert cli.main([*words[:-1], "catekv:keep=0.01"]) == 2
+    assert "entries do not hold the" in capsys.readouterr().err
