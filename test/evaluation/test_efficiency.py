@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from architectures import any_model
 from tiny_models import BASE, FAMILIES
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -255,6 +256,22 @@ def test_libraries_that_are_not_installed_are_named(model: CateKVModel) -> None:
     assert found["full, torch SDPA"] == ""
     with pytest.raises(UserError, match="unknown baseline 'quick'; use kernel, sdpa"):
         variants(model, [], ["quick"])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("qwen3_next", "linear"), ("gemma3", "sliding")])
+def test_layers_without_full_attention_are_measured_as_transformers_runs_them(
+    name: str, kind: str
+) -> None:
+    model = CateKVModel(any_model(name), None)
+    rows = measure.measure(
+        model, [], 48, new_tokens=1, repeats=1, fill="prefill",
+        baselines=["kernel", "sdpa", "dynamic"],
+    )  # fmt: skip
+    kernel, sdpa, dynamic = rows
+    assert sdpa.status == ABSENT
+    assert kind in sdpa.note
+    assert (dynamic.status, kernel.status) == (MEASURED, MEASURED)
+    assert dynamic.stored_bytes == pytest.approx(kernel.stored_bytes, rel=0.1)
 
 
 # --- measuring -----------------------------------------------------------------------------------
