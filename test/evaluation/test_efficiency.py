@@ -258,7 +258,10 @@ def test_libraries_that_are_not_installed_are_named(model: CateKVModel) -> None:
         variants(model, [], ["quick"])
 
 
-@pytest.mark.parametrize(("name", "kind"), [("qwen3_next", "linear"), ("gemma3", "sliding")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("qwen3_next", "linear"), ("gemma3", "sliding"), ("mistral-window", "sliding")],
+)
 def test_layers_without_full_attention_are_measured_as_transformers_runs_them(
     name: str, kind: str
 ) -> None:
@@ -272,6 +275,7 @@ def test_layers_without_full_attention_are_measured_as_transformers_runs_them(
     assert kind in sdpa.note
     assert (dynamic.status, kernel.status) == (MEASURED, MEASURED)
     assert dynamic.stored_bytes == pytest.approx(kernel.stored_bytes, rel=0.1)
+    assert dynamic.kept_tokens == kernel.kept_tokens
 
 
 # --- measuring -----------------------------------------------------------------------------------
