@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import any_model
+from logit_models import logit_model
 from tiny_models import BASE, FAMILIES
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -276,6 +277,17 @@ def test_layers_without_full_attention_are_measured_as_transformers_runs_them(
     assert (dynamic.status, kernel.status) == (MEASURED, MEASURED)
     assert dynamic.stored_bytes == pytest.approx(kernel.stored_bytes, rel=0.1)
     assert dynamic.kept_tokens == kernel.kept_tokens
+
+
+@pytest.mark.parametrize(("name", "what"), [("gemma2", "softcap"), ("gpt_oss", "s_aux")])
+def test_libraries_without_a_models_logits_are_left_out(name: str, what: str) -> None:
+    model = CateKVModel(logit_model(name, sliding=False), None)
+    rows = measure.measure(
+        model, [], 48, new_tokens=1, repeats=1, fill="prefill",
+        baselines=["kernel", "sdpa", "dynamic"],
+    )  # fmt: skip
+    assert [row.status for row in rows] == [MEASURED, ABSENT, MEASURED]
+    assert what in rows[1].note
 
 
 # --- measuring -----------------------------------------------------------------------------------
