@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from catekv.cache.cache import RaggedCache
+from catekv.cache.plain_layers import tensors_of
 from catekv.decode import rotary
 from catekv.decode.generation import synchronize
 from catekv.decode.step import DecodeStep
@@ -25,9 +26,16 @@ from catekv.evaluation.columns.settings import MethodSpec
 from catekv.evaluation.efficiency import dense
 from catekv.evaluation.efficiency.arguments import BASELINES
 from catekv.evaluation.efficiency.clock import capture
-from catekv.evaluation.efficiency.fill import fill_random_, kept_lengths, random_cache
+from catekv.evaluation.efficiency.fill import (
+    fill_random_,
+    kept_lengths,
+    other_layers,
+    random_cache,
+    refuse_other_layers,
+)
 from catekv.evaluation.efficiency.measurement import Measurement
 from catekv.evaluation.efficiency.memory import DoesNotFitError, Peak
+from catekv.kernels.ragged import storage_bytes
 from catekv.methods import create
 from catekv.methods.base import Method
 from catekv.model import CateKVModel
@@ -171,8 +179,7 @@ class DynamicStepper(Stepper):
         torch.argmax(logits, dim=-1, keepdim=True, out=self.tokens)
 
     def stored_bytes(self) -> int:
-        layers = [(layer.keys, layer.values) for layer in self.cache.layers]
-        return sum(tensor.nbytes for pair in layers for tensor in pair if tensor is not None)
+        return storage_bytes([item for layer in self.cache.layers for item in tensors_of(layer)])
 
 
 def _first_tokens(setting: Setting, logits: Tensor | None) -> Tensor:
@@ -223,6 +230,7 @@ def variants(
     for name in baselines:
         if name not in BASELINES:
             raise UserError(f"unknown baseline {name!r}; use {', '.join(BASELINES)}")
+    others = other_layers(model)
     for name in (name for name in BASELINES if name in baselines):
         if name == "kernel":
             found.append(_method_variant(KERNEL, model, _full, False))
@@ -239,7 +247,10 @@ def variants(
                     lambda setting, _, library=library: DenseStepper(  # type: ignore[misc]
                         setting, library
                     ),
-                    library.absent(model.device),
+                    # a window or a state read as the whole context would be another model
+                    f"reads whole contexts only, not {others}"
+                    if others
+                    else library.absent(model.device),
                 )
             )
     for spec in specs:
@@ -316,6 +327,7 @@ def _build_dynamic(setting: Setting, measurement: Measurement) -> Stepper:
     cache = DynamicCache(config=model.config)
     measurement.kept_tokens = float(setting.length)
     if setting.fill == "random":
+        refuse_other_layers(model)
         shape = (setting.batch, model.shape.kv_heads, setting.length, model.shape.head_dim)
         layer: Any
         for index, (layer, block) in enumerate(
