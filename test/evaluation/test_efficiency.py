@@ -275,7 +275,7 @@ def test_models_with_states_and_windows_are_measured(family: str) -> None:
     assert found[KERNEL].status == found[DYNAMIC].status == MEASURED
     # the same states and entries, and where the rows of the one begin
     assert found[KERNEL].stored_bytes == pytest.approx(found[DYNAMIC].stored_bytes, rel=0.01)
-    with pytest.raises(UserError, match="cannot be filled at random.*--fill prefill"):
+    with pytest.raises(UserError, match=r"cannot be filled at random.*--fill prefill"):
         measure.measure(model, [], 60, new_tokens=2, baselines=("dynamic",))
 
 
