@@ -259,24 +259,7 @@ def test_libraries_that_are_not_installed_are_named(model: CateKVModel) -> None:
         variants(model, [], ["quick"])
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("qwen3_next", "linear"), ("gemma3", "sliding"), ("mistral-window", "sliding")],
-)
-def test_layers_without_full_attention_are_measured_as_transformers_runs_them(
-    name: str, kind: str
-) -> None:
-    model = CateKVModel(any_model(name), None)
-    rows = measure.measure(
-        model, [], 48, new_tokens=1, repeats=1, fill="prefill",
-        baselines=["kernel", "sdpa", "dynamic"],
-    )  # fmt: skip
-    kernel, sdpa, dynamic = rows
-    assert sdpa.status == ABSENT
-    assert kind in sdpa.note
-    assert (dynamic.status, kernel.status) == (MEASURED, MEASURED)
-    assert dynamic.stored_bytes == pytest.approx(kernel.stored_bytes, rel=0.1)
-    assert dynamic.kept_tokens == kernel.kept_tokens
+# --- measuring -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "what"), [("gemma2", "softcap"), ("gpt_oss", "s_aux")])
@@ -290,7 +273,23 @@ def test_libraries_without_a_models_logits_are_left_out(name: str, what: str) ->
     assert what in rows[1].note
 
 
-# --- measuring -----------------------------------------------------------------------------------
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize("family", ["jamba", "gemma3", "mistral-window"])
+def test_models_with_states_and_windows_are_measured(family: str) -> None:
+    model = CateKVModel(any_model(family), "full")
+    rows = measure.measure(
+        model, [], 60, new_tokens=2, repeats=1, fill="prefill",
+        baselines=("kernel", "sdpa", "dynamic"),
+    )  # fmt: skip
+    found = {row.variant: row for row in rows}
+    assert found["full, torch SDPA"].status == ABSENT
+    assert "reads whole contexts only, not layer" in found["full, torch SDPA"].note
+    assert found[KERNEL].status == found[DYNAMIC].status == MEASURED
+    # the same states and entries, and where the rows of the one begin
+    assert found[KERNEL].stored_bytes == pytest.approx(found[DYNAMIC].stored_bytes, rel=0.01)
+    assert found[KERNEL].kept_tokens == found[DYNAMIC].kept_tokens
+    with pytest.raises(UserError, match=r"cannot be filled at random.*--fill prefill"):
+        measure.measure(model, [], 60, new_tokens=2, baselines=("dynamic",))
 
 
 @pytest.mark.parametrize("fill", ["random", "prefill"])

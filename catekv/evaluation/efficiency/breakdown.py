@@ -89,7 +89,7 @@ def rest_seconds(setting: Setting, stepper: RaggedStepper) -> float:
 
 
 def note_breakdown(setting: Setting, stepper: RaggedStepper, row: Measurement) -> None:
-    """Put both times into the row; without full attention there is nothing to tell apart."""
+    """Put both times into the row, where a layer is read by the project's attention at all."""
     if not stepper.cache.ragged_layers:
         return
     row.attention_seconds = attention_seconds(setting, stepper)

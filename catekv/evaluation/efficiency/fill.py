@@ -79,18 +79,19 @@ def random_entries(
 
 
 def other_layers(model: CateKVModel) -> str:
-    """The layers of a model that are no ordinary full attention, in words; empty without any."""
+    """The layers that transformers keeps in its own way, in words; nothing if there are none."""
     layers = RaggedCache(model.config, None).layers
-    found = [i for i, layer in enumerate(layers) if not isinstance(layer, RaggedLayer)]
-    return plain_layers.described(layers, found) if found else ""
+    others = [i for i, layer in enumerate(layers) if not isinstance(layer, RaggedLayer)]
+    return plain_layers.described(layers, others) if others else ""
 
 
 def refuse_other_layers(model: CateKVModel) -> None:
-    """``UserError`` unless random entries can stand for what the layers keep of a prompt."""
-    other = other_layers(model)
-    if other:
+    """``UserError`` for a model some of whose layers no random entries can fill."""
+    others = other_layers(model)
+    if others:
         raise UserError(
-            f"{other}: not compressed and not to be filled at random; use --fill prefill"
+            f"{others} cannot be filled at random, transformers keeps them in its own way; use "
+            "--fill prefill"
         )
 
 

@@ -179,7 +179,7 @@ class DynamicStepper(Stepper):
         torch.argmax(logits, dim=-1, keepdim=True, out=self.tokens)
 
     def stored_bytes(self) -> int:
-        return storage_bytes([held for layer in self.cache.layers for held in tensors_of(layer)])
+        return storage_bytes([item for layer in self.cache.layers for item in tensors_of(layer)])
 
 
 def _first_tokens(setting: Setting, logits: Tensor | None) -> Tensor:
@@ -227,10 +227,10 @@ def variants(
         UserError: unknown baseline.
     """
     found = []
-    other = other_layers(model)
     for name in baselines:
         if name not in BASELINES:
             raise UserError(f"unknown baseline {name!r}; use {', '.join(BASELINES)}")
+    others = other_layers(model)
     for name in (name for name in BASELINES if name in baselines):
         if name == "kernel":
             found.append(_method_variant(KERNEL, model, _full, False))
@@ -247,8 +247,10 @@ def variants(
                     lambda setting, _, library=library: DenseStepper(  # type: ignore[misc]
                         setting, library
                     ),
-                    library.absent(model.device)
-                    or (f"computes full attention alone; {other}" if other else ""),
+                    # a window or a state read as the whole context would be another model
+                    f"reads whole contexts only, not {others}"
+                    if others
+                    else library.absent(model.device),
                 )
             )
     for spec in specs:
