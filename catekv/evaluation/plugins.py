@@ -104,7 +104,7 @@ def _run(path: Path, module: ModuleType, action: Callable[[], object]) -> None:
 
 def _line(path: Path, error: Exception) -> str:
     """The line of the plugin that failed."""
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and error.lineno is not None:
         return f", line {error.lineno}"
     own = [
         frame.lineno
