@@ -67,6 +67,7 @@ def test_every_method_takes_the_shortest_contexts(name: str, model: CateKVModel)
         ("snapkv", {"budget": 1}),
         ("quest", {"budget": 2, "page": 2, "full_layers": 0}),
         ("rocketkv", {"budget": 2, "window": 1}),
+        ("atskv", {"untrained": True}),
         ("shadowkv", {"budget": 8, "local": 1, "outliers": 1, "rank": 2}),
     ],
 )

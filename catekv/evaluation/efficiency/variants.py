@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from catekv.cache.cache import RaggedCache
-from catekv.cache.plain_layers import tensors_of
+from catekv.cache.plain_layers import entry_lengths, tensors_of
 from catekv.decode import rotary
 from catekv.decode.generation import synchronize
 from catekv.decode.step import DecodeStep
@@ -280,7 +280,7 @@ def _method_variant(
             cache = random_cache(
                 model, method, setting.length, setting.batch, setting.seed, setting.distinct
             )
-            _note_kept(measurement, cache)
+            _note_kept(measurement, cache.lengths())
             return RaggedStepper(setting, cache)
         _check_prefill(setting, method)
         peak = Peak(model.device)
@@ -291,7 +291,7 @@ def _method_variant(
         measurement.prefill_peak_bytes = peak.since_start()
         measurement.prefill_seconds = context.timings["prefill_seconds"]
         measurement.compress_seconds = context.timings["compress_seconds"]
-        _note_kept(measurement, context.cache)
+        _note_kept(measurement, context.cache.lengths())
         return RaggedStepper(setting, context.cache, context.last_logits)
 
     return Variant(label, model, is_method, method_for, build)
@@ -314,9 +314,9 @@ def _check_prefill(setting: Setting, method: Method) -> None:
         raise DoesNotFitError(str(error)) from error
 
 
-def _note_kept(measurement: Measurement, cache: RaggedCache) -> None:
+def _note_kept(measurement: Measurement, lengths: Sequence[Tensor]) -> None:
     # layers without a KV cache store no entries
-    means = [layer.double().mean() for layer in cache.lengths() if layer.numel()]
+    means = [layer.double().mean() for layer in lengths if layer.numel()]
     measurement.kept_tokens = float(torch.stack(means).mean()) if means else 0.0
 
 
@@ -348,4 +348,6 @@ def _build_dynamic(setting: Setting, measurement: Measurement) -> Stepper:
     synchronize(model.device)
     measurement.first_token_seconds = measurement.prefill_seconds = time.perf_counter() - clock
     measurement.prefill_peak_bytes = peak.since_start()
+    # layers with a window hold less than the context
+    _note_kept(measurement, [entry_lengths(layer, setting.batch) for layer in cache.layers])
     return DynamicStepper(setting, cache, logits[:, -1])
