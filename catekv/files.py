@@ -200,7 +200,8 @@ def read_json(path: str | os.PathLike[str], remedy: str = "restore it") -> Any:
         return json.loads(read_text(path))
     except UserError as error:
         if isinstance(error.__cause__, UnicodeDecodeError):
-            raise UserError(f"{path} cannot be read as JSON; {remedy}") from error
+            reason = str(error).removeprefix(f"cannot read {path}: ")
+            raise UserError(f"{path} cannot be read as JSON: {reason}, or {remedy}") from error
         raise
     except (ValueError, RecursionError) as error:
         raise UserError(

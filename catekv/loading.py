@@ -15,7 +15,7 @@ from catekv.cache.attention import NAMES, register_attention
 from catekv.cache.probe import probe
 from catekv.errors import UserError
 from catekv.methods.base import Method
-from catekv.models import presets, row_rotary
+from catekv.models import kinds, presets, row_rotary
 from catekv.models.compat import (
     attention_sizes,
     set_attention,
@@ -93,11 +93,7 @@ def refuse_early(method: Method | None, config: Any) -> None:
 
 def without_weights(config: Any) -> Any:
     """A model with catekv attention on the meta device, in bfloat16."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        # torch knows the grouped products of experts without weights in no other number format
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = kinds.without_weights(config)
     attach_attention(model)
     return model
 

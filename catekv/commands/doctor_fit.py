@@ -42,13 +42,13 @@ def _examine_model(findings: Findings, config: Any) -> None:
     from catekv.prefill.sizes import sizes_of_config
 
     text = text_config(config)
-    layer_types = getattr(text, "layer_types", None) or []
-    other = Counter(kind.replace("_", " ") for kind in layer_types if kind != "full_attention")
+    kinds = _layer_kinds(config)
+    other = Counter(kind for kind in kinds if kind)
     facts = {
         "architecture": ", ".join(getattr(config, "architectures", None) or [config.model_type]),
         "window": f"{context_window(config) or 'unknown'} tokens",
         "sliding window": f"{getattr(text, 'sliding_window', None) or 'none'} tokens, "
-        f"{other.total()} of {len(layer_types) or text.num_hidden_layers} layers are not full "
+        f"{other.total()} of {len(kinds)} layers are not full "
         f"attention{''.join(f', {count} {kind}' for kind, count in other.items())}",
         "configuration": config_hash(config),
     }
@@ -71,6 +71,16 @@ def _examine_model(findings: Findings, config: Any) -> None:
         if not fits:
             reason += "; `catekv plan` says what fits, torchrun shares a model among GPUs"
         findings.checks.append(Check("model in memory", fits, reason))
+
+
+def _layer_kinds(config: Any) -> list[str]:
+    """Of every layer what it keeps in its own way, in words; nothing where it is compressed."""
+    from catekv.cache.cache import RaggedCache
+    from catekv.cache.layer import RaggedLayer
+    from catekv.cache.plain_layers import kind_of
+
+    layers = RaggedCache(config, None).layers
+    return ["" if isinstance(layer, RaggedLayer) else kind_of(layer) for layer in layers]
 
 
 def _device() -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.models.padding import refuse_unless_left_padding
-from catekv.tasks.core.prompt import rendered_chat
+from catekv.tasks.core.prompt import following_chat, rendered_chat
 from catekv.tasks.core.token_ids import beginning_ids, continuing_ids, leading_ids, text_ids
 
 #: One prompt or several: text; chat messages; token ids; or a mapping with ``input_ids`` and
@@ -118,14 +118,12 @@ class PromptReader:
             raise UserError(
                 "the tokenizer has no chat template for chat messages; pass the prompt as text"
             )
-        leading = [] if begin else leading_ids(tokenizer)
+        rendered = rendered_chat if begin else following_chat
         rows = []
         for chat in chats:
             _check_messages(chat)
-            text = rendered_chat(tokenizer, chat)
             # as it is: a template writes all of its special tokens
-            ids = text_ids(tokenizer, text)
-            rows.append(ids[len(leading) :] if leading and ids[: len(leading)] == leading else ids)
+            rows.append(text_ids(tokenizer, rendered(tokenizer, chat)))
         return rows
 
     def _need_tokenizer(self, what: str) -> Any:

@@ -19,7 +19,6 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import (
     handle_stop_sequences,
-    has_bos_prefix,
     normalize_gen_kwargs,
     postprocess_generated_text,
 )
@@ -35,6 +34,7 @@ from catekv.evaluation.run.session import open_model
 from catekv.methods.base import Method
 from catekv.model import CateKVModel
 from catekv.models.compat import context_window
+from catekv.tasks.core.token_ids import beginning_ids, text_ids
 
 #: new tokens where a task does not say how many
 _NEW_TOKENS = 256
@@ -126,11 +126,9 @@ class HarnessModel(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **options: Any
     ) -> list[int]:
-        begin = self.tokenizer.decode(self.prefix_token_id)
-        if add_special_tokens is None:
-            # a rendered template holds its BOS token already
-            add_special_tokens = not has_bos_prefix(string, begin)
-        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+        # an EOS that the tokenizer adds would lie between a context and its continuation
+        alone = add_special_tokens is False
+        return text_ids(self.tokenizer, string) if alone else beginning_ids(self.tokenizer, string)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True

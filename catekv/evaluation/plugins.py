@@ -95,6 +95,9 @@ def _run(path: Path, module: ModuleType, action: Callable[[], object]) -> None:
             if name == module.__name__ or name.startswith(module.__name__ + "."):
                 del sys.modules[name]
         said = " ".join(str(error).split())
+        if isinstance(error, SyntaxError) and error.lineno is None:
+            # other encodings are Python's own affair, which a first line can name
+            said += "; save it as UTF-8"
         if isinstance(error, UserError):
             raise UserError(f"plugin {path}: {said}") from error
         raise UserError(
@@ -105,7 +108,7 @@ def _run(path: Path, module: ModuleType, action: Callable[[], object]) -> None:
 def _line(path: Path, error: Exception) -> str:
     """The line of the plugin that failed."""
     if isinstance(error, SyntaxError):
-        return f", line {error.lineno}"
+        return "" if error.lineno is None else f", line {error.lineno}"
     own = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)

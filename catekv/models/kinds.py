@@ -85,6 +85,28 @@ def refuse_adapters(model: Any) -> None:
             )
 
 
+def without_weights(config: Any) -> Any:
+    """The causal language model of a configuration on the meta device, in bfloat16.
+
+    Raises:
+        UserError: transformers has none, or it is an encoder.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            # torch knows the grouped products of experts without weights in no other number format
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    except ValueError as error:
+        # the second line lists all that there are
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{config.model_type} is no causal language model of transformers ({reason}); pass one"
+        ) from error
+    refuse_unless_causal(model)
+    return model
+
+
 def _writes_text(model: Any) -> bool:
     can = getattr(model, "can_generate", None)
     if callable(can) and can():
@@ -105,6 +127,9 @@ def refuse_unless_causal(model: Any) -> None:
     weight = model.get_input_embeddings().weight
     if weight.device.type == "meta":
         # nothing to compare: a shape without weights, or weights that are elsewhere
+        says = {getattr(module, "is_causal", None) for module in model.modules()}
+        if False in says and True not in says:
+            raise _encoder(model)
         return
     ids = torch.arange(2 * _TOKENS, device=weight.device).view(2, _TOKENS) % weight.shape[0]
     ids[:, 0] = ids[0, 0]
@@ -116,10 +141,14 @@ def refuse_unless_causal(model: Any) -> None:
     scale = float(logits.abs().max())
     difference = float((logits[0] - logits[1]).abs().max())
     if difference > _ROUNDING.get(weight.dtype, 2e-2) * max(scale, 1e-3):
-        remedy = ""
-        if getattr(model.config, "is_decoder", True) is False:
-            remedy = ", or set is_decoder=True in its configuration if it was trained so"
-        raise UserError(
-            f"{name} lets tokens see those after them, as an encoder; pass a "
-            f"causal language model{remedy}"
-        )
+        raise _encoder(model)
+
+
+def _encoder(model: Any) -> UserError:
+    remedy = ""
+    if getattr(model.config, "is_decoder", True) is False:
+        remedy = ", or set is_decoder=True in its configuration if it was trained so"
+    return UserError(
+        f"{type(model).__name__} lets tokens see those after them, as an encoder; pass a "
+        f"causal language model{remedy}"
+    )

@@ -18,6 +18,7 @@ from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
 from catekv.methods.base import Method
 from catekv.models.compat import attention_sizes, text_config
+from catekv.models.kinds import without_weights
 from catekv.models.shape import ModelShape
 
 GIB = 2**30
@@ -156,11 +157,7 @@ def sizes_of_config(config: Any, element_bytes: int = 2) -> ModelSizes:
         config: a transformers configuration of a decoder.
         element_bytes: bytes of a number in weights and cache.
     """
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return _sizes(model, element_bytes, None)
+    return _sizes(without_weights(config), element_bytes, None)
 
 
 def sizes_of_model(model: torch.nn.Module) -> ModelSizes:

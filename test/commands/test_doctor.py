@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import any_model
 
 from catekv import HeadMask
 from catekv.commands import cli, doctor_findings, doctor_report
@@ -129,6 +130,23 @@ def test_experts_and_layers_without_a_kv_cache_can_be_examined(tmp_path: Path) -
     findings = doctor_report.examine(str(tmp_path))
     assert "attention" not in refused(findings)
     assert "1 linear attention" in findings.facts["model"]["sliding window"]
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds"),
+    [
+        ("jamba", "2 of 4 layers are not full attention, 2 linear attention"),
+        ("mistral-window", "3 of 3 layers are not full attention, 3 sliding window"),
+        ("llama", "0 of 3 layers are not full attention"),
+    ],
+)
+def test_layers_are_counted_where_the_configuration_does_not_list_them(
+    family: str, kinds: str, tmp_path: Path
+) -> None:
+    any_model(family).config.save_pretrained(tmp_path)
+    findings = doctor_report.examine(str(tmp_path))
+    assert findings.facts["model"]["sliding window"].endswith(kinds)
+    assert ("attention" in refused(findings)) == kinds.startswith("3")
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from catekv.errors import UserError
 from catekv.methods.base import Needs
 from catekv.model import CateKVModel
 from catekv.models.compat import context_window
+from catekv.models.kinds import refuse_other_kinds, refuse_unless_causal
+from catekv.prefill.sizes import sizes_of_config
 from catekv.tasks.wording.tokenizer import build_tokenizer
 
 
@@ -438,14 +440,29 @@ def test_encoders_and_models_without_a_head_are_refused(name: str, reason: str):
         CateKVModel(kind(kind.config_class(**SMALL)).eval())
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("BertConfig", "set is_decoder=True"),
+        ("ElectraConfig", "set is_decoder=True"),
+        ("T5Config", r"^t5 is no causal .*AutoModelForCausalLM\.\); pass one$"),
+    ],
+)
+def test_encoders_are_refused_by_their_configuration_too(name: str, reason: str):
+    import transformers
+
+    with pytest.raises(UserError, match=reason):
+        sizes_of_config(getattr(transformers, name)(**SMALL))
+
+
 def test_a_decoder_of_an_encoder_family_is_no_encoder():
     from transformers import BertConfig, BertLMHeadModel
 
-    from catekv.models.kinds import refuse_other_kinds, refuse_unless_causal
-
-    model = BertLMHeadModel(BertConfig(**SMALL, is_decoder=True)).eval()
+    config = BertConfig(**SMALL, is_decoder=True)
+    model = BertLMHeadModel(config).eval()
     refuse_other_kinds(model)
     refuse_unless_causal(model)
+    assert sizes_of_config(config).layers == 2
 
 
 @pytest.mark.parametrize(

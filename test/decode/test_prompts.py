@@ -141,6 +141,27 @@ def test_chat_messages_are_what_the_template_writes():
     assert rows(MESSAGES, reader, begin=False) == [expected[1:]]
 
 
+ONCE = "{% if loop.first %}<s>{% if message.role != 'system' %}[system] kind{% endif %}{% endif %}"
+EVERY_TURN = "{% if message.role == 'user' %}<s>{% endif %}"
+
+
+@pytest.mark.parametrize("single", ["<s> $A </s>", "$A"])
+@pytest.mark.parametrize(("start", "begun"), [(ONCE, ""), (EVERY_TURN, "<s>")])
+def test_chat_messages_after_a_context_are_a_later_turn(single: str, start: str, begun: str):
+    tokenizer = metaspace("never", single)
+    tokenizer.chat_template = (
+        "{% for message in messages %}"
+        + start
+        + "[{{ message.role }}]{{ message.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[answer]{% endif %}"
+    )
+    reader = PromptReader(tokenizer)
+    turn = f"{begun}[user]The harbour is quiet.</s>[answer]"
+    assert rows(MESSAGES, reader, begin=False) == rows(turn, reader, begin=False)
+    rules = [{"role": "system", "content": "The rail"}, *MESSAGES]
+    assert rows(rules, reader, begin=False)[0].count(1) == len(begun) // 3
+
+
 def test_chat_messages_that_are_none():
     with pytest.raises(UserError, match="no chat template"):
         PromptReader(ruler_tokenizers.byte_level()).read(MESSAGES)

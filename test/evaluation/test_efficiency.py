@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from architectures import any_model
+from logit_models import logit_model
 from tiny_models import BASE, FAMILIES
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -258,6 +260,36 @@ def test_libraries_that_are_not_installed_are_named(model: CateKVModel) -> None:
 
 
 # --- measuring -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "what"), [("gemma2", "softcap"), ("gpt_oss", "s_aux")])
+def test_libraries_without_a_models_logits_are_left_out(name: str, what: str) -> None:
+    model = CateKVModel(logit_model(name, sliding=False), None)
+    rows = measure.measure(
+        model, [], 48, new_tokens=1, repeats=1, fill="prefill",
+        baselines=["kernel", "sdpa", "dynamic"],
+    )  # fmt: skip
+    assert [row.status for row in rows] == [MEASURED, ABSENT, MEASURED]
+    assert what in rows[1].note
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize("family", ["jamba", "gemma3", "mistral-window"])
+def test_models_with_states_and_windows_are_measured(family: str) -> None:
+    model = CateKVModel(any_model(family), "full")
+    rows = measure.measure(
+        model, [], 60, new_tokens=2, repeats=1, fill="prefill",
+        baselines=("kernel", "sdpa", "dynamic"),
+    )  # fmt: skip
+    found = {row.variant: row for row in rows}
+    assert found["full, torch SDPA"].status == ABSENT
+    assert "reads whole contexts only, not layer" in found["full, torch SDPA"].note
+    assert found[KERNEL].status == found[DYNAMIC].status == MEASURED
+    # the same states and entries, and where the rows of the one begin
+    assert found[KERNEL].stored_bytes == pytest.approx(found[DYNAMIC].stored_bytes, rel=0.01)
+    assert found[KERNEL].kept_tokens == found[DYNAMIC].kept_tokens
+    with pytest.raises(UserError, match=r"cannot be filled at random.*--fill prefill"):
+        measure.measure(model, [], 60, new_tokens=2, baselines=("dynamic",))
 
 
 @pytest.mark.parametrize("fill", ["random", "prefill"])

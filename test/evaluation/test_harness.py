@@ -166,3 +166,21 @@ def test_the_command_runs_the_harness(
     words += ["--model_args", f"pretrained={checkpoint},method=snapkv,budget=8,window=4"]
     assert main(words) == 0
     assert "local_choice" in capsys.readouterr().out
+
+
+def test_a_tokenizer_that_ends_texts_scores_what_it_would_without(checkpoint: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    requests = [type("Request", (), {"args": (" ".join(WORDS), " king river")})()]
+    plain, ending = model(checkpoint), model(checkpoint)
+    own = ending.tokenizer
+    special = [
+        (token, own.convert_tokens_to_ids(token)) for token in (own.bos_token, own.eos_token)
+    ]
+    ending.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{own.bos_token} $A {own.eos_token}", special_tokens=special
+    )
+    assert own.encode("the")[-1] == own.eos_token_id
+    assert ending.tok_encode("the") == plain.tok_encode("the")
+    scores = [known.loglikelihood(requests, disable_tqdm=True) for known in (plain, ending)]
+    assert scores[0] == scores[1]

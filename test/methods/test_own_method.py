@@ -164,6 +164,7 @@ def test_a_broken_package_is_named_and_leaves_the_others_alone(
     [
         ("x = 1\n", "registers no method; write @register above"),
         ("x = \n", r"plugin .*own.py, line 1: SyntaxError"),
+        ("x = 1\0", r"plugin .*own.py: SyntaxError.*; save it as UTF-8"),
         ("import catekv\n\n1 / 0\n", r"own.py, line 3: ZeroDivisionError: division by zero"),
         (f"{HEAD}@register\n@dataclass(frozen=True)\nclass Own(Method):\n{EVERYTHING}",
          "method class Own has no name; add a line like name = 'my_method'"),

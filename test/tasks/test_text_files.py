@@ -67,7 +67,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(reader: str, tmp_path: Path):
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
 def test_wide_encodings_are_named(reader: str, encoding: str, tmp_path: Path):
-    with pytest.raises(UserError, match=r"UTF-16|no CV file|cannot be read") as error:
+    with pytest.raises(UserError, match=r"UTF-16|no CV file") as error:
         READERS[reader][0](written(tmp_path / "wide", reader, b"", encoding))
     assert "\n" not in str(error.value)
 

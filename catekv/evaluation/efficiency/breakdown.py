@@ -89,6 +89,8 @@ def rest_seconds(setting: Setting, stepper: RaggedStepper) -> float:
 
 
 def note_breakdown(setting: Setting, stepper: RaggedStepper, row: Measurement) -> None:
-    """Put both times into the row."""
+    """Put both times into the row, where a layer is read by the project's attention at all."""
+    if not stepper.cache.ragged_layers:
+        return
     row.attention_seconds = attention_seconds(setting, stepper)
     row.rest_seconds = rest_seconds(setting, stepper)

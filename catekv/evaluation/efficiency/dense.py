@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from catekv import kernels
-from catekv.errors import UserError
 from catekv.evaluation.efficiency.fill import fill_random_
+from catekv.evaluation.efficiency.memory import NotComputedError
 from catekv.model import CateKVModel
 from catekv.models.compat import decoder_layers
 
@@ -319,9 +319,9 @@ def _attention(
 ) -> tuple[Tensor, None]:
     for name in ("softcap", "s_aux"):
         if options.get(name) is not None:
-            raise UserError(
-                f"{type(module).__name__} changes its attention logits ({name}), which the dense "
-                "baselines do not compute; measure another model"
+            raise NotComputedError(
+                f"{type(module).__name__} changes its attention logits ({name}), which this "
+                "baseline does not compute"
             )
     reader: Reader = getattr(key, _READER)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -78,6 +78,23 @@ def random_entries(
     return keys, fill_random_(torch.empty(shape, dtype=dtype, device=device), seed + 1)
 
 
+def other_layers(model: CateKVModel) -> str:
+    """The layers that transformers keeps in its own way, in words; nothing if there are none."""
+    layers = RaggedCache(model.config, None).layers
+    others = [i for i, layer in enumerate(layers) if not isinstance(layer, RaggedLayer)]
+    return plain_layers.described(layers, others) if others else ""
+
+
+def refuse_other_layers(model: CateKVModel) -> None:
+    """``UserError`` for a model some of whose layers no random entries can fill."""
+    others = other_layers(model)
+    if others:
+        raise UserError(
+            f"{others} cannot be filled at random, transformers keeps them in its own way; use "
+            "--fill prefill"
+        )
+
+
 def random_cache(
     model: CateKVModel,
     method: Method,
@@ -96,6 +113,7 @@ def random_cache(
         UserError: the method's budgets depend on the prompt, or a layer of the model is no ordinary
             full-attention layer.
     """
+    refuse_other_layers(model)
     table = kept_lengths(model, method, tokens)
     cache = RaggedCache(model.config, method, tokens)
     most = int(table.sum(dim=-1).max()) * batch
@@ -103,11 +121,7 @@ def random_cache(
     for index, (layer, block) in enumerate(
         zip(cache.layers, decoder_layers(model.model), strict=True)
     ):
-        if not isinstance(layer, RaggedLayer):
-            raise UserError(
-                f"{plain_layers.described(cache.layers, [index])} is not compressed and cannot be "
-                "filled at random; use --fill prefill"
-            )
+        assert isinstance(layer, RaggedLayer)
         device = next(block.parameters()).device
         head_dim, dtype, own_seed = model.shape.head_dim, model.dtype, seed + 2 * index
         if distinct is not None and index < distinct:

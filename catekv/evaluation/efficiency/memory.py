@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from catekv.errors import UserError
-from catekv.evaluation.efficiency.measurement import FAILED, TOO_LARGE, Measurement
+from catekv.evaluation.efficiency.measurement import ABSENT, FAILED, TOO_LARGE, Measurement
 from catekv.evaluation.records import environment
 from catekv.model import CateKVModel
 from catekv.prefill.capacity import RESERVE_BATCH, ran_out_of_memory
@@ -85,6 +85,10 @@ class DoesNotFitError(RuntimeError):
     """Something was refused because there is too little memory for it."""
 
 
+class NotComputedError(Exception):
+    """A library does not compute the attention of this model."""
+
+
 @contextlib.contextmanager
 def noting_errors(measurement: Measurement) -> Iterator[None]:
     """An error becomes a note in the row, so that the others are measured; mistakes of the user go
@@ -95,6 +99,8 @@ def noting_errors(measurement: Measurement) -> Iterator[None]:
         raise
     except DoesNotFitError as error:
         measurement.leave_out(TOO_LARGE, str(error))
+    except NotComputedError as error:
+        measurement.leave_out(ABSENT, str(error))
     except Exception as error:
         # whatever a driver or a compiler raises
         if ran_out_of_memory(error):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from catekv.cache.cache import RaggedCache
+from catekv.cache.plain_layers import entry_lengths, tensors_of
 from catekv.decode import rotary
 from catekv.decode.generation import synchronize
 from catekv.decode.step import DecodeStep
@@ -25,9 +26,16 @@ from catekv.evaluation.columns.settings import MethodSpec
 from catekv.evaluation.efficiency import dense
 from catekv.evaluation.efficiency.arguments import BASELINES
 from catekv.evaluation.efficiency.clock import capture
-from catekv.evaluation.efficiency.fill import fill_random_, kept_lengths, random_cache
+from catekv.evaluation.efficiency.fill import (
+    fill_random_,
+    kept_lengths,
+    other_layers,
+    random_cache,
+    refuse_other_layers,
+)
 from catekv.evaluation.efficiency.measurement import Measurement
 from catekv.evaluation.efficiency.memory import DoesNotFitError, Peak
+from catekv.kernels.ragged import storage_bytes
 from catekv.methods import create
 from catekv.methods.base import Method
 from catekv.model import CateKVModel
@@ -171,8 +179,7 @@ class DynamicStepper(Stepper):
         torch.argmax(logits, dim=-1, keepdim=True, out=self.tokens)
 
     def stored_bytes(self) -> int:
-        layers = [(layer.keys, layer.values) for layer in self.cache.layers]
-        return sum(tensor.nbytes for pair in layers for tensor in pair if tensor is not None)
+        return storage_bytes([item for layer in self.cache.layers for item in tensors_of(layer)])
 
 
 def _first_tokens(setting: Setting, logits: Tensor | None) -> Tensor:
@@ -223,6 +230,7 @@ def variants(
     for name in baselines:
         if name not in BASELINES:
             raise UserError(f"unknown baseline {name!r}; use {', '.join(BASELINES)}")
+    others = other_layers(model)
     for name in (name for name in BASELINES if name in baselines):
         if name == "kernel":
             found.append(_method_variant(KERNEL, model, _full, False))
@@ -239,7 +247,10 @@ def variants(
                     lambda setting, _, library=library: DenseStepper(  # type: ignore[misc]
                         setting, library
                     ),
-                    library.absent(model.device),
+                    # a window or a state read as the whole context would be another model
+                    f"reads whole contexts only, not {others}"
+                    if others
+                    else library.absent(model.device),
                 )
             )
     for spec in specs:
@@ -269,7 +280,7 @@ def _method_variant(
             cache = random_cache(
                 model, method, setting.length, setting.batch, setting.seed, setting.distinct
             )
-            _note_kept(measurement, cache)
+            _note_kept(measurement, cache.lengths())
             return RaggedStepper(setting, cache)
         _check_prefill(setting, method)
         peak = Peak(model.device)
@@ -280,7 +291,7 @@ def _method_variant(
         measurement.prefill_peak_bytes = peak.since_start()
         measurement.prefill_seconds = context.timings["prefill_seconds"]
         measurement.compress_seconds = context.timings["compress_seconds"]
-        _note_kept(measurement, context.cache)
+        _note_kept(measurement, context.cache.lengths())
         return RaggedStepper(setting, context.cache, context.last_logits)
 
     return Variant(label, model, is_method, method_for, build)
@@ -303,9 +314,9 @@ def _check_prefill(setting: Setting, method: Method) -> None:
         raise DoesNotFitError(str(error)) from error
 
 
-def _note_kept(measurement: Measurement, cache: RaggedCache) -> None:
+def _note_kept(measurement: Measurement, lengths: Sequence[Tensor]) -> None:
     # layers without a KV cache store no entries
-    means = [layer.double().mean() for layer in cache.lengths() if layer.numel()]
+    means = [layer.double().mean() for layer in lengths if layer.numel()]
     measurement.kept_tokens = float(torch.stack(means).mean()) if means else 0.0
 
 
@@ -316,6 +327,7 @@ def _build_dynamic(setting: Setting, measurement: Measurement) -> Stepper:
     cache = DynamicCache(config=model.config)
     measurement.kept_tokens = float(setting.length)
     if setting.fill == "random":
+        refuse_other_layers(model)
         shape = (setting.batch, model.shape.kv_heads, setting.length, model.shape.head_dim)
         layer: Any
         for index, (layer, block) in enumerate(
@@ -336,4 +348,6 @@ def _build_dynamic(setting: Setting, measurement: Measurement) -> Stepper:
     synchronize(model.device)
     measurement.first_token_seconds = measurement.prefill_seconds = time.perf_counter() - clock
     measurement.prefill_peak_bytes = peak.since_start()
+    # layers with a window hold less than the context
+    _note_kept(measurement, [entry_lengths(layer, setting.batch) for layer in cache.layers])
     return DynamicStepper(setting, cache, logits[:, -1])

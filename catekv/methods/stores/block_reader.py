@@ -103,7 +103,8 @@ class BlockReader(DecodeStore):
     def read(
         self, queries: Tensor, scaling: float, workspace: Workspace | None = None
     ) -> tuple[RaggedPrefix, BlockList | None]:
-        if queries.shape[2] != 1:
+        # of a batch, the rows that are left may all be read whole
+        if queries.shape[2] != 1 or not self.most:
             return self.prefix, None
         rows = len(self.readings)
         grouped = queries.reshape(rows, -1, queries.shape[-1]).index_select(0, self.rows)

@@ -71,6 +71,9 @@ class ShadowReader(DecodeStore):
     ) -> tuple[RaggedPrefix, BlockList | None]:
         if queries.shape[2] != 1:
             return self._everything(), None
+        if not self.shadow.rows:
+            # of a batch, the rows that are left may all be read whole
+            return self.assembled, None
         rows = len(self.assembled.host_rows)
         grouped = queries.reshape(rows, -1, queries.shape[-1]).index_select(0, self.rows)
         chunks = self.shadow.best_chunks(grouped, scaling)

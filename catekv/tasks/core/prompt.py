@@ -177,9 +177,7 @@ def rendered_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **optio
         return str(
             tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=True,
-                **options,
+                **{"tokenize": False, "add_generation_prompt": True, **options},
             )
         )
     except Exception as error:
@@ -187,6 +185,29 @@ def rendered_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **optio
         raise UserError(
             f"the tokenizer's chat template does not take these messages: {error}"
         ) from error
+
+
+def following_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The same as later turns of a conversation.
+
+    Without what a template writes once, where a conversation begins (BOS, a system message of its
+    own), and with what it writes before every turn.
+
+    Raises:
+        UserError: the template fails.
+    """
+    earlier = [{"role": role, "content": _MARKER} for role in ("user", "assistant")]
+    whole = rendered_chat(tokenizer, messages)
+    try:
+        before = rendered_chat(tokenizer, earlier, add_generation_prompt=False)
+        after = rendered_chat(tokenizer, [*earlier, *messages])
+    except UserError:
+        # roles that follow no answer, e.g. a system message
+        before = after = ""
+    (_, _, end), (_, found, rest) = before.rpartition(_MARKER), after.rpartition(_MARKER)
+    if found and rest.startswith(end) and messages[0]["role"] != "system":
+        return rest[len(end) :]
+    return whole.removeprefix(getattr(tokenizer, "bos_token", None) or "")
 
 
 def _own_turn(tokenizer: Any, system: str | None) -> str:
