@@ -171,9 +171,10 @@ class RaggedCache(Cache):
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         """Store new keys and values of a layer; see :meth:`RaggedLayer.update`."""
-        if self.settings.needs.all_layers and self.layers[layer_idx] is self.ragged_layers[0]:
+        first = next(iter(self.ragged_layers), None)
+        if self.settings.needs.all_layers and first is self.layers[layer_idx]:
             single = self.settings.trigger == "lazy" and key_states.shape[2] == 1
-            if self.due or (single and self.ragged_layers[0].dense_tokens):
+            if self.due or (single and first.dense_tokens):
                 self.compress()
         return super().update(key_states, value_states, layer_idx, *arguments, **options)
 

@@ -155,6 +155,17 @@ def test_rows_without_a_question_go_on_from_their_context() -> None:
     assert rows[1] == model.generate_ids([5, 6], model.prefill(contexts[1]), 4, []).tokens
 
 
+@pytest.mark.parametrize("name", ["snapkv", "dynamickv", "pyramidinfer_kv"])
+def test_nothing_is_compressed_where_every_layer_has_a_window(name: str) -> None:
+    model = CateKVModel(any_model("mistral-window"), None)
+    contexts = [random_ids(n, seed=n).tolist() for n in (3, 64)]
+    answers = [
+        model.generate_ids([[5, 6], [7]], model.prefill(contexts, method=method), 4, []).rows
+        for method in ("full", name)
+    ]
+    assert answers[0] == answers[1]
+
+
 def test_layers_are_named_by_what_they_are() -> None:
     layers = RaggedCache(any_model("qwen3_next").config, None).layers
     assert described(layers, [0, 2]) == "layers 0, 2 (linear attention)"
