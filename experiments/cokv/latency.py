@@ -37,16 +37,20 @@ CAPACITIES = Group(TuneOptions, ("capacities",), defaults={"capacities": (128,)}
 
 
 def measure(arguments: argparse.Namespace) -> int:
+    if "cokv" in arguments.modes and not arguments.scores:
+        raise UserError(
+            "latency of cokv needs --scores FILE of this model; or leave it out (--modes)"
+        )
     model = open_model(arguments)
     capacities = CAPACITIES.values(arguments)["capacities"]
     outputs = integers("--outputs", arguments.outputs)
     contexts = integers("--contexts", arguments.contexts)
     claim_folder(arguments.output, ("latency.md", "manifest.json"), TIMES)
-    if not arguments.scores:
-        raise UserError("latency of cokv needs --scores FILE of this model")
-    file = ScoreFile.load(arguments.scores)
-    file.check_model(model.shape.layers, model.shape.kv_heads, config_hash(model.config))
-    cokv = {"scores": file.estimates().tolist(), "alpha": arguments.alpha}
+    cokv: dict[str, Any] = {}
+    if "cokv" in arguments.modes:
+        file = ScoreFile.load(arguments.scores)
+        file.check_model(model.shape.layers, model.shape.kv_heads, config_hash(model.config))
+        cokv = {"scores": file.estimates().tolist(), "alpha": arguments.alpha}
     runs = [("full", 0)] + [(mode, size) for mode in arguments.modes for size in capacities]
     made = {
         (mode, size): compared_method(mode, size, **(cokv if mode == "cokv" else {}))
