@@ -169,7 +169,9 @@ def test_what_methods_see_of_the_logits_is_the_model_s(name: str):
 @pytest.mark.parametrize(("name", "reason"), [("gemma2", "softcap"), ("gpt_oss", "s_aux")])
 def test_dense_baselines_refuse_what_they_do_not_compute(name: str, reason: str):
     from catekv.evaluation.efficiency.dense import measured_attention
+    from catekv.evaluation.efficiency.memory import NotComputedError
 
     wrapped = CateKVModel(with_base(name, "catekv"), KeepEverything())
-    with measured_attention(wrapped), pytest.raises(UserError, match=reason), torch.no_grad():
-        wrapped.model(random_ids(1, 4, seed=0))
+    ids, refused = random_ids(1, 4, seed=0), pytest.raises(NotComputedError, match=reason)
+    with measured_attention(wrapped), refused, torch.no_grad():
+        wrapped.model(ids)

@@ -38,7 +38,7 @@ from catekv.evaluation.run.request import split_list as split_list
 from catekv.methods import available
 from catekv.methods.head_mask import HeadMask
 from catekv.models.compat import context_window
-from catekv.models.source import short_name
+from catekv.models.source import model_source, short_name
 from catekv.tasks.core.prompt import template_name
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ def check_methods(request: Request) -> None:
     written = parse_methods(request.methods)
     if request.masks or default_masks(request):
         return
-    refuse_without_masks(written, model_path(request))
+    path = model_path(request)
+    model_source(path)  # a name that leads nowhere is the first thing to say
+    refuse_without_masks(written, path)
     sizes = [name for name in CATEKV if getattr(request, name) is not None]
     if sizes and not any(item.name == "catekv" for item in written):
         flag, label = "--" + sizes[0].replace("_", "-"), written[-1].name if written else "snapkv"
