@@ -50,6 +50,9 @@ class Extent:
         length: tokens of all prompts.
         samples: of every task. passages: of text. references, held_out: samples that make masks.
         ks: percentiles that are tried for them.
+        new_tokens: most tokens of an answer to the usual tasks, whose answers come first or not at
+            all; None: what the tasks allow.
+        reverse: whether the reverse of the chosen mask is scored too, which the verdict leaves out.
     """
 
     length: int
@@ -58,10 +61,14 @@ class Extent:
     references: int
     held_out: int
     ks: tuple[float, ...]
+    new_tokens: int | None = None
+    reverse: bool = True
 
 
 USUAL = Extent(2048, 30, 12, 12, 6, (0.984, 0.988, 0.992, 0.996))
-SMALL = Extent(QUICK["length"], 10, 6, QUICK["samples"], QUICK["held_out_samples"], QUICK["ks"])
+SMALL = Extent(
+    QUICK["length"], 10, 6, QUICK["samples"], QUICK["held_out_samples"], QUICK["ks"], 32, False
+)
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,7 @@ def _completed(request: Request, extent: Extent) -> Request:
         ratio=DEFAULT_RATIO if request.ratio is None else request.ratio,
         options=options,
         questions=("agnostic",),
+        max_new_tokens=None if request.tasks else extent.new_tokens,
         # a check shows no decode times, which are all that this leaves out
         joint_decode=True,
     )
@@ -199,6 +207,8 @@ def _masks(model: CateKVModel, request: Request, extent: Extent, folder: Path, q
         held_out_tasks=request.tasks,
         held_out_samples=extent.held_out,
         questions=request.questions,
+        max_new_tokens=request.max_new_tokens,
+        reverse=extent.reverse,
         seed=request.seed,
         chat_template=request.chat_template,
         chunk_size=request.chunk_size,
@@ -216,15 +226,16 @@ def _estimate(model: CateKVModel, request: Request, extent: Extent, making: bool
     """How long the check will take, from one sample that is read and answered here and now."""
     first = FirstSample.of(
         model, request.tasks[0], extent.length, request.seed, request.chat_template,
-        request.chunk_size,
+        request.chunk_size, request.max_new_tokens,
     )  # fmt: skip
     read, answered = first.read, first.answered
     tasks, columns = len(request.tasks), len(request.methods)
     seconds = tasks * extent.samples * (read + columns * answered)
     seconds += extent.passages * (read + columns * answered)
     if making:
-        # held-out samples are read for the candidates, and again for the reverse of the chosen one
+        # held-out samples are read for the candidates, and again for the chosen one's reverse
         seconds += extent.references * read
-        seconds += 2 * tasks * extent.held_out * (read + len(extent.ks) * answered)
+        times = 2 if extent.reverse else 1
+        seconds += times * tasks * extent.held_out * (read + len(extent.ks) * answered)
     quick = "--quick; or " if extent.length > SMALL.length else ""
     return first.foretell(seconds, f"{quick}fewer --samples, --passages or --methods")

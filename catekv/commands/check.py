@@ -27,7 +27,9 @@ class Check:
         positional=True,
         metavar="MODEL",
     )
-    quick: bool = option(False, "shorter prompts and fewer samples: minutes, see the estimate")
+    quick: bool = option(
+        False, "shorter prompts and answers, fewer samples: minutes, see the estimate"
+    )
     length: int | None = option(
         None, "tokens of all prompts (default: 2048, with --quick 1024)", metavar="TOKENS", **COUNT
     )

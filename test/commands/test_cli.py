@@ -644,7 +644,14 @@ def ended(*words: str, output: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("words", [("methods",), ("tasks",), ("doctor",)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("methods",), marks=pytest.mark.slow),
+        ("tasks",),
+        pytest.param(("doctor",), marks=pytest.mark.slow),
+    ],
+)
 def test_a_full_disk_behind_the_standard_output_is_one_line(words: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         process = ended(*words, output=full.fileno())

@@ -92,7 +92,7 @@ def model(checkpoint: Path, **options: Any) -> Any:
     return HarnessModel(str(checkpoint), device="cuda:0", **options)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_full_attention_equals_the_hugging_face_model(
     checkpoint: Path, tasks_folder: Path, batch: int
 ) -> None:

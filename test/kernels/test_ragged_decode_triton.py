@@ -176,7 +176,7 @@ def test_equals_the_definition_in_half_precision(head_dim: int):
 @pytest.mark.parametrize(
     "query_tokens",
     [
-        pytest.param(9, id="in one large tile"),
+        pytest.param(9, id="in one large tile", marks=pytest.mark.slow),
         pytest.param(17, id="in two", marks=pytest.mark.slow),
     ],
 )

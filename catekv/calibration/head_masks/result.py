@@ -101,6 +101,8 @@ class SweepSettings:
     vote_count: str = option("exact", "exact or keep_ties")
     max_new_tokens: int | None = option(None, "overrides the tasks' own allowance for answers")
     oracle: bool = option(False, "also the mask of a per-head ablation")
+    #: whether the reverse of the chosen mask is scored beside it, a second reading of all samples
+    reverse: bool = True
     chat_template: str = option("auto", "auto, base, a name, or text with {prompt}")
     chunk_size: int = option(
         8192, "tokens per prefill step (default: {default})", flag="--prefill-chunk"

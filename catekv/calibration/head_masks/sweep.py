@@ -90,8 +90,10 @@ def sweep(
     deciding = _deciding(found)
     candidates = [_judged(candidate, found, deciding) for candidate in candidates]
     chosen = best(candidates)
-    controls = {REVERSED_LABEL: chosen.mask.reversed()}
-    found += scored("reversed", controls)
+    controls: dict[str, HeadMask] = {}
+    if settings.reverse:
+        controls[REVERSED_LABEL] = chosen.mask.reversed()
+        found += scored("reversed", controls)
     oracle = _oracle(model, settings, held_out, progress) if settings.oracle else None
     if oracle is not None:
         controls["oracle"] = oracle
