@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catekv.calibration import CVConfig
-from catekv.calibration.first_sample import FirstSample
+from catekv.calibration.first_sample import FirstSample, sweep_seconds
 from catekv.calibration.head_masks import report as mask_report
 from catekv.calibration.head_masks.result import QUICK, SweepSettings
 from catekv.calibration.head_masks.sweep import sweep, write_masks
@@ -187,15 +187,11 @@ def _claim(output: Path, request: Request, extent: Extent, identity: str) -> Non
     write_json(path, wanted)
 
 
-def _masks(model: CateKVModel, request: Request, extent: Extent, folder: Path, quiet: bool) -> Path:
-    """The chosen mask's folder; made unless it is there."""
-    chosen = folder / "chosen"
-    if (folder / "report.json").is_file():
-        return chosen
+def _sweep_settings(request: Request, extent: Extent) -> SweepSettings:
+    """How masks are made where there are none."""
     options = dict(request.options["catekv"])
-    name = request.model or mask_report.EMBEDDED
     edges = ("window", "init_tokens", "recent_tokens", "budget")
-    settings = SweepSettings(
+    return SweepSettings(
         references=QUICK["references"],
         length=extent.length,
         samples=extent.references,
@@ -213,6 +209,15 @@ def _masks(model: CateKVModel, request: Request, extent: Extent, folder: Path, q
         chat_template=request.chat_template,
         chunk_size=request.chunk_size,
     )
+
+
+def _masks(model: CateKVModel, request: Request, extent: Extent, folder: Path, quiet: bool) -> Path:
+    """The chosen mask's folder; made unless it is there."""
+    chosen = folder / "chosen"
+    if (folder / "report.json").is_file():
+        return chosen
+    name = request.model or mask_report.EMBEDDED
+    settings = _sweep_settings(request, extent)
     identity = environment.model_identity(session.model_path(request), session.revision_of(model))
     result = sweep(
         model, settings, folder, model_name=name, model_hash=identity, progress=not quiet
@@ -233,9 +238,6 @@ def _estimate(model: CateKVModel, request: Request, extent: Extent, making: bool
     seconds = tasks * extent.samples * (read + columns * answered)
     seconds += extent.passages * (read + columns * answered)
     if making:
-        # held-out samples are read for the candidates, and again for the chosen one's reverse
-        seconds += extent.references * read
-        times = 2 if extent.reverse else 1
-        seconds += times * tasks * extent.held_out * (read + len(extent.ks) * answered)
+        seconds += sweep_seconds(first, _sweep_settings(request, extent))
     quick = "--quick; or " if extent.length > SMALL.length else ""
     return first.foretell(seconds, f"{quick}fewer --samples, --passages or --methods")

@@ -61,16 +61,22 @@ class FirstSample:
         return foretold(seconds, sample, shorter)
 
 
+def sweep_seconds(first: FirstSample, settings: SweepSettings) -> float:
+    """About how long a sweep with these settings will take."""
+    texts, questions = len(settings.references), len(settings.questions)
+    trials = len(settings.held_out_tasks) * settings.held_out_samples * questions
+    masks = texts * len(settings.ks) * len(settings.alphas) + _RANDOM_MASKS
+    # all masks on every held-out sample, and the reverse of the chosen one on all of them again
+    readings = 2 if settings.reverse else 1
+    seconds = texts * settings.samples * first.read
+    return seconds + trials * (readings * first.read + (4 + _TRIED * masks) * first.answered)
+
+
 def calibration_time(model: CateKVModel, settings: SweepSettings, quick: bool = False) -> str:
     """About how long a sweep will take, and how to shorten it."""
     first = FirstSample.of(
         model, settings.held_out_tasks[0], settings.length, settings.seed,
         settings.chat_template, settings.chunk_size, settings.max_new_tokens,
     )  # fmt: skip
-    texts, questions = len(settings.references), len(settings.questions)
-    trials = len(settings.held_out_tasks) * settings.held_out_samples * questions
-    masks = texts * len(settings.ks) * len(settings.alphas) + _RANDOM_MASKS
-    seconds = texts * settings.samples * first.read
-    # all masks on every held-out sample, and the reverse of the chosen one on all of them again
-    seconds += trials * (2 * first.read + (4 + _TRIED * masks) * first.answered)
+    seconds = sweep_seconds(first, settings)
     return first.foretell(seconds, _SHORTER if quick else f"--quick; or {_SHORTER}")

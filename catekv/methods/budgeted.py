@@ -79,9 +79,7 @@ class Budgeted(Method):
 
     def counts_of(self, observed: Observed) -> Tensor:
         """:meth:`counts` for one layer of a prompt: int64 [kv_heads], on its device."""
-        heads, dim = observed.keys.shape[1], observed.keys.shape[3]
-        shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
-        return self.counts(observed.tokens, shape)[observed.layer].to(observed.keys.device)
+        return self.counts(observed.tokens, observed.shape)[observed.layer].to(observed.keys.device)
 
     def token_scores(self, observed: Observed) -> Tensor:
         """What the method thinks of every token before the edges, for methods that choose by the
@@ -108,11 +106,8 @@ class Budgeted(Method):
     def row_capacities(self, observed: Observed, held: Sequence[int]) -> list[int | None]:
         """Entries that each row of a layer may hold while decoding, in (batch, head) order: what it
         would keep of an endless prompt, and never less than it ``held`` after prefill."""
-        keys = observed.keys
-        shape = ModelShape(
-            observed.num_layers, observed.queries.shape[1], keys.shape[1], keys.shape[3]
-        )
-        table = self.budget_table(ENDLESS, shape)[observed.layer].tolist() * keys.shape[0]
+        table = self.budget_table(ENDLESS, observed.shape)[observed.layer].tolist()
+        table *= observed.keys.shape[0]
         return [max(*pair) for pair in zip(table, held, strict=True)]
 
     def with_total(self: BudgetedType, total: int, tokens: int, shape: ModelShape) -> BudgetedType:

@@ -181,9 +181,8 @@ class DuoAttention(Method):
         return table
 
     def select_observed(self, observed: Observed) -> Selection:
-        batch, heads, tokens, dim = observed.keys.shape
-        shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
-        kept = self.budget_table(tokens, shape)[observed.layer].to(observed.keys.device)
+        batch, heads, tokens, _ = observed.keys.shape
+        kept = self.budget_table(tokens, observed.shape)[observed.layer].to(observed.keys.device)
         keep = first_and_last(tokens, self.sinks, (kept - self.sinks).clamp(min=0))
         return Selection(keep.expand(batch, heads, tokens).clone())
 
@@ -194,13 +193,12 @@ class DuoAttention(Method):
             return None
         from catekv.methods.stores.rolling import RollingStore
 
-        batch, heads, tokens, dim = observed.keys.shape
-        shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
+        batch, _, tokens, _ = observed.keys.shape
         seen = [tokens] * batch if valid is None else valid.sum(dim=-1).tolist()
         capacities: list[int | None] = []
         recent: list[int] = []
         for length in seen:
-            table, streams = self._capacities(length, shape)
+            table, streams = self._capacities(length, observed.shape)
             pairs = zip(
                 table[observed.layer].tolist(), streams[observed.layer].tolist(), strict=True
             )

@@ -13,7 +13,6 @@ from catekv.methods.base import Observed, Selection
 from catekv.methods.budgeted import Budgeted
 from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.options import method_option
-from catekv.models.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,7 @@ class EntryScored(Budgeted):
 
     def layer_counts(self, observed: Observed) -> Tensor:
         """Tokens that each head keeps outside the edges: int64 [kv_heads]."""
-        _, heads, tokens, dim = observed.keys.shape
-        shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
-        return self.counts(tokens, shape)[observed.layer]
+        return self.counts(observed.tokens, observed.shape)[observed.layer]
 
     def select_observed(self, observed: Observed) -> Selection:
         keys, counts = observed.keys, self.layer_counts(observed)

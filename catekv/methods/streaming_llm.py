@@ -15,7 +15,6 @@ from catekv.methods.budgeted import ENDLESS, Budgeted
 from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
-from catekv.models.shape import ModelShape
 
 if TYPE_CHECKING:
     from catekv.kernels.ragged import RaggedPrefix
@@ -58,15 +57,14 @@ class FirstAndLast(Budgeted):
             return None
         from catekv.methods.stores.rolling import RollingStore
 
-        batch, heads, tokens, dim = observed.keys.shape
+        batch, _, tokens, _ = observed.keys.shape
         held = [length for _, length in prefix.host_rows]
-        shape = ModelShape(observed.num_layers, observed.queries.shape[1], heads, dim)
         return RollingStore(
             prefix,
             self.row_capacities(observed, held) if self.rolling else [None] * len(held),
             self.edges(),
             [tokens] * batch if valid is None else valid.sum(dim=-1).tolist(),
-            int(self.counts(ENDLESS, shape).min()) if self.rolling else None,
+            int(self.counts(ENDLESS, observed.shape).min()) if self.rolling else None,
             observed.required_rotation(self.name) if self.turns_keys else None,
         )
 

@@ -90,10 +90,8 @@ def sweep(
     deciding = _deciding(found)
     candidates = [_judged(candidate, found, deciding) for candidate in candidates]
     chosen = best(candidates)
-    controls: dict[str, HeadMask] = {}
-    if settings.reverse:
-        controls[REVERSED_LABEL] = chosen.mask.reversed()
-        found += scored("reversed", controls)
+    controls = {REVERSED_LABEL: chosen.mask.reversed()} if settings.reverse else {}
+    found += scored("reversed", controls) if controls else []
     oracle = _oracle(model, settings, held_out, progress) if settings.oracle else None
     if oracle is not None:
         controls["oracle"] = oracle
