@@ -68,6 +68,18 @@ def test_a_sequence_draws_the_same_whatever_stands_beside_it():
     assert not torch.equal(drawn(1, 40, seed=12), alone)
 
 
+def test_a_sequence_may_have_a_seed_of_its_own():
+    def own(seeds, sequences):
+        sampler = Sampler(Sampling(seed=seeds), sequences, 9, torch.device("cpu"))
+        return [sampler.numbers[row].tolist() for row in range(len(sequences))]
+
+    first, second = own((5, 7), range(2))
+    assert [second, first, first] == own((7, 5, 5), range(3))
+    assert own((5, 7), [1]) == [second]
+    with pytest.raises(UserError, match="2 seeds are too few for sequence 2"):
+        own((5, 7), range(3))
+
+
 def test_without_a_seed_torch_decides():
     torch.manual_seed(4)
     first = drawn(2, 20, seed=None)
