@@ -27,8 +27,7 @@ CATEKV = "catekv:init_tokens=8,recent_tokens=16,guard_tokens=8,window=16,budget=
 #: one of each kind: everything, static heads, window scores with equal memory, allocation over all
 #: layers, a store that reads a part, one that rolls while decoding
 METHODS = (
-    "full", CATEKV, "snapkv:window=16", "pyramidkv:window=16", "adakv:window=16",
-    "quest:page=8,full_layers=0", "h2o", "streaming_llm:sinks=4",
+    "full", CATEKV, "snapkv:window=16", "adakv:window=16", "quest:page=8,full_layers=0", "h2o",
 )  # fmt: skip
 LENGTHS = (90, 150, 120, 60, 121)
 
@@ -107,7 +106,8 @@ def test_drawn_answers_are_those_of_single_samples_and_their_scores_the_mean(
     model: CateKVModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the references are frequent words, so that some of the drawn answers hold them
-    register(monkeypatch, [toy_sample(i, n, outputs=("the",)) for i, n in enumerate(LENGTHS)])
+    short = LENGTHS[:3]
+    register(monkeypatch, [toy_sample(i, n, outputs=("the",)) for i, n in enumerate(short)])
     chosen = settings(model, methods=("full", "snapkv:window=16"), answers=3, temperature=2.0)
     run(model, chosen, tmp_path / "single")
     run(model, dataclasses.replace(chosen, batch_size=3), tmp_path / "batch")
