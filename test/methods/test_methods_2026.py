@@ -18,6 +18,7 @@ from catekv.methods.criticalkv import first_stage
 from catekv.methods.defensivekv import certain_counts, defended, largest_pooled
 from catekv.methods.formulas.output_norms import output_norms
 from catekv.methods.formulas.query_moments import QueryMoments
+from catekv.methods.formulas.schedule import Clock, Schedule
 from catekv.methods.random_attention import with_certain
 from catekv.models.rotation import Rotation
 
@@ -52,6 +53,22 @@ def test_random_attention_golden(golden) -> None:
         counts = counts.expand(draws.shape[0])
         chosen = top_mask(with_certain(draws, case["inputs"]["prompt"], counts), counts)
         assert kept(chosen[None]) == case["expected"]["kept"]
+
+
+def test_decode_schedule_golden(golden) -> None:
+    for case in golden("methods_2026", "decode_schedule"):
+        given, expected = case["inputs"], case["expected"]
+        schedule = Schedule(given["rule"], given["target"], given["interval"])
+        clock = Clock(given["prompt"], given["prompt"])
+        events, peak = [], clock.length
+        for step in range(1, given["steps"] + 1):
+            clock = clock.after(1)
+            peak = max(peak, clock.length)
+            if schedule.due(clock):
+                events.append([step, clock.length, schedule.after_event(clock).length])
+                clock = schedule.after_event(clock)
+        assert events == expected["events"]
+        assert (clock.length, peak) == (expected["final"], expected["peak"])
 
 
 def test_random_attention_draws_by_seed_layer_head_and_length() -> None:
