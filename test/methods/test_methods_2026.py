@@ -19,6 +19,7 @@ from catekv.methods.defensivekv import certain_counts, defended, largest_pooled
 from catekv.methods.formulas.output_norms import output_norms
 from catekv.methods.formulas.query_moments import QueryMoments
 from catekv.methods.formulas.schedule import Clock, Schedule
+from catekv.methods.r_kv import importance, redundancy
 from catekv.methods.random_attention import with_certain
 from catekv.models.rotation import Rotation
 
@@ -69,6 +70,26 @@ def test_decode_schedule_golden(golden) -> None:
                 clock = schedule.after_event(clock)
         assert events == expected["events"]
         assert (clock.length, peak) == (expected["final"], expected["peak"])
+
+
+def test_r_kv_golden(golden) -> None:
+    for case in golden("methods_2026", "rkv"):
+        given, expected = case["inputs"], case["expected"]
+        keys, queries = torch.tensor(given["keys"]), torch.tensor(given["queries"])
+        scaling, window = keys.shape[-1] ** -0.5, given["window"]
+        for head, own in enumerate(queries.unflatten(0, (len(keys), -1))):
+            near(
+                importance(own * scaling, keys[head, :-window], given["kernel"]),
+                expected["importance"][head],
+            )
+            copied = redundancy(keys[head], given["similar"], first_column=True)
+            near(copied[:-window], expected["redundancy"][head])
+        method = methods.create(
+            "r_kv", budget=given["budget"], window=window, kernel=given["kernel"],
+            similar=given["similar"], weight=given["lambda"],
+        )  # fmt: skip
+        chosen = method.select(queries[None], keys[None], keys[None])
+        assert kept(chosen.tokens) == expected["kept"]
 
 
 def test_random_attention_draws_by_seed_layer_head_and_length() -> None:
