@@ -19,8 +19,10 @@ from catekv.methods.defensivekv import certain_counts, defended, largest_pooled
 from catekv.methods.formulas.output_norms import output_norms
 from catekv.methods.formulas.query_moments import QueryMoments
 from catekv.methods.formulas.schedule import Clock, Schedule
+from catekv.methods.held import Held
 from catekv.methods.r_kv import importance, redundancy
 from catekv.methods.random_attention import with_certain
+from catekv.methods.triattention import series_scores
 from catekv.models.rotation import Rotation
 
 
@@ -90,6 +92,34 @@ def test_r_kv_golden(golden) -> None:
         )  # fmt: skip
         chosen = method.select(queries[None], keys[None], keys[None])
         assert kept(chosen.tokens) == expected["kept"]
+
+
+def test_triattention_golden(golden) -> None:
+    for case in golden("methods_2026", "triattention"):
+        given, expected = case["inputs"], case["expected"]
+        keys, positions = torch.tensor(given["keys"]), torch.tensor(given["positions"])
+        heads, _, dim = keys.shape
+        rotation = Rotation(given["theta"] ** (-torch.arange(0, dim, 2).float() / dim))
+        names = ("q_mean_real", "q_mean_imag", "q_abs_mean")
+        statistics = {name: torch.tensor(given[name])[None] for name in names}
+        method = methods.create(
+            "triattention", statistics=statistics, budget=given["keep"],
+            max_offset=given["max_offset"],
+        )  # fmt: skip
+        prompt = given["prompt"]
+        held = Held(positions[None], given["now"], prompt, torch.arange(heads))
+        group = len(given["q_mean_real"]) // heads
+        observed = Observed(
+            torch.zeros(1, heads * group, 0, dim), keys[None], keys[None], 1.0, rotation=rotation,
+            held=held,
+        )  # fmt: skip
+        scores = series_scores(
+            method.statistics.of_heads(0, held.heads, group), keys[:, prompt:], rotation,
+            given["now"], given["max_offset"],
+        )  # fmt: skip
+        near(scores.flatten(0, 1), expected["scores"])
+        counts = torch.full((heads,), given["keep"])
+        assert kept(method.kept(observed, counts)) == expected["kept"]
 
 
 def test_random_attention_draws_by_seed_layer_head_and_length() -> None:
