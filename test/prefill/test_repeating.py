@@ -93,9 +93,7 @@ def test_rows_of_a_batch_are_repeated_as_alone_and_nothing_stays(family: str) ->
 
 def test_a_prompt_without_room_for_its_repetition_is_refused() -> None:
     model = CateKVModel(tiny_model("llama", max_position_embeddings=64))
-    with pytest.raises(
-        UserError, match="40 tokens leaves no room for its repetition of up to 40"
-    ):
+    with pytest.raises(UserError, match="40 tokens leaves no room for its repetition of up to 40"):
         model.prefill(random_ids(1, 40, seed=0), method="kvzip")
     model.prefill(random_ids(1, 40, seed=0), method=methods.create("kvzip", chunk=24))
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from catekv.kernels.logits import PLAIN, LogitForm, softmax_with_sink
 
-#: Numbers of float32 logits that are held at once: 32 MiB, of which the softmax makes a copy.
-_FLOATS = 1 << 23
+#: Numbers of float32 logits that are held at once: 16 MiB, of which the softmax makes a copy.
+FLOATS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,15 @@ def largest_attention(
     """
     group, count, _ = queries.shape
     keys, old = keys.float(), len(keys) - new
+    sink = None if form.sinks is None else form.sinks[:, None, None]
     found = torch.zeros(scored.stop - scored.start, device=keys.device)
     order = torch.arange(new, device=keys.device)
-    rows = order[new - count :].split(max(1, _FLOATS // len(keys)))
-    for member in range(group):
-        sink = form.sinks_of(member, member + 1, torch.float32)
-        for part in rows:
-            asked = part - (new - count)
-            logits = form.cap_(scaling * (queries[member, asked].float() @ keys.T))
-            logits[:, old:].masked_fill_(order > part[:, None], -torch.inf)
-            attention = softmax_with_sink(logits, sink)[:, scored]
-            if norms is not None:
-                attention = attention * norms[0][member] / norms[1][asked, None]
-            found = found.maximum(attention.amax(dim=0))
+    for first in range(0, count, block := max(1, FLOATS // (group * len(keys)))):
+        rows = slice(first, first + block)
+        logits = form.cap_(scaling * (queries[:, rows].float() @ keys.T))
+        logits[..., old:].masked_fill_(order > order[new - count :][rows, None], -torch.inf)
+        attention = softmax_with_sink(logits, sink)[..., scored]
+        if norms is not None:
+            attention = attention * norms[0][:, None] / norms[1][rows, None]
+        found = found.maximum(attention.amax(dim=(0, 1)))
     return found
