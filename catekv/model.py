@@ -18,6 +18,7 @@ from catekv.decode.context import Context, DensePrompt
 from catekv.decode.generation import Generation, Limits, Piece, Session
 from catekv.decode.prompts import Prompt, PromptReader, read_mask
 from catekv.decode.question_parts import Part, answers_of, in_order, parts_of
+from catekv.decode.repeat_wording import repeat_wording
 from catekv.decode.sampling import Sampling
 from catekv.decode.step import GRAPH_MODES
 from catekv.decode.stock_generation import DEFAULT_NEW_TOKENS, StockOptions, refuse_both
@@ -29,6 +30,7 @@ from catekv.models.compat import context_window, input_device, text_config
 from catekv.models.kinds import refuse_adapters, refuse_other_kinds, refuse_unless_causal
 from catekv.models.padding import refuse_unless_left_padding
 from catekv.prefill import capacity, layerwise
+from catekv.prefill.repeating import refuse_without_room
 from catekv.tasks.core.token_ids import end_of_ids
 
 __all__ = ["CateKVModel", "Context", "DensePrompt", "Generation", "Prompt"]
@@ -264,6 +266,10 @@ class CateKVModel:
         chunk_size: int | None,
         check_memory: bool,
     ) -> Context:
+        wording, ways = None, cache.settings.needs.repeats
+        if ways:
+            wording = repeat_wording(self.tokenizer)
+            refuse_without_room(self.config, ids.shape[1], ways, wording)
         if check_memory:
             batch, tokens = ids.shape
             capacity.refuse_unless_fits(
@@ -277,7 +283,7 @@ class CateKVModel:
                 None if mask is None else mask.sum(dim=-1).tolist(),
             )
         clock = time.perf_counter()
-        logits = layerwise.prefill(self.model, ids, cache, mask, chunk_size)
+        logits = layerwise.prefill(self.model, ids, cache, mask, chunk_size, wording)
         generation.synchronize(ids.device)
         seconds = time.perf_counter() - clock
         timings = {

@@ -22,7 +22,7 @@ table() { # LENGTH QUESTION TASKS...
   "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node 2 -m catekv evaluate \
     --lengths "$length" --question "$question" --samples "$samples" --tasks "$@" \
     --methods full catekv snapkv streaming_llm --joint-decode \
-    --mask chosen="$masks/chosen" --mask dense="$masks/vt_dense" --mask oracle="$masks/oracle" \
+    --mask chosen="$masks/chosen" --mask published="$masks/vt" --mask oracle="$masks/oracle" \
     --mask reversed --mask random:0 --mask random:1 --mask random:2 \
     --output "results/embedded-table/$length-$question"
 }

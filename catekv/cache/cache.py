@@ -159,7 +159,8 @@ class RaggedCache(Cache):
     @property
     def due(self) -> bool:
         """Whether all layers wait to be compressed together (``Needs.all_layers``)."""
-        return self.settings.needs.all_layers and all(
+        waits = self.settings.needs.all_layers and self.settings.onlooker is None
+        return waits and all(
             not layer.compressed and layer.due(layer.seen) for layer in self.ragged_layers
         )
 

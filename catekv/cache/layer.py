@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.ragged import RaggedPrefix, from_rows
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.formulas.query_moments import QueryMoments
+from catekv.methods.formulas.repeat import Repeat
 from catekv.methods.stores.base import DecodeStore, WholePrefix
 from catekv.models.padding import refuse_unless_left_padding
 from catekv.models.rotation import Rotation, rotation_of
@@ -38,7 +39,9 @@ class CacheSettings:
 
     ``projections`` [query_heads, head_dim, hidden_size] of every layer are views of the model's
     weights. ``workspace`` is the scratch memory of decode steps. ``fixed_tail`` is set while a
-    :class:`catekv.decode.step.DecodeStep` runs.
+    :class:`catekv.decode.step.DecodeStep` runs. ``onlooker`` is set while the model repeats its
+    prompt (:mod:`catekv.prefill.repeating`): it is shown the queries of layers, which stay dense
+    and record nothing.
     """
 
     method: Method | None
@@ -53,12 +56,14 @@ class CacheSettings:
     projections: tuple[Tensor, ...] = ()
     workspace: Workspace = field(default_factory=Workspace)
     fixed_tail: FixedTail | None = None
+    onlooker: Callable[[RaggedLayer, Tensor], None] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheSettings:
         # methods are immutable; two caches may decode at the same time and share no scratch
         return replace(
-            self, description=dict(self.description), workspace=Workspace(), fixed_tail=None
-        )
+            self, description=dict(self.description), workspace=Workspace(), fixed_tail=None,
+            onlooker=None,
+        )  # fmt: skip
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -83,6 +88,8 @@ class RaggedLayer(CacheLayerMixin):
         self.queries: Tensor | None = None
         self.column_sums: Tensor | None = None
         self.hidden_states: Tensor | None = None
+        self.attention_inputs: Tensor | None = None
+        self.repeat_scores: dict[Repeat, Tensor] = {}
         self.moments: QueryMoments | None = None
         self.valid: Tensor | None = None
         self.padding: list[int] = []
@@ -129,6 +136,7 @@ class RaggedLayer(CacheLayerMixin):
 
     def tensors(self) -> list[Tensor]:
         recorded = [self.queries, self.column_sums, self.hidden_states, self.valid]
+        recorded += [self.attention_inputs, *self.repeat_scores.values()]
         recorded += self.moments.tensors() if self.moments is not None else ()
         own = self.buffer.tensors() + [tensor for tensor in recorded if tensor is not None]
         if self.store is not None:
@@ -236,6 +244,9 @@ class RaggedLayer(CacheLayerMixin):
         if not self.pending:  # a layer that shares another layer's keys and values
             return
         self.pending = False
+        if self.settings.onlooker is not None:
+            self.settings.onlooker(self, queries)
+            return
         self.scaling, self.form = scaling, form
         self.query_heads = queries.shape[1]
         if valid is not None:
@@ -291,11 +302,18 @@ class RaggedLayer(CacheLayerMixin):
 
     def record_hidden(self, hidden_states: Tensor) -> None:
         """Keep what the decoder layer reads [batch, tokens, hidden_size] until compression."""
+        self.hidden_states = self._continued(self.hidden_states, hidden_states)
+
+    def record_inputs(self, states: Tensor) -> None:
+        """Keep what the layer's attention reads [batch, tokens, hidden_size] until compression."""
+        self.attention_inputs = self._continued(self.attention_inputs, states)
+
+    def _continued(self, past: Tensor | None, states: Tensor) -> Tensor | None:
         if self.compressed:
-            return
-        past = [] if self.hidden_states is None else [self.hidden_states]
+            return past
         # cloned: the layer-by-layer prefill writes each layer's output over its input
-        self.hidden_states = torch.cat([*past, hidden_states.detach().clone()], dim=1)
+        states = states.detach().clone()
+        return states if past is None else torch.cat([past, states], dim=1)
 
     def observed(self, needs: Needs | None = None) -> tuple[Observed, Tensor | None]:
         """The dense context as a method with these ``needs`` sees it (default: all that was
@@ -312,17 +330,7 @@ class RaggedLayer(CacheLayerMixin):
         if self.valid is not None and not bool(self.valid[:, :tokens].all()):
             valid = self.valid[:, :tokens]
             refuse_unless_left_padding(valid)
-        hidden = self.hidden_states if needs.hidden_states else None
-        if needs.hidden_states and hidden is None:
-            raise UserError(
-                "this method looks at hidden states, which only CateKVModel.prefill and observe "
-                "record; prefill with them and then generate"
-            )
-        if needs.output_projection and not self.settings.projections:
-            raise UserError(
-                "this method looks at the output projection, which only CateKVModel.prefill and "
-                "observe hand over; prefill with them and then generate"
-            )
+        self._refuse_without(needs)
         observed = Observed(
             queries,
             keys[:, :, :tokens],
@@ -331,15 +339,38 @@ class RaggedLayer(CacheLayerMixin):
             self.index,
             self.settings.num_layers,
             column_sums=self.column_sums if needs.column_sums else None,
-            hidden_states=None if hidden is None else hidden[:, :tokens],
+            hidden_states=_first(self.hidden_states if needs.hidden_states else None, tokens),
             rotation=self._rotation(tokens, valid) if needs.rotation else None,
             form=self.form,
             query_moments=self.moments if needs.query_moments else None,
             output_projection=(
                 self.settings.projections[self.index] if needs.output_projection else None
             ),
+            attention_inputs=_first(
+                self.attention_inputs if needs.attention_inputs else None, tokens
+            ),
+            repeat_scores={way: self.repeat_scores[way][..., :tokens] for way in needs.repeats},
         )
         return observed, valid
+
+    def _refuse_without(self, needs: Needs) -> None:
+        """``UserError`` if what only this package's prefill records is needed and not there."""
+        lacking = {
+            "hidden states": needs.hidden_states and self.hidden_states is None,
+            "the states that attention reads": (
+                needs.attention_inputs and self.attention_inputs is None
+            ),
+            "the output projection": needs.output_projection and not self.settings.projections,
+            "the model repeating its prompt": any(
+                way not in self.repeat_scores for way in needs.repeats
+            ),
+        }
+        for what, missing in lacking.items():
+            if missing:
+                raise UserError(
+                    f"this method looks at {what}, which only CateKVModel.prefill and observe "
+                    "record; prefill with them and then generate"
+                )
 
     def _rotation(self, tokens: int, valid: Tensor | None) -> Rotation:
         lengths = [tokens] if valid is None else valid.sum(dim=-1).tolist()
@@ -400,6 +431,7 @@ class RaggedLayer(CacheLayerMixin):
         self.padding = [] if valid is None else (~valid).sum(dim=-1).tolist()
         self.buffer = tail
         self.queries = self.column_sums = self.hidden_states = self.valid = self.moments = None
+        self.attention_inputs, self.repeat_scores = None, {}
 
     def absorb(
         self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None
@@ -478,12 +510,16 @@ class RaggedLayer(CacheLayerMixin):
                 "tokens cannot be taken back from a prompt whose queries have been added up; feed "
                 "it whole, or use a method that needs no moments of queries"
             )
-        self.buffer.crop(remove)
-        self.seen -= remove
+        self.take_back(remove)
         if self.queries is not None:
             self.queries = self.queries[:, :, : max(0, self.queries.shape[2] - remove)]
         if self.valid is not None:
             self.valid = self.valid[:, : self.seen]
+
+    def take_back(self, tokens: int) -> None:
+        """Forget the entries of the newest tokens, and nothing that was recorded."""
+        self.buffer.crop(tokens)
+        self.seen -= tokens
 
     def _select(self, indices: Tensor) -> None:
         if not self.seen:
@@ -504,6 +540,11 @@ class RaggedLayer(CacheLayerMixin):
             self.column_sums = self.column_sums[indices.to(self.column_sums.device)]
         if self.hidden_states is not None:
             self.hidden_states = self.hidden_states[indices.to(self.hidden_states.device)]
+        if self.attention_inputs is not None:
+            self.attention_inputs = self.attention_inputs[indices.to(self.attention_inputs.device)]
+        self.repeat_scores = {
+            way: scores[indices.to(scores.device)] for way, scores in self.repeat_scores.items()
+        }
         if self.moments is not None:
             self.moments = self.moments.rows(indices.to(self.moments.count.device))
 
@@ -526,6 +567,10 @@ class RaggedLayer(CacheLayerMixin):
         raise UserError("a compressed cache cannot be offloaded; make the cache without offloading")
 
     prefetch = offload
+
+
+def _first(states: Tensor | None, tokens: int) -> Tensor | None:
+    return None if states is None else states[:, :tokens]
 
 
 def _without_entries(prefix: RaggedPrefix) -> RaggedPrefix:

@@ -81,6 +81,7 @@ def _of_all_heads(layer: Observed) -> Observed:
         query_moments=None
         if moments is None
         else QueryMoments(moments.count, *map(all_heads, moments.tensors()[1:])),
+        repeat_scores={way: all_heads(scores) for way, scores in layer.repeat_scores.items()},
         form=layer.form if sinks is None else dataclasses.replace(layer.form, sinks=sinks),
     )
 

@@ -45,6 +45,8 @@ def needs_of(cls: type[Method]) -> list[str]:
         "all_layers": "all layers at once",
         "rotation": "rotary angles",
         "output_projection": "the output projection",
+        "attention_inputs": "what attention reads",
+        "repeats": "the prompt repeated by the model",
     }
     return words + [word for name, word in named.items() if getattr(needs, name)]
 

@@ -6,7 +6,7 @@ prompts without padding; batches, left padding and the packing of what is kept a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,7 @@ from catekv import kernels
 from catekv.errors import UserError
 from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.methods.example import Example, MemoryFormula
+from catekv.methods.formulas.repeat import Repeat
 from catekv.methods.options import RULE, Rule, check_options
 from catekv.methods.selection import Selection, joined
 from catekv.methods.stores import STORES, stored
@@ -43,6 +44,10 @@ class Needs:
         rotation: the model's rotary angles, because the method turns stored keys.
         output_projection: what the layer's attention multiplies the outputs of its heads with.
         query_moments: mean and covariance of all prompt queries before their rotation.
+        attention_inputs: the normalised states that the layer's own projections read.
+        repeats: what tokens receive while the model writes the prompt once more, in these ways.
+            Each costs a forward over the prompt behind the prompt; all layers stay dense until
+            then, so that ``all_layers`` goes with it.
     """
 
     window: int = 0
@@ -52,6 +57,8 @@ class Needs:
     rotation: bool = False
     output_projection: bool = False
     query_moments: bool = False
+    attention_inputs: bool = False
+    repeats: tuple[Repeat, ...] = ()
 
     @staticmethod
     def of_all(methods: Iterable[Method]) -> Needs:
@@ -63,15 +70,21 @@ class Needs:
             hidden_states=any(one.hidden_states for one in needs),
             output_projection=any(one.output_projection for one in needs),
             query_moments=any(one.query_moments for one in needs),
+            attention_inputs=any(one.attention_inputs for one in needs),
+            repeats=tuple(dict.fromkeys(way for one in needs for way in one.repeats)),
         )
 
     def missing_from(self, recorded: Needs) -> list[str]:
         """Which of these needs were not recorded, in words."""
         missing = [
             name
-            for name in ("column_sums", "hidden_states", "output_projection", "query_moments")
+            for name in (
+                "column_sums", "hidden_states", "output_projection", "query_moments",
+                "attention_inputs",
+            )
             if getattr(self, name) and not getattr(recorded, name)
-        ]
+        ]  # fmt: skip
+        missing += [f"{way}" for way in self.repeats if way not in recorded.repeats]
         if self.window > recorded.window:
             missing.insert(0, f"window={self.window}")
         return missing
@@ -89,7 +102,9 @@ class Observed:
     ``column_sums`` float32 [batch, query_heads, tokens] (causal softmax over all keys, summed over
     all prompt queries), ``hidden_states`` [batch, tokens, hidden_size], ``rotation`` and
     ``output_projection`` [query_heads, head_dim, hidden_size] are there if the method
-    :class:`Needs` them, else None; so are ``query_moments``.
+    :class:`Needs` them, else None; so are ``query_moments`` and ``attention_inputs`` [batch,
+    tokens, hidden_size]. ``repeat_scores`` float32 [batch, kv_heads, tokens] are there for each of
+    :attr:`Needs.repeats`, infinite for tokens that were not repeated.
 
     While decoding (:class:`catekv.methods.bounded.Bounded`) the tokens are the entries of some
     heads of one sequence, of which ``held`` knows more; it is None for a prompt.
@@ -108,6 +123,8 @@ class Observed:
     output_projection: Tensor | None = None
     query_moments: QueryMoments | None = None
     held: Held | None = None
+    attention_inputs: Tensor | None = None
+    repeat_scores: Mapping[Repeat, Tensor] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -464,6 +481,7 @@ def _sequence(layer: Observed, b: int, valid: Tensor) -> Observed:
         columns = slice(int(columns[0]), int(columns[-1]) + 1)
     queries = layer.queries[b : b + 1]
     sums, hidden, moments = layer.column_sums, layer.hidden_states, layer.query_moments
+    inputs = layer.attention_inputs
     return replace(
         layer,
         queries=queries[:, :, max(0, queries.shape[2] - count) :],
@@ -472,4 +490,8 @@ def _sequence(layer: Observed, b: int, valid: Tensor) -> Observed:
         column_sums=None if sums is None else sums[b : b + 1, :, columns],
         hidden_states=None if hidden is None else hidden[b : b + 1, columns],
         query_moments=None if moments is None else moments.rows(slice(b, b + 1)),
+        attention_inputs=None if inputs is None else inputs[b : b + 1, columns],
+        repeat_scores={
+            way: scores[b : b + 1, :, columns] for way, scores in layer.repeat_scores.items()
+        },
     )

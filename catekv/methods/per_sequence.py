@@ -103,4 +103,6 @@ def _row(layer: Observed, b: int) -> Observed:
         column_sums=part(layer.column_sums),
         hidden_states=part(layer.hidden_states),
         query_moments=moments and moments.rows(slice(b, b + 1)),
+        attention_inputs=part(layer.attention_inputs),
+        repeat_scores={way: scores[b : b + 1] for way, scores in layer.repeat_scores.items()},
     )

@@ -24,6 +24,7 @@ from catekv.cache.continuation import (
     SINGLE_TOKENS,
     continues_by,
     difference,
+    feed,
     positions_of,
     refuse_counted_padding,
     tolerance,
@@ -35,6 +36,8 @@ from catekv.methods.base import Needs
 from catekv.models.compat import cache_argument, decoder_layers, output_projections
 from catekv.models.finite import refuse_not_finite
 from catekv.models.weights_identity import WeightsIdentity
+from catekv.prefill.recording import hidden_states_shown
+from catekv.prefill.repeating import Wording, repeat_prompt
 
 #: Why a model's layers cannot be driven in chunks, None if they can, by the tokens of the trial
 #: that told it.
@@ -51,6 +54,7 @@ def prefill(
     cache: RaggedCache,
     attention_mask: Tensor | None = None,
     chunk_size: int | None = 8192,
+    wording: Wording | None = None,
 ) -> Tensor:
     """Feed a prompt and return the logits of its last column, [batch, vocabulary].
 
@@ -59,6 +63,7 @@ def prefill(
         cache: receives the prompt; made with ``prefill_tokens`` it is compressed layer by layer.
         attention_mask: [batch, tokens], 0 on padding. None: no padding.
         chunk_size: tokens a layer processes at a time; None: the whole prompt.
+        wording: asks for a repetition, where the cache's method wants one.
     """
     options: dict[str, Any] = {"use_cache": True, "logits_to_keep": 1}
     options.update(cache_argument(model, cache))
@@ -73,15 +78,41 @@ def prefill(
         cache.settings.projections = output_projections(model)
     with contextlib.ExitStack() as stack:
         if cache.settings.needs.hidden_states:
-            stack.enter_context(_recording_hidden_states(model, cache))
+            stack.enter_context(hidden_states_shown(model, cache, RaggedLayer.record_hidden))
+        if cache.settings.needs.attention_inputs:
+            stack.enter_context(
+                hidden_states_shown(model, cache, RaggedLayer.record_inputs, to_attention=True)
+            )
         if chunk is not None:
             stack.enter_context(layerwise(model, cache, chunk))
         logits: Tensor = model(input_ids, **options).logits[:, -1]
     refuse_not_finite(logits, "the prompt ends")
+    if cache.settings.needs.repeats:
+        _repeat(model, input_ids, cache, attention_mask, chunk_size, wording or Wording())
     if cache.due:
         cache.compress()
     cache.weights = WeightsIdentity.of(model)
     return logits
+
+
+def _repeat(
+    model: torch.nn.Module,
+    input_ids: Tensor,
+    cache: RaggedCache,
+    attention_mask: Tensor | None,
+    chunk_size: int | None,
+    wording: Wording,
+) -> None:
+    """See :func:`catekv.prefill.repeating.repeat_prompt`."""
+
+    def read(ids: Tensor, mask: Tensor | None) -> None:
+        # a forward that is not driven in chunks may hold a mask of all queries and keys
+        chunk = usable_chunk(model, input_ids.shape[1] + ids.shape[1], chunk_size)
+        driven = contextlib.nullcontext() if chunk is None else layerwise(model, cache, chunk)
+        with driven:
+            feed(model, ids, cache, mask)
+
+    repeat_prompt(model, cache, input_ids, attention_mask, wording, read)
 
 
 def usable_chunk(model: torch.nn.Module, tokens: int, chunk_size: int | None) -> int | None:
@@ -93,28 +124,6 @@ def usable_chunk(model: torch.nn.Module, tokens: int, chunk_size: int | None) ->
         raise UserError(f"chunk_size must be a whole number of at least 1, not {chunk_size!r:.40}")
     in_chunks = tokens > chunk_size and _why_not_layerwise(model, tokens) is None
     return chunk_size if in_chunks else None
-
-
-@contextlib.contextmanager
-def _recording_hidden_states(model: torch.nn.Module, cache: RaggedCache) -> Iterator[None]:
-    """Within it every layer of the cache is given what its decoder layer reads."""
-
-    def recorder(own: RaggedLayer) -> Callable[..., None]:
-        def record(module: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-            own.record_hidden(arguments[0] if arguments else options["hidden_states"])
-
-        return record
-
-    hooks = [
-        layer.register_forward_pre_hook(recorder(own), with_kwargs=True)
-        for layer, own in zip(decoder_layers(model), cache.layers, strict=True)
-        if isinstance(own, RaggedLayer)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _why_not_layerwise(model: torch.nn.Module, tokens: int) -> str | None:

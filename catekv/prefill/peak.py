@@ -16,6 +16,7 @@ from catekv.cache import attention
 from catekv.kernels.window_scores import BLOCK_BYTES
 from catekv.methods.base import Method, Needs
 from catekv.methods.formulas.query_moments import FIRST
+from catekv.methods.formulas.repeat import FLOATS
 from catekv.prefill.sizes import ModelSizes, kept_table
 
 FLOAT32 = 4
@@ -152,6 +153,8 @@ class _Pieces:
             found.append(
                 self._moment(layer, "packing of what is kept", [*entry, *self._packing(layer)])
             )
+        if self.needs.repeats and layer == self.sizes.layers - 1:
+            found.append(self._repetition(layer))
         return found
 
     def _moment(self, layer: int, name: str, temporaries: list[Term]) -> PrefillPeak:
@@ -181,7 +184,7 @@ class _Pieces:
 
     def _recorded(self, layer: int) -> float:
         size, needs = self.sizes, self.needs
-        numbers = size.hidden_size * self.element if needs.hidden_states else 0
+        numbers = (needs.hidden_states + needs.attention_inputs) * size.hidden_size * self.element
         numbers += size.query_heads * FLOAT32 if needs.column_sums else 0
         layers = layer + 1 if self.late else 1
         moments = 0
@@ -199,6 +202,27 @@ class _Pieces:
     def _rotary_tables(self) -> float:
         tokens = self.rows // self.batch
         return 2 * tokens * self.sizes.head_dim * self.element
+
+    def _repetition(self, layer: int) -> PrefillPeak:
+        """One part of the prompt behind the dense cache; the words that ask for it hardly count."""
+        size, longest = self.sizes, max(min(way.chunk, self.tokens) for way in self.needs.repeats)
+        rows, asked = self.batch * longest, min(longest, self.rows // self.batch)
+        behind = size.layers * rows * size.kv_heads * size.row_token_bytes
+        scores = len(self.needs.repeats) * size.layers * self.batch * self.tokens * size.kv_heads
+        logits = min(FLOATS, size.query_heads // size.kv_heads * asked * 2 * longest)
+        # room behind the prompt is made by a copy of the layer, before anything is scored
+        copies = 2 + any(way.plus for way in self.needs.repeats)
+        work = max(self.full[layer], copies * logits * FLOAT32)
+        states = rows * size.hidden_size + self.batch * asked * self._entering()
+        terms = (
+            Term("weights", size.weight_bytes, "all parameters"),
+            Term("dense layers", sum(self.full), "keys and values of the whole prompt"),
+            Term("recorded", self._recorded(layer), "what the method looks at besides keys"),
+            Term("repetition", behind + scores * FLOAT32, "entries behind the prompt, scores"),
+            Term("work", work, "attention of the repetition in float32, or a layer that grows"),
+            Term("chunk temporaries", states * self.element, "activations of the part"),
+        )
+        return PrefillPeak("repetition of the prompt", layer, terms, self.known)
 
     def _chunk_term(self, numbers: float, extra: float = 0.0) -> Term:
         tables = self._rotary_tables() if self.chunked else 0.0

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.methods import Method, Observed
 from catekv.methods.formulas.query_moments import QueryMoments
+from catekv.methods.formulas.repeat import Repeat
 from catekv.models.rotation import rotation_of
 
 NAME = "entries_reference"
@@ -34,6 +35,7 @@ class LayerRecord:
     values: Tensor
     column_sums: Tensor
     hidden_states: Tensor | None = None
+    inputs: Tensor | None = None
     prefix: RaggedPrefix | None = None
     store: Any = None
     taken: int = 0
@@ -51,6 +53,7 @@ class Run:
     valid: Tensor | None
     layers: dict[int, LayerRecord] = field(default_factory=dict)
     hidden: dict[int, Tensor] = field(default_factory=dict)
+    inputs: dict[int, Tensor] = field(default_factory=dict)
     context: int = 0
     original: bool = False
 
@@ -91,7 +94,9 @@ def _prompt(
     keys, values = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     weights = (query @ keys.transpose(2, 3) * scaling + mask).softmax(dim=-1)
     asked = weights if run.valid is None else weights * run.valid[:, None, :, None]
-    run.layers[layer] = LayerRecord(query, key, value, asked.sum(dim=2), run.hidden.get(layer))
+    run.layers[layer] = LayerRecord(
+        query, key, value, asked.sum(dim=2), run.hidden.get(layer), run.inputs.get(layer)
+    )
     return weights @ values
 
 
@@ -150,6 +155,19 @@ def _check_original(
     assert torch.equal(values, seen_values[same.int().argmax(dim=-1)])
 
 
+def _attention(record: LayerRecord, sinks: Tensor, part: Tensor, prompt: int) -> Tensor:
+    """The attention that each token of ``part`` gets from those behind the prompt, where keys are
+    the first tokens, the part and what is behind the prompt: [kv_heads, group, behind, part]."""
+    total = record.keys.shape[2]
+    keys = record.keys[0, :, torch.cat([sinks, part, torch.arange(prompt, total)])]
+    queries = record.queries[0, :, prompt:].unflatten(0, (len(keys), -1))
+    new = total - prompt
+    logits = queries @ keys[:, None].transpose(2, 3) * queries.shape[-1] ** -0.5
+    later = torch.ones(new, new, dtype=torch.bool).triu(1)
+    logits[..., -new:].masked_fill_(later, -torch.inf)
+    return logits.softmax(dim=-1)[..., len(sinks) : len(sinks) + len(part)]
+
+
 class ReferenceCache(DynamicCache):
     """Lets the method decide when the prompt has been read."""
 
@@ -157,6 +175,7 @@ class ReferenceCache(DynamicCache):
         super().__init__(config=model.config)
         self.model = model
         self.run = Run(method, None if mask is None else mask.bool(), original=original)
+        self.ids = torch.empty(0, 0)
 
     def projection(self, layer: int) -> Tensor:
         """The rows of the output projection of every query head."""
@@ -164,11 +183,38 @@ class ReferenceCache(DynamicCache):
         heads = self.model.config.num_attention_heads
         return weight.T.reshape(heads, -1, weight.shape[0])
 
+    def repeated(self, way: Repeat) -> list[Tensor]:
+        """Of every layer the scores of :class:`Repeat`, from a forward over each prompt and a part
+        of it behind it."""
+        run = self.run
+        found = [torch.zeros(run.layers[0].keys.shape[:3]) for _ in run.layers]
+        for b, ids in enumerate(self.ids):
+            first = 0 if run.valid is None else int((~run.valid[b]).sum())
+            row, sinks = ids[first:], way.sinks
+            for start in range(sinks, len(row), way.chunk):
+                part = torch.arange(start, min(start + way.chunk, len(row)))
+                CURRENT[:] = [Run(run.method, None)]
+                self.model(input_ids=torch.cat([row, row[part]])[None], use_cache=False)
+                for index, record in CURRENT[0].layers.items():
+                    received = _attention(record, torch.arange(sinks), part, len(row))
+                    if way.plus:
+                        group = received.shape[1]
+                        values = record.values[0][:, part].repeat_interleave(group, dim=0)
+                        outputs = (values @ self.projection(index)).norm(dim=-1)
+                        received = received * outputs.view(-1, group, 1, len(part))
+                        states = run.inputs[index][0, len(row) :]
+                        received = received / states.norm(dim=-1)[:, None]
+                    found[index][b, :, first : first + sinks] = torch.inf
+                    found[index][b, :, first + part] = received.amax(dim=(1, 2))
+        CURRENT[:] = [run]
+        return found
+
     def decide(self) -> None:
         """Make the method choose among what was recorded, and open its stores."""
         run, config = self.run, self.model.config
         needs, valid = run.method.needs, run.valid
         observed = []
+        repeats = {way: self.repeated(way) for way in needs.repeats}
         for index, record in sorted(run.layers.items()):
             tokens = record.keys.shape[2]
             longest = tokens if valid is None else int(valid.sum(dim=-1).max())
@@ -190,6 +236,8 @@ class ReferenceCache(DynamicCache):
                     rotation_of(config, longest, index) if needs.rotation else None,
                     output_projection=self.projection(index) if needs.output_projection else None,
                     query_moments=moments,
+                    attention_inputs=record.inputs if needs.attention_inputs else None,
+                    repeat_scores={way: repeats[way][len(observed)] for way in repeats},
                 )
             )
         if needs.all_layers:
@@ -206,20 +254,22 @@ class ReferenceCache(DynamicCache):
 def run(model: Any, cache: ReferenceCache, forwards: list[dict[str, Tensor]]) -> list[Tensor]:
     """Last logits of every forward; the first one reads the prompt."""
 
-    def recorder(index: int) -> Any:
+    def recorder(into: dict[int, Tensor], index: int) -> Any:
         def record(module: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
             if not cache.run.context:
                 states = arguments[0] if arguments else options["hidden_states"]
-                cache.run.hidden[index] = states.clone()
+                into[index] = states.clone()
 
         return record
 
     CURRENT[:] = [cache.run]
     hooks = [
-        layer.register_forward_pre_hook(recorder(index), with_kwargs=True)
+        module.register_forward_pre_hook(recorder(into, index), with_kwargs=True)
         for index, layer in enumerate(model.model.layers)
+        for module, into in ((layer, cache.run.hidden), (layer.self_attn, cache.run.inputs))
     ]
     results = []
+    cache.ids = forwards[0]["input_ids"]
     try:
         for number, inputs in enumerate(forwards):
             results.append(model(past_key_values=cache, use_cache=True, **inputs).logits[:, -1])

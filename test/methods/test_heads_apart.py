@@ -40,8 +40,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 NO_CACHE = {"pyramidinfer"}
 COMPARES = {
     "adakv", "atskv", "atskv_dynamic_kv", "atskv_rocket_kv", "cam", "chunkkv", "cokv",
-    "defensivekv", "dynamickv", "headkv", "pyramidinfer_kv", "random_attention", "simcalkv_cam",
-    "tova",
+    "defensivekv", "dynamickv", "headkv", "kvzip", "pyramidinfer_kv", "random_attention",
+    "simcalkv_cam", "tova",
 }  # fmt: skip
 NAMES = [name for name in methods.available() if name not in NO_CACHE]
 
@@ -64,6 +64,7 @@ def observed(method: Method, heads: slice) -> list[Observed]:
     keys, values = random(LAYERS, 1, HEADS, TOKENS, DIM), random(LAYERS, 1, HEADS, TOKENS, DIM)
     hidden = random(1, TOKENS, 32)
     projection = random(HEADS * GROUP, DIM, 32)[heads.start * GROUP : heads.stop * GROUP]
+    repeated = random(LAYERS, 1, HEADS, TOKENS)
     needs, rotation = method.needs, Rotation(0.1 ** torch.arange(DIM // 2))
     found = []
     for layer in range(LAYERS):
@@ -84,6 +85,8 @@ def observed(method: Method, heads: slice) -> list[Observed]:
                 rotation=rotation if needs.rotation else None,
                 output_projection=projection if needs.output_projection else None,
                 query_moments=moments if needs.query_moments else None,
+                repeat_scores=dict.fromkeys(needs.repeats, repeated[layer, :, heads]),
+                attention_inputs=hidden if needs.attention_inputs else None,
             )
         )
     return found

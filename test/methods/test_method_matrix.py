@@ -106,6 +106,12 @@ VARIANTS: dict[str, Example] = {
     "duo_attention/rolling": gated(rolling=True),
     "catekv/quest": reading("quest"),
     "catekv/shadowkv": reading("shadowkv", original=False, rank=8, outliers=1, local=1),
+    "kvzip/plus": Example({"budget": 12, "chunk": 17, "plus": True, "level": "head"}),
+    "kvzip/strict": Example(
+        {"budget": 12, "chunk": 30, "sinks": 0, "strict": True, "level": "layer"},
+        {"budget": 999},
+        exact=False,
+    ),
     "keydiff/at-once": Example({"budget": 12, "block": 0}),
     "decoding/random": Example(
         {"base": "random_attention", "budget": 12, "every": 3, "buffer": 2, "rule": "multiple"}

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from catekv import methods
 from catekv.errors import UserError
-from catekv.methods import Observed, top_mask
+from catekv.methods import ModelShape, Observed, top_mask
 from catekv.methods.chunkkv import chunk_means
 from catekv.methods.criticalkv import first_stage
 from catekv.methods.defensivekv import certain_counts, defended, largest_pooled
 from catekv.methods.formulas.output_norms import output_norms
 from catekv.methods.formulas.query_moments import QueryMoments
+from catekv.methods.formulas.repeat import largest_attention, value_norms
 from catekv.methods.formulas.schedule import Clock, Schedule
 from catekv.methods.held import Held
 from catekv.methods.r_kv import importance, redundancy
@@ -324,3 +325,63 @@ def test_expected_attention_refuses_what_it_cannot_do() -> None:
     states = torch.randn(1, 2, 9, 4)
     with pytest.raises(UserError, match="needs the moments of all queries"):
         methods.create("expected_attention", budget=5).select(states, states, states)
+
+
+def test_kvzip_scores_golden(golden) -> None:
+    for case in golden("methods_2026", "kvzip_scores"):
+        given = {name: torch.tensor(value) for name, value in case["inputs"].items()}
+        queries, chunk, new = given["queries"], given["chunk_keys"], given["repeat_keys"]
+        sinks = given["sink_keys"].view(-1, queries.shape[-1])
+        norms = None
+        if "plus" in given:
+            norms = (
+                value_norms(given["chunk_values"], given["wo"]),
+                given["hidden"].norm(dim=-1),
+            )
+        keys, scored = torch.cat([sinks, chunk, new]), slice(len(sinks), len(sinks) + len(chunk))
+        scaling = queries.shape[-1] ** -0.5
+        found = largest_attention(queries, keys, scored, len(new), scaling, norms=norms)
+        near(found, case["expected"]["scores"])
+        # a repetition that is fed token by token
+        parts = [
+            largest_attention(
+                queries[:, i : i + 1], keys[: len(keys) - len(new) + i + 1], scored, i + 1, scaling,
+                norms=norms and (norms[0], norms[1][i : i + 1]),
+            )
+            for i in range(len(new))
+        ]  # fmt: skip
+        torch.testing.assert_close(torch.stack(parts).amax(dim=0), found)
+
+
+def test_kvzip_keep_golden(golden) -> None:
+    for case in golden("methods_2026", "kvzip_keep"):
+        given, expected = case["inputs"], case["expected"]
+        scores = torch.tensor(given["scores"])[None]
+        scores[..., : given["sinks"]] = math.inf
+        _, layers, heads, tokens = scores.shape
+        total = math.floor(layers * heads * tokens * given["keep"] + 1e-9)
+        method = methods.create("kvzip", sinks=0, total=total, strict=given["rule"] == "strict")
+        keep = method.chosen(scores, method.counts(tokens, ModelShape(layers, heads, heads, 2)))
+        assert [kept(layer[None]) for layer in keep[0]] == expected["kept"]
+        assert int(keep.sum()) == expected["total"]
+
+
+def test_kvzip_chooses_among_what_its_level_says_and_keeps_the_first_tokens() -> None:
+    scores = torch.tensor([[[0.1, 0.9, 0.2, 0.3], [0.8, 0.7, 0.05, 0.6]]] * 2)[None]
+    scores[0, 1] /= 2
+    counts = torch.full((2, 2), 2)
+    found = {
+        level: methods.create("kvzip", level=level, sinks=0).chosen(scores, counts)[0]
+        for level in ("model", "layer", "head")
+    }
+    assert [kept(layer[None]) for layer in found["model"]] == [[[1, 3], [0, 1, 3]], [[1], [0, 1]]]
+    assert [kept(layer[None]) for layer in found["layer"]] == [[[1], [0, 1, 3]]] * 2
+    assert [kept(layer[None]) for layer in found["head"]] == [[[1, 3], [0, 1]]] * 2
+    scores[..., 0] = math.inf
+    with pytest.raises(UserError, match="3 entries do not hold the 4 of the first tokens"):
+        methods.create("kvzip", sinks=0).chosen(scores, torch.tensor([[1, 1], [1, 0]]))
+    with pytest.raises(UserError, match="budget 3 does not hold the 4 sinks"):
+        methods.create("kvzip", budget=3)
+    states = torch.zeros(1, 2, 9, 4)
+    with pytest.raises(UserError, match="needs the model to repeat its prompt"):
+        methods.create("kvzip").select(states, states, states)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,6 +84,7 @@ def layers_of_a_prompt(tokens: int = TOKENS) -> list[Observed]:
                 hidden,
                 rotation=rotation,
                 query_moments=moments,
+                attention_inputs=hidden,
                 output_projection=torch.randn(4, 16, 24, generator=generator),
             )
         )
@@ -103,8 +105,10 @@ def select(method: Method, layers: list[Observed]) -> list[Selection]:
 def seen_by(method: Method, layers: list[Observed]) -> list[Observed]:
     """The layers with as many queries as the method asked for."""
     window = method.needs.window
+    generator = torch.Generator().manual_seed(1)
+    repeats = {way: torch.rand(1, 2, TOKENS, generator=generator) for way in method.needs.repeats}
     return [
-        Observed(**{**vars(layer), "queries": layer.queries[:, :, TOKENS - window :]})
+        replace(layer, queries=layer.queries[:, :, TOKENS - window :], repeat_scores=repeats)
         for layer in layers
     ]
 

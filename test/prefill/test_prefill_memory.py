@@ -66,7 +66,8 @@ def method_for(name: str, sizes: ModelSizes) -> Method:
     if name == "catekv":
         mask = HeadMask.random((sizes.layers, sizes.kv_heads), 0.4, 0)
         return methods.create(name, head_mask=mask, budget=512, retention=0.9)
-    return methods.create(name, **({"budget": 256} if name == "snapkv" else {}))
+    options = {"snapkv": {"budget": 256}, "kvzip": {"budget": 256, "chunk": 1000}}
+    return methods.create(name, **options.get(name, {}))
 
 
 def metered(
@@ -135,6 +136,7 @@ def test_the_peak_is_that_of_the_arithmetic(family: str, name: str) -> None:
         ("keep_first", 2, 2001, 48, "packing of what is kept"),
         ("snapkv", 1, 1500, None, "feed-forward part of a chunk"),
         ("full", 2, 700, None, "feed-forward part of a chunk"),
+        ("kvzip", 1, 2048, 128, "repetition of the prompt"),
     ],
 )
 def test_lengths_batches_chunks_and_moments(
