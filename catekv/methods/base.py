@@ -6,7 +6,7 @@ prompts without padding; batches, left padding and the packing of what is kept a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -320,6 +320,20 @@ class Method:
             selection: what was selected.
         """
         return None
+
+    def restored_store(
+        self,
+        prefix: RaggedPrefix,
+        observed: Observed,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+    ) -> DecodeStore:
+        """The store that said this of itself (:meth:`DecodeStore.saved`).
+
+        Args:
+            prefix: its entries. observed: the layer without its tokens.
+        """
+        raise UserError(f"method {self.name!r} saves no store")
 
     def open_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
