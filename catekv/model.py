@@ -324,6 +324,28 @@ class CateKVModel:
             self.model_id,
         )
 
+    def extend(self, context: Context, prompt: Prompt) -> Context:
+        """A context with more behind it, such as a question and its answer; the old one stays.
+
+        What is added is kept whole, unless the context's method goes on while decoding;
+        ``Context.compress()`` lets such a method choose again at once.
+
+        Args:
+            prompt: text or ids, for several contexts one each, as questions are given.
+        """
+        ids, mask = self._question_ids(prompt, context)
+        self._check_length(context.tokens + ids.shape[1])
+        more = context.fork()
+        more.attention_mask = generation.joined_mask(
+            ids, mask, context.attention_mask, context.tokens
+        )
+        if ids.shape[1]:
+            with torch.no_grad():
+                logits = feed(self.model, ids, more.cache, more.attention_mask)
+            more.last_logits = logits[:, -1]
+        more.input_ids = torch.cat([context.input_ids, ids], dim=1)
+        return more
+
     def load_context(self, path: str | Path) -> Context:
         """Read a context that ``Context.save`` wrote with this model.
 

@@ -14,7 +14,12 @@ from transformers.cache_utils import DynamicLayer
 from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
 from catekv.files import read_object, read_tensors, replacing, write_atomically
-from catekv.kernels.ragged import from_rows
+from catekv.kernels.logits import LogitForm
+from catekv.kernels.ragged import RaggedPrefix, from_rows
+from catekv.methods.base import Observed
+from catekv.methods.registry import from_dict
+from catekv.methods.stores.base import DecodeStore
+from catekv.models.rotation import rotation_of
 from catekv.version import __version__
 
 FORMAT_VERSION = 1
@@ -71,23 +76,25 @@ def _save_layer(layer: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str
     if isinstance(layer, RaggedLayer):
         if layer.prefix is None:
             raise UserError("only a compressed cache can be saved; feed the whole context first")
+        record: dict[str, Any] = {}
         if layer.store is not None:
-            raise UserError(
-                "this method reads a part, stores elsewhere or goes on while decoding, which is "
-                "not saved; prefill again where the context is needed"
-            )
-        tensors[prefix + "keys"] = layer.prefix.keys.contiguous()
-        tensors[prefix + "values"] = layer.prefix.values.contiguous()
-        if layer.prefix.bias is not None:
-            tensors[prefix + "bias"] = layer.prefix.bias.contiguous()
+            own, record["store"] = layer.store.saved()
+            tensors |= {f"{prefix}store.{name}": part.contiguous() for name, part in own.items()}
+        entries = layer.attended_prefix
+        assert entries is not None
+        tensors[prefix + "keys"] = entries.keys.contiguous()
+        tensors[prefix + "values"] = entries.values.contiguous()
+        if entries.bias is not None:
+            tensors[prefix + "bias"] = entries.bias.contiguous()
         if layer.tail_length:
             keys, values = layer.buffer.views()
             tensors[prefix + "tail_keys"] = keys.contiguous()
             tensors[prefix + "tail_values"] = values.contiguous()
         return {
+            **record,
             "kind": "ragged",
-            "rows": layer.prefix.host_rows,
-            "kv_heads": layer.prefix.kv_heads,
+            "rows": entries.host_rows,
+            "kv_heads": entries.kv_heads,
             "seen": layer.seen,
             "padding": layer.padding,
             "scaling": layer.scaling,
@@ -115,10 +122,47 @@ def _load_layer(
         layer.cumulative_length = record["seen"]
         return
     rows = [(int(offset), int(length)) for offset, length in record["rows"]]
-    layer.prefix = from_rows(keys, values, tensors.get(prefix + "bias"), rows, record["kv_heads"])
+    entries = from_rows(keys, values, tensors.get(prefix + "bias"), rows, record["kv_heads"])
     if prefix + "tail_keys" in tensors:
         layer.buffer.append(tensors[prefix + "tail_keys"], tensors[prefix + "tail_values"])
     layer.seen = record["seen"]
     layer.padding = record["padding"]
     layer.scaling = record["scaling"]
     layer.query_heads = record["query_heads"]
+    store, state = None, record.get("store")
+    if state is not None:
+        store = _store(layer, f"{prefix}store.", state, entries, tensors)
+    layer.hold(entries, store)
+
+
+def _store(
+    layer: RaggedLayer,
+    prefix: str,
+    state: dict[str, Any],
+    entries: RaggedPrefix,
+    tensors: dict[str, Tensor],
+) -> DecodeStore:
+    """What a method that goes on while decoding had made of a layer."""
+    own = {
+        name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)
+    }
+    method = from_dict(state["method"])
+    keys, values = (
+        part[None, None, :0].expand(entries.batch, entries.kv_heads, -1, -1)
+        for part in (entries.keys, entries.values)
+    )
+    rotation = None
+    if method.needs.rotation:
+        longest = max(state["prompts"])
+        rotation = rotation_of(layer.settings.config, longest, layer.index).to(keys.device)
+    about = Observed(
+        keys[:, :1].expand(-1, layer.query_heads, -1, -1),
+        keys,
+        values,
+        layer.scaling,
+        layer.index,
+        state["num_layers"],
+        rotation=rotation,
+        form=LogitForm(state["softcap"], own.get("sinks")),
+    )
+    return method.restored_store(entries, about, own, state)

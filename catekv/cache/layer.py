@@ -425,13 +425,17 @@ class RaggedLayer(CacheLayerMixin):
             keys, values = self.buffer.views()
             part = slice(observed.tokens, None)
             tail.append(keys[:, :, part].clone(), values[:, :, part].clone())
-        # a store holds the entries itself; what stays of the prefix is its shape
-        self.prefix = prefix if store is None else _without_entries(prefix)
-        self.store = store
+        self.hold(prefix, store)
         self.padding = [] if valid is None else (~valid).sum(dim=-1).tolist()
         self.buffer = tail
         self.queries = self.column_sums = self.hidden_states = self.valid = self.moments = None
         self.attention_inputs, self.repeat_scores = None, {}
+
+    def hold(self, prefix: RaggedPrefix, store: DecodeStore | None) -> None:
+        """Be compressed: to a prefix, or to what a store made of it."""
+        # a store holds the entries itself; what stays of the prefix is its shape
+        self.prefix = prefix if store is None else _without_entries(prefix)
+        self.store = store
 
     def absorb(
         self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None

@@ -234,7 +234,7 @@ def answer(
     Raises:
         UserError: an answer whose logits are not finite.
     """
-    mask = _mask(question, question_mask, context_mask, session.cache.get_seq_length())
+    mask = joined_mask(question, question_mask, context_mask, session.cache.get_seq_length())
     clock = time.perf_counter()
     logits = _ask(model, session.cache, question, mask, last_logits)
     device = logits.device
@@ -330,7 +330,7 @@ def finish(
             stream(text, row)
 
 
-def _mask(
+def joined_mask(
     question: Tensor, question_mask: Tensor | None, context_mask: Tensor | None, seen: int
 ) -> Tensor | None:
     """[batch, columns] of context and question; None without padding."""

@@ -338,6 +338,20 @@ class Method:
         """
         return None
 
+    def restored_store(
+        self,
+        prefix: RaggedPrefix,
+        observed: Observed,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+    ) -> DecodeStore:
+        """The store that said this of itself (:meth:`DecodeStore.saved`).
+
+        Args:
+            prefix: its entries. observed: the layer without its tokens.
+        """
+        raise UserError(f"method {self.name!r} saves no store")
+
     def open_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:

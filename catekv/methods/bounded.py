@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -127,6 +128,30 @@ class Bounded(Budgeted):
             _positions(prefix, selection.tokens, valid),
             [Clock(min(length, self.budget), length) for length in lengths],
             lengths,
+            queries,
+        )
+
+    def restored_store(
+        self,
+        prefix: RaggedPrefix,
+        observed: Observed,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+    ) -> BoundedStore:
+        from catekv.methods.stores.bounded import BoundedStore, Layer
+        from catekv.methods.stores.recent_queries import RecentQueries
+
+        queries = None
+        if "queries" in tensors:
+            queries = RecentQueries.restored(
+                tensors["queries"], tensors["base"], state["known"], state["columns"]
+            )
+        return BoundedStore(
+            Layer(self, observed, self._targets(observed)),
+            prefix,
+            tensors["positions"],
+            [Clock(*numbers) for numbers in state["clocks"]],
+            state["prompts"],
             queries,
         )
 

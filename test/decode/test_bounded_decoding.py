@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +89,44 @@ def test_positions_are_those_of_the_tokens() -> None:
             prompt = other.prefix.row(b, head)[0]
             every = torch.cat([prompt, other.buffer.views()[0][b, head]])
             torch.testing.assert_close(store.prefix.row(b, head)[0], every[where])
+
+
+@pytest.mark.parametrize("base", [SNAPKV, "random_attention"], ids=["snapkv", "random"])
+def test_turns_are_compressed_and_saved(base: Any, tmp_path: Path) -> None:
+    model = CateKVModel(tiny_model("llama"), decoding(base=base))
+    prompts = random_ids(2, PROMPT, seed=0).tolist()
+    first = model.prefill([prompts[0], prompts[1][5:]])
+    turns = random_ids(2, 12, seed=1).tolist()
+    context = model.extend(first, [turns[0], turns[1][4:]])
+    assert (first.tokens, context.tokens) == (PROMPT, PROMPT + 12)
+    assert {int(n) for rows in context.lengths() for n in rows.flatten()} == {BUDGET + 12}
+    asked = model.generate_ids([[5], [6, 7]], context, 40, [])
+    context.save(tmp_path / "turns")
+    loaded = model.load_context(tmp_path / "turns")
+    assert loaded.stored_bytes() <= context.stored_bytes()
+    assert model.generate_ids([[5], [6, 7]], loaded, 40, []).rows == asked.rows
+    context.compress()
+    assert {int(n) for rows in context.lengths() for n in rows.flatten()} == {BUDGET}
+    assert context.tokens == PROMPT + 12
+    answer = model.generate_ids([[5], [6, 7]], context, 40, [])
+    assert answer.rows != asked.rows
+    # a turn fed in one piece, or in two, is the same
+    halves = model.extend(model.extend(first, [turns[0][:6], turns[1][4:10]]),
+                          [turns[0][6:], turns[1][10:]])  # fmt: skip
+    halves.compress()
+    assert model.generate_ids([[5], [6, 7]], halves, 40, []).rows == answer.rows
+
+
+def test_other_methods_leave_what_follows_a_prompt() -> None:
+    model = CateKVModel(tiny_model("llama"), "full")
+    prompt, turn = random_ids(2, PROMPT, seed=0).tolist()
+    context = model.extend(model.prefill(prompt), turn[:9])
+    whole = model.prefill(prompt + turn[:9])
+    assert (
+        model.generate_ids([], context, 20, []).rows == model.generate_ids([], whole, 20, []).rows
+    )
+    with pytest.raises(UserError, match="'full' does not compress what comes after a prompt"):
+        context.compress()
 
 
 def test_a_protected_prompt_stays_and_must_fit() -> None:

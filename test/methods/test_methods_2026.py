@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_models import tiny_model
 from torch import Tensor
 
-from catekv import methods
+from catekv import CateKVModel, methods
+from catekv.calibration.query_statistics import query_statistics
 from catekv.errors import UserError
-from catekv.methods import ModelShape, Observed, top_mask
+from catekv.methods import ModelShape, Needs, Observed, top_mask
 from catekv.methods.chunkkv import chunk_means
 from catekv.methods.criticalkv import first_stage
 from catekv.methods.defensivekv import certain_counts, defended, largest_pooled
@@ -121,6 +124,28 @@ def test_triattention_golden(golden) -> None:
         near(scores.flatten(0, 1), expected["scores"])
         counts = torch.full((heads,), given["keep"])
         assert kept(method.kept(observed, counts)) == expected["kept"]
+
+
+def test_mean_queries_of_a_model_score_its_keys(tmp_path: Path) -> None:
+    model = CateKVModel(tiny_model("qwen3"))
+    ids = torch.randint(2, 97, (60,), generator=torch.Generator().manual_seed(0)).tolist()
+    found = query_statistics(model, ids, chunk_size=23)
+    moments = model.observe(ids, needs=Needs(query_moments=True)).observed(1).query_moments
+    mean = found.parts[:2, 1].transpose(0, 1).flatten(1)
+    near(mean, (moments.total / 60)[0].tolist())
+    assert bool((found.parts[2] >= found.parts[:2].norm(dim=0)).all())
+    found.save(tmp_path / "statistics.pt", {"tokens": 60})
+    method = methods.create("triattention", statistics=tmp_path / "statistics.pt", budget=30)
+    assert torch.equal(method.statistics.parts, found.parts)
+    assert methods.from_dict(method.to_dict()) == method
+    context = model.prefill(ids[:20], method=method)
+    assert len(model.generate_ids([], context, 200, []).tokens) == 200
+    other = CateKVModel(tiny_model("llama", num_hidden_layers=2))
+    with pytest.raises(UserError, match="of 3 layers with 8 query heads for a model of 2 with 8"):
+        other.prefill(ids, method=method)
+    (tmp_path / "statistics.pt").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"no query statistics .*make it with `catekv tri"):
+        methods.create("triattention", statistics=tmp_path / "statistics.pt")
 
 
 def test_random_attention_draws_by_seed_layer_head_and_length() -> None:

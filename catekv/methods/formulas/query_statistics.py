@@ -8,7 +8,6 @@ head's rotated numbers] of that query head: a head's two halves are the real and
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -115,8 +114,8 @@ def _from_file(path: str, changed: int) -> QueryStatistics:
         layers, heads = (1 + max(found) for found in zip(*named, strict=True))
         rows = [named[layer, head] for layer in range(layers) for head in range(heads)]
         parts = torch.stack([torch.stack([row[name].float() for row in rows]) for name in _PARTS])
-    except (KeyError, TypeError, ValueError, RuntimeError, EOFError, AttributeError,
-            pickle.UnpicklingError) as error:  # fmt: skip
+    except Exception as error:
+        # the archive, its reader and what may be missing in it have each their own errors
         raise UserError(
             f"{path} holds no query statistics of all heads of a model ({type(error).__name__}); "
             "make it with `catekv triattention`"

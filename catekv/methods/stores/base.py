@@ -131,6 +131,18 @@ class DecodeStore(abc.ABC):
             "sequence per prompt"
         )
 
+    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values from which ``Method.restored_store`` makes it again, besides
+        the entries of :class:`WholePrefix`; ``method`` among them is the method's description.
+
+        Raises:
+            UserError: a store that is not saved.
+        """
+        raise UserError(
+            "this method reads a part, stores elsewhere or goes on while decoding, which is not "
+            "saved; prefill again where the context is needed"
+        )
+
     def describe(self) -> dict[str, Any]:
         """Bytes by place, for reports: ``{"device": n, "host": m}``."""
         places = {"device": 0, "host": 0}

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from catekv.errors import UserError
 from catekv.kernels.ragged import RaggedPrefix, from_rows, storage_order
 from catekv.methods.formulas.schedule import Clock, Schedule
 from catekv.methods.held import Held
@@ -33,6 +34,8 @@ class Chooser(Protocol):
 
     @property
     def schedule(self) -> Schedule: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
 
     def kept(self, observed: Observed, counts: Tensor) -> Tensor:
         """Which entries [1, kv_heads, entries] stay, ``counts`` [kv_heads] of each head."""
@@ -220,6 +223,28 @@ class BoundedStore(WholePrefix):
     def tensors(self) -> list[Tensor]:
         own = [*self.prefix.tensors(), self.positions]
         return own if self.queries is None else own + self.queries.tensors()
+
+    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        about = self.layer.about
+        if about.output_projection is not None:
+            raise UserError(
+                "a method that looks at the output projection while decoding is not saved; prefill "
+                "again where the context is needed"
+            )
+        tensors = {"positions": self.positions}
+        state: dict[str, Any] = {
+            "method": self.layer.method.to_dict(),
+            "clocks": [astuple(clock) for clock in self.clocks],
+            "prompts": self.prompts,
+            "num_layers": about.num_layers,
+            "softcap": about.form.softcap,
+        }
+        if about.form.sinks is not None:
+            tensors["sinks"] = about.form.sinks
+        if self.queries is not None:
+            tensors |= {"queries": self.queries.states, "base": self.queries.base}
+            state |= {"known": self.queries.known, "columns": self.queries.columns}
+        return tensors, state
 
     def select_rows(self, indices: list[int]) -> BoundedStore:
         chosen = copy.copy(self)

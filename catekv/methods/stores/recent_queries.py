@@ -35,6 +35,15 @@ class RecentQueries:
             #: int64 [batch], the place of column 0, and for column c that of c places later
             self.base = torch.full((batch,), there, dtype=torch.int64, device=queries.device)
 
+    @classmethod
+    def restored(
+        cls, states: Tensor, base: Tensor, known: Sequence[int], columns: int
+    ) -> RecentQueries:
+        """From what another one held."""
+        found = cls(states, known, states.shape[2])
+        found.base, found.columns = base, columns
+        return found
+
     @property
     def window(self) -> int:
         return self.states.shape[2]
