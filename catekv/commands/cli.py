@@ -57,6 +57,11 @@ COMMANDS = (
         "catekv.commands.cokv",
     ),
     ("atskv", "Train relevance predictors (ATSKV), show them.", "catekv.commands.atskv"),
+    (
+        "kvzap",
+        "Train gates that foretell KVzip (KVzap), show them.",
+        "catekv.commands.kvzap",
+    ),
     ("mask", "Show, convert or make head masks.", "catekv.commands.mask"),
     ("tasks", "List tasks, or build their samples as JSONL.", "catekv.commands.tasks"),
     ("methods", "List methods and their options.", "catekv.commands.methods"),
