@@ -17,6 +17,7 @@ from catekv.methods import ModelShape, Observed, top_mask
 from catekv.methods.chunkkv import chunk_means
 from catekv.methods.criticalkv import first_stage
 from catekv.methods.defensivekv import certain_counts, defended, largest_pooled
+from catekv.methods.formulas.attention_match import Matched
 from catekv.methods.formulas.output_norms import output_norms
 from catekv.methods.formulas.query_moments import QueryMoments
 from catekv.methods.formulas.repeat import largest_attention, value_norms
@@ -377,3 +378,26 @@ def test_kvzap_refuses_what_is_no_gate(tmp_path) -> None:
     with pytest.raises(UserError, match=r"layers.0 is \[2, 4\] instead of \[2, 5\]") as error:
         methods.create("kvzap", predictor=tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_attention_matching_golden(golden) -> None:
+    for case in golden("methods_2026", "attention_match"):
+        given, expected = case["inputs"], case["expected"]
+        queries, keys, values = (
+            torch.tensor(given[name]) for name in ("queries", "keys", "values")
+        )
+        queries = queries * keys.shape[-1] ** -0.5
+        everywhere = torch.full((len(queries),), len(keys))
+        matched = Matched.of(queries, everywhere, keys, values, given["score"])
+        near(matched.scores, expected["scores"], 1e-3)
+        chosen = top_mask(matched.scores, torch.tensor(given["size"]))
+        assert chosen.nonzero().flatten().tolist() == expected["kept"]
+        bias, fitted = matched.fit(
+            keys, torch.tensor(expected["kept"]), given["low"], given["high"], given["steps"]
+        )
+        near(bias, expected["beta"], 1e-3)
+        near(fitted, expected["values"], 1e-3)
+        found = (queries @ keys[chosen].T + bias).softmax(dim=-1) @ fitted
+        right = (queries @ keys.T).softmax(dim=-1) @ values
+        error = ((found - right).norm(dim=-1) / right.norm(dim=-1)).mean()
+        assert float(error) == pytest.approx(expected["error"], rel=1e-3)
