@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from catekv.commands.schema import Group
 from catekv.evaluation.run import request
 from catekv.evaluation.run.request import Request
-from catekv.options import COUNT, MOST_SAMPLES, option
+from catekv.options import COUNT, MOST_SAMPLES, REQUIRED, option
 
 #: Which model runs, and how.
 MODEL = Group(Request, request.MODEL)
@@ -47,7 +48,31 @@ class Building:
     overwrite: bool = option(False, "replace files made differently")
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Pieces of text that a model reads."""
+
+    text: tuple[str, ...] = option(
+        REQUIRED, "text files, or prose (generated)", metavar="FILE", verbatim=True
+    )
+    length: int = option(1024, "tokens of a piece (default: {default})", **COUNT)
+    samples: int = option(
+        64, "pieces of each text at most (default: {default})", least=1, most=MOST_SAMPLES
+    )
+
+    def pieces(self, tokenizer: Any, seed: int) -> list[list[int]]:
+        """Token ids of all pieces; ``UserError`` for a text that is too short."""
+        from catekv.evaluation.fidelity.passages import pieces_of
+
+        return [
+            piece
+            for source in self.text
+            for piece in pieces_of(source, self.length, self.samples, tokenizer, seed)
+        ]
+
+
 PROGRESS = Group(Progress)
+TEXTS = Group(Texts)
 #: Methods and benchmarks of a user's own; the command line loads them before a command runs.
 PLUGINS = Group(Request, ("plugins",))
 LISTING = Group(Listing)

@@ -16,6 +16,7 @@ from catekv.calibration.relevance.labels import ATTENDED
 from catekv.calibration.relevance.reading import texts_of
 from catekv.calibration.relevance.training import TrainingSettings, train
 from catekv.commands.arguments import PROGRESS
+from catekv.commands.progress import counted
 from catekv.commands.schema import Action, Group
 from catekv.errors import UserError
 from catekv.evaluation.run.request import MODEL, Request
@@ -128,7 +129,7 @@ def _train(arguments: argparse.Namespace) -> int:
         settings,
         meta=_meta(model, request, asked, kept),
         chunk_size=request.chunk_size,
-        progress=(lambda text: None) if arguments.quiet else _Progress(),
+        progress=(lambda text: None) if arguments.quiet else counted(),
     )
     save_predictors(asked.output, trained.predictors)
     write_json(asked.output / CURVE_JSON, trained.curve, indent=1)
@@ -200,18 +201,6 @@ def _samples(
             kept += samples[:first]
             measured += samples[first:]
     return kept, measured
-
-
-class _Progress:
-    """One line that says what is being read."""
-
-    def __init__(self) -> None:
-        self.last, self.count = "", 0
-
-    def __call__(self, what: str) -> None:
-        self.count = self.count + 1 if what == self.last else 1
-        self.last = what
-        print(f"\r{what}: {self.count} texts   ", end="", file=sys.stderr)
 
 
 def describe(predictors: PredictorSet) -> str:

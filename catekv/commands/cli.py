@@ -62,6 +62,11 @@ COMMANDS = (
         "Measure the mean queries of a model's heads for TriAttention.",
         "catekv.commands.triattention",
     ),
+    (
+        "kvzap",
+        "Train gates that foretell KVzip (KVzap), show them.",
+        "catekv.commands.kvzap",
+    ),
     ("mask", "Show, convert or make head masks.", "catekv.commands.mask"),
     ("tasks", "List tasks, or build their samples as JSONL.", "catekv.commands.tasks"),
     ("methods", "List methods and their options.", "catekv.commands.methods"),

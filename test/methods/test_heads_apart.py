@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "window": 8,
     },
     "atskv": {"untrained": True},
+    "kvzap": {"untrained": True, "budget": 40, "window": 8},
     "duo_attention": {"pattern": MASK, "sinks": 4, "recent": 16},
     "headkv": {"scores": SCORES, "budget": 40, "window": 8},
     "triattention": {
@@ -40,8 +41,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 NO_CACHE = {"pyramidinfer"}
 COMPARES = {
     "adakv", "atskv", "atskv_dynamic_kv", "atskv_rocket_kv", "cam", "chunkkv", "cokv",
-    "defensivekv", "dynamickv", "headkv", "kvzip", "pyramidinfer_kv", "random_attention",
-    "simcalkv_cam", "tova",
+    "defensivekv", "dynamickv", "headkv", "kvzap", "kvzip", "pyramidinfer_kv",
+    "random_attention", "simcalkv_cam", "tova",
 }  # fmt: skip
 NAMES = [name for name in methods.available() if name not in NO_CACHE]
 

@@ -106,6 +106,11 @@ VARIANTS: dict[str, Example] = {
     "duo_attention/rolling": gated(rolling=True),
     "catekv/quest": reading("quest"),
     "catekv/shadowkv": reading("shadowkv", original=False, rank=8, outliers=1, local=1),
+    "kvzap/threshold": Example(
+        {"untrained": True, "window": 4, "threshold": 0.3, "floor": 2},
+        {"untrained": True, "threshold": -99.0},
+        exact=False,
+    ),
     "kvzip/plus": Example({"budget": 12, "chunk": 17, "plus": True, "level": "head"}),
     "kvzip/strict": Example(
         {"budget": 12, "chunk": 30, "sinks": 0, "strict": True, "level": "layer"},

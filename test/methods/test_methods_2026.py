@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from catekv.methods import ModelShape, Needs, Observed, top_mask
 from catekv.methods.chunkkv import chunk_means
 from catekv.methods.criticalkv import first_stage
 from catekv.methods.defensivekv import certain_counts, defended, largest_pooled
+from catekv.methods.formulas.attention_match import Matched
 from catekv.methods.formulas.output_norms import output_norms
 from catekv.methods.formulas.query_moments import QueryMoments
 from catekv.methods.formulas.repeat import largest_attention, value_norms
 from catekv.methods.formulas.schedule import Clock, Schedule
 from catekv.methods.held import Held
+from catekv.methods.kvzap.gates import Gates, untrained_gates
 from catekv.methods.r_kv import importance, redundancy
 from catekv.methods.random_attention import with_certain
 from catekv.methods.triattention import series_scores
@@ -410,3 +413,84 @@ def test_kvzip_chooses_among_what_its_level_says_and_keeps_the_first_tokens() ->
     states = torch.zeros(1, 2, 9, 4)
     with pytest.raises(UserError, match="needs the model to repeat its prompt"):
         methods.create("kvzip").select(states, states, states)
+
+
+def test_kvzap_golden(golden, tmp_path) -> None:
+    for case in golden("methods_2026", "kvzap"):
+        given, expected = case["inputs"], case["expected"]
+        numbers = {name: torch.tensor(value) for name, value in given.items()}
+        network = [(numbers["w1"], numbers["b1"])]
+        network += [(numbers["w2"], numbers["b2"])] if "w2" in given else []
+        Gates((tuple(network),)).save(tmp_path / case["id"])
+        method = methods.create(
+            "kvzap", predictor=tmp_path / case["id"], threshold=given["threshold"],
+            window=given["window"],
+        )  # fmt: skip
+        hidden = numbers["hidden"][None]
+        states = torch.zeros(1, len(network[-1][1]), hidden.shape[1], 2)
+        observed = Observed(states, states, states, 1.0, attention_inputs=hidden)
+        near(method.entry_scores(observed)[0], expected["scores"])
+        assert kept(method.select_observed(observed).tokens) == expected["kept"]
+        with pytest.raises(UserError, match="are for 1 layers x 2 KV heads but the model has 3"):
+            method.validate(ModelShape(3, 4, 2, 2))
+
+
+def test_kvzap_keeps_a_floor_sinks_or_a_budget() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, states = torch.randn(1, 40, 8, generator=generator), torch.zeros(1, 2, 40, 4)
+    observed = Observed(states, states, states, 1.0, num_layers=2, attention_inputs=hidden)
+
+    def counts(**options: Any) -> list[int]:
+        method = methods.create("kvzap", untrained=True, window=3, **options)
+        chosen = method.select_observed(observed)
+        assert bool(chosen.tokens[..., -3:].all())
+        assert bool(chosen.tokens[..., : options.get("sinks", 0)].all())
+        return chosen.budgets[0].tolist()
+
+    assert counts(threshold=99.0) == [3, 3]
+    assert counts(threshold=99.0, sinks=2) == [5, 5]
+    assert counts(threshold=99.0, floor=6) == [9, 9]
+    assert counts(threshold=-99.0) == [40, 40]
+    assert sum(counts(budget=10)) == 26
+    assert sum(counts(budget=1, total=41)) == 21
+
+
+def test_kvzap_refuses_what_is_no_gate(tmp_path) -> None:
+    with pytest.raises(UserError, match="kvzap needs gates that were trained"):
+        methods.create("kvzap")
+    with pytest.raises(UserError, match="holds no KVzap gates"):
+        methods.create("kvzap", predictor=tmp_path)
+    with pytest.raises(UserError, match="keep and threshold both say how much"):
+        methods.create("kvzap", untrained=True, keep=0.3, threshold=-3.0)
+    states = torch.zeros(1, 2, 9, 4)
+    with pytest.raises(UserError, match="needs what attention reads"):
+        methods.create("kvzap", untrained=True).select(states, states, states)
+    untrained_gates((4, 2), 3, seed=0).save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "input_dim": 5}))
+    with pytest.raises(UserError, match=r"layers.0 is \[2, 4\] instead of \[2, 5\]") as error:
+        methods.create("kvzap", predictor=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_attention_matching_golden(golden) -> None:
+    for case in golden("methods_2026", "attention_match"):
+        given, expected = case["inputs"], case["expected"]
+        queries, keys, values = (
+            torch.tensor(given[name]) for name in ("queries", "keys", "values")
+        )
+        queries = queries * keys.shape[-1] ** -0.5
+        everywhere = torch.full((len(queries),), len(keys))
+        matched = Matched.of(queries, everywhere, keys, values, given["score"])
+        near(matched.scores, expected["scores"], 1e-3)
+        chosen = top_mask(matched.scores, torch.tensor(given["size"]))
+        assert chosen.nonzero().flatten().tolist() == expected["kept"]
+        bias, fitted = matched.fit(
+            keys, torch.tensor(expected["kept"]), given["low"], given["high"], given["steps"]
+        )
+        near(bias, expected["beta"], 1e-3)
+        near(fitted, expected["values"], 1e-3)
+        found = (queries @ keys[chosen].T + bias).softmax(dim=-1) @ fitted
+        right = (queries @ keys.T).softmax(dim=-1) @ values
+        error = ((found - right).norm(dim=-1) / right.norm(dim=-1)).mean()
+        assert float(error) == pytest.approx(expected["error"], rel=1e-3)

@@ -1,0 +1,1 @@
+"""What KVzip's scores teach: gates that foretell them (KVzap), and which heads matter."""

@@ -1,0 +1,1 @@
+"""KVzap: gates that foretell KVzip's scores from what attention reads."""
