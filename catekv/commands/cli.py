@@ -58,6 +58,11 @@ COMMANDS = (
     ),
     ("atskv", "Train relevance predictors (ATSKV), show them.", "catekv.commands.atskv"),
     ("mask", "Show, convert or make head masks.", "catekv.commands.mask"),
+    (
+        "heads",
+        "Which heads need their entries: measure, compare, import, export.",
+        "catekv.commands.heads",
+    ),
     ("tasks", "List tasks, or build their samples as JSONL.", "catekv.commands.tasks"),
     ("methods", "List methods and their options.", "catekv.commands.methods"),
     ("generate", "Ask questions about a text file.", "catekv.commands.generate"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -69,32 +69,43 @@ def passages_of(settings: Settings, tokenizer: Any) -> list[list[Passage]]:
 
 
 def _cut(source: str, length: int, settings: Settings, tokenizer: Any) -> Iterator[Passage]:
-    """Pieces of ``length`` tokens that do not overlap, up to the samples asked for."""
     context = length - settings.forced
-    if source == PROSE:
-        pieces: Sequence[list[int]] = [
-            _prose(tokenizer, length, settings.seed, index) for index in range(settings.samples)
-        ]
-    else:
-        ids = beginning_ids(tokenizer, read_text(source))
-        if len(ids) < length:
-            raise UserError(
-                f"{source} has {len(ids)} tokens, fewer than the length of {length}; give a longer "
-                "text or smaller --lengths"
-            )
-        lead = leading_ids(tokenizer)
-        pieces = [ids[:length]]
-        step = length - len(lead)
-        for start in range(length, len(ids) - step + 1, step):
-            pieces.append([*lead, *ids[start : start + step]])
-        pieces = pieces[: settings.samples]
+    pieces = pieces_of(source, length, settings.samples, settings.seed, tokenizer)
     for index, piece in enumerate(pieces):
         yield Passage(source, length, index, piece[:context], piece[context:])
 
 
-def _prose(tokenizer: Any, length: int, seed: int, index: int) -> list[int]:
+def pieces_of(
+    source: str, length: int, count: int, seed: int, tokenizer: Any, stream: str = "fidelity"
+) -> list[list[int]]:
+    """Ids of pieces of ``length`` tokens that do not overlap, ``count`` of them at most.
+
+    Args:
+        source: a file, or ``prose``, which is generated.
+        stream: of random numbers; texts of other streams are others.
+
+    Raises:
+        UserError: a text that is shorter than the length or cannot be read.
+    """
+    if source == PROSE:
+        return [_prose(tokenizer, length, seed, index, stream) for index in range(count)]
+    ids = beginning_ids(tokenizer, read_text(source))
+    if len(ids) < length:
+        raise UserError(
+            f"{source} has {len(ids)} tokens, fewer than the length of {length}; give a longer "
+            "text or a smaller length"
+        )
+    lead = leading_ids(tokenizer)
+    pieces = [ids[:length]]
+    step = length - len(lead)
+    for start in range(length, len(ids) - step + 1, step):
+        pieces.append([*lead, *ids[start : start + step]])
+    return pieces[:count]
+
+
+def _prose(tokenizer: Any, length: int, seed: int, index: int, stream: str) -> list[int]:
     """Ids of generated prose in the tokenizer's wording, whatever the length."""
-    sentences = find_wording(None, tokenizer).essay(generator("fidelity", seed, index))
+    sentences = find_wording(None, tokenizer).essay(generator(stream, seed, index))
     parts: list[str] = []
     ids: list[int] = []
     while len(ids) < length:
