@@ -48,7 +48,7 @@ class CurveKV(WindowScored):
     curves: Any = method_option(
         None,
         convert=read_curves,
-        needs="loss curves of the model's heads (`catekv heads curves`); give curves=FILE",
+        needs="loss curves of the model's heads; give curves=FILE",
     )
     floor: float = method_option(0.0, least=0, most=1)
 

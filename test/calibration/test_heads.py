@@ -13,11 +13,14 @@ from tiny_models import tiny_model
 from torch import Tensor
 
 from catekv import methods
+from catekv.calibration.heads.comparison import compare_heads
 from catekv.calibration.heads.curves import SHARES, CurveSettings, measure_curves, selector_of
 from catekv.calibration.heads.head_scores import HeadScores
 from catekv.calibration.heads.layer_errors import layer_errors
 from catekv.calibration.relevance.reading import Text
+from catekv.commands import cli
 from catekv.errors import UserError
+from catekv.evaluation.columns.specification import parse_methods
 from catekv.kernels.logits import LogitForm
 from catekv.methods import ModelShape, Observed, top_mask
 from catekv.methods.formulas.water_filling import Segments
@@ -135,3 +138,38 @@ def test_scores_that_are_alike_or_no_numbers_are_refused() -> None:
         alike.mask(0.5)
     assert alike.mask(1.0).ratio == 1
     assert alike.budgets(10, 2).tolist() == [[10, 10], [10, 10]]
+
+
+def test_estimates_are_compared_with_as_many_full_heads_and_with_random_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = np.arange(10.0).reshape(2, 5)
+    first = HeadScores(np.stack([scores, scores[::-1]]), {"kind": "a", "seconds": 3.2})
+    found = compare_heads({"a": first, "b": HeadScores(-scores, {"kind": "b"})}, 0.3)
+    assert [row.name for row in found.rows] == ["a", "b", "random"]
+    a, b, _ = found.rows
+    assert a.full_heads == b.full_heads == 3
+    # the mean of both samples is the same in both layers, and falls from head 4 to head 0
+    assert a.votes == pytest.approx((1 + 1 + 1) / 6)
+    assert a.overlaps["b"] == 0
+    assert a.correlations["a"] == pytest.approx(1)
+    assert -1 < a.correlations["b"] < 0
+    path = first.save(tmp_path / "a.npz")
+    other = HeadScores(-scores, {"kind": "b"}).save(tmp_path / "b.npz")
+    words = [
+        "compare",
+        f"a={path}",
+        str(other),
+        "--ratio",
+        "0.3",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert cli.main(["heads", *words]) == 0
+    printed = capsys.readouterr().out
+    assert "catekv evaluate --methods" in printed
+    masked = parse_methods([str(tmp_path / "out" / "methods.json")])[1:]
+    made = [methods.create(column.name, **column.options) for column in masked]
+    assert len({one.total_kept(1024, ModelShape(2, 10, 5, 8)) for one in made}) == 1
+    with pytest.raises(UserError, match="compare heads of one model"):
+        compare_heads({"a": first, "c": HeadScores(scores.T, {})}, 0.3)
