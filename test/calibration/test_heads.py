@@ -14,7 +14,14 @@ from torch import Tensor
 
 from catekv import methods
 from catekv.calibration.heads.comparison import compare_heads
-from catekv.calibration.heads.curves import SHARES, CurveSettings, measure_curves, selector_of
+from catekv.calibration.heads.curves import (
+    LOSSES,
+    SHARES,
+    CurveSettings,
+    measure_curves,
+    selector_of,
+)
+from catekv.calibration.heads.gradients import output_gradients
 from catekv.calibration.heads.head_scores import HeadScores
 from catekv.calibration.heads.layer_errors import layer_errors
 from catekv.calibration.relevance.reading import Text
@@ -58,6 +65,16 @@ def masked_output(layer: Observed, keep: Tensor) -> Tensor:
     return torch.einsum("hqd,hdo->qo", heads, layer.output_projection)
 
 
+def test_a_head_that_looks_at_one_early_token_loses_a_finite_output_without_it() -> None:
+    layer = observed(LogitForm())
+    layer.queries[..., 0], layer.keys[..., 0] = 60.0, 0.0
+    layer.keys[:, :, 3, 0] = 2.0
+    found = layer_errors(layer, CONTEXT, SELECTOR, (0, 1))
+    # the others have less than float32 tells from 1 - 1, and the output is still a mean of values
+    assert found.errors[:, 0].min() > 0.01
+    assert found.errors[:, 0].max() < 100
+
+
 @pytest.mark.parametrize("form", [LogitForm(), LogitForm(2.0, random(4, seed=6))], ids=str)
 def test_a_head_loses_what_masking_its_tokens_changes_of_the_output(form: LogitForm) -> None:
     layer, shares = observed(form), (0, 0.25, 1)
@@ -97,11 +114,12 @@ def test_entries_go_where_the_summed_loss_falls_most() -> None:
     assert alike.fill(7, 100).tolist() == [[3, 2, 2]]
 
 
-def test_curves_are_measured_saved_and_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+def test_curves_are_measured_saved_and_used(loss: str, tmp_path: Path) -> None:
     model = CateKVModel(tiny_model("gemma3"))
     ids = torch.randint(5, 60, (3, 70), generator=torch.Generator().manual_seed(0)).tolist()
     texts = [Text(tuple(row[:60]), tuple(row[60:])) for row in ids]
-    settings = CurveSettings(selector="snapkv:window=4,kernel=3")
+    settings = CurveSettings(selector="snapkv:window=4,kernel=3", loss=loss)
     path = measure_curves(model, texts, settings).save(tmp_path / "curves.npz")
     loaded = HeadScores.load(path)
     losses = loaded.arrays["losses"]
@@ -122,6 +140,31 @@ def test_curves_are_measured_saved_and_used(tmp_path: Path) -> None:
         other.prefill(ids[0], method=method)
     with pytest.raises(UserError, match="3 layers x 4 KV heads but the model has 3 layers x 2"):
         method.validate(ModelShape(3, 4, 2, 8))
+
+
+def test_the_gradient_foretells_what_a_small_change_of_a_head_does_to_the_loss() -> None:
+    model = CateKVModel(tiny_model("llama")).model.double()
+    wrapped = CateKVModel(model)
+    ids = torch.randint(5, 60, (1, 30), generator=torch.Generator().manual_seed(0))
+    text = Text(tuple(ids[0, :24].tolist()), tuple(ids[0, 24:].tolist()))
+    gradient = output_gradients(wrapped, text)[1][:, 3].double()
+    step = 1e-2 * random(6, 8, seed=1).double()
+
+    def loss(change: Tensor) -> float:
+        def add(module: torch.nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+            heads = arguments[0].clone()
+            heads[0, -6:, 3 * 8 : 4 * 8] += change
+            return (heads,)
+
+        hook = model.model.layers[1].self_attn.o_proj.register_forward_pre_hook(add)
+        with torch.no_grad():
+            logits = model(ids, use_cache=False).logits[0, 23:-1]
+        hook.remove()
+        return float(torch.nn.functional.cross_entropy(logits, ids[0, 24:], reduction="sum"))
+
+    expected = float((gradient * step).sum())
+    assert loss(step) - loss(-step) == pytest.approx(2 * expected, rel=1e-2)
+    assert all(weight.grad is None for weight in model.parameters())
 
 
 @pytest.mark.parametrize("selector", ["h2o", "expected_attention", "streaming_llm"])

@@ -31,7 +31,7 @@ CALLS = (
     "mask convert {mask} {new} --ratios 0.5",
     "heads curves {model} --texts {text} --length 96 --later 8 --samples 1 "
     "--selector snapkv:window=8 --quiet --output {new}",
-    "heads compare a={mask} b={scores} --ratio 0.5 --output {new}",
+    "heads compare a={mask} b={cvs} --ratio 0.5 --output {new}",
     "heads import {heads} --shape 2x2x4 --output {new}",
     "heads export {mask} --to tangram --group-size 2 --ratio 0.5 --output {new}",
     "mask random {new} --layers 2 --kv-heads 2 --ratio 0.5 --seed 3",

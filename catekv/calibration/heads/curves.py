@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from catekv.calibration.head_masks.reference import REFERENCE_STREAM, build_samples
+from catekv.calibration.heads.gradients import output_gradients
 from catekv.calibration.heads.head_scores import HeadScores
 from catekv.calibration.heads.layer_errors import layer_errors
 from catekv.calibration.relevance.reading import Text, texts_of, visit_layers
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from catekv.model import CateKVModel
 
 KIND = "loss_curves"
+LOSSES = ("output", "gradient")
 #: Kept shares at which losses are measured; straight lines between them.
 SHARES = (0, 1 / 64, 1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 #: What a selector may ask for: the rest is gathered over the later tokens too.
@@ -59,6 +61,12 @@ class CurveSettings:
         "snapkv",
         "method whose scores say what a head keeps, NAME[:option=value,...] (default: {default})",
         metavar="METHOD",
+    )
+    loss: str = option(
+        LOSSES[0],
+        "output: error of the layer's attention output (default); gradient: first-order estimate "
+        "of what that does to the likelihood of the later tokens, from one backward pass",
+        choices=LOSSES,
     )
     seed: int = option(42, "of the texts (default: {default})")
 
@@ -136,18 +144,19 @@ def measure_curves(
     """
     selector = selector_of(settings.selector)
     wall, processor = time.perf_counter(), time.process_time()
-    errors, weights = [], []
+    rows, errors, weights = [], [], []
     for text in texts:
         if len(text.context) <= selector.edges() + len(SHARES):
             raise UserError(
                 f"a context of {len(text.context)} tokens leaves nothing to choose from behind the "
                 f"{selector.edges()} always kept; give a larger --length"
             )
-        error, weight = _errors_of(model, text, selector)
-        errors.append(error)
-        weights.append(weight)
+        read = _read(model, text, selector, settings.loss)
+        errors.append(read.errors)
+        weights.append(read.weights)
+        rows.append(read.losses)
         advance()
-    losses = np.stack(errors) * np.stack(weights)[..., None, None]
+    losses = np.stack(rows)
     areas = (losses[..., 1:] + losses[..., :-1]) / 2 @ np.diff(SHARES)
     recipe = {
         "kind": KIND,
@@ -168,16 +177,26 @@ def measure_curves(
     return HeadScores(areas, recipe, arrays)
 
 
-def _errors_of(model: CateKVModel, text: Text, selector: Budgeted) -> tuple[Any, Any]:
-    """Errors [layers, kv_heads, shares] and weights [layers] of one text; 0 in layers that are not
-    compressed."""
-    context = len(text.context)
+class _Read(NamedTuple):
+    """Of one text: errors and losses [layers, kv_heads, shares], weights [layers]; 0 in layers that
+    are not compressed."""
+
+    errors: Any
+    weights: Any
+    losses: Any
+
+
+def _read(model: CateKVModel, text: Text, selector: Budgeted, loss: str) -> _Read:
     errors = np.zeros((model.shape.layers, model.shape.kv_heads, len(SHARES)))
-    weights = np.zeros(model.shape.layers)
+    found = _Read(errors, np.zeros(model.shape.layers), np.zeros_like(errors))
+    gradients = output_gradients(model, text) if loss == "gradient" else {}
 
     def visit(observed: Observed) -> None:
-        found = layer_errors(observed, context, selector, SHARES)
-        errors[observed.layer], weights[observed.layer] = found.errors.numpy(), found.weight
+        layer = observed.layer
+        one = layer_errors(observed, len(text.context), selector, SHARES, gradients.get(layer))
+        found.errors[layer], found.weights[layer] = one.errors.numpy(), one.weight
+        lost = one.errors * one.weight if one.changes is None else one.changes
+        found.losses[layer] = lost.numpy()
 
     needs = replace(
         selector.needs,
@@ -186,9 +205,9 @@ def _errors_of(model: CateKVModel, text: Text, selector: Budgeted) -> tuple[Any,
         output_projection=True,
     )
     visit_layers(model, text, visit, needs=needs)
-    if not weights.any():
+    if not found.weights.any():
         raise UserError(
             "no layer of this model attends to the whole context, so nothing is compressed and no "
             "head has a curve; use a model with full attention"
         )
-    return errors, weights
+    return found

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from catekv.kernels.logits import softmax_with_sink
 from catekv.methods.base import Observed
 from catekv.methods.budgeted import Budgeted
 
 #: Numbers of float32 outputs behind the projection that are held at once: 64 MiB.
 _FLOATS = 1 << 24
+#: What a sum of probabilities is at least: the smallest float32 of full precision.
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,21 @@ class LayerErrors:
             all others whole.
         weight: squared norm of that output over that of the hidden states which it is added to:
             with it errors of different layers compare.
+        changes: float64 [kv_heads, shares], first-order estimate of what the error does to the loss
+            whose gradient was given: mean over the later queries of absolute values.
     """
 
     errors: Tensor
     weight: float
+    changes: Tensor | None = None
 
 
 def layer_errors(
-    observed: Observed, context: int, selector: Budgeted, shares: Sequence[float]
+    observed: Observed,
+    context: int,
+    selector: Budgeted,
+    shares: Sequence[float],
+    gradient: Tensor | None = None,
 ) -> LayerErrors:
     """The loss of every head at every kept share.
 
@@ -47,6 +55,8 @@ def layer_errors(
         context: tokens of the context.
         selector: any method that scores tokens.
         shares: of the entries before the selector's edges, ascending from 0 to 1.
+        gradient: of a loss by the outputs of all heads at the later queries, [queries, query_heads,
+            head_dim].
     """
     later = observed.tokens - context
     assert observed.output_projection is not None
@@ -58,18 +68,27 @@ def layer_errors(
     projection = observed.output_projection.float().unflatten(0, (heads, -1))
     outputs = torch.zeros(later, projection.shape[-1], device=observed.keys.device)
     errors = torch.zeros(heads, len(counts), dtype=torch.float64)
+    changes = torch.zeros_like(errors)
     for head in range(heads):
         kept = _outputs(observed, head, later, order[head], counts)
         # the last share is the whole head; [shares, queries, group * head_dim]
         weight = projection[head].reshape(-1, projection.shape[-1])
         outputs += kept[-1] @ weight
+        if gradient is not None:
+            slope = gradient.unflatten(1, (heads, -1))[:, head].flatten(1)
+            change = ((kept - kept[-1]) * slope).sum(dim=-1).abs().mean(dim=-1)
+            changes[head] = change.double().cpu()
         step = max(1, _FLOATS // (later * weight.shape[-1]))
         for first in range(0, len(counts), step):
             part = (kept[first : first + step] - kept[-1]) @ weight
             errors[head, first : first + step] = part.double().square().sum(dim=(1, 2)).cpu()
     hidden = observed.hidden_states[0, -later:].double().square().sum()
     total = outputs.double().square().sum()
-    return LayerErrors(errors / float(total.clamp(min=1e-30)), float(total / hidden))
+    return LayerErrors(
+        errors / float(total.clamp(min=1e-30)),
+        float(total / hidden),
+        None if gradient is None else changes,
+    )
 
 
 def _best_first(
@@ -100,20 +119,22 @@ def _outputs(
     positions = torch.arange(tokens, device=logits.device)
     logits.masked_fill_(positions > positions[-later:, None], -torch.inf)
     sinks = observed.form.sinks
-    probability = softmax_with_sink(
-        logits, None if sinks is None else sinks[members].float()[:, None, None]
-    )
+    if sinks is not None:
+        # a column without a value that takes part in the softmax and is never evicted
+        column = sinks[members].float()[:, None, None].expand_as(logits[..., :1])
+        logits = torch.cat([logits, column], dim=-1)
+    probability = logits.softmax(dim=-1)
     values = observed.values[0, head].float()
     always = len(order)
-    # what a sink took, and what is never evicted
-    mass = 1 - probability[..., :always].sum(dim=-1)
-    kept = probability[..., always:] @ values[always:]
+    # never as the rest of 1: what is left of a head that looks elsewhere may be less than rounding
+    mass = probability[..., always:].sum(dim=-1)
+    kept = probability[..., always:tokens] @ values[always:]
     ranked, ranked_values = probability[..., order], values[order]
     found, last = [], 0
     for count in counts:
         part = slice(last, count)
         mass = mass + ranked[..., part].sum(dim=-1)
         kept = kept + ranked[..., part] @ ranked_values[part]
-        found.append((kept / mass.clamp(min=1e-30)[..., None]).transpose(0, 1).flatten(1))
+        found.append((kept / mass.clamp(min=_TINY)[..., None]).transpose(0, 1).flatten(1))
         last = count
     return torch.stack(found)
