@@ -313,8 +313,6 @@ def load_checkpoint(
     Args: see :meth:`catekv.CateKVModel.from_pretrained`; ``method`` is asked whether it fits before
         any weight is read.
     """
-    from transformers import AutoModelForCausalLM
-
     target = resolve_device(device)
     base = attention_base(attention)
     source = model_source(path)
@@ -325,7 +323,7 @@ def load_checkpoint(
         config = read_config(name)
         refuse_early(method, config)
         shared = sharing_options(config, target) if tensor_parallel else {}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = kinds.model_class(config).from_pretrained(
             source.place,
             config=config,
             dtype=resolve_dtype(dtype, target),
@@ -366,8 +364,6 @@ def random_model(
 
     Args: see :meth:`catekv.CateKVModel.from_config`.
     """
-    from transformers import AutoModelForCausalLM
-
     target = resolve_device(device)
     base = attention_base(attention)
     if isinstance(config, str):
@@ -385,5 +381,6 @@ def random_model(
     generators = [target.index or 0] if target.type == "cuda" else []
     with torch.random.fork_rng(devices=generators), target:
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=kind, attn_implementation=base)
+        make = kinds.model_class(config).from_config
+        model = make(config, dtype=kind, attn_implementation=base)
     return model, f"{name} (random weights)"

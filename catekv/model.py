@@ -354,7 +354,7 @@ class CateKVModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        seed: int | None = None,
+        seed: int | tuple[int, ...] | None = None,
         stop: str | Sequence[str] | None = None,
         min_new_tokens: int = 0,
         stream: Callable[..., Any] | None = None,
@@ -630,7 +630,10 @@ class CateKVModel:
 
 
 def _sampling(
-    temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | tuple[int, ...] | None,
 ) -> Sampling | None:
     """How to draw; None (greedily) if nothing of it was asked for."""
     if temperature is None and top_k is None and top_p is None and seed is None:

@@ -262,6 +262,8 @@ class _Attention:
             mask, length = handle.fixed.mask, handle.fixed.length
             if handle.fixed.used is not None:
                 handle.fixed.used.append(prefix)
+            if store is not None and store.periodic:
+                store.record(query, handle.fixed.length)
         output = kernels.ragged_decode(
             query,
             prefix,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,55 @@ class RaggedCache(Cache):
         """
         for layer in self.ragged_layers:
             layer.reserve_tail(capacity)
+
+    @property
+    def tail_length(self) -> int:
+        """Tokens after the compressed context, stored densely."""
+        return max((layer.tail_length for layer in self.ragged_layers), default=0)
+
+    @property
+    def longest_tail(self) -> float:
+        """Columns that a tail reaches before the method takes it over; infinite where it stays."""
+        stores = [layer.store for layer in self.ragged_layers]
+        if not stores or any(store is None or not store.periodic for store in stores):
+            return math.inf
+        return max(store.longest_tail for store in stores if store is not None)
+
+    def tails_due(self, hidden: Sequence[int] | None = None, new: int = 1) -> bool:
+        """Whether the tails are taken over now, by methods that choose while decoding.
+
+        Args:
+            hidden: columns of the tail of every sequence that are padding; None: none.
+            new: tokens since this was asked last.
+        """
+        layer = next(iter(self.ragged_layers), None)
+        if layer is None or layer.store is None or not layer.store.periodic:
+            return False
+        hidden = [0] * self.batch if hidden is None else hidden
+        pending = [layer.tail_length - count for count in hidden]
+        return layer.store.due(pending, [new] * len(pending))
+
+    def fold(self, visible: Tensor | None = None, new: int | None = None) -> None:
+        """Let the method choose among what every layer holds and the tokens after it.
+
+        Args:
+            visible: bool [batch, tail], False on padding; None: no padding.
+            new: tokens since :meth:`tails_due` was asked last, which says for which sequences it
+                is time; None: for all of them.
+
+        Raises:
+            UserError: the method chooses among a prompt only.
+        """
+        if self.longest_tail == math.inf:
+            raise UserError(
+                f"method {self.settings.description.get('name')!r} does not compress what comes "
+                "after a prompt; prefill with a method that does, such as decoding (with "
+                "base=snapkv, keydiff, ...) or r_kv"
+            )
+        for layer in self.ragged_layers:
+            if layer.tail_length:
+                count = None if new is None else [new] * self.batch
+                layer.fold(visible, count, at_once=new is None)
 
     def lengths(self) -> list[Tensor]:
         """Stored tokens of every layer, int64 [batch, kv_heads]; [batch, 0] of a layer without a KV

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.ragged import RaggedPrefix, from_rows
 from catekv.methods.base import Method, Needs, Observed, Selection
 from catekv.methods.formulas.query_moments import QueryMoments
-from catekv.methods.stores.base import DecodeStore
+from catekv.methods.stores.base import DecodeStore, WholePrefix
 from catekv.models.padding import refuse_unless_left_padding
 from catekv.models.rotation import Rotation, rotation_of
 
@@ -411,7 +412,34 @@ class RaggedLayer(CacheLayerMixin):
         if self.store is None:
             return
         visible = None if mask is None else mask[:, 0, -1].expand(queries.shape[0], -1)
-        self.buffer.drop_first(self.store.absorb(queries, keys, values, scaling, visible))
+        self._release(self.store.absorb(queries, keys, values, scaling, visible))
+
+    def fold(
+        self, visible: Tensor | None, new: Sequence[int] | None = None, at_once: bool = False
+    ) -> None:
+        """Hand the whole tail to a periodic store, between two steps; see
+        :meth:`DecodeStore.take_over`. ``new`` None: it is taken to have come at once."""
+        assert self.store is not None
+        keys, values = self.buffer.views()
+        batch, tail = keys.shape[0], keys.shape[2]
+        if visible is not None and bool(visible.all()):
+            visible = None
+        if new is None:
+            new = [tail] * batch if visible is None else visible.sum(dim=-1).tolist()
+        self.store.take_over(keys, values, visible, new, at_once)
+        self._release(tail)
+
+    def _release(self, tokens: int) -> None:
+        """Forget the tail's first tokens, and room that a long question took."""
+        self.buffer.drop_first(tokens)
+        most = self.store.longest_tail if self.store is not None else 0
+        if most and not self.buffer.length and self.buffer.capacity > 2 * most:
+            self.buffer = TokenBuffer()
+
+    @property
+    def attended_prefix(self) -> RaggedPrefix | None:
+        """What steps read whole: the prefix, or what a store holds in its place."""
+        return self.store.prefix if isinstance(self.store, WholePrefix) else self.prefix
 
     def get_seq_length(self) -> int:
         """True number of columns ever fed, padding included: positions continue from it."""
@@ -435,6 +463,11 @@ class RaggedLayer(CacheLayerMixin):
         remove = -tokens if tokens < 0 else max(0, self.seen - tokens) if tokens else 0
         if not remove:
             return
+        if self.store is not None and not self.store.croppable:
+            raise UserError(
+                f"cannot take back {remove} tokens: the method looks at the newest queries, and "
+                "older ones are gone; keep a fork of the context from before"
+            )
         if remove > self.tail_length:
             raise UserError(
                 f"cannot take back {remove} tokens: only the {self.tail_length} tokens since "

@@ -47,7 +47,8 @@ class SessionSlot:
 
     def put(self, session: Session, cache: RaggedCache) -> None:
         """Keep a session that has a recorded step; others are as quickly made anew."""
-        if session.step is not None and session.step.captured:
+        recorded = session.step is not None and session.step.captured
+        if recorded and not _absorbing(session.cache):
             session.rewind()
             if _continues(session, cache):
                 with self._lock:
@@ -66,16 +67,21 @@ class SessionSlot:
 
 def _continues(session: Session, cache: RaggedCache) -> bool:
     """Whether a rewound session is in the state of a fork of ``cache``."""
-    stores = [layer.store for layer in session.cache.ragged_layers if layer.store is not None]
     return (
         session.cache.get_seq_length() == cache.get_seq_length()
-        and not any(store.absorbs for store in stores)
+        and not _absorbing(session.cache)
         and not any(layer.tail_length for layer in cache.ragged_layers)
         and all(
             own.prefix is other.prefix
             for own, other in zip(session.cache.ragged_layers, cache.ragged_layers, strict=True)
         )
     )
+
+
+def _absorbing(cache: RaggedCache) -> bool:
+    """Whether its stores take tokens over, so that nobody gets back to before them."""
+    stores = (layer.store for layer in cache.ragged_layers)
+    return any(store is not None and store.absorbs for store in stores)
 
 
 @dataclass
@@ -142,6 +148,16 @@ class Context:
         if self.attention_mask is not None:
             part.attention_mask = self.attention_mask[where]
         return part
+
+    def compress(self) -> None:
+        """Let the method choose anew among all that is held, what came after the prompt included.
+
+        Raises:
+            UserError: the method chooses among a prompt only.
+        """
+        mask, tail = self.attention_mask, self.cache.tail_length
+        visible = None if mask is None else mask[:, self.tokens - tail :].bool()
+        self.cache.fold(visible)
 
     def release(self) -> None:
         """Free what is kept for the next question. The context can still be asked."""

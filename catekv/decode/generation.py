@@ -120,7 +120,7 @@ class Session:
         ``off`` runs the same step without recording. Elsewhere steps are ordinary forwards, unless
         one of the two is asked for.
         """
-        room = more + max((layer.tail_length for layer in self.cache.ragged_layers), default=0)
+        room = self.cache.tail_length + int(min(more, self.cache.longest_tail))
         mode = "on" if graph == "on" else "off"
         if self.step is not None:
             self.step.graph = mode

@@ -41,7 +41,8 @@ class Sampling:
             together. None: all.
         seed: of the random numbers. Every sequence of a batch has its own stream of them, which
             depends on the seed and the sequence's place in the batch alone: neither on the other
-            sequences nor on when they end. None: a seed from torch's default generator.
+            sequences nor on when they end. A tuple: one seed per sequence, so that the place does
+            not count either. None: a seed from torch's default generator.
 
     Raises:
         UserError: a value outside of its range.
@@ -50,7 +51,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
-    seed: int | None = None
+    seed: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= _COLDEST):
@@ -62,8 +63,9 @@ class Sampling:
             raise UserError(f"top_k {self.top_k} must be at least 1; leave it out for all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p {self.top_p} must be above 0 and at most 1")
-        if self.seed is not None and not 0 <= self.seed < _SEEDS:
-            raise UserError(f"seed {self.seed} must be at least 0 and below 2^63")
+        for seed in self.seed if isinstance(self.seed, tuple) else (self.seed,):
+            if seed is not None and not 0 <= seed < _SEEDS:
+                raise UserError(f"seed {seed} must be at least 0 and below 2^63")
 
     def filter(self, logits: Tensor) -> Tensor:
         """Logits [batch, vocabulary] of the distribution to draw from, float32; minus infinity on
@@ -102,13 +104,10 @@ class Sampler:
         self, sampling: Sampling, sequences: Sequence[int], most: int, device: torch.device
     ):
         self.sampling = sampling
-        seed = sampling.seed
-        if seed is None:
-            seed = int(torch.randint(_SEEDS - 1, ()))
         generator = torch.Generator()
         numbers = torch.empty(len(sequences), most, dtype=torch.float64)
-        for row, sequence in enumerate(sequences):
-            generator.manual_seed((seed + sequence * _SEED_STEP) % _SEEDS)
+        for row, seed in enumerate(_seeds(sampling.seed, sequences)):
+            generator.manual_seed(seed)
             numbers[row] = torch.rand(most, generator=generator, dtype=torch.float64)
         self.numbers = numbers.to(device)
 
@@ -121,3 +120,17 @@ class Sampler:
         # below the total also after rounding: else the search would run off the end
         drawn = drawn.minimum(torch.nextafter(total, torch.zeros_like(total)))
         return torch.searchsorted(cumulative, drawn, right=True)
+
+
+def _seeds(seed: int | tuple[int, ...] | None, sequences: Sequence[int]) -> list[int]:
+    """One seed per sequence."""
+    if isinstance(seed, tuple):
+        if len(seed) <= max(sequences, default=0):
+            raise UserError(
+                f"{len(seed)} seeds are too few for sequence {max(sequences)}; give one per "
+                "sequence, or a single one for all"
+            )
+        return [seed[sequence] for sequence in sequences]
+    if seed is None:
+        seed = int(torch.randint(_SEEDS - 1, ()))
+    return [(seed + sequence * _SEED_STEP) % _SEEDS for sequence in sequences]

@@ -30,6 +30,9 @@ from catekv.errors import UserError
 from catekv.models.compat import cache_argument
 from catekv.models.sharding import is_sharded, is_tensor_parallel
 
+#: Steps for which a recording must hold.
+LEAST_PERIOD = 16
+
 #: Values of the ``graph`` argument.
 GRAPH_MODES = ("auto", "on", "off")
 
@@ -107,6 +110,8 @@ class DecodeStep:
         self._kept: list[Any] = []
         self._scratch: list[Any] = []
         self._wanted = False
+        # padding columns of every sequence's tail; None: none
+        self._hidden: list[int] | None = None
         self._eager: EagerStep | None = None
         obstacle = why_not_fixed_tails(model, cache)
         if obstacle is not None:
@@ -179,7 +184,22 @@ class DecodeStep:
             self._seen = seen + 1
             self._length += 1
             self._position += 1
+            return self._folded(logits)
+
+    def _folded(self, logits: Tensor) -> Tensor:
+        """Between two steps: let the method choose among what the layers hold, if it is time."""
+        if not self.cache.tails_due(self._hidden):
             return logits
+        logits = logits.clone()  # they may lie in the memory of the recording
+        mask = self._tail.mask
+        visible = None if mask is None else mask[:, 0, 0, : self._length]
+        self.cache.fold(visible, new=1)
+        rooms = [layer.buffer.capacity for layer in self._layers]
+        self.capacity = max(int(self.cache.longest_tail), *rooms)
+        self.cache.reserve_tails(self.capacity)
+        self._length = 0
+        self._place(self._positions, None)
+        return logits
 
     def capture(self) -> bool:
         """Record the step now, if it is not and can be; returns whether it is recorded.
@@ -243,7 +263,7 @@ class DecodeStep:
         held: list[Any] = [
             item
             for layer in self._layers
-            for item in (layer.prefix, layer.store, layer.buffer.keys, layer.buffer.values)
+            for item in (layer.attended_prefix, layer.store, layer.buffer.keys, layer.buffer.values)
         ]
         # weights that were moved or replaced since would be read where they were
         held += [parameter.data_ptr() for parameter in self.model.parameters()]
@@ -267,6 +287,7 @@ class DecodeStep:
             if hidden is not None:
                 mask[:, 0, 0, : self._length] = hidden
         self._kept = held
+        self._hidden = None if hidden is None else (~hidden).sum(dim=-1).tolist()
         self._tail = FixedTail(self._tail.length, mask)
         self._tail.length.fill_(self._length)
         self._positions.copy_(positions)
@@ -275,7 +296,7 @@ class DecodeStep:
         layers, kept = self._layers, self._kept
         return all(
             layer.seen == self._seen
-            and layer.prefix is kept[4 * index]
+            and layer.attended_prefix is kept[4 * index]
             and layer.buffer.keys is kept[4 * index + 2]
             for index, layer in enumerate(layers)
         )
@@ -373,8 +394,15 @@ def why_not_fixed_tails(model: Any, cache: RaggedCache) -> str | None:
     devices = {parameter.device for parameter in parameters}
     shared = is_tensor_parallel(model)
     for layer in cache.ragged_layers:
-        if layer.store is not None and (layer.store.absorbs or not layer.store.capturable):
-            return f"{type(layer.store).__name__} decides on the host what a step reads or keeps"
+        store = layer.store
+        if store is not None and store.periodic:
+            if store.longest_tail < LEAST_PERIOD:
+                return (
+                    f"the method takes the tail over every {store.longest_tail} tokens, sooner "
+                    "than a recording pays"
+                )
+        elif store is not None and (store.absorbs or not store.capturable):
+            return f"{type(store).__name__} decides on the host what a step reads or keeps"
         assert layer.prefix is not None
         devices.add(layer.prefix.keys.device)
         shared = shared or is_sharded(layer.prefix.kv_heads, cache.settings.kv_heads)

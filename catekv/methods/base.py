@@ -25,6 +25,7 @@ from catekv.models.shape import ModelShape
 if TYPE_CHECKING:
     from catekv.kernels.ragged import RaggedPrefix
     from catekv.methods.formulas.query_moments import QueryMoments
+    from catekv.methods.held import Held
     from catekv.methods.stores.base import DecodeStore
     from catekv.models.rotation import Rotation
 
@@ -89,6 +90,9 @@ class Observed:
     all prompt queries), ``hidden_states`` [batch, tokens, hidden_size], ``rotation`` and
     ``output_projection`` [query_heads, head_dim, hidden_size] are there if the method
     :class:`Needs` them, else None; so are ``query_moments``.
+
+    While decoding (:class:`catekv.methods.bounded.Bounded`) the tokens are the entries of some
+    heads of one sequence, of which ``held`` knows more; it is None for a prompt.
     """
 
     queries: Tensor
@@ -103,6 +107,7 @@ class Observed:
     form: LogitForm = PLAIN
     output_projection: Tensor | None = None
     query_moments: QueryMoments | None = None
+    held: Held | None = None
 
     @property
     def tokens(self) -> int:

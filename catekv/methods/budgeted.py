@@ -40,6 +40,8 @@ class Budgeted(Method):
     #: the option that says how many tokens are always kept, and whether the budget holds them
     edges_option: ClassVar[str] = ""
     edges_in_budget: ClassVar[bool] = False
+    #: whether a token's score is made of what all heads of a layer think of it
+    compares_heads: ClassVar[bool] = False
 
     budget: int = method_option(1024, least=0)
     total: int | None = method_option(None, least=0)

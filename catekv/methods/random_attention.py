@@ -37,6 +37,9 @@ class RandomAttention(EntryScored):
     the seed, the length of the prompt, the layer, the KV head and the token's position; the largest
     stay. Prompts of one length are therefore cut at the same places: repeat with other seeds.
 
+    As the base of ``decoding`` the draws are made anew at every event, for each sequence by the
+    tokens that it has seen: neither the batch nor the sampling of tokens changes them.
+
     Args:
         budget: mean tokens kept per head besides the window.
         total: entries of all layers and heads together, windows included, instead of ``budget``.
@@ -65,6 +68,12 @@ class RandomAttention(EntryScored):
 
     def entry_scores(self, observed: Observed) -> Tensor:
         batch, heads, tokens, _ = observed.keys.shape
+        held = observed.held
+        if held is not None:
+            # anew at every event: by the tokens seen until then
+            seed = self.seed + _SEEDS * held.seen
+            draws = uniform_numbers(seed, observed.layer, held.heads[:, None], held.positions)
+            return draws.masked_fill(held.positions < self.sinks, torch.inf)
         position = torch.arange(tokens, device=observed.keys.device)
         head = torch.arange(heads, device=observed.keys.device)[:, None]
         draws = uniform_numbers(self.seed + _SEEDS * tokens, observed.layer, head, position)

@@ -38,6 +38,7 @@ class Tova(EntryScored):
     paper: ClassVar[str] = "Transformers are Multi-State RNNs, 2024"
     edges_option: ClassVar[str] = "protect_last"
     edges_in_budget: ClassVar[bool] = True
+    compares_heads: ClassVar[bool] = True
 
     protect_last: bool = False
 

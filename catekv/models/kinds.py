@@ -85,18 +85,31 @@ def refuse_adapters(model: Any) -> None:
             )
 
 
+def model_class(config: Any) -> Any:
+    """What of transformers makes the model of a configuration: ``AutoModelForCausalLM``, or, where
+    a decoder comes only inside of a model that reads pictures too, the class of those."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto
+
+    kind = type(config)
+    if (
+        kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+        and kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    ):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
 def without_weights(config: Any) -> Any:
     """The causal language model of a configuration on the meta device, in bfloat16.
 
     Raises:
         UserError: transformers has none, or it is an encoder.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
         with torch.device("meta"):
             # torch knows the grouped products of experts without weights in no other number format
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            model = model_class(config).from_config(config, dtype=torch.bfloat16)
     except ValueError as error:
         # the second line lists all that there are
         reason = str(error).partition("\n")[0]

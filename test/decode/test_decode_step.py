@@ -65,8 +65,15 @@ def assert_equal(step: Any, ordinary: Any, logits: Tensor, steps: int = STEPS) -
     assert float(torch.stack(expected).std()) > 0.1
 
 
-@pytest.mark.parametrize("method", [RandomKeep(0.5), KeepEverything()], ids=["half", "all"])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("batch", "method"),
+    [
+        pytest.param(3, RandomKeep(0.5), id="half of three"),
+        pytest.param(1, KeepEverything(), id="all of one"),
+        pytest.param(1, RandomKeep(0.5), id="half of one", marks=pytest.mark.slow),
+        pytest.param(3, KeepEverything(), id="all of three", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("family", FITTING)
 def test_fixed_tails_decode_what_growing_tails_decode(family: str, batch: int, method: Any):
     model = with_attention(family, "catekv")
@@ -79,7 +86,7 @@ def test_fixed_tails_decode_what_growing_tails_decode(family: str, batch: int, m
 
 
 @pytest.mark.usefixtures("tapes")
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("family", FITTING)
 def test_a_recorded_step_decodes_what_ordinary_forwards_decode(family: str, batch: int):
     """Nothing that the host knows may enter a step: a tape would repeat it."""

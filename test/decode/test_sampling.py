@@ -40,11 +40,12 @@ def test_only_likely_tokens_are_left_and_all_that_are_equally_likely(
 def test_frequencies_are_the_probabilities():
     logits = random_logits(1, 6)
     sampling = Sampling(temperature=1.5, top_k=4, seed=3)
-    draws = 20000
-    sampler = Sampler(sampling, [0], draws, torch.device("cpu"))
+    rows, most = 200, 100
+    draws = rows * most
+    sampler = Sampler(sampling, range(rows), most, torch.device("cpu"))
     counts = torch.zeros(6)
-    for index in range(draws):
-        counts[sampler(logits, index)[0, 0]] += 1
+    for index in range(most):
+        counts += sampler(logits.expand(rows, -1), index)[:, 0].bincount(minlength=6)
     expected = sampling.filter(logits).softmax(dim=-1)[0]
     assert torch.equal(counts == 0, expected == 0)
     # five standard deviations of a binomial share
@@ -66,6 +67,18 @@ def test_a_sequence_draws_the_same_whatever_stands_beside_it():
     assert torch.equal(drawn(1, 40), alone)
     assert len({tuple(row) for row in drawn(3, 40).tolist()}) == 3
     assert not torch.equal(drawn(1, 40, seed=12), alone)
+
+
+def test_a_sequence_may_have_a_seed_of_its_own():
+    def own(seeds, sequences):
+        sampler = Sampler(Sampling(seed=seeds), sequences, 9, torch.device("cpu"))
+        return [sampler.numbers[row].tolist() for row in range(len(sequences))]
+
+    first, second = own((5, 7), range(2))
+    assert [second, first, first] == own((7, 5, 5), range(3))
+    assert own((5, 7), [1]) == [second]
+    with pytest.raises(UserError, match="2 seeds are too few for sequence 2"):
+        own((5, 7), range(3))
 
 
 def test_without_a_seed_torch_decides():

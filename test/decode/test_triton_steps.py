@@ -54,8 +54,11 @@ def logits_of_two_turns(model: Any, method: Any, fixed: bool) -> list[torch.Tens
 
 @pytest.mark.parametrize(
     ("fixed", "method"),
-    [(False, RandomKeep(0.5)), (True, RandomKeep(0.5)), (True, KeepEverything())],
-    ids=["growing tails", "fixed tails", "everything kept"],
+    [
+        pytest.param(False, RandomKeep(0.5), id="growing tails"),
+        pytest.param(True, RandomKeep(0.5), id="fixed tails"),
+        pytest.param(True, KeepEverything(), id="everything kept", marks=pytest.mark.slow),
+    ],
 )
 def test_kernels_give_the_logits_of_the_torch_path(
     model: Any, fixed: bool, method: Any, monkeypatch: pytest.MonkeyPatch

@@ -13,6 +13,7 @@ from toy_tasks import register, toy_sample
 
 from catekv.evaluation.columns.settings import RunSettings
 from catekv.evaluation.records.records import Record, RunDirectory
+from catekv.evaluation.report.rescoring import rescored
 from catekv.evaluation.run.batches import units_of
 from catekv.evaluation.run.cells import build_cells
 from catekv.evaluation.run.distributed import Process
@@ -26,8 +27,7 @@ CATEKV = "catekv:init_tokens=8,recent_tokens=16,guard_tokens=8,window=16,budget=
 #: one of each kind: everything, static heads, window scores with equal memory, allocation over all
 #: layers, a store that reads a part, one that rolls while decoding
 METHODS = (
-    "full", CATEKV, "snapkv:window=16", "pyramidkv:window=16", "adakv:window=16",
-    "quest:page=8,full_layers=0", "h2o", "streaming_llm:sinks=4",
+    "full", CATEKV, "snapkv:window=16", "adakv:window=16", "quest:page=8,full_layers=0", "h2o",
 )  # fmt: skip
 LENGTHS = (90, 150, 120, 60, 121)
 
@@ -100,6 +100,27 @@ def test_batches_give_the_answers_and_sizes_of_single_samples(
     for one, other in zip(single, batch, strict=True):
         if other.batch > 1 and other.method in ("full", "catekv"):
             assert other.stored_bytes == pytest.approx(one.stored_bytes, rel=0.05)
+
+
+def test_drawn_answers_are_those_of_single_samples_and_their_scores_the_mean(
+    model: CateKVModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the references are frequent words, so that some of the drawn answers hold them
+    short = LENGTHS[:3]
+    register(monkeypatch, [toy_sample(i, n, outputs=("the",)) for i, n in enumerate(short)])
+    chosen = settings(model, methods=("full", "snapkv:window=16"), answers=3, temperature=2.0)
+    run(model, chosen, tmp_path / "single")
+    run(model, dataclasses.replace(chosen, batch_size=3), tmp_path / "batch")
+    single, batch = (records_of(tmp_path / name) for name in ("single", "batch"))
+    assert [r.answers for r in single] == [r.answers for r in batch]
+    assert all(len(set(r.answers)) > 1 and r.prediction == r.answers[0] for r in single)
+    assert [rescored(r) for r in single] == single
+    means = [
+        sum(rescored(dataclasses.replace(r, answers=(text,))).official or 0 for text in r.answers)
+        for r in single
+    ]
+    assert [3 * (r.official or 0) for r in single] == pytest.approx(means)
+    assert all(r.at_limit is not None and r.new_tokens > 6 for r in single)
 
 
 def test_methods_that_go_on_while_decoding_are_asked_one_by_one_where_budgets_differ(

@@ -177,8 +177,11 @@ def test_the_hash_covers_what_changes_a_record_and_nothing_else() -> None:
         {"max_new_tokens": 3},
         {"task_options": {"num_hops": 2}},
         {"attention": "eager"},
+        {"temperature": 0.6},
     ):
         assert settings(**changes).config_hash != base.config_hash
+    drawn = [settings(temperature=0.6, **more) for more in ({}, {"answers": 4}, {"top_p": 0.9})]
+    assert len({one.config_hash for one in drawn}) == 3
     for changes in (
         {"samples": 9},
         {"tasks": ("ruler/fwe",)},
@@ -215,6 +218,11 @@ def test_bad_settings_are_refused() -> None:
         ({"chunk_size": 0}, "chunk size is 0; it must be at least 1"),
         ({"max_new_tokens": 0}, "number of new tokens is 0; it must be at least 1"),
         ({"batch_size": 2, "joint_decode": True}, "leave one of them out"),
+        ({"answers": 0}, "number of answers is 0; it must be at least 1"),
+        ({"answers": 2}, "add e.g. --temperature 0.6"),
+        ({"top_p": 0.5}, "add e.g. --temperature 0.6"),
+        ({"temperature": -1.0}, "must be above 0"),
+        ({"temperature": 1.0, "top_p": 1.5}, "top_p 1.5 must be above 0"),
         ({"tasks": ()}, "no task"),
         ({"methods": ()}, "no method"),
         ({"questions": ("never",)}, "unknown question mode 'never'"),

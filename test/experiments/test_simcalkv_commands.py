@@ -81,7 +81,7 @@ def test_the_published_command_from_local_rows(articles: Path, tmp_path: Path, m
 
 
 def test_ratio_nothing_is_the_identity(tmp_path: Path) -> None:
-    for method in ("SimCalKV", "KeepKV", "CaM", "simcalkv_pyramidinfer"):
+    for method in ("SimCalKV", "simcalkv_pyramidinfer"):
         code = run(
             "llama_eval", "--dataset", "trec", "--source", "built-in", "--split", "test[:2]",
             "--compress_ratio", 0, "--kv_method", method, "--max_input_tokens", 200,

@@ -22,7 +22,8 @@ Every kind of causal language model that transformers {transformers.__version__}
 with a small configuration and random weights: a prompt of 48 tokens and six greedy tokens in fp32,
 once by the stock model and once with a compressed cache that keeps everything; then with half of
 the budget. `python test/helpers/models_page.py` writes this page, and the tests compare its rows.
-Sizes, rotary scaling and quantisation do not matter; what counts is how the model's code attends. A
+Sizes, rotary scaling and quantisation do not matter; what counts is how the model's code attends.
+Models that read pictures too (mistral3, qwen3_vl, ...) are loaded with their eyes and read text. A
 kind that is not here, remote code for example, is tried when it is loaded: a few tokens say whether
 its attention can be compressed, and it is refused with one sentence if not.
 

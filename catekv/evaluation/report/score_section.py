@@ -108,9 +108,12 @@ def _mean(estimate: Mapping[str, float] | None) -> str:
 
 def _cost_table(averages: Sequence[Row]) -> Table:
     rare = [name for name in ("skipped", "cut") if any(row[name] for row in averages)]
+    # long answers: the others end where their task's short allowance does
+    long = any("answered" in row["metrics"] for row in averages)
     header = [
         "method", "to keep", "kept", "stored MiB", "of full", "prefill ms", "compress ms",
         "question ms", "ms/token", "samples", "empty", "errors", *rare,
+        *(("answered", "at limit") if long else ()),
     ]  # fmt: skip
     rows = [
         [
@@ -127,6 +130,7 @@ def _cost_table(averages: Sequence[Row]) -> Table:
                 )
             ),
             *(str(row[name]) for name in ("count", "nulls", "errors", *rare)),
+            *((tables.percent(_answered(row)), tables.percent(row["at_limit"])) if long else ()),
         ]
         for row in averages
     ]  # fmt: skip
@@ -134,8 +138,15 @@ def _cost_table(averages: Sequence[Row]) -> Table:
         "Memory and time. to keep: share of tokens that was to be kept, or is read per step; kept: "
         "share stored; times are medians; empty: answers without text"
         + ("; skipped: left out for a recorded reason; cut: shortened to fit" if rare else "")
+        + ("; at limit: share of answers that the limit of tokens ended" if long else "")
     )
     return Table(caption, header, rows)
+
+
+def _answered(row: Row) -> float | None:
+    """Share of the samples that gave an answer which could be read."""
+    answered = row["metrics"].get("answered")
+    return None if answered is None else answered / 100
 
 
 def _task_table(cells: Sequence[Row], full: str | None) -> Table:

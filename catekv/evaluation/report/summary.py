@@ -25,6 +25,7 @@ AVERAGE = "average"
 TIMES = ("prefill_seconds", "compress_seconds", "question_seconds", "decode_seconds_per_token")
 MEANS = (
     "asked_share", "kept_share", "kept_tokens", "stored_bytes", "full_bytes", "prompt_tokens",
+    "at_limit",
 )  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def _numbers(
         "count": len(good),
         "errors": sum(r.error is not None and not r.skipped for r in everything),
         "skipped": sum(record.skipped for record in everything),
-        "nulls": sum(not record.prediction.strip() for record in good),
+        "nulls": sum(not any(map(str.strip, record.texts)) for record in good),
         "cut": sum(bool(record.metadata.get("cut_tokens")) for record in good),
     }
     for name in ("official", "strict"):

@@ -6,6 +6,7 @@ answer ends and on what it is worth.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from catekv.tasks.core.sample import Sample
 if TYPE_CHECKING:
     from catekv.decode.context import Context
     from catekv.decode.generation import Generation
+    from catekv.decode.sampling import Sampling
     from catekv.model import CateKVModel
 
 #: ``published``: the whole prompt is read before anything is compressed, and so gives the first
@@ -72,12 +74,14 @@ def ask(
     context: Context,
     trials: Sequence[Trial],
     max_new_tokens: int | None = None,
+    sampling: Sampling | None = None,
 ) -> Generation:
-    """Greedy answers to one question per sequence of a context.
+    """Answers to one question per sequence of a context.
 
     Args:
         trials: their samples end their answers by the same rules.
         max_new_tokens: instead of the samples' own.
+        sampling: how tokens are drawn; None: greedily.
     """
     sample = trials[0].sample
     return model.generate_ids(
@@ -86,6 +90,7 @@ def ask(
         max_new_tokens or sample.max_new_tokens,
         stop=sample.stop or None,
         min_new_tokens=sample.min_new_tokens,
+        **({} if sampling is None else dataclasses.asdict(sampling)),
     )
 
 

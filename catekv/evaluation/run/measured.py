@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from catekv import tasks
 from catekv.decode.sharded_sizes import cache_sizes
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import MethodSpec
+from catekv.evaluation.records.scored import scored
+from catekv.evaluation.run.asking import text_of
 from catekv.evaluation.run.cells import sample_hash
 from catekv.methods import Method, ModelShape
 from catekv.methods.equal_memory import mean_read_tokens
@@ -18,6 +20,7 @@ from catekv.tasks.core.sample import Sample
 if TYPE_CHECKING:
     from catekv.decode.context import Context
     from catekv.decode.generation import Generation
+    from catekv.model import CateKVModel
 
 #: what the sample builder writes into every sample and the manifest holds once
 _SHARED_METADATA = ("seed", "stream", "options", "tokenizer", "tokenizer_hash", "chat_template")
@@ -38,17 +41,6 @@ def described(sample: Sample) -> dict[str, Any]:
             for name, value in sample.metadata.items()
             if name not in _SHARED_METADATA and len(str(value)) <= 200
         },
-    }
-
-
-def scored(prediction: str, sample: Sample) -> dict[str, Any]:
-    """A prediction and its scores as fields of a record."""
-    scores = tasks.score(prediction, sample)
-    return {
-        "prediction": prediction,
-        "official": scores["official"],
-        "strict": scores.get("strict"),
-        "scores": {k: v for k, v in scores.items() if k not in ("official", "strict")},
     }
 
 
@@ -89,12 +81,27 @@ def sizes(context: Context, place: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def times(generation: Generation) -> dict[str, Any]:
-    """Seconds of question and decode, and the number of decode steps."""
+def times(generations: Sequence[Generation]) -> dict[str, Any]:
+    """Seconds of question and decode, and the number of decode steps, of all answers."""
     return {
-        "question_seconds": generation.question_seconds,
-        "decode_seconds": generation.decode_seconds,
-        "decode_steps": generation.steps,
+        "question_seconds": sum(one.question_seconds for one in generations),
+        "decode_seconds": sum(one.decode_seconds for one in generations),
+        "decode_steps": sum(one.steps for one in generations),
+    }
+
+
+def answered(
+    model: CateKVModel, generations: Sequence[Generation], place: int, sample: Sample, limit: int
+) -> dict[str, Any]:
+    """What one sequence of a batch answered each time, and the scores of that."""
+    rows = [one.rows[place] for one in generations]
+    texts = tuple(text_of(model, one, place) for one in generations)
+    return {
+        "prediction": texts[0],
+        "answers": texts if len(texts) > 1 else (),
+        "new_tokens": sum(map(len, rows)),
+        "at_limit": sum(len(tokens) >= limit for tokens in rows) / len(rows),
+        **scored(texts, sample),
     }
 
 

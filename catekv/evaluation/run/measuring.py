@@ -13,21 +13,23 @@ from catekv.decode.context import stack
 from catekv.evaluation.columns.settings import MethodSpec, RunSettings
 from catekv.evaluation.records import environment
 from catekv.evaluation.records.records import Record
-from catekv.evaluation.run.asking import Trial, as_prompt, ask, text_of
+from catekv.evaluation.run.asking import Trial, as_prompt, ask
 from catekv.evaluation.run.batches import Unit
 from catekv.evaluation.run.distributed import Process
 from catekv.evaluation.run.measured import (
+    answered,
     asked_share,
     budget_of,
     described,
     peak,
     reset_peak,
-    scored,
     sizes,
     times,
 )
 from catekv.methods import Method, Needs
 from catekv.methods.per_sequence import NotTogetherError, together
+from catekv.tasks.core.randomness import generator
+from catekv.tasks.core.sample import Sample
 
 if TYPE_CHECKING:
     from catekv.decode.context import Context, DensePrompt
@@ -49,12 +51,12 @@ class Phase:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What one method answered. ``place``: its sequence in ``context``; ``shared``: its
-    prefill served all methods; ``jointly``: so did its decode steps; ``peak_bytes``: CUDA's
-    allocation peak until then."""
+    """What one method answered, each time it was asked. ``place``: its sequence in ``context``;
+    ``shared``: its prefill served all methods; ``jointly``: so did its decode steps;
+    ``peak_bytes``: CUDA's allocation peak until then."""
 
     context: Context
-    generation: Generation
+    generations: tuple[Generation, ...]
     shared: bool
     place: int = 0
     batch: int = 1
@@ -169,10 +171,10 @@ class Measurer:
                 _Answer(context, self._generate([trial], context), shared, peak_bytes=self._peak())
                 for trial in trials
             ]
-        generation = self._generate(trials, context)
+        generations = self._generate(trials, context)
         found = self._peak()
         return [
-            _Answer(context, generation, shared, place, len(trials), peak_bytes=found)
+            _Answer(context, generations, shared, place, len(trials), peak_bytes=found)
             for place in range(len(trials))
         ]
 
@@ -211,19 +213,37 @@ class Measurer:
         whole = stack(list(contexts.values()))
         answers: dict[str, list[_Answer]] = {label: [] for label in contexts}
         for trial in trials:
-            generation = self._generate([trial] * len(contexts), whole)
+            generations = self._generate([trial] * len(contexts), whole)
             for place, (label, context) in enumerate(contexts.items()):
-                own = dataclasses.replace(
-                    generation,
-                    rows=generation.rows[place : place + 1],
-                    texts=generation.texts and generation.texts[place : place + 1],
+                own = tuple(
+                    dataclasses.replace(
+                        one,
+                        rows=one.rows[place : place + 1],
+                        texts=one.texts and one.texts[place : place + 1],
+                    )
+                    for one in generations
                 )
                 answers[label].append(_Answer(context, own, shared=True, jointly=True))
         return answers
 
-    def _generate(self, trials: Sequence[Trial], context: Context) -> Generation:
-        """Answers to one question per sequence of the context."""
-        return ask(self.model, context, trials, self.settings.max_new_tokens)
+    def _generate(self, trials: Sequence[Trial], context: Context) -> tuple[Generation, ...]:
+        """Answers to one question per sequence of the context, as often as it is asked.
+
+        What is drawn depends on the sample and the number of the answer alone, so that all methods
+        draw with the same random numbers."""
+        settings = self.settings
+        return tuple(
+            ask(
+                self.model,
+                context,
+                trials,
+                settings.max_new_tokens,
+                settings.sampling(
+                    tuple(_seed(trial.sample, settings.seed, number) for trial in trials)
+                ),
+            )
+            for number in range(settings.answers)
+        )
 
     def _dense_fits(self, contexts: Sequence[Sequence[int]]) -> bool:
         # what is free differs between processes, but those that share a model go the same way
@@ -246,28 +266,33 @@ class Measurer:
         method: Method,
         answer: _Answer,
     ) -> Record:
-        generation = answer.generation
-        tokens = generation.rows[answer.place]
-        prediction = text_of(self.model, generation, answer.place)
+        sample = trial.sample
+        limit = self.settings.max_new_tokens or sample.max_new_tokens
         timings = answer.context.timings
         return dataclasses.replace(
             self.blank(unit, position, spec),
-            **described(trial.sample),
-            **scored(prediction, trial.sample),
+            **described(sample),
+            **answered(self.model, answer.generations, answer.place, sample, limit),
             prompt_tokens=trial.tokens,
             compressed_tokens=len(trial.context_ids),
             prefill="shared" if answer.shared else "separate",
             budget=budget_of(method, spec),
             asked_share=asked_share(method, spec, len(trial.context_ids), self.model.shape),
             **sizes(answer.context, answer.place, len(trial.context_ids)),
-            new_tokens=len(tokens),
             prefill_seconds=timings.get("prefill_seconds"),
             compress_seconds=timings.get("compress_seconds"),
             batch=answer.batch,
             context_questions=len(unit.positions) if unit.one_context else 1,
-            # times and memory of a joint batch belong to no single method
-            **({} if answer.jointly else {**times(generation), "peak_bytes": answer.peak_bytes}),
+            # times of a joint batch belong to no single method, and its peak is not measured
+            peak_bytes=answer.peak_bytes,
+            **({} if answer.jointly else times(answer.generations)),
         )
+
+
+def _seed(sample: Sample, seed: int, number: int) -> int:
+    """Of one answer to a sample."""
+    drawn = generator("answer", seed, sample.task, sample.target_length, sample.index, number)
+    return drawn.getrandbits(63)
 
 
 def _for_trials(methods: Sequence[Method], trials: Sequence[Trial]) -> Sequence[Method]:

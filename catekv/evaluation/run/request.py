@@ -38,8 +38,9 @@ class Request:
     Fields with a help text are the flags of ``catekv evaluate``.
 
     Attributes:
-        tasks, lengths, samples, questions, seed, chat_template, max_new_tokens, task_options,
-            prefill, chunk_size, joint_decode, batch_size, sanity: see :class:`RunSettings`.
+        tasks, lengths, samples, questions, seed, chat_template, max_new_tokens, answers,
+            temperature, top_p, task_options, prefill, chunk_size, joint_decode, batch_size,
+            sanity: see :class:`RunSettings`.
         methods: as :func:`catekv.evaluation.columns.specification.parse_method` reads them.
         plugins: as :func:`catekv.evaluation.plugins.load_plugins` takes them; whoever runs the
             request loads them first.
@@ -122,6 +123,19 @@ class Request:
         "auto", "auto (the tokenizer's own, if it has one), none, or a name or text with {prompt}"
     )
     max_new_tokens: int | None = option(None, "instead of the tasks' own allowance", **COUNT)
+    answers: int = option(
+        1,
+        "answers drawn to every question, their scores averaged (pass@1); needs --temperature "
+        "(default: {default})",
+        metavar="N",
+        **COUNT,
+    )
+    temperature: float = option(0.0, "of drawn answers; 0: the likeliest token (default)", least=0)
+    top_p: float = option(
+        1.0,
+        "drawn from the likeliest tokens that reach this probability together (default: {default})",
+        metavar="SHARE",
+    )
     task_options: Mapping[str, Any] = option(
         {},
         "option of the sample builders, e.g. essay_path=FILE or num_hops=2, for the tasks that "

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from catekv import tasks
 from catekv.evaluation.columns.settings import RunSettings, stable_hash
 from catekv.evaluation.records.records import SKIPPED, Record
+from catekv.evaluation.records.scored import scored
 from catekv.evaluation.run.asking import Trial, ask, text_of
 from catekv.evaluation.run.batches import Unit
-from catekv.evaluation.run.measured import described, scored
+from catekv.evaluation.run.measured import described
 from catekv.methods import create
 from catekv.tasks.core.randomness import generator
 from catekv.tasks.core.sample import Sample
@@ -88,7 +89,8 @@ def measure(blank: Record, unit: Unit, model: CateKVModel, settings: RunSettings
         )
     else:
         prediction, fields = _without_context(sample, model, settings)
-    return dataclasses.replace(blank, **described(sample), **scored(prediction, sample), **fields)
+    fields |= {"prediction": prediction, **scored([prediction], sample)}
+    return dataclasses.replace(blank, **described(sample), **fields)
 
 
 def oracle(sample: Sample) -> str:

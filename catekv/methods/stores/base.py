@@ -9,6 +9,7 @@ asks it before every attention call what to attend to, and tells it afterwards w
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +33,10 @@ class DecodeStore(abc.ABC):
 
     #: whether :meth:`absorb` takes tokens over; a context is then forked anew for every question
     absorbs = False
+
+    #: whether :meth:`absorb` takes tokens over only when :meth:`due` says so, by
+    #: :meth:`take_over`; both may then be called between two steps, which do not depend on them
+    periodic = False
 
     #: questions of so many tokens and more may stand in one batch, padded to one length; shorter
     #: ones only beside those of their own length, because the store reads or counts them otherwise
@@ -70,6 +75,42 @@ class DecodeStore(abc.ABC):
             every row; 0 leaves the tail as it is.
         """
         return 0
+
+    @property
+    def longest_tail(self) -> int:
+        """Columns of the tail after which a periodic store takes them over."""
+        return 0
+
+    @property
+    def croppable(self) -> bool:
+        """Whether tokens of the tail can be taken back."""
+        return True
+
+    def record(self, queries: Tensor, length: Tensor) -> None:
+        """Called instead of :meth:`absorb` in a step with a tail of fixed size: note what a
+        periodic store wants to know of the queries [batch, query_heads, 1, head_dim] of the tail's
+        newest column, without the host. ``length`` int32 [1] counts the columns, this one too."""
+        raise NotImplementedError  # stores that are not periodic take part in no such step
+
+    def due(self, pending: Sequence[int], new: Sequence[int]) -> bool:
+        """Whether a periodic store takes the tail over now: tokens of every sequence in the tail,
+        and how many of them came with the last forward; the same in all layers."""
+        return False
+
+    def take_over(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        visible: Tensor | None,
+        new: Sequence[int],
+        at_once: bool = False,
+    ) -> None:
+        """Take the whole tail over; arguments as in :meth:`absorb` and :meth:`due`.
+
+        Args:
+            at_once: choose now among everything, whatever is due.
+        """
+        raise UserError(f"{type(self).__name__} takes over no tail between two steps")
 
     @abc.abstractmethod
     def lengths(self) -> Tensor:

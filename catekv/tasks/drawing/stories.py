@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 from catekv.tasks.core.randomness import generator
 from catekv.tasks.drawing import world
@@ -73,8 +74,17 @@ def asked(seed: tuple[object, ...], hops: int = 1, near: int = 3) -> Asked:
     return Asked(story, question.text, question.outputs)
 
 
-def choice(seed: tuple[object, ...]) -> Asked:
-    """As :func:`asked`, with three wrong answers of the same kind."""
+class _Fact(NamedTuple):
+    """A question with one right and three wrong answers, and the paragraph that tells."""
+
+    question: str
+    right: str
+    wrong: tuple[str, ...]
+    paragraph: str
+    random: Random
+
+
+def _fact(seed: tuple[object, ...]) -> _Fact:
     for attempt in range(100):
         random = generator(*seed, "choice", attempt)
         entity = world.make(random.choice(world.KINDS), random)
@@ -83,11 +93,33 @@ def choice(seed: tuple[object, ...]) -> Asked:
         wrong = list(dict.fromkeys(world.make(right.kind, random).name for _ in range(6)))
         wrong = [name for name in wrong if name.lower() not in right.name.lower()][:3]
         gold = world.paragraph(entity, random, (relation,))
-        if len(wrong) < 3 or world.holds_any(gold, tuple(wrong)):
-            continue
-        story = Story(essay(generator(*seed, "prose")), [(random.random(), gold)])
-        return Asked(story, text, (right.name,), tuple(wrong))
+        if len(wrong) == 3 and not world.holds_any(gold, tuple(wrong)):
+            return _Fact(text, right.name, tuple(wrong), gold, random)
     raise AssertionError(f"no four different answers for seed {seed}")
+
+
+def choice(seed: tuple[object, ...]) -> Asked:
+    """As :func:`asked`, with three wrong answers of the same kind."""
+    fact = _fact(seed)
+    story = Story(essay(generator(*seed, "prose")), [(fact.random.random(), fact.paragraph)])
+    return Asked(story, fact.question, (fact.right,), fact.wrong)
+
+
+def several(seed: tuple[object, ...], count: int) -> list[Asked]:
+    """``count`` questions with wrong answers about one story, each asked only where it is told."""
+    facts: list[_Fact] = []
+    attempt = 0
+    while len(facts) < count:
+        fact = _fact((*seed, "fact", attempt))
+        attempt += 1
+        told = [(fact.right, other.paragraph) for other in facts]
+        told += [(other.right, fact.paragraph) for other in facts]
+        if not any(world.holds_any(text, (right,)) for right, text in told):
+            facts.append(fact)
+    random = generator(*seed, "places")
+    hidden = _places(random, [fact.paragraph for fact in facts])
+    story = Story(essay(generator(*seed, "prose")), hidden)
+    return [Asked(story, fact.question, (fact.right,), fact.wrong) for fact in facts]
 
 
 @dataclass(frozen=True)

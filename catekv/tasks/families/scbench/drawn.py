@@ -6,9 +6,9 @@ import json
 import statistics
 import string
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from catekv.errors import UserError
 from catekv.tasks.core.task import BuildRequest
@@ -22,6 +22,7 @@ from catekv.tasks.small.parts import NEW_TOKENS as SMALL_TOKENS
 from catekv.tasks.small.parts import is_small
 from catekv.tasks.wording.hay import Filler, insert
 
+Item = TypeVar("Item")
 #: chains of variables: their statements, one session asks one chain a turn
 _CHAIN = (3, 7)
 _LETTERS = string.ascii_lowercase + string.digits
@@ -34,7 +35,8 @@ class Drawn(NamedTuple):
     minimum: int
 
 
-def _question(name: str, text: str, answer: str, label: object) -> Turn:
+def question(name: str, text: str, answer: str, label: object) -> Turn:
+    """A turn in the words and with the allowance of a task."""
     scoring = {"rule": name, "label": label}
     return Turn(ASK[name].format(text), answer, NEW_TOKENS[name][0], scoring, outputs=(answer,))
 
@@ -46,17 +48,21 @@ def kv(request: BuildRequest, number: int, turns: int) -> Drawn:
     random = request.random(number, "asked")
     asked = [(uuid(random), uuid(random)) for _ in range(turns)]
     others = Growing(lambda draw: (uuid(draw), uuid(draw)), request.random(number, "others"))
-    questions = [_question("kv", key, value, value) for key, value in asked]
+    questions = [question("kv", key, value, value) for key, value in asked]
 
     def draw(units: int) -> tuple[str, list[Turn]]:
-        pairs = _spread(others.first(units), asked)
-        lines = ",\n".join(f'"{key}": "{value}"' for key, value in pairs)
-        return f"JSON data:\n{{{lines}}}\n", questions
+        return kv_lines(spread(others.first(units), asked)), questions
 
     return Drawn(draw, 0)
 
 
-def _spread(others: list[tuple[str, str]], asked: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def kv_lines(pairs: Iterable[tuple[str, str]]) -> str:
+    """Pairs as one JSON object, a pair a line."""
+    lines = ",\n".join(f'"{key}": "{value}"' for key, value in pairs)
+    return f"JSON data:\n{{{lines}}}\n"
+
+
+def spread(others: list[Item], asked: list[Item]) -> list[Item]:
     """The asked items at equal distances among the others."""
     items = list(others)
     gap = len(others) / len(asked)
@@ -187,7 +193,7 @@ def mf(request: BuildRequest, number: int, turns: int) -> Drawn:
             value = _STATISTICS[kind](values)
             if value is not None:
                 asked = f"What is the {kind} of the numbers above?"
-                turns_found.append(_question("mf", asked, str(value), value))
+                turns_found.append(question("mf", asked, str(value), value))
         # a list in which fewer questions have one whole answer asks some of them again
         chosen = [turns_found[place % len(turns_found)] for place in range(turns)]
         return "A list of whole numbers follows.\n" + json.dumps(values) + "\n", chosen
@@ -256,14 +262,3 @@ def many_shot(request: BuildRequest, number: int, turns: int) -> Drawn:
         return "Learn the labels from examples.\n\n" + "\n".join(lines), questions
 
     return Drawn(draw, 4)
-
-
-SESSIONS: dict[str, Callable[[BuildRequest, int, int], Drawn]] = {
-    "kv": kv,
-    "vt": vt,
-    "prefix_suffix": prefix_suffix,
-    "mf": mf,
-    "many_shot": many_shot,
-}
-#: those that the embedded model's vocabulary can express
-SMALL = ("kv", "vt")

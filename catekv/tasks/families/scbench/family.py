@@ -9,10 +9,11 @@ from catekv.tasks.core.parts import Parts, count, counted, prompt_format_of
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.core.task import BuildRequest, Family, Task
 from catekv.tasks.drawing.drawn_samples import Plan, fitted, is_drawn
-from catekv.tasks.families.scbench.drawn import SESSIONS, SMALL, Drawn
+from catekv.tasks.families.scbench.drawn import Drawn
 from catekv.tasks.families.scbench.options import SessionOptions
 from catekv.tasks.families.scbench.rows import WORDING, read, recognise, session
 from catekv.tasks.families.scbench.session import Turn, turn_parts
+from catekv.tasks.families.scbench.sessions import GENERATED, SESSIONS, SMALL
 from catekv.tasks.families.scbench.table import NEW_TOKENS, PREFIX, metric_name, score
 from catekv.tasks.rows.row_samples import limited
 from catekv.tasks.rows.sources import BUILT_IN, Hub, load_rows
@@ -24,7 +25,7 @@ def generate(request: BuildRequest) -> Iterator[Sample]:
     options = request.options
     assert isinstance(options, SessionOptions)
     indices = range(request.first, request.first + request.count)
-    if is_drawn(request.options, by_default=name in SESSIONS) and name in SESSIONS:
+    if name in SESSIONS and is_drawn(request.options, by_default=name in GENERATED):
         yield from _drawn(request, name, options, indices)
         return
     rows = load_rows(
@@ -93,7 +94,7 @@ def _task(name: str) -> Task:
         metric=metric_name(name),
         generate=generate,
         score=score,
-        natural=name not in SESSIONS,
+        natural=name not in GENERATED,
         small=name in SMALL,
     )
 

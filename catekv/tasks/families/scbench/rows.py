@@ -73,10 +73,8 @@ def _turn(name: str, number: int, turn: Any, row: Mapping[str, Any]) -> Turn:
         options = [str(option) for option in turn.get("options") or ()]
         if len(options) != 4 or shown not in options:
             raise ValueError(f"turn {number + 1} has no four options with the answer among them")
-        letter = "ABCD"[options.index(shown)]
-        scoring.update(label=[shown, letter], options=options)
-        lines = (f"{each}. {option}" for each, option in zip("ABCD", options, strict=True))
-        text, shown = "\n".join([text, *lines]), letter
+        text, shown, more = choice(text, shown, options)
+        scoring.update(more)
     if rule == "repoqa":
         functions = row.get("repo")
         functions = json.loads(functions) if isinstance(functions, str) else functions
@@ -86,6 +84,14 @@ def _turn(name: str, number: int, turn: Any, row: Mapping[str, Any]) -> Turn:
         scoring.update(label=target, functions=dict(functions))
     question = ASK.get(rule, "\n{}\n").format(text)
     return Turn(question, shown, tokens, scoring, outputs=(str(shown),))
+
+
+def choice(text: str, right: str, options: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
+    """Question with its four options, the right letter, and what scores the answer."""
+    letter = "ABCD"[options.index(right)]
+    lines = (f"{each}. {option}" for each, option in zip("ABCD", options, strict=True))
+    scoring = {"label": [right, letter], "options": list(options)}
+    return "\n".join([text, *lines]), letter, scoring
 
 
 def session(name: str, row: Mapping[str, Any]) -> tuple[str, list[Turn]]:

@@ -1,0 +1,124 @@
+"""Decoding with bounded memory: what comes after the prompt is compressed too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from scenarios import PROMPT, left_padding, random_ids, with_attention
+from tape import tapes  # noqa: F401
+from tiny_models import tiny_model
+from torch import Tensor
+
+from catekv import CateKVModel, methods
+from catekv.cache.cache import RaggedCache
+from catekv.decode.step import DecodeStep, EagerStep
+from catekv.errors import UserError
+from catekv.prefill import layerwise
+
+BUDGET, EVERY, BUFFER, STEPS = 30, 16, 8, 70
+SNAPKV = {"name": "snapkv", "window": 8}
+
+
+def decoding(**options: Any) -> methods.Method:
+    given = {"budget": BUDGET, "every": EVERY, "buffer": BUFFER, "base": SNAPKV, **options}
+    return methods.create("decoding", **given)
+
+
+def prefilled(
+    model: Any, method: methods.Method, batch: int
+) -> tuple[RaggedCache, Tensor, Tensor | None]:
+    cache = RaggedCache(model.config, method, PROMPT)
+    mask = left_padding(batch, PROMPT) if batch > 1 else None
+    ids = random_ids(batch, PROMPT, seed=0)
+    return cache, layerwise.prefill(model, ids, cache, mask), mask
+
+
+@pytest.mark.usefixtures("tapes")
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("base", [SNAPKV, "keydiff"], ids=["snapkv", "keydiff"])
+def test_recorded_steps_hold_as_much_at_any_length(base: Any, batch: int) -> None:
+    """And decode what ordinary forwards decode; a recording serves from one event to the next."""
+    model = tiny_model("llama", num_hidden_layers=2)
+    cache, logits, mask = prefilled(model, decoding(base=base), batch)
+    ordinary = cache.fork()
+    eager = EagerStep(model, ordinary, mask)
+    step = DecodeStep(model, cache, EVERY, attention_mask=mask)
+    expected = logits
+    recordings, stored = set(), []
+    for index in range(STEPS):
+        tokens = expected.argmax(dim=-1, keepdim=True)
+        expected, found = eager(tokens), step(tokens)
+        assert float((expected - found).abs().max()) <= 2e-5
+        for layer, other in zip(cache.lengths(), ordinary.lengths(), strict=True):
+            assert torch.equal(layer, other)
+            assert int(layer.max()) <= BUDGET + EVERY
+        recordings.add(id(step._recording))
+        if index >= 2 * EVERY:
+            stored.append(cache.stored_bytes())
+    assert step.captured
+    assert len(recordings) + 1 >= STEPS // EVERY
+    assert cache.get_seq_length() == PROMPT + STEPS
+    per_token = cache.full_bytes() // (PROMPT + STEPS)
+    assert max(stored) - min(stored) <= EVERY * per_token
+    assert cache.stored_bytes() < 2 * (BUDGET + EVERY) * per_token
+
+
+def test_positions_are_those_of_the_tokens() -> None:
+    model = with_attention("llama", "catekv")
+    cache, logits, mask = prefilled(model, decoding(base="random_attention"), 3)
+    whole, _, _ = prefilled(model, methods.create("full"), 3)
+    steps = [EagerStep(model, one, mask) for one in (cache, whole)]
+    for index in range(4 * EVERY):
+        tokens = torch.full((3, 1), index + 3)
+        logits = torch.stack([step(tokens) for step in steps])
+    assert float(logits.std()) > 0.1
+    layer, other = cache.ragged_layers[0], whole.ragged_layers[0]
+    store: Any = layer.store
+    # the first layer's keys depend on the token and its position alone
+    for b, padding in enumerate(layer.padding_per_sequence()):
+        for head in range(store.prefix.kv_heads):
+            start, length = store.prefix.host_rows[b * store.prefix.kv_heads + head]
+            assert length == BUDGET
+            where = store.positions[start : start + length].long()
+            assert bool((where.diff() > 0).all())
+            end = PROMPT - padding + 4 * EVERY
+            assert where[-BUFFER:].tolist() == list(range(end - BUFFER, end))
+            prompt = other.prefix.row(b, head)[0]
+            every = torch.cat([prompt, other.buffer.views()[0][b, head]])
+            torch.testing.assert_close(store.prefix.row(b, head)[0], every[where])
+
+
+def test_a_protected_prompt_stays_and_must_fit() -> None:
+    model = CateKVModel(tiny_model("llama"))
+    method = decoding(base="random_attention", protect_prompt=True, rule="slack")
+    context = model.prefill(random_ids(1, 20, seed=0), method=method)
+    fork = context.fork()
+    step = EagerStep(model.model, fork.cache)
+    for token in range(3 * EVERY):
+        step(torch.tensor([[token + 1]]))
+    for layer in fork.cache.ragged_layers:
+        store: Any = layer.store
+        for start, length in store.prefix.host_rows:
+            assert store.positions[start : start + length].tolist()[:20] == list(range(20))
+            assert length == BUDGET
+    with pytest.raises(UserError, match=r"budget of 30 entries .* 25 tokens and the newest 8.*33"):
+        model.prefill(random_ids(1, 25, seed=0), method=method)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base": "h2o"}, "gives tokens no score"),
+        ({"base": "expected_attention"}, "scores by query_moments, which is recorded of a prompt"),
+        ({"budget": 5}, "budget 5 does not hold the newest 8 tokens"),
+        ({"base": "snapkv", "budget": 12}, "budget 12 does not hold the newest 32 tokens"),
+        ({"rule": "never"}, "unknown rule 'never'"),
+        ({"base": "tova", "budgets": "pyramid"}, "needs the same entries in every head"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        decoding(**options)
+    assert "\n" not in str(error.value)
