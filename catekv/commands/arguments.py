@@ -67,7 +67,7 @@ class Texts:
         return [
             piece
             for source in self.text
-            for piece in pieces_of(source, self.length, self.samples, tokenizer, seed)
+            for piece in pieces_of(source, self.length, self.samples, seed, tokenizer)
         ]
 
 

@@ -68,6 +68,11 @@ COMMANDS = (
         "catekv.commands.kvzap",
     ),
     ("mask", "Show, convert or make head masks.", "catekv.commands.mask"),
+    (
+        "heads",
+        "Which heads need their entries: measure, compare, import, export.",
+        "catekv.commands.heads",
+    ),
     ("tasks", "List tasks, or build their samples as JSONL.", "catekv.commands.tasks"),
     ("methods", "List methods and their options.", "catekv.commands.methods"),
     ("generate", "Ask questions about a text file.", "catekv.commands.generate"),

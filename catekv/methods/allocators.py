@@ -35,12 +35,17 @@ from catekv.methods.formulas.budgets import (
     pyramid_budgets,
 )
 from catekv.methods.head_mask import HeadMask
+from catekv.methods.loss_curves import LossCurves, read_curves
 from catekv.methods.options import assign, check_options, method_option
 from catekv.methods.registry import nearest
 from catekv.models.shape import ModelShape
 
 _FILES = (".json", ".yaml", ".yml")
 SLICE_SCALINGS = ("none", "zscore")
+_NEEDS_ALL_HEADS = (
+    "budgets of kind {!r} compare all heads, which no process of a tensor-parallel group has; "
+    "write the budgets into a table (CSV) and give that"
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,25 @@ class Demand:
         return self.shape.layers * self.shape.kv_heads
 
 
+def refuse_beyond_room(demand: Demand, total: int) -> None:
+    """Raise ``UserError`` for more tokens than a prompt has outside the edges."""
+    if not 0 <= total <= demand.room * demand.heads:
+        raise UserError(
+            f"cannot split {total} tokens outside the {demand.edges} always kept: the prompt "
+            f"has {demand.room} such tokens in each of {demand.heads} heads; change the total"
+        )
+
+
+def refuse_other_configuration(what: str, made_for: str | None, shape: ModelShape) -> None:
+    """Raise ``UserError`` where a file says that it was made with a model of another configuration
+    (:func:`catekv.models.shape.config_hash`)."""
+    if made_for and shape.config_hash and made_for != shape.config_hash:
+        raise UserError(
+            f"{what} were made with a model of configuration {made_for}, this one has "
+            f"{shape.config_hash}; use those of this model"
+        )
+
+
 @dataclass(frozen=True)
 class Budgets:
     """Base of the allocators."""
@@ -95,11 +119,7 @@ class Budgets:
         Raises:
             UserError: the prompt does not have so many tokens.
         """
-        if not 0 <= total <= demand.room * demand.heads:
-            raise UserError(
-                f"cannot split {total} tokens outside the {demand.edges} always kept: the prompt "
-                f"has {demand.room} such tokens in each of {demand.heads} heads; change the total"
-            )
+        refuse_beyond_room(demand, total)
         demand = dataclasses.replace(demand, budget=max(1, total // demand.heads))
         weights = self.weights(demand)
         return proportional(weights, total, "largest_remainder", demand.room, redistribute=True)
@@ -265,12 +285,7 @@ class Scored(Budgets):
     def validate(self, shape: ModelShape) -> None:
         """Also refuses scores whose file says that another model made them."""
         self.scores_for(shape)
-        made_for = self.scores.made_for
-        if made_for and shape.config_hash and made_for != shape.config_hash:
-            raise UserError(
-                f"{self.kind}: the scores were made with a model of configuration {made_for}, this "
-                f"one has {shape.config_hash}; use scores of this model"
-            )
+        refuse_other_configuration(f"{self.kind}: the scores", self.scores.made_for, shape)
 
     def table(self, demand: Demand) -> Tensor:
         if demand.budget >= demand.room:  # a prompt within the budget is kept whole in every head
@@ -281,10 +296,7 @@ class Scored(Budgets):
         )
 
     def for_heads(self, heads: slice) -> Budgets:
-        raise NeedsAllHeadsError(
-            f"budgets of kind {self.kind!r} compare the scores of all heads, which no process of a "
-            "tensor-parallel group has; write the budgets into a table (CSV) and give that"
-        )
+        raise NeedsAllHeadsError(_NEEDS_ALL_HEADS.format(self.kind))
 
 
 @dataclass(frozen=True)
@@ -337,8 +349,49 @@ class CoKVBudgets(Scored):
         return cokv_weights(scores, self.alpha)
 
 
+@dataclass(frozen=True)
+class Curves(Budgets):
+    """Every entry goes to the head whose measured loss it lowers most, over all layers and heads.
+
+    Args:
+        curves: file of ``catekv heads curves``, or its ``to_dict()``.
+        floor: share of an even budget that no head loses.
+    """
+
+    kind: ClassVar[str] = "curves"
+
+    curves: Any = method_option(
+        None, convert=read_curves, needs="measured loss curves; give curves=FILE"
+    )
+    floor: float = method_option(0.0, least=0, most=1)
+
+    def validate(self, shape: ModelShape) -> None:
+        own: LossCurves = self.curves
+        if (own.layers, own.kv_heads) != (shape.layers, shape.kv_heads):
+            raise UserError(
+                f"the loss curves are for {own.layers} layers x {own.kv_heads} KV heads but the "
+                f"model has {shape.layers} layers x {shape.kv_heads} KV heads; use curves of this "
+                "model"
+            )
+        refuse_other_configuration("the loss curves", own.made_for, shape)
+
+    def table(self, demand: Demand) -> Tensor:
+        return self.exact_table(demand, min(demand.budget, demand.room) * demand.heads)
+
+    def exact_table(self, demand: Demand, total: int) -> Tensor:
+        self.validate(demand.shape)
+        refuse_beyond_room(demand, total)
+        return self.curves.split(total, demand.room, self.floor)
+
+    def for_heads(self, heads: slice) -> Budgets:
+        raise NeedsAllHeadsError(_NEEDS_ALL_HEADS.format(self.kind))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "curves": self.curves.to_dict(), "floor": self.floor}
+
+
 KINDS: dict[str, type[Budgets]] = {
-    cls.kind: cls for cls in (Uniform, Pyramid, Table, Mask, HeadKVBudgets, CoKVBudgets)
+    cls.kind: cls for cls in (Uniform, Pyramid, Table, Mask, HeadKVBudgets, CoKVBudgets, Curves)
 }
 
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.files import read_arrays, read_object, read_text, write_arrays, write_atomically
+from catekv.files import read_arrays, read_object, write_arrays, write_atomically
+from catekv.methods.head_tables import read_numbers, read_table
 from catekv.methods.head_votes import (
     STANDARD_RATIOS,
     adaptive_count,
@@ -417,25 +418,8 @@ def _describe_files(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: {**shared, **own} for name, own in meta.get("files", {}).items()}
 
 
-def _read_table(path: Path, separator: str) -> list[list[str]]:
-    try:
-        lines = read_text(path).splitlines()
-    except UserError as error:
-        raise UserError(f"{error}; pass a head mask file") from error
-    rows = [[cell.strip() for cell in line.split(separator)] for line in lines if line.strip()]
-    if not rows:
-        raise UserError(f"{path} is empty; make the mask again with ./run_headmask.sh")
-    for number, row in enumerate(rows):
-        if len(row) != len(rows[0]):
-            raise UserError(
-                f"{path} line {number + 1} has {len(row)} values, line 1 has {len(rows[0])}; the "
-                "file is torn or no head mask"
-            )
-    return rows
-
-
 def _load_csv(path: Path, ratio: float | None) -> HeadMask:
-    rows = _read_table(path, ",")
+    rows = read_table(path, ",")
     wrong = next((cell for row in rows for cell in row if cell not in ("0", "1")), None)
     if wrong is not None:
         raise UserError(
@@ -456,25 +440,11 @@ def _load_csv(path: Path, ratio: float | None) -> HeadMask:
     return HeadMask(torch.tensor([[cell == "1" for cell in row] for row in rows]), meta)
 
 
-def _read_gates(path: Path) -> Tensor:
-    rows = _read_table(path, "\t")
-    try:
-        gates = torch.tensor([[float(cell) for cell in row] for row in rows], dtype=torch.float64)
-        if not bool(gates.isfinite().all()):
-            raise ValueError("a gate is not finite")
-        return gates
-    except ValueError as error:
-        raise UserError(
-            f"{path} holds something that is no finite number; a DuoAttention pattern is gates, "
-            "tab separated, one line per layer"
-        ) from error
-
-
 def _load_duo(path: Path, ratio: float | None) -> HeadMask:
     if ratio is None:
         raise UserError(f"{path} holds gate values, not a mask; say which share with ratio=0.4")
     meta = {"recipe": {"kind": "duo_attention"}, "source": path.name}
-    return HeadMask.from_scores(_read_gates(path), ratio, **meta)
+    return HeadMask.from_scores(read_numbers(path, "\t"), ratio, **meta)
 
 
 def _nested_order(files: Iterable[Path]) -> tuple[int, ...] | None:

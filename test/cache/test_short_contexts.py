@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
-import torch
 from tiny_models import tiny_model
 
 from catekv import methods
-from catekv.methods.head_mask import HeadMask
+from catekv.methods.options import rules_of
 from catekv.methods.per_sequence import together
 from catekv.model import CateKVModel
 
 #: cannot be made without a file, or not used with a cache at all
 LEFT_OUT = {"atskv", "pyramidinfer", "duo_attention"}
+#: options that stand for what is made for a model first, though their kind does not say so
+MADE_FIRST = {"head_mask", "untrained"}
 QUESTION = [5, 6]
 
 
@@ -25,13 +25,12 @@ def model() -> CateKVModel:
 
 
 def made(name: str, model: CateKVModel, **options: Any) -> methods.Method:
-    known = {item.name for item in dataclasses.fields(methods.method_class(name))}
-    shape = model.shape
-    if "head_mask" in known:
-        options["head_mask"] = HeadMask.random(shape, 0.4)
-    if "scores" in known:
-        options["scores"] = torch.rand(shape.layers, shape.kv_heads).tolist()
-    return methods.create(name, **options)
+    kind = methods.method_class(name)
+    needed = {option for option, rule in rules_of(kind).items() if rule.needs} | MADE_FIRST
+    assert kind.example is not None
+    shown = kind.example.options("small", model.shape)
+    given = {option: value for option, value in shown.items() if option in needed}
+    return methods.create(name, **{**given, **options})
 
 
 def answers(model: CateKVModel, method: methods.Method, *asked: tuple[int, int]) -> list[Any]:

@@ -27,8 +27,8 @@ from catekv.methods.head_mask import HeadMask
 REPOSITORY = Path(__file__).resolve().parents[2]
 EDGES = "catekv:init_tokens=8,recent_tokens=16,guard_tokens=8,window=16"
 COMMANDS = (
-    "evaluate", "fidelity", "efficiency", "calibrate", "mask", "tasks", "methods", "generate",
-    "plan", "report", "doctor",
+    "evaluate", "fidelity", "efficiency", "calibrate", "heads", "mask", "tasks", "methods",
+    "generate", "plan", "report", "doctor",
 )  # fmt: skip
 
 Run = Callable[..., int]

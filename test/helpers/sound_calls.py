@@ -29,6 +29,11 @@ CALLS = (
     "doctor --model {model} --mask {mask}",
     "mask show {mask} --ratio 0.5",
     "mask convert {mask} {new} --ratios 0.5",
+    "heads curves {model} --texts {text} --length 96 --later 8 --samples 1 "
+    "--selector snapkv:window=8 --quiet --output {new}",
+    "heads compare a={mask} b={cvs} --ratio 0.5 --output {new}",
+    "heads import {heads} --shape 2x2x4 --output {new}",
+    "heads export {mask} --to tangram --group-size 2 --ratio 0.5 --output {new}",
     "mask random {new} --layers 2 --kv-heads 2 --ratio 0.5 --seed 3",
     "generate --model {model} --context {text} --question Who? --method snapkv:budget=16 "
     "--max-new-tokens 2 --temperature 1 --top-k 3 --top-p 0.9 --seed 1",
@@ -113,7 +118,7 @@ CALLS = (
 
 
 #: commands with actions, each of which has options of its own
-NESTED = ("mask", "cokv", "atskv")
+NESTED = ("mask", "heads", "cokv", "atskv")
 #: files of the user in a run folder, with names close to the toolkit's own
 FOREIGN = ("summary.docx", "samples_train.jsonl", "thesis.partial")
 

@@ -25,6 +25,10 @@ WRITTEN = {
     "mask": {"kind": "mask", "mask": MASK},
     "headkv": {"kind": "headkv", "scores": SCORES, "beta": 1.2},
     "cokv": {"kind": "cokv", "scores": SCORES, "alpha": 2, "rounding": "largest_remainder"},
+    "curves": {
+        "kind": "curves",
+        "curves": {"shares": [0, 0.25, 1], "losses": [[[3, s, 0] for s in row] for row in SCORES]},
+    },
 }
 
 

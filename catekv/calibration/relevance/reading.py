@@ -32,11 +32,11 @@ class _Visit(Method):
     in memory."""
 
     visit: Callable[[Observed], None] = field(kw_only=True)
-    window: int = field(kw_only=True)
+    looked_at: Needs = field(kw_only=True)
 
     @property
     def needs(self) -> Needs:
-        return Needs(window=self.window, column_sums=True, hidden_states=True)
+        return self.looked_at
 
     def budget_table(self, tokens: int, shape: ModelShape) -> torch.Tensor:
         return torch.ones(shape.layers, shape.kv_heads, dtype=torch.int64)
@@ -52,13 +52,19 @@ class _Visit(Method):
 
 
 def visit_layers(
-    model: CateKVModel, text: Text, visit: Callable[[Observed], None], chunk_size: int = 8192
+    model: CateKVModel,
+    text: Text,
+    visit: Callable[[Observed], None],
+    chunk_size: int = 8192,
+    needs: Needs | None = None,
 ) -> None:
     """Read a text and call ``visit`` for every layer, first to last; one layer is held at a time.
 
-    ``visit`` gets the whole text, with the queries of its later tokens.
+    ``visit`` gets the whole text, with what it ``needs``; default: the queries of its later tokens,
+    received attention and hidden states.
     """
-    method = _Visit(visit=visit, window=len(text.later))
+    default = Needs(window=len(text.later), column_sums=True, hidden_states=True)
+    method = _Visit(visit=visit, looked_at=needs or default)
     model.prefill([*text.context, *text.later], method=method, chunk_size=chunk_size)
 
 

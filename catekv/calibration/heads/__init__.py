@@ -1,0 +1,1 @@
+"""Which heads of a model need their entries: measured, compared, exchanged with other projects."""

@@ -1,0 +1,176 @@
+"""``catekv heads``: which heads of a model need their entries."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from tqdm import tqdm
+
+from catekv.calibration.heads.comparison import (
+    columns_at_equal_bytes,
+    compare_heads,
+    measured_cells,
+    table_of,
+)
+from catekv.calibration.heads.curves import measure_curves, read_texts, selector_of
+from catekv.calibration.heads.exchange import FORMATS, read_heads
+from catekv.calibration.heads.formats.asked import Asked
+from catekv.calibration.heads.formats.known_model import KnownModel
+from catekv.calibration.heads.head_scores import HeadScores
+from catekv.commands.arguments import PROGRESS
+from catekv.commands.heads_arguments import (
+    COMPARED,
+    CURVES,
+    EXPORTED,
+    IMPORTED,
+    KNOWN,
+    MEASURED,
+    REQUEST,
+    Compared,
+)
+from catekv.commands.schema import Action
+from catekv.errors import UserError
+from catekv.evaluation.tables import plain_table
+from catekv.files import write_json, write_table
+
+
+def _curves(arguments: argparse.Namespace) -> int:
+    from catekv.evaluation.records import environment
+    from catekv.evaluation.run.session import model_path, open_model, revision_of
+
+    asked, settings = MEASURED.read(arguments), CURVES.read(arguments)
+    request = REQUEST.read(arguments, model=asked.model)
+    selector_of(settings.selector)  # refused before a model is loaded
+    model = open_model(request, for_text=True)
+    texts = read_texts(model, settings, request.chat_template)
+    path = model_path(request)
+    origin = {
+        "model": "embedded" if request.embedded else path,
+        "model_hash": environment.model_identity(path, revision_of(model)),
+    }
+    with tqdm(total=len(texts), disable=arguments.quiet, desc="curves", unit="text") as bar:
+        scores = measure_curves(model, texts, settings, origin=origin, advance=bar.update)
+    scores.save(asked.output)
+    print(describe(scores))
+    print(f"Curves: {asked.output}")
+    print(f"Use them: --methods curvekv:curves={asked.output},keep=0.25")
+    return 0
+
+
+def describe(scores: HeadScores, shown: int = 5) -> str:
+    """The heads that are worth most and least, with their intervals."""
+    values, bounds = scores.scores, scores.intervals()
+    order = values.argsort(axis=None, kind="stable")[::-1].tolist()
+
+    def line(place: int) -> str:
+        head = divmod(place, scores.shape[1])
+        text = f"  layer {head[0]} head {head[1]}: {values[head]:.4g}"
+        return (
+            text if bounds is None else f"{text} ({bounds[0][head]:.4g} .. {bounds[1][head]:.4g})"
+        )
+
+    title = (
+        f"{values.size} heads ({scores.shape[0]} layers x {scores.shape[1]}), "
+        f"{len(scores.samples)} samples, {scores.recipe.get('seconds', '?')} s"
+    )
+    most, least = map(line, order[:shown]), map(line, order[-shown:])
+    return "\n".join([title, "most", *most, "least", *least])
+
+
+def _asked(arguments: argparse.Namespace) -> Asked:
+    known = KNOWN.read(arguments)
+    own = ("trust_pickle", "group_size", "scope", "tokens")
+    told = {name: getattr(arguments, name) for name in own if name in arguments}
+    return Asked(KnownModel.of(known.model, known.shape), known.ratio, **told)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    asked = IMPORTED.read(arguments)
+    scores = read_heads(asked.path, _asked(arguments), asked.form, asked.query_heads)
+    print(describe(scores))
+    print(f"Heads: {scores.save(asked.output)}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    asked = EXPORTED.read(arguments)
+    told = _asked(arguments)
+    scores = read_heads(asked.path, told)
+    written = FORMATS[asked.form].write(scores, asked.output, told)
+    print(f"{asked.form}: {written}")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    asked = COMPARED.read(arguments)
+    told = Asked(ratio=asked.ratio)
+    files = {named[0] or named[2]: Path(named[2]) for named in map(_named, asked.heads)}
+    if len(files) < len(asked.heads):
+        raise UserError("two head files have one name; give each another, NAME=FILE")
+    comparison = compare_heads(
+        {name: read_heads(path, told) for name, path in files.items()}, asked.ratio
+    )
+    header, cells = table_of(comparison)
+    budget = asked.budget or max(1, asked.length // 8)
+    columns = columns_at_equal_bytes(
+        comparison, files, asked.output / "masks", asked.length, budget
+    )
+    methods = write_json(asked.output / "methods.json", columns)
+    words = _measuring_words(asked, methods)
+    if asked.measure:
+        from catekv.commands.cli import main
+
+        for line in words.values():
+            if main(line) != 0:
+                return 1
+        found = measured_cells(asked.output / "accuracy", asked.output / "fidelity")
+        header += ["accuracy", "KL"]
+        cells = [[*row, *found[row[0]]] for row in cells] + [
+            [column["label"], column["name"], *[""] * (len(header) - 4), *found[column["label"]]]
+            for column in columns
+            if column["name"] == "curvekv"
+        ]
+    write_table(asked.output / "heads.csv", header, cells)
+    rows = [row.to_dict() for row in comparison.rows]
+    write_json(asked.output / "heads.json", {"ratio": asked.ratio, "heads": rows})
+    print(plain_table(header, cells))
+    print("Columns of names: correlation of ranks, and share of the full heads in common.")
+    print(f"Table: {asked.output} (heads.csv, heads.json, masks, methods.json)")
+    if not asked.measure:
+        for what, line in words.items():
+            print(f"{what.capitalize()}: {shlex.join(['catekv', *line])}")
+    return 0
+
+
+def _named(text: str) -> tuple[str, str, str]:
+    name, equals, path = text.rpartition("=")
+    # the last parts of a path tell files of the same name apart
+    shown = "-".join(Path(path).with_suffix("").parts[-2:]).strip("/")
+    return (name if equals else shown, equals, path)
+
+
+def _measuring_words(asked: Compared, methods: Path) -> dict[str, list[str]]:
+    """The commands that measure accuracy and fidelity of all columns."""
+    model = [] if asked.model is None else ["--model", asked.model]
+    common = [*model, "--methods", str(methods), "--lengths", str(asked.length)]
+    common += ["--samples", str(asked.samples), "--tasks", *asked.tasks]
+    return {
+        name: [command, *common, "--output", str(asked.output / name)]
+        for name, command in (("accuracy", "evaluate"), ("fidelity", "fidelity"))
+    }
+
+
+OPTIONS = {
+    "curves": Action(
+        "measure what every head loses at every share of its entries",
+        (MEASURED, CURVES, REQUEST, PROGRESS),
+        _curves,
+    ),
+    "compare": Action(
+        "several head files of one model side by side, at equal bytes", (COMPARED,), _compare
+    ),
+    "import": Action("a head file of another project", (IMPORTED, KNOWN), _import),
+    "export": Action("heads for another project", (EXPORTED, KNOWN), _export),
+}
