@@ -15,7 +15,7 @@ from catekv.methods.per_sequence import together
 from catekv.model import CateKVModel
 
 #: cannot be made without a file, or not used with a cache at all
-LEFT_OUT = {"atskv", "pyramidinfer", "duo_attention"}
+LEFT_OUT = {"pyramidinfer", "duo_attention"}
 QUESTION = [5, 6]
 
 
@@ -29,6 +29,8 @@ def made(name: str, model: CateKVModel, **options: Any) -> methods.Method:
     shape = model.shape
     if "head_mask" in known:
         options["head_mask"] = HeadMask.random(shape, 0.4)
+    if "untrained" in known:
+        options["untrained"] = True
     if "scores" in known:
         options["scores"] = torch.rand(shape.layers, shape.kv_heads).tolist()
     return methods.create(name, **options)
