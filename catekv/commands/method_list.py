@@ -106,7 +106,8 @@ def render_table(methods: Sequence[dict[str, Any]]) -> str:
     lines = [f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows]
     advice = (
         "`catekv methods NAME` explains a method's options, --details all methods. A head mask "
-        "is made by `catekv calibrate`, scores by `catekv cokv`, predictors by `catekv atskv`."
+        "is made by `catekv calibrate`, scores by `catekv cokv`, predictors by `catekv atskv`, "
+        "query statistics by `catekv triattention`."
     )
     return "\n".join([*lines, "", *textwrap.wrap(advice, _WIDTH)])
 
