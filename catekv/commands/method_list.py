@@ -109,7 +109,8 @@ def render_table(methods: Sequence[dict[str, Any]]) -> str:
     advice = (
         "`catekv methods NAME` explains a method's options, --details all methods. A head mask "
         "is made by `catekv calibrate`, scores by `catekv cokv`, curves by `catekv heads`, "
-        "predictors by `catekv atskv` and `catekv kvzap`."
+        "predictors by `catekv atskv` and `catekv kvzap`, query statistics by "
+        "`catekv triattention`."
     )
     return "\n".join([*lines, "", *textwrap.wrap(advice, _WIDTH)])
 

@@ -66,6 +66,27 @@ def test_recorded_steps_hold_as_much_at_any_length(base: Any, batch: int) -> Non
     assert cache.stored_bytes() < 2 * (BUDGET + EVERY) * per_token
 
 
+@pytest.mark.parametrize("steps", [300, pytest.param(32_768, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method",
+    [decoding(), decoding(base="random_attention", rule="multiple"),
+     methods.create("r_kv", budget=BUDGET, every=EVERY)],
+    ids=["snapkv", "random", "r_kv"],
+)  # fmt: skip
+def test_stored_bytes_are_constant_at_any_length(method: methods.Method, steps: int) -> None:
+    model = tiny_model("llama", num_hidden_layers=1)
+    cache, _, _ = prefilled(model, method, 1)
+    step = EagerStep(model, cache)
+    stored = []
+    for index in range(steps):
+        step(torch.tensor([[3 + index % 90]]))
+        if index >= 2 * EVERY:
+            stored.append(cache.stored_bytes())
+    one_buffer = EVERY * cache.full_bytes() // (PROMPT + steps)
+    assert max(stored) - min(stored) <= one_buffer
+    assert max(stored) < 4 * one_buffer
+
+
 def test_positions_are_those_of_the_tokens() -> None:
     model = with_attention("llama", "catekv")
     cache, logits, mask = prefilled(model, decoding(base="random_attention"), 3)
