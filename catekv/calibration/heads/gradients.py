@@ -29,10 +29,13 @@ def output_gradients(model: CateKVModel, text: Text) -> dict[int, Tensor]:
 
         return record
 
+    attentions: list[Any] = [
+        getattr(layer, "self_attn", None) for layer in decoder_layers(model.model)
+    ]
     hooks = [
-        layer.self_attn.o_proj.register_forward_pre_hook(recorder(index))
-        for index, layer in enumerate(decoder_layers(model.model))
-        if hasattr(getattr(layer, "self_attn", None), "o_proj")
+        attention.o_proj.register_forward_pre_hook(recorder(index))
+        for index, attention in enumerate(attentions)
+        if hasattr(attention, "o_proj")
     ]
     later = len(text.later)
     ids = torch.tensor([[*text.context, *text.later]], device=model.device)
