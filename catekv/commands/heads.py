@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm import tqdm
@@ -114,11 +115,11 @@ def _compare(arguments: argparse.Namespace) -> int:
     )
     header, cells = table_of(comparison)
     budget = asked.budget or max(1, asked.length // 8)
-    columns = columns_at_equal_bytes(
+    columns, masks = columns_at_equal_bytes(
         comparison, files, asked.output / "masks", asked.length, budget
     )
     methods = write_json(asked.output / "methods.json", columns)
-    words = _measuring_words(asked, methods)
+    words = _measuring_words(asked, methods, masks)
     if asked.measure:
         from catekv.commands.cli import main
 
@@ -151,10 +152,14 @@ def _named(text: str) -> tuple[str, str, str]:
     return (name if equals else shown, equals, path)
 
 
-def _measuring_words(asked: Compared, methods: Path) -> dict[str, list[str]]:
+def _measuring_words(
+    asked: Compared, methods: Path, masks: Mapping[str, Path]
+) -> dict[str, list[str]]:
     """The commands that measure accuracy and fidelity of all columns."""
     model = [] if asked.model is None else ["--model", asked.model]
     common = [*model, "--methods", str(methods), "--lengths", str(asked.length)]
+    for item in masks.items():
+        common += ["--mask", "=".join(map(str, item))]
     common += ["--samples", str(asked.samples), "--tasks", *asked.tasks]
     return {
         name: [command, *common, "--output", str(asked.output / name)]

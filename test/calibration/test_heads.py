@@ -212,7 +212,9 @@ def test_estimates_are_compared_with_as_many_full_heads_and_with_random_ones(
     printed = capsys.readouterr().out
     assert "catekv evaluate --methods" in printed
     masked = parse_methods([str(tmp_path / "out" / "methods.json")])[1:]
-    made = [methods.create(column.name, **column.options) for column in masked]
+    assert [column.options["mask"] for column in masked] == ["a", masked[1].label, "random"]
+    folders = [tmp_path / "out" / "masks" / column.label for column in masked]
+    made = [methods.create("catekv", head_mask=one, budget=128) for one in folders]
     assert len({one.total_kept(1024, ModelShape(2, 10, 5, 8)) for one in made}) == 1
     with pytest.raises(UserError, match="compare heads of one model"):
         compare_heads({"a": first, "c": HeadScores(scores.T, {})}, 0.3)

@@ -139,26 +139,28 @@ def _pair(row: Row, name: str) -> str:
 
 def columns_at_equal_bytes(
     comparison: Comparison, files: Mapping[str, Path], folder: Path, tokens: int, budget: int
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[str, Path]]:
     """Methods as :func:`catekv.evaluation.columns.specification.parse_methods` reads them from a
     file: ``catekv`` with the mask of every estimate, and ``curvekv`` with every file of loss
-    curves at the same number of entries of ``tokens`` tokens. Masks are written into ``folder``.
+    curves at the same number of entries of ``tokens`` tokens. Beside them the masks by name, which
+    are written into ``folder``.
 
     Args:
         files: where each estimate was read from.
         budget: entries that a head keeps which is not full.
     """
     columns: list[dict[str, Any]] = [{"name": "full"}]
+    masks: dict[str, Path] = {}
     for row in comparison.rows:
         mask = comparison.masks[row.name]
-        path = mask.save(folder / row.name)
+        masks[row.name] = mask.save(folder / row.name)
         share = mask.ratio + (1 - mask.ratio) * min(1.0, budget / tokens)
-        options = {"head_mask": str(path), "ratio": comparison.ratio, "budget": budget}
+        options = {"mask": row.name, "budget": budget}
         columns.append({"label": row.name, "name": "catekv", **options})
         if row.kind == LOSS_CURVES:
             curves = {"curves": str(files[row.name]), "keep": round(share, 6)}
             columns.append({"label": f"{row.name}-budgets", "name": "curvekv", **curves})
-    return columns
+    return columns, masks
 
 
 def measured_cells(evaluation: Path, fidelity: Path) -> dict[str, list[str]]:

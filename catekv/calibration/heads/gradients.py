@@ -29,14 +29,13 @@ def output_gradients(model: CateKVModel, text: Text) -> dict[int, Tensor]:
 
         return record
 
-    projections = [
-        getattr(getattr(layer, "self_attn", None), "o_proj", None)
-        for layer in decoder_layers(model.model)
+    attentions: list[Any] = [
+        getattr(layer, "self_attn", None) for layer in decoder_layers(model.model)
     ]
     hooks = [
-        projection.register_forward_pre_hook(recorder(index))
-        for index, projection in enumerate(projections)
-        if isinstance(projection, torch.nn.Module)
+        attention.o_proj.register_forward_pre_hook(recorder(index))
+        for index, attention in enumerate(attentions)
+        if hasattr(attention, "o_proj")
     ]
     later = len(text.later)
     ids = torch.tensor([[*text.context, *text.later]], device=model.device)
