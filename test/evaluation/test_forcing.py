@@ -32,6 +32,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     "simcalkv_cam": {"ratio": 0.0},
     "simcalkv_pyramidinfer": {"ratio": 0.0, "step": 0.0},
     "pyramidinfer_kv": {"least_ratio": 1.0, "decode": False},
+    "kvzap": {"untrained": True, "budget": 999},
     "atskv": {"budget": 999, "untrained": True, "predictor_width": 5, "feature_dim": 16,
               "lsh_bits": 2},
 }  # fmt: skip
