@@ -12,6 +12,7 @@ from tiny_models import tiny_model
 from catekv import methods
 from catekv.methods.head_mask import HeadMask
 from catekv.methods.per_sequence import together
+from catekv.methods.triattention import example_statistics
 from catekv.model import CateKVModel
 
 #: cannot be made without a file, or not used with a cache at all
@@ -31,6 +32,8 @@ def made(name: str, model: CateKVModel, **options: Any) -> methods.Method:
         options["head_mask"] = HeadMask.random(shape, 0.4)
     if "scores" in known:
         options["scores"] = torch.rand(shape.layers, shape.kv_heads).tolist()
+    if "statistics" in known:
+        options["statistics"] = example_statistics(shape)["statistics"]
     return methods.create(name, **options)
 
 
@@ -65,6 +68,8 @@ def test_every_method_takes_the_shortest_contexts(name: str, model: CateKVModel)
         ("keepkv", {"budget": 8}),
         ("atskv_rocket_kv", {"budget": 1}),
         ("snapkv", {"budget": 1}),
+        ("decoding", {"budget": 2, "every": 1}),
+        ("r_kv", {"budget": 8, "every": 2}),
         ("quest", {"budget": 2, "page": 2, "full_layers": 0}),
         ("rocketkv", {"budget": 2, "window": 1}),
         ("atskv", {"untrained": True}),
