@@ -13,7 +13,7 @@ from catekv.methods.per_sequence import together
 from catekv.model import CateKVModel
 
 #: cannot be made without a file, or not used with a cache at all
-LEFT_OUT = {"atskv", "pyramidinfer", "duo_attention"}
+LEFT_OUT = {"pyramidinfer", "duo_attention"}
 #: options that stand for what is made for a model first, though their kind does not say so
 MADE_FIRST = {"head_mask", "untrained"}
 QUESTION = [5, 6]
@@ -64,6 +64,8 @@ def test_every_method_takes_the_shortest_contexts(name: str, model: CateKVModel)
         ("keepkv", {"budget": 8}),
         ("atskv_rocket_kv", {"budget": 1}),
         ("snapkv", {"budget": 1}),
+        ("decoding", {"budget": 2, "every": 1}),
+        ("r_kv", {"budget": 8, "every": 2}),
         ("quest", {"budget": 2, "page": 2, "full_layers": 0}),
         ("rocketkv", {"budget": 2, "window": 1}),
         ("atskv", {"untrained": True}),
