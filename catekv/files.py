@@ -17,6 +17,7 @@ import stat
 import sys
 import tempfile
 import textwrap
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -266,10 +267,10 @@ def read_arrays(path: str | os.PathLike[str], remedy: str = "make it again") -> 
 
     data = io.BytesIO(read_bytes(path))
     try:
-        content = np.load(data, allow_pickle=False)
-        if not isinstance(content, np.lib.npyio.NpzFile):
+        if not zipfile.is_zipfile(data):  # numpy would take it for a pickle, and say how to load it
             raise UserError(f"{path} is no npz archive of arrays; {remedy}")
-        with content:
+        data.seek(0)
+        with np.load(data, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
     except UserError:
         raise

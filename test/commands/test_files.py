@@ -205,8 +205,11 @@ def test_a_plain_array_is_no_archive(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     with path.open("wb") as stream:
         np.save(stream, np.zeros(3))
-    with pytest.raises(UserError, match="no npz archive"):
-        files.read_arrays(path)
+    other = tmp_path / "text.npz"
+    other.write_text("# a text, which numpy takes for a pickle\n")
+    for one in (path, other):
+        with pytest.raises(UserError, match="no npz archive"):
+            files.read_arrays(one)
 
 
 @pytest.mark.parametrize(
