@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from required_options import required_options
 from tiny_models import tiny_model
 
 from catekv import methods
-from catekv.methods.options import rules_of
 from catekv.methods.per_sequence import together
 from catekv.model import CateKVModel
 
 #: cannot be made without a file, or not used with a cache at all
 LEFT_OUT = {"pyramidinfer", "duo_attention"}
-#: options that stand for what is made for a model first, though their kind does not say so
-MADE_FIRST = {"head_mask", "untrained"}
 QUESTION = [5, 6]
 
 
@@ -25,12 +23,7 @@ def model() -> CateKVModel:
 
 
 def made(name: str, model: CateKVModel, **options: Any) -> methods.Method:
-    kind = methods.method_class(name)
-    needed = {option for option, rule in rules_of(kind).items() if rule.needs} | MADE_FIRST
-    assert kind.example is not None
-    shown = kind.example.options("small", model.shape)
-    given = {option: value for option, value in shown.items() if option in needed}
-    return methods.create(name, **{**given, **options})
+    return methods.create(name, **{**required_options(name, model.shape), **options})
 
 
 def answers(model: CateKVModel, method: methods.Method, *asked: tuple[int, int]) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import masked_reference
 import pytest
 import torch
+from required_options import required_options
 from scenarios import random_ids
 from tiny_models import LAYERS, RandomKeep, tiny_model
 
@@ -15,7 +16,7 @@ from catekv import CateKVModel, methods
 from catekv.errors import UserError
 from catekv.evaluation.fidelity.measuring import divergences
 from catekv.evaluation.run.forcing import forced, log_likelihoods, reads_by_step
-from catekv.methods import Needs, create
+from catekv.methods import Method, Needs, create
 from catekv.methods.head_mask import HeadMask
 
 PROMPT = 48
@@ -24,20 +25,17 @@ SHAPE = (LAYERS, 2)
 WHOLE: dict[str, dict[str, Any]] = {
     "full": {},
     "catekv": {"head_mask": HeadMask(torch.ones(SHAPE))},
-    "headkv": {"budget": 999, "scores": [[1.0, 2.0]] * LAYERS},
-    "cokv": {"budget": 999, "scores": [[1.0, 2.0]] * LAYERS},
     "duo_attention": {"pattern": [[1.0, 0.0]] * LAYERS, "sinks": 2, "recent": 999},
     "simcalkv": {"ratio": 0.0},
     "simcalkv_keepkv": {"ratio": 0.0},
     "simcalkv_cam": {"ratio": 0.0},
     "simcalkv_pyramidinfer": {"ratio": 0.0, "step": 0.0},
     "pyramidinfer_kv": {"least_ratio": 1.0, "decode": False},
-    "kvzap": {"untrained": True, "budget": 999},
     "atskv": {"budget": 999, "untrained": True, "predictor_width": 5, "feature_dim": 16,
               "lsh_bits": 2},
 }  # fmt: skip
 #: a store on the device reads its entries in another order than a prefix
-ROUNDING = {"h2o", "cam", "keepkv"}
+ROUNDING = {"h2o", "cam", "keepkv", "decoding", "r_kv", "triattention"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def model() -> CateKVModel:
 
 @pytest.fixture(scope="module")
 def dense(model: CateKVModel) -> Any:
-    made = [create(name, **options_of(name)) for name in usable()]
+    made = [whole(name, model) for name in usable()]
     return model.observe(random_ids(1, PROMPT, seed=1), needs=Needs.of_all(made))
 
 
@@ -56,8 +54,10 @@ def usable() -> list[str]:
     return [name for name in methods.available() if name not in ("pyramidinfer", "shadowkv")]
 
 
-def options_of(name: str) -> dict[str, Any]:
-    return WHOLE.get(name, {"budget": 999})
+def whole(name: str, model: CateKVModel) -> Method:
+    """The method keeping everything."""
+    options = WHOLE.get(name, {"budget": 999})
+    return create(name, **{**required_options(name, model.shape), **options})
 
 
 @pytest.mark.parametrize("name", usable())
@@ -65,7 +65,7 @@ def test_a_method_that_keeps_everything_says_what_the_full_cache_says(
     model: CateKVModel, dense: Any, name: str
 ) -> None:
     target = random_ids(1, 6, seed=2).tolist()
-    context = dense.compress(create(name, **options_of(name)))
+    context = dense.compress(whole(name, model))
     singly = reads_by_step(context)
     (full,) = forced(model, dense.compress(create("full")), target, singly=singly)
     (found,) = forced(model, context, target, singly=singly)

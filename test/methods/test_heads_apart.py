@@ -8,39 +8,31 @@ from typing import Any
 
 import pytest
 import torch
+from required_options import required_options
 
 from catekv import kernels, methods
 from catekv.errors import NeedsAllHeadsError
 from catekv.methods.base import Method, Observed, Selection
 from catekv.methods.formulas.query_moments import QueryMoments
 from catekv.methods.head_mask import HeadMask
-from catekv.methods.triattention import example_statistics
 from catekv.models.rotation import Rotation
 from catekv.models.shape import ModelShape
 
 LAYERS, HEADS, GROUP, TOKENS, DIM = 2, 4, 2, 160, 16
 HALVES = (slice(0, 2), slice(2, 4))
 MASK = HeadMask.random((LAYERS, HEADS), 0.5, seed=0)
-SCORES = [[0.1, 0.4, 0.2, 0.3], [0.4, 0.1, 0.3, 0.2]]
 #: sizes that leave something to choose
 OPTIONS: dict[str, dict[str, Any]] = {
     "catekv": {
         "head_mask": MASK, "budget": 40, "init_tokens": 4, "recent_tokens": 8, "guard_tokens": 4,
         "window": 8,
     },
-    "atskv": {"untrained": True},
-    "kvzap": {"untrained": True, "budget": 40, "window": 8},
     "duo_attention": {"pattern": MASK, "sinks": 4, "recent": 16},
-    "headkv": {"scores": SCORES, "budget": 40, "window": 8},
-    "triattention": {
-        **example_statistics(ModelShape(LAYERS, HEADS * GROUP, HEADS, DIM)), "budget": 40,
-    },
-    "cokv": {"scores": SCORES, "budget": 40, "window": 8},
 }  # fmt: skip
 #: removes tokens from the hidden states, which a cache cannot do; refused on construction
 NO_CACHE = {"pyramidinfer"}
 COMPARES = {
-    "adakv", "atskv", "atskv_dynamic_kv", "atskv_rocket_kv", "cam", "chunkkv", "cokv",
+    "adakv", "atskv", "atskv_dynamic_kv", "atskv_rocket_kv", "cam", "chunkkv", "cokv", "curvekv",
     "defensivekv", "dynamickv", "headkv", "kvzap", "kvzip", "pyramidinfer_kv",
     "random_attention", "simcalkv_cam", "tova",
 }  # fmt: skip
@@ -49,9 +41,10 @@ NAMES = [name for name in methods.available() if name not in NO_CACHE]
 
 def method(name: str) -> Method:
     known = {item.name for item in dataclasses.fields(methods.method_class(name))}
-    common = {"budget": 40, "window": 8}
-    options = OPTIONS.get(name, {key: common[key] for key in common if key in known})
-    return methods.create(name, **options)
+    common = {"budget": 40, "window": 8, "protect_prompt": False}
+    given = required_options(name, ModelShape(LAYERS, HEADS * GROUP, HEADS, DIM))
+    given |= {key: common[key] for key in common if key in known}
+    return methods.create(name, **OPTIONS.get(name, given))
 
 
 def observed(method: Method, heads: slice) -> list[Observed]:

@@ -9,7 +9,7 @@ from catekv.evaluation.records.records import Record
 
 def rescored(record: Record) -> Record:
     """The record with the scores of this version's metrics; a failed one as it is."""
-    from catekv.evaluation.records.scored import scored
+    from catekv.evaluation.run.asking import scored
     from catekv.tasks.core.sample import Sample
 
     if record.error is not None:

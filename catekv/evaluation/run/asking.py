@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from catekv import tasks
@@ -105,3 +106,14 @@ def official_scores(texts: Sequence[str], sample: Sample) -> list[float]:
     """The task's official score of every answer, each in [0, 1]."""
     scores = {text: float(tasks.score(text, sample)["official"]) for text in dict.fromkeys(texts)}
     return [scores[text] for text in texts]
+
+
+def scored(predictions: Sequence[str], sample: Sample) -> dict[str, Any]:
+    """The scores of a sample's answers, averaged over them, as fields of a record."""
+    found = [tasks.score(prediction, sample) for prediction in predictions]
+    means = {name: fmean(scores[name] for scores in found) for name in found[0]}
+    return {
+        "official": means.pop("official"),
+        "strict": means.pop("strict", None),
+        "scores": means,
+    }

@@ -10,8 +10,7 @@ import torch
 from catekv.decode.sharded_sizes import cache_sizes
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import MethodSpec
-from catekv.evaluation.records.scored import scored
-from catekv.evaluation.run.asking import text_of
+from catekv.evaluation.run.asking import scored, text_of
 from catekv.evaluation.run.cells import sample_hash
 from catekv.methods import Method, ModelShape
 from catekv.methods.equal_memory import mean_read_tokens

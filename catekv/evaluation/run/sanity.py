@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from catekv import tasks
 from catekv.evaluation.columns.settings import RunSettings, stable_hash
 from catekv.evaluation.records.records import SKIPPED, Record
-from catekv.evaluation.records.scored import scored
-from catekv.evaluation.run.asking import Trial, ask, text_of
+from catekv.evaluation.run.asking import Trial, ask, scored, text_of
 from catekv.evaluation.run.batches import Unit
 from catekv.evaluation.run.measured import described
 from catekv.methods import create
