@@ -19,7 +19,8 @@ from catekv.methods.options import method_option
 
 if TYPE_CHECKING:
     from catekv.kernels.ragged import RaggedPrefix
-    from catekv.methods.stores.bounded import BoundedStore
+    from catekv.methods.stores.bounded import BoundedStore, Layer
+    from catekv.models.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ class Bounded(Budgeted):
     def edges(self) -> int:
         return min(self.every, self.budget // 2) if self.buffer is None else self.buffer
 
-    @property
-    def schedule(self) -> Schedule:
-        return Schedule(self.rule, self.budget, self.every)
+    def schedule(self, shape: ModelShape) -> Schedule:
+        """When heads are cut, by the mean of what they are cut to; the same in all layers."""
+        mean = self.budget_table(ENDLESS, shape).double().mean()
+        return Schedule(self.rule, round(float(mean)), self.every)
 
     def entry_scores(self, observed: Observed) -> Tensor:
         """Score of every entry, float32 [batch, kv_heads, entries]; the largest are kept. While
@@ -114,7 +116,7 @@ class Bounded(Budgeted):
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> BoundedStore:
-        from catekv.methods.stores.bounded import BoundedStore, Layer
+        from catekv.methods.stores.bounded import BoundedStore
         from catekv.methods.stores.recent_queries import RecentQueries
 
         batch, tokens = observed.keys.shape[0], observed.tokens
@@ -122,11 +124,12 @@ class Bounded(Budgeted):
         queries = None
         if self.needs.window:
             queries = RecentQueries(observed.queries, lengths, self.needs.window)
+        layer = self._layer(_without_tokens(observed))
         return BoundedStore(
-            Layer(self, _without_tokens(observed), self._targets(observed)),
+            layer,
             prefix,
             _positions(prefix, selection.tokens, valid),
-            [Clock(min(length, self.budget), length) for length in lengths],
+            [Clock(min(length, layer.schedule.target), length) for length in lengths],
             lengths,
             queries,
         )
@@ -138,7 +141,7 @@ class Bounded(Budgeted):
         tensors: Mapping[str, Tensor],
         state: Mapping[str, Any],
     ) -> BoundedStore:
-        from catekv.methods.stores.bounded import BoundedStore, Layer
+        from catekv.methods.stores.bounded import BoundedStore
         from catekv.methods.stores.recent_queries import RecentQueries
 
         queries = None
@@ -147,7 +150,7 @@ class Bounded(Budgeted):
                 tensors["queries"], tensors["base"], state["known"], state["columns"]
             )
         return BoundedStore(
-            Layer(self, observed, self._targets(observed)),
+            self._layer(observed),
             prefix,
             tensors["positions"],
             [Clock(*numbers) for numbers in state["clocks"]],
@@ -155,9 +158,11 @@ class Bounded(Budgeted):
             queries,
         )
 
-    def _targets(self, observed: Observed) -> Tensor:
-        table = self.budget_table(ENDLESS, observed.shape)[observed.layer]
-        return table.to(observed.keys.device)
+    def _layer(self, about: Observed) -> Layer:
+        from catekv.methods.stores.bounded import Layer
+
+        targets = self.budget_table(ENDLESS, about.shape)[about.layer].to(about.keys.device)
+        return Layer(self, self.schedule(about.shape), about, targets)
 
 
 def _without_tokens(observed: Observed) -> Observed:

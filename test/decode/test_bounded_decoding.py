@@ -16,6 +16,7 @@ from catekv import CateKVModel, methods
 from catekv.cache.cache import RaggedCache
 from catekv.decode.step import DecodeStep, EagerStep
 from catekv.errors import UserError
+from catekv.methods.formulas.schedule import RULES
 from catekv.prefill import layerwise
 
 BUDGET, EVERY, BUFFER, STEPS = 30, 16, 8, 70
@@ -85,6 +86,22 @@ def test_stored_bytes_are_constant_at_any_length(method: methods.Method, steps: 
     one_buffer = EVERY * cache.full_bytes() // (PROMPT + steps)
     assert max(stored) - min(stored) <= one_buffer
     assert max(stored) < 4 * one_buffer
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_total_is_cut_to_as_its_mean_budget(rule: str) -> None:
+    """Events come by what heads are cut to, and not by the option that the total stands for."""
+    model = tiny_model("llama", num_hidden_layers=1)
+    heads = model.config.num_key_value_heads
+    found = []
+    for size in ({"budget": BUDGET}, {"budget": 2048, "total": BUDGET * heads}):
+        cache, _, _ = prefilled(model, decoding(rule=rule, **size), 1)
+        step = EagerStep(model, cache)
+        found.append([])
+        for index in range(4 * EVERY):
+            step(torch.tensor([[3 + index % 90]]))
+            found[-1].append(cache.lengths()[0].tolist())
+    assert found[0] == found[1]
 
 
 def test_positions_are_those_of_the_tokens() -> None:

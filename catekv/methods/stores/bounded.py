@@ -32,9 +32,6 @@ Row = tuple[Tensor, Tensor, Tensor]
 class Chooser(Protocol):
     """What the store asks of a method."""
 
-    @property
-    def schedule(self) -> Schedule: ...
-
     def to_dict(self) -> dict[str, Any]: ...
 
     def kept(self, observed: Observed, counts: Tensor) -> Tensor:
@@ -44,10 +41,11 @@ class Chooser(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """What does not change of a layer: how its method chooses, the layer without its tokens
-    (``about``), and the entries that each KV head is cut to, int64 [kv_heads]."""
+    """What does not change of a layer: how its method chooses and when, the layer without its
+    tokens (``about``), and the entries that each KV head is cut to, int64 [kv_heads]."""
 
     method: Chooser
+    schedule: Schedule
     about: Observed
     targets: Tensor
 
@@ -94,14 +92,14 @@ class BoundedStore(WholePrefix):
 
     @property
     def longest_tail(self) -> int:
-        return self.layer.method.schedule.every
+        return self.layer.schedule.every
 
     def record(self, queries: Tensor, length: Tensor) -> None:
         if self.queries is not None:
             self.queries.put(queries, length.long() - 1)
 
     def due(self, pending: Sequence[int], new: Sequence[int]) -> bool:
-        schedule = self.layer.method.schedule
+        schedule = self.layer.schedule
         return any(
             count >= schedule.every or schedule.due(clock.after(count), newest)
             for clock, count, newest in zip(self.clocks, pending, new, strict=True)
@@ -134,7 +132,7 @@ class BoundedStore(WholePrefix):
         at_once: bool = False,
     ) -> None:
         rows: list[Row] = []
-        schedule = self.layer.method.schedule
+        schedule = self.layer.schedule
         # what is stored outlives inference mode
         with torch.inference_mode(False), torch.no_grad():
             for b, clock in enumerate(self.clocks):
