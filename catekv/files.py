@@ -18,7 +18,7 @@ import sys
 import tempfile
 import textwrap
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -279,6 +279,37 @@ def read_arrays(path: str | os.PathLike[str], remedy: str = "make it again") -> 
         raise UserError(
             f"{path} cannot be read as npz ({type(error).__name__}: {_short(error)}); {remedy}"
         ) from error
+
+
+def write_tensors(
+    tensor_file: Path,
+    tensors: Mapping[str, Any],
+    description_file: Path,
+    description: Mapping[str, Any],
+    what: str,
+) -> None:
+    """Tensors as safetensors, and plain values that describe them as JSON in the same folder.
+
+    The description comes last: a torn write leaves a folder that reading refuses.
+
+    Args:
+        tensors: contiguous, by name. what: is written, for the message.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = description_file.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        description_file.unlink(missing_ok=True)
+        with replacing(tensor_file) as partial:
+            save_file(dict(tensors), str(partial))
+        write_atomically(description_file, json.dumps(description, indent=1))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {what} to {folder}: {error}") from error
 
 
 def read_tensors(

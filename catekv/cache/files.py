@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
-from catekv.files import read_object, read_tensors, replacing, write_atomically
+from catekv.files import read_object, read_tensors, write_tensors
 from catekv.kernels.logits import LogitForm
 from catekv.kernels.ragged import RaggedPrefix, from_rows
 from catekv.methods.base import Observed
@@ -29,21 +28,10 @@ DESCRIPTION_FILE = "cache.json"
 
 def write(folder: Path, layers: Sequence[Any], description: dict[str, Any]) -> None:
     """Write all layers of a compressed cache; ``description`` holds further plain values."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     records = [_save_layer(layer, f"{index}.", tensors) for index, layer in enumerate(layers)]
     whole = {"format": FORMAT_VERSION, "version": __version__, "layers": records, **description}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # the description comes last: a torn write leaves a folder that read() refuses
-        (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
-        with replacing(folder / TENSOR_FILE) as partial:
-            save_file(tensors, str(partial))
-        write_atomically(folder / DESCRIPTION_FILE, json.dumps(whole, indent=1))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write the cache to {folder}: {error}") from error
+    write_tensors(folder / TENSOR_FILE, tensors, folder / DESCRIPTION_FILE, whole, "the cache")
 
 
 def read(folder: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, Tensor]]:

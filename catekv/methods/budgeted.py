@@ -55,6 +55,15 @@ class Budgeted(Method):
         """Tokens that every head keeps always."""
         return int(getattr(self, self.edges_option)) if self.edges_option else 0
 
+    def refuse_more_sinks_than_budget(self, sinks: int) -> None:
+        """``UserError`` if the budget does not hold the first tokens that stay; a total says so
+        once the prompt is known."""
+        if self.total is None and self.budget < sinks:
+            raise UserError(
+                f"{self.name}: budget {self.budget} does not hold the {sinks} sinks that are "
+                "always kept; raise the budget or lower sinks"
+            )
+
     def validate(self, shape: ModelShape) -> None:
         self.allocator.validate(shape)
 

@@ -59,11 +59,7 @@ class ExpectedAttention(EntryScored):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.total is None and self.budget < self.sinks:
-            raise UserError(
-                f"{self.name}: budget {self.budget} does not hold the {self.sinks} sinks that are "
-                "always kept; raise the budget or lower sinks"
-            )
+        self.refuse_more_sinks_than_budget(self.sinks)
 
     @property
     def needs(self) -> Needs:

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from catekv.errors import UserError
-from catekv.files import read_json, read_tensors, replacing, write_atomically
+from catekv.files import read_json, read_tensors, write_tensors
 from catekv.methods.atskv.relevance import PredictorConfig, RelevancePredictor
 
 FORMAT_VERSION = 1
@@ -53,9 +52,6 @@ class PredictorSet:
 
 def save_predictors(folder: Path | str, predictors: PredictorSet) -> None:
     """Write a predictor folder; ``UserError`` if it cannot be written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     tensors = {
         f"{index}.{name}": tensor.detach().float().cpu().contiguous()
@@ -70,15 +66,9 @@ def save_predictors(folder: Path | str, predictors: PredictorSet) -> None:
         "layer_betas": _listed(predictors.layer_betas),
         "meta": predictors.meta,
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # the description comes last: a torn write leaves a folder that loading refuses
-        (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
-        with replacing(folder / TENSOR_FILE) as partial:
-            save_file(tensors, str(partial))
-        write_atomically(folder / DESCRIPTION_FILE, json.dumps(description, indent=1))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write the predictors to {folder}: {error}") from error
+    write_tensors(
+        folder / TENSOR_FILE, tensors, folder / DESCRIPTION_FILE, description, "the predictors"
+    )
 
 
 def load_predictors(folder: Path | str) -> PredictorSet:

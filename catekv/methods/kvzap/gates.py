@@ -8,7 +8,6 @@ linear layer) and ``n_modules`` (layers), and where this package trained them ``
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.files import read_object, read_tensors, replacing, write_atomically
+from catekv.files import read_object, read_tensors, write_tensors
 
 CONFIG_FILE, TENSOR_FILE = "config.json", "model.safetensors"
 #: Tokens whose states are held in float32 at once: 32 MiB of 4096 numbers.
@@ -58,9 +57,6 @@ class Gates:
 
     def save(self, folder: Path | str) -> None:
         """Write the folder; ``UserError`` if it cannot be written."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         tensors = {}
         for index, network in enumerate(self.layers):
@@ -72,15 +68,7 @@ class Gates:
             "model_type": "kvzap", "input_dim": inputs, "output_dim": outputs,
             "hidden_dim": hidden, "n_modules": len(self.layers), "meta": self.meta,
         }  # fmt: skip
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # the description comes last: a torn write leaves a folder that loading refuses
-            (folder / CONFIG_FILE).unlink(missing_ok=True)
-            with replacing(folder / TENSOR_FILE) as partial:
-                save_file(tensors, str(partial))
-            write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=1))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot write the gates to {folder}: {error}") from error
+        write_tensors(folder / TENSOR_FILE, tensors, folder / CONFIG_FILE, config, "the gates")
 
     @classmethod
     def load(cls, folder: Path | str) -> Gates:

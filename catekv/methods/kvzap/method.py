@@ -67,11 +67,8 @@ class KVzap(Budgeted):
                 f"{self.name} needs gates that were trained for the model; give their folder as "
                 "predictor (`catekv kvzap train` makes some), or untrained=true to try it"
             )
-        if 0 < self.budget < self.sinks and self.total is None:
-            raise UserError(
-                f"{self.name}: budget {self.budget} does not hold the {self.sinks} sinks that are "
-                "always kept; raise the budget or lower sinks"
-            )
+        if not self.by_threshold:
+            self.refuse_more_sinks_than_budget(self.sinks)
         if self.predictor is not None:
             _ = self.gates  # a folder that holds none is refused now
 
