@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from catekv.decode.side_by_side import SideBySide
+from catekv.errors import UserError
 from catekv.kernels import HeadNorms
 from catekv.models.compat import decoder_layers
 from catekv.models.sharding import is_tensor_parallel
@@ -110,7 +111,10 @@ def read_decoder(model: Any) -> Decoder:
     """
     base = getattr(model, "model", None)
     _refuse_state(model, base)
-    layers = decoder_layers(model)
+    try:
+        layers = decoder_layers(model)
+    except UserError as error:
+        raise NotFusedError(str(error)) from error
     missing = [
         name for name in ("embed_tokens", "rotary_emb", "norm", "layers") if not hasattr(base, name)
     ]

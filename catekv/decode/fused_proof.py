@@ -18,12 +18,14 @@ from catekv import kernels
 from catekv.cache.attention import no_masks
 from catekv.cache.continuation import difference, tolerance, trial_ids
 from catekv.decode.decoder_parts import Decoder, NotFusedError
-from catekv.models.compat import cache_argument
+from catekv.models.compat import cache_argument, context_window, input_device
 
 #: Error in the 2-norm that rounding explains, as a share of what is right.
 ALLOWED = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
-#: Sequences of a trial, their positions, and the tokens behind which they go on.
-BATCH, POSITIONS, PAST = 2, (5, 9), 32
+#: Sequences of a trial, and the tokens behind which they go on.
+BATCH, PAST = 2, 32
+#: Where the second one ends that the model says nothing about.
+SHORT_WINDOW = 2048
 #: Size of the states that a layer is tried with: what it adds to them must not be lost in rounding.
 SIZE = 0.05
 #: How far apart the attention logits of a trial are (standard deviation).
@@ -158,7 +160,7 @@ def _layer_twice(
     width = parts.output.out_features
     weight = parts.output.weight
     residual, added = (SIZE * random(BATCH, 1, width, like=weight, seed=seed) for seed in (4, 5))
-    positions = _positions(weight)
+    positions = _positions(model)
     tables = step.decoder.rotary(added, position_ids=positions)
     first = TrialLayer(parts)
     step.layer(index, added, residual, tables, first)
@@ -179,8 +181,11 @@ def _layer_twice(
     return found, wanted, (before, ours, theirs)
 
 
-def _positions(weight: Tensor) -> Tensor:
-    return torch.tensor(POSITIONS, device=weight.device)[:, None]
+def _positions(model: Any) -> Tensor:
+    """Near the beginning, and the last one of the model's window: some models scale their queries
+    beyond a length."""
+    last = context_window(model.config) or SHORT_WINDOW
+    return torch.tensor([[PAST - 1], [last - 1]], device=input_device(model))
 
 
 def _prove_whole(model: Any, step: Step) -> None:
@@ -188,7 +193,7 @@ def _prove_whole(model: Any, step: Step) -> None:
     decoder = step.decoder
     ids = trial_ids(model).flatten()
     tokens = torch.stack([ids[:1], ids[-1:]])
-    positions = _positions(tokens)
+    positions = _positions(model)
     caches = [Cache(layers=[TrialLayer(parts) for parts in decoder.layers]) for _ in range(2)]
     seen: list[Tensor] = []
     watched = [

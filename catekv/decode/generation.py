@@ -45,6 +45,7 @@ class Generation:
         texts: the answers as text, cut before a stop string; None unless text was asked for.
         captured: whether the steps replayed a CUDA graph at the end. reason: why not.
         capture_seconds: time spent on recording it, not part of ``decode_seconds``.
+        fused: whether the steps were fused (:mod:`catekv.decode.fused`). fused_reason: why not.
     """
 
     tokens: list[int]
@@ -56,6 +57,8 @@ class Generation:
     captured: bool = False
     reason: str | None = None
     capture_seconds: float = 0.0
+    fused: bool = False
+    fused_reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,22 +116,26 @@ class Session:
         if extra:
             self.cache.crop(-extra)
 
-    def open(self, model: Any, more: int, mask: Tensor | None, graph: str) -> Callable[..., Tensor]:
+    def open(
+        self, model: Any, more: int, mask: Tensor | None, graph: str, fused_step: str = "auto"
+    ) -> Callable[..., Tensor]:
         """The decode step from here on; ``more`` tokens may come.
 
         On a GPU it is recorded when it pays (:data:`RECORD_AFTER`), with ``graph="on"`` at once;
         ``off`` runs the same step without recording. Elsewhere steps are ordinary forwards, unless
-        one of the two is asked for.
+        one of the two, or a fused step, is asked for.
         """
         room = self.cache.tail_length + int(min(more, self.cache.longest_tail))
         mode = "on" if graph == "on" else "off"
         if self.step is not None:
-            self.step.graph = mode
+            self.step.graph, self.step.fused_step = mode, fused_step
             self.step.restart(mask, room)
-        elif graph == "auto" and input_device(model).type != "cuda":
+        elif graph == "auto" and fused_step != "on" and input_device(model).type != "cuda":
             return EagerStep(model, self.cache, mask)
         else:
-            self.step = DecodeStep(model, self.cache, room, graph=mode, attention_mask=mask)
+            self.step = DecodeStep(
+                model, self.cache, room, graph=mode, attention_mask=mask, fused_step=fused_step
+            )
         return self.step
 
 
@@ -213,6 +220,7 @@ def answer(
     tokenizer: Any = None,
     graph: str = "auto",
     sequences: Sequence[int] | None = None,
+    fused_step: str = "auto",
 ) -> Generator[Piece, None, Generation]:
     """Feed a question after the context in ``session`` and decode; a generator of text pieces.
 
@@ -224,6 +232,7 @@ def answer(
         tokenizer: decodes while tokens come in; None: nothing is yielded, no stop strings.
         graph: ``auto``, ``on`` or ``off``, see :meth:`Session.open`.
         sequences: their numbers where they are a part of a larger batch; default: 0, 1, ...
+        fused_step: see :class:`catekv.decode.step.DecodeStep`.
 
     Yields:
         (sequence, new text).
@@ -246,7 +255,11 @@ def answer(
     most = limits.max_new_tokens
     choose = Greedy() if sampling is None else Sampler(sampling, numbers, most, device)
     clock, recorded = time.perf_counter(), session.recording_seconds
-    steps = yield from _decode(model, session, logits, mask, answers, choose, tokenizer, graph)
+
+    def begin() -> Callable[..., Tensor]:
+        return session.open(model, most, mask, graph, fused_step)
+
+    steps = yield from _decode(session, begin, logits, answers, choose, tokenizer, graph)
     synchronize(device)
     recording = session.recording_seconds - recorded
     step = session.step
@@ -260,20 +273,22 @@ def answer(
         step is not None and step.captured,
         "no step was recorded" if step is None else step.reason,
         recording,
+        step is not None and step.fused,
+        "the steps were ordinary forwards" if step is None else step.fused_reason,
     )
 
 
 def _decode(
-    model: Any,
     session: Session,
+    begin: Callable[[], Callable[..., Tensor]],
     logits: Tensor,
-    mask: Tensor | None,
     answers: _Answers,
     choose: Callable[[Tensor, int], Tensor],
     tokenizer: Any,
     graph: str,
 ) -> Generator[Piece, None, int]:
-    """Token after token from the logits of the question; returns the number of steps."""
+    """Token after token from the logits of the question, by the step that ``begin`` opens; returns
+    the number of steps."""
     limits, device = answers.limits, logits.device
     endings = _endings(limits, tokenizer, device)
     mail = _Mail(logits.shape[0], device)
@@ -294,7 +309,7 @@ def _decode(
         if last or not answers.open:
             break
         if step is None:
-            step = session.open(model, most, mask, graph)
+            step = begin()
         elif session.step is not None and graph == "auto" and steps == RECORD_AFTER < most - index:
             session.step.capture()
         logits = step(tokens)
