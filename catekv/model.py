@@ -44,7 +44,6 @@ class CateKVModel:
         model: the transformers model, with catekv attention. tokenizer: its tokenizer or None.
         method: the default method. shape: layers, heads and head_dim. device, config.
         traits: what was found out on loading, see :class:`catekv.cache.probe.Traits`.
-        fused_step: ``auto``, ``on`` or ``off``, see :meth:`from_pretrained`.
     """
 
     def __init__(
@@ -70,13 +69,32 @@ class CateKVModel:
         if self.method is not None:
             self.method.validate(self.shape)
         self.fused_step = fused_step
-        # now, and not in the midst of an answer: it moves weights and compiles kernels
-        chosen_step(self.model, fused_step)
 
     @property
     def device(self) -> torch.device:
         """Where prompts go: the device of the embeddings."""
         return input_device(self.model)
+
+    @property
+    def fused_step(self) -> str:
+        """Whether decode steps are fused: ``auto``, ``on`` or ``off``, see :meth:`from_pretrained`.
+
+        May be set; other answers to the same context go on with the new choice.
+        """
+        return self._fused_step
+
+    @fused_step.setter
+    def fused_step(self, mode: str) -> None:
+        # tried now, and not in the midst of an answer: it moves weights and compiles kernels
+        chosen_step(self.model, mode)
+        self._fused_step = mode
+
+    @property
+    def not_fused(self) -> str | None:
+        """Why decode steps are not fused; None if they are, wherever tails of fixed size are
+        possible."""
+        found = chosen_step(self.model, self._fused_step)
+        return found if isinstance(found, str) else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -493,6 +511,7 @@ class CateKVModel:
             session = Session(context.cache)
         else:
             session = context.sessions.take(self.model, context.cache)
+        session.fused_step = self.fused_step
         try:
             result = yield from generation.answer(
                 self.model,
@@ -506,7 +525,6 @@ class CateKVModel:
                 tokenizer,
                 graph,
                 part.rows,
-                self.fused_step,
             )
         except GeneratorExit:
             # the reader of a stream has read enough

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from catekv import kernels
-from catekv.cache.attention import attention_of
+from catekv.cache.attention import NAMES, attention_of
 from catekv.decode import fused_proof
 from catekv.decode.decoder_parts import Decoder, NotFusedError, has_hooks, read_decoder
 from catekv.errors import UserError
+from catekv.models.compat import text_config
 
 #: Values of the ``fused_step`` option.
 FUSED_MODES = ("auto", "on", "off")
@@ -121,6 +122,10 @@ def fused_step(model: Any) -> FusedStep | str:
         state = _state(model)
         known = _known.get(model)
         if known is None or known[0] != state:
+            attention = text_config(model.config)._attn_implementation
+            if attention not in NAMES.values():
+                # not remembered: it may be replaced for a while, as measurements do
+                return f"it runs with attention {attention!r} and not with catekv's"
             found = _found(model)
             # the weights are elsewhere now
             known = _known[model] = _state(model), found

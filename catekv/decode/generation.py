@@ -97,18 +97,32 @@ class Session:
     """A fork of a cache that is fed and decoded from, with its decode step.
 
     The step of a finished answer can serve the next one: :meth:`rewind` takes the cache back to
-    where it began.
+    where it began. ``fused_step`` is as in :class:`catekv.decode.step.DecodeStep`.
     """
 
     def __init__(self, cache: RaggedCache):
         self.cache = cache.fork()
         self.base = cache.get_seq_length()
         self.step: DecodeStep | None = None
+        self.fused_step = "auto"
 
     @property
     def recording_seconds(self) -> float:
         """Time spent so far on recording the step."""
         return 0.0 if self.step is None else self.step.capture_seconds
+
+    def told(self) -> dict[str, Any]:
+        """What :class:`Generation` says about the steps."""
+        step = self.step
+        if step is None:
+            ordinary = "the steps were ordinary forwards"
+            return {"reason": "no step was recorded", "fused_reason": ordinary}
+        return {
+            "captured": step.captured,
+            "reason": step.reason,
+            "fused": step.fused,
+            "fused_reason": step.fused_reason,
+        }
 
     def rewind(self) -> None:
         """Forget everything since the context."""
@@ -116,9 +130,7 @@ class Session:
         if extra:
             self.cache.crop(-extra)
 
-    def open(
-        self, model: Any, more: int, mask: Tensor | None, graph: str, fused_step: str = "auto"
-    ) -> Callable[..., Tensor]:
+    def open(self, model: Any, more: int, mask: Tensor | None, graph: str) -> Callable[..., Tensor]:
         """The decode step from here on; ``more`` tokens may come.
 
         On a GPU it is recorded when it pays (:data:`RECORD_AFTER`), with ``graph="on"`` at once;
@@ -128,14 +140,15 @@ class Session:
         room = self.cache.tail_length + int(min(more, self.cache.longest_tail))
         mode = "on" if graph == "on" else "off"
         if self.step is not None:
-            self.step.graph, self.step.fused_step = mode, fused_step
+            self.step.graph, self.step.fused_step = mode, self.fused_step
             self.step.restart(mask, room)
-        elif graph == "auto" and fused_step != "on" and input_device(model).type != "cuda":
+        elif graph == "auto" and self.fused_step != "on" and input_device(model).type != "cuda":
             return EagerStep(model, self.cache, mask)
         else:
             self.step = DecodeStep(
-                model, self.cache, room, graph=mode, attention_mask=mask, fused_step=fused_step
-            )
+                model, self.cache, room, graph=mode, attention_mask=mask,
+                fused_step=self.fused_step,
+            )  # fmt: skip
         return self.step
 
 
@@ -220,7 +233,6 @@ def answer(
     tokenizer: Any = None,
     graph: str = "auto",
     sequences: Sequence[int] | None = None,
-    fused_step: str = "auto",
 ) -> Generator[Piece, None, Generation]:
     """Feed a question after the context in ``session`` and decode; a generator of text pieces.
 
@@ -232,7 +244,6 @@ def answer(
         tokenizer: decodes while tokens come in; None: nothing is yielded, no stop strings.
         graph: ``auto``, ``on`` or ``off``, see :meth:`Session.open`.
         sequences: their numbers where they are a part of a larger batch; default: 0, 1, ...
-        fused_step: see :class:`catekv.decode.step.DecodeStep`.
 
     Yields:
         (sequence, new text).
@@ -255,14 +266,9 @@ def answer(
     most = limits.max_new_tokens
     choose = Greedy() if sampling is None else Sampler(sampling, numbers, most, device)
     clock, recorded = time.perf_counter(), session.recording_seconds
-
-    def begin() -> Callable[..., Tensor]:
-        return session.open(model, most, mask, graph, fused_step)
-
-    steps = yield from _decode(session, begin, logits, answers, choose, tokenizer, graph)
+    steps = yield from _decode(model, session, logits, mask, answers, choose, tokenizer, graph)
     synchronize(device)
     recording = session.recording_seconds - recorded
-    step = session.step
     return Generation(
         answers.rows[0],
         answers.rows,
@@ -270,25 +276,22 @@ def answer(
         time.perf_counter() - clock - recording,
         steps,
         answers.texts,
-        step is not None and step.captured,
-        "no step was recorded" if step is None else step.reason,
-        recording,
-        step is not None and step.fused,
-        "the steps were ordinary forwards" if step is None else step.fused_reason,
+        capture_seconds=recording,
+        **session.told(),
     )
 
 
 def _decode(
+    model: Any,
     session: Session,
-    begin: Callable[[], Callable[..., Tensor]],
     logits: Tensor,
+    mask: Tensor | None,
     answers: _Answers,
     choose: Callable[[Tensor, int], Tensor],
     tokenizer: Any,
     graph: str,
 ) -> Generator[Piece, None, int]:
-    """Token after token from the logits of the question, by the step that ``begin`` opens; returns
-    the number of steps."""
+    """Token after token from the logits of the question; returns the number of steps."""
     limits, device = answers.limits, logits.device
     endings = _endings(limits, tokenizer, device)
     mail = _Mail(logits.shape[0], device)
@@ -309,7 +312,7 @@ def _decode(
         if last or not answers.open:
             break
         if step is None:
-            step = begin()
+            step = session.open(model, most, mask, graph)
         elif session.step is not None and graph == "auto" and steps == RECORD_AFTER < most - index:
             session.step.capture()
         logits = step(tokens)

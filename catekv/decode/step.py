@@ -257,7 +257,10 @@ class DecodeStep:
             return
         with _computing():
             # before the places of weights are noted: it may put them side by side
-            self._chosen = chosen_step(self.model, self.fused_step)
+            chosen = chosen_step(self.model, self.fused_step)
+            if chosen != self._chosen:
+                self._drop()
+            self._chosen = chosen
             self._layers = self.cache.ragged_layers
             for layer in self._layers:
                 layer.attended()  # a step may have failed between storing and attending

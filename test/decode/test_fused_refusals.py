@@ -183,6 +183,13 @@ def test_a_verdict_is_found_anew_where_something_changed() -> None:
     assert not isinstance(fused_step(model), str)
 
 
+def test_it_is_not_tried_while_attention_is_replaced() -> None:
+    model = tiny_model("llama", attention="eager")
+    assert fused_step(model) == "it runs with attention 'eager' and not with catekv's"
+    attach_attention(model)
+    assert not isinstance(fused_step(model), str)
+
+
 def test_the_option() -> None:
     model = tiny_model("gemma")
     with pytest.raises(UserError, match="unknown fused_step 'yes'; use auto, on, off"):
