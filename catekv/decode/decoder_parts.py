@@ -174,24 +174,21 @@ def _layer(module: Any) -> Layer:
     kv_heads = (width // head_dim - query_heads) // 2
     if width != (query_heads + 2 * kv_heads) * head_dim:
         raise NotFusedError(f"{type(attention).__name__} has values of another width than its keys")
-    optional = [
-        _norm(module, name) if hasattr(module, name) else None
-        for name in ("post_self_attn_layernorm", "post_mlp_layernorm")
-    ]
     return Layer(
-        module,
-        attention,
-        _norm(module, "input_layernorm"),
-        _norm(module, "post_attention_layernorm"),
-        *optional,
-        SideBySide(projections),
-        output,
-        SideBySide(gates),
-        down,
-        _head_norms(attention),
-        query_heads,
-        kv_heads,
-        head_dim,
+        module=module,
+        attention=attention,
+        before_attention=_norm(module, "input_layernorm"),
+        after_attention=_optional_norm(module, "post_self_attn_layernorm"),
+        before_mlp=_norm(module, "post_attention_layernorm"),
+        after_mlp=_optional_norm(module, "post_mlp_layernorm"),
+        projection=SideBySide(projections),
+        output=output,
+        gate_up=SideBySide(gates),
+        down=down,
+        head_norms=_head_norms(attention),
+        query_heads=query_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
     )
 
 
@@ -272,6 +269,10 @@ def _norm(owner: nn.Module, name: str) -> Norm:
     if getattr(module, "bias", None) is not None:
         raise NotFusedError(f"{name} of {type(owner).__name__} has a bias")
     return Norm(module, epsilon)
+
+
+def _optional_norm(owner: nn.Module, name: str) -> Norm | None:
+    return _norm(owner, name) if hasattr(owner, name) else None
 
 
 def _head_norms(attention: nn.Module) -> tuple[Norm, Norm] | None:

@@ -65,8 +65,10 @@ class TrialLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing is left to be done."""
 
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        kernels.append(self.keys, self.values, keys, values, self.length)
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        kernels.append(self.keys, self.values, key_states, value_states, self.length)
         return self.keys, self.values
 
     def append_by(self, write: Callable[..., Tensor]) -> tuple[Tensor, Tensor, Tensor]:

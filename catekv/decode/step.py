@@ -25,7 +25,7 @@ from catekv.cache.continuation import feed
 from catekv.cache.layer import RaggedLayer
 from catekv.decode import graph as capture
 from catekv.decode import rotary
-from catekv.decode.fused import FusedStep, chosen_step
+from catekv.decode.fused import FUSED_MODES, FusedStep, chosen_step
 from catekv.decode.graph import Recording
 from catekv.errors import UserError
 from catekv.models.compat import cache_argument
@@ -103,6 +103,8 @@ class DecodeStep:
     ):
         if graph not in GRAPH_MODES:
             raise UserError(f"unknown graph mode {graph!r}; use {', '.join(GRAPH_MODES)}")
+        if fused_step not in FUSED_MODES:
+            raise UserError(f"unknown fused_step {fused_step!r}; use {', '.join(FUSED_MODES)}")
         if not cache.compressed:
             raise UserError("a decode step needs a compressed cache; feed the whole context first")
         if capacity < 1:

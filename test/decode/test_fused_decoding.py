@@ -81,6 +81,26 @@ def test_a_recorded_fused_step_asks_the_host_for_nothing(family: str) -> None:
     assert_same(found, wanted)
 
 
+@pytest.mark.usefixtures("tapes")
+def test_a_step_that_is_to_be_another_one_is_recorded_again() -> None:
+    model = CateKVModel(tiny_model("llama"))
+    context = model.prefill(random_ids(1, PROMPT, seed=0), method="full")
+    step = DecodeStep(model.model, context.cache, 12, fused_step="on")
+    tokens = torch.tensor([[5]])
+    found = [step(tokens).clone()]
+    for mode in ("off", "on"):
+        recording = step._recording
+        context.cache.crop(-1)
+        step.fused_step = mode
+        step.restart()
+        found.append(step(tokens).clone())
+        assert step.fused == (mode == "on")
+        assert step.captured
+        assert step._recording is not recording
+    for other in found[1:]:
+        assert_same(other, found[0])
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -13,6 +13,7 @@ from torch import nn
 
 from catekv import CateKVModel
 from catekv.decode.fused import chosen_step, fused_step
+from catekv.decode.step import DecodeStep
 from catekv.errors import UserError
 from catekv.loading import attach_attention
 
@@ -196,6 +197,9 @@ def test_the_option() -> None:
         CateKVModel(model, fused_step="yes")
     with pytest.raises(UserError, match="cannot be fused: the gate of GemmaMLP is no SiLU"):
         CateKVModel(model, fused_step="on")
+    context = CateKVModel(tiny_model("llama")).prefill([[5, 6, 7]], method="full")
+    with pytest.raises(UserError, match="unknown fused_step 'yes'"):
+        DecodeStep(model, context.cache, 4, fused_step="yes")
     # on a CPU nothing is moved unless it is asked for
     other = tiny_model("llama")
     places = [parameter.data_ptr() for parameter in other.parameters()]

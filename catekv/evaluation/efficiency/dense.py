@@ -76,7 +76,11 @@ class Reader:
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """The same in one launch, as the project's own step does it."""
-        self.append_by(lambda *tail: kernels.append(*tail[:2], keys, values, tail[2]))
+
+        def write(tail_keys: Tensor, tail_values: Tensor, length: Tensor) -> None:
+            kernels.append(tail_keys, tail_values, keys, values, length)
+
+        self.append_by(write)
 
     def append_by(self, write: Callable[[Tensor, Tensor, Tensor], Any]) -> Any:
         """Let ``write`` put the newest token into the last column, and return what it returns: see
