@@ -21,10 +21,11 @@ PROMPT = 12
 
 def of_a_step(family: str, layers: int, mode: str, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Launches of one step of a model with so many layers."""
-    model = CateKVModel(
-        tiny_model(family, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2),
-        RandomKeep(),
+    inner = tiny_model(
+        family, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2
     )
+    # half precision, in which models are run: types are converted back and forth
+    model = CateKVModel(inner.half(), RandomKeep())
     context = model.prefill(random_ids(1, PROMPT, seed=0))
     step = DecodeStep(model.model, context.cache, 8, graph="off", fused_step=mode)
     assert step.fused == (mode == "on"), step.fused_reason
@@ -58,4 +59,4 @@ def test_a_fused_layer_launches_few_kernels(
 
 def test_a_layer_of_modules_launches_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same count of the model's own forward: what the fused step saves."""
-    assert of_a_layer("llama", "off", monkeypatch).total() >= 30
+    assert of_a_layer("llama", "off", monkeypatch).total() >= 36
