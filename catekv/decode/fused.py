@@ -25,7 +25,7 @@ from catekv.cache.attention import NAMES, attention_of
 from catekv.decode import fused_proof
 from catekv.decode.decoder_parts import Decoder, NotFusedError, has_hooks, read_decoder
 from catekv.errors import UserError
-from catekv.models.compat import text_config
+from catekv.models.compat import input_device, text_config
 
 #: Values of the ``fused_step`` option.
 FUSED_MODES = ("auto", "on", "off")
@@ -145,7 +145,7 @@ def chosen_step(model: Any, mode: str) -> FusedStep | str:
         raise UserError(f"unknown fused_step {mode!r}; use {', '.join(FUSED_MODES)}")
     if mode == "off":
         return "fused_step='off' was asked for"
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     if mode == "auto" and device.type != "cuda":
         return f"the model is on {device}; fused_step='on' runs it there"
     found = fused_step(model)
