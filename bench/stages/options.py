@@ -65,7 +65,8 @@ def _graph(scale: Scale) -> Result:
         )
     all_rows = [*eager, *modules, *recorded]
     data = [row.to_dict() for row in all_rows]
-    note = "; ".join(filter(None, [notes(scale, recorded), model.not_fused]))
+    refused = None if scale.tiny else model.not_fused
+    note = "; ".join(filter(None, [notes(scale, recorded), refused]))
     return Result(rows, wrong=ours_failed(all_rows), note=note, data=data)
 
 

@@ -43,7 +43,8 @@ def of_a_layer(family: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> Count
 
 
 @pytest.mark.parametrize(
-    ("family", "most"), [("llama", 10), ("qwen2", 10), ("qwen3", 10), ("phi3", 10), ("glm4", 12)]
+    ("family", "most"),
+    [("llama", 10), ("mistral", 10), ("qwen2", 10), ("qwen3", 10), ("phi3", 10), ("glm4", 12)],
 )
 def test_a_fused_layer_launches_few_kernels(
     family: str, most: int, monkeypatch: pytest.MonkeyPatch

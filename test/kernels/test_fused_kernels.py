@@ -131,6 +131,21 @@ def test_columns_outside_of_the_tail_are_not_written(length: int) -> None:
         assert (room == -1).all(), backend
 
 
+@needs_triton
+def test_tails_may_lie_far_apart() -> None:
+    """Offsets beyond 2^31 elements; memory that is never written to takes no room."""
+    projected, cos, sin = inputs(16, 16, torch.float16, 2)
+    step = (1 << 31) + 32
+    room = torch.empty(step + KV_HEADS * CAPACITY * 16, dtype=torch.float16)
+    far = room.as_strided((2, KV_HEADS, CAPACITY, 16), (step, CAPACITY * 16, 16, 1))
+    near, values = (tails(16, torch.float16, 2)[1] for _ in range(2))
+    for keys, backend in ((far, "triton"), (near, "torch")):
+        kernels.rotary_append(
+            projected, cos, sin, keys, values, torch.tensor([2]), QUERY_HEADS, backend=backend
+        )
+    assert torch.equal(far[:, :, 1], near[:, :, 1])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [*TYPES, torch.bfloat16])
 def test_rotation_is_that_of_the_model_to_the_bit(family: str, dtype: torch.dtype) -> None:
