@@ -157,6 +157,8 @@ def test_rotation_is_that_of_the_model_to_the_bit(family: str, dtype: torch.dtyp
     assert torch.equal(rotated(queries, cos, sin, family == "glm4"), wanted)
 
 
+# in the interpreter; it makes the zero that it is to make
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 @needs_triton
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("width", [96, 700])
