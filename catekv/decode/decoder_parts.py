@@ -97,10 +97,15 @@ class Decoder:
         return replace(self, layers=layers)
 
     def join(self) -> None:
-        """Put weights side by side that read the same states."""
+        """Put weights side by side that read the same states.
+
+        The largest ones first: in the place that the weights of one layer leave, those of the next
+        may fit, so that an allocator is not left with holes that nothing fits into.
+        """
+        for layer in self.layers:
+            layer.gate_up.join()
         for layer in self.layers:
             layer.projection.join()
-            layer.gate_up.join()
 
 
 def read_decoder(model: Any) -> Decoder:

@@ -166,6 +166,8 @@ def _found(model: Any) -> FusedStep | str:
         decoder = read_decoder(model)
         fused_proof.prove_norms(decoder)
         decoder.join()
+        if input_device(model).type == "cuda":
+            torch.cuda.empty_cache()  # where the weights were
         step = FusedStep(decoder)
         fault = fused_proof.fault_of_keys(model, step)
         if fault is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,15 @@ def test_answers_are_the_same_and_say_whether_they_were_fused(batch: int) -> Non
         assert reason is None if mode == "on" else reason
         tokens[mode] = [answer.rows for answer in answers]
     assert tokens["on"] == tokens["off"] == tokens["auto"]
+
+
+def test_threads_share_a_fused_step() -> None:
+    model = CateKVModel(tiny_model("qwen2"), "full", fused_step="on")
+    contexts = [model.prefill(random_ids(1, PROMPT, seed=seed)) for seed in range(3)]
+    wanted = [model.generate_ids([5], context, 8, []).tokens for context in contexts]
+    with ThreadPoolExecutor(3) as pool:
+        found = pool.map(lambda context: model.generate_ids([5], context, 8, []).tokens, contexts)
+        assert list(found) == wanted
 
 
 def storages(model: Any) -> dict[int, int]:
