@@ -65,7 +65,7 @@ def refuse_sparse_attention(model: torch.nn.Module) -> None:
     Raises:
         UserError: there is such an indexer.
     """
-    if any(map(_asks_for_names, {type(module) for module in model.modules()})):
+    if any(_asks_for_names(kind) for kind in {type(module) for module in model.modules()}):
         raise UserError(
             f"{type(model).__name__} is not supported: an indexer of its own chooses the "
             "tokens to attend to, and its code applies the choice only under the names of "
