@@ -65,7 +65,8 @@ def refuse_sparse_attention(model: torch.nn.Module) -> None:
     Raises:
         UserError: there is such an indexer.
     """
-    if any(_asks_for_names(kind) for kind in {type(module) for module in model.modules()}):
+    kinds: set[Any] = {type(module) for module in model.modules()}
+    if any(map(_asks_for_names, kinds)):
         raise UserError(
             f"{type(model).__name__} is not supported: an indexer of its own chooses the "
             "tokens to attend to, and its code applies the choice only under the names of "
@@ -75,7 +76,7 @@ def refuse_sparse_attention(model: torch.nn.Module) -> None:
 
 
 @functools.cache
-def _asks_for_names(kind: type[torch.nn.Module]) -> bool:
+def _asks_for_names(kind: Any) -> bool:
     """Whether the code of a module depends on the name of the attention."""
     try:
         source = inspect.getsource(kind.forward)
