@@ -22,8 +22,10 @@ from catekv.methods import Method
 from catekv.models.weights_identity import WeightsIdentity
 
 PROMPT, STEPS = 40, 6
-FAMILIES = ["llama", "yi", "llama3.1", "mistral", "qwen2", "qwen3", "phi3", "phi3-long", "glm4",
-            "glm"]  # fmt: skip
+FAMILIES = [
+    "llama", "mistral", "qwen2", "qwen3", "phi3", "phi3-long", "glm4",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("yi", "llama3.1", "glm")),
+]  # fmt: skip
 
 
 def made(name: str, model: CateKVModel) -> Method:

@@ -44,7 +44,14 @@ def of_a_layer(family: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> Count
 
 @pytest.mark.parametrize(
     ("family", "most"),
-    [("llama", 10), ("mistral", 10), ("qwen2", 10), ("qwen3", 10), ("phi3", 10), ("glm4", 12)],
+    [
+        ("llama", 10),
+        ("glm4", 12),
+        *(
+            pytest.param(family, 10, marks=pytest.mark.slow)
+            for family in ("mistral", "qwen2", "qwen3", "phi3")
+        ),
+    ],
 )
 def test_a_fused_layer_launches_few_kernels(
     family: str, most: int, monkeypatch: pytest.MonkeyPatch
