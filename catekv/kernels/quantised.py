@@ -22,7 +22,7 @@ from catekv.kernels.codes import (
     quantise_keys,
     quantise_values,
 )
-from catekv.kernels.ragged import Bucket, RaggedPrefix, from_rows, storage_bytes
+from catekv.kernels.ragged import Bucket, RaggedPrefix, storage_bytes
 from catekv.kernels.workspace import Workspace
 
 

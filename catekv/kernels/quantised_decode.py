@@ -1,8 +1,8 @@
 """Decode attention over a quantised prefix and a dense tail: the definition and the torch path.
 
-Both are those of :mod:`catekv.kernels.ragged_decode`. The definition reads the entries in float32 as
-the codes mean them; the torch path unpacks one bucket of rows at a time to the model's type, into
-scratch memory that all layers share.
+Both are those of :mod:`catekv.kernels.ragged_decode`. The definition reads the entries in float32,
+as the codes mean them; the torch path unpacks one bucket of rows at a time to the model's type,
+into scratch memory that all layers share.
 """
 
 from __future__ import annotations
