@@ -458,6 +458,17 @@ def prefix_programs_of(resident: int, rows: int) -> int:
     return resident - rows if rows <= resident // 4 else resident
 
 
+def mask_arguments(
+    tail_mask: Tensor | None, batch: int, query_tokens: int, tail: int
+) -> tuple[Tensor | None, tuple[int, int, int]]:
+    """A mask as a kernel reads it, with its strides over batch, queries and tail."""
+    if tail_mask is None:
+        return None, (0, 0, 0)
+    tail_mask = tail_mask.expand(batch, 1, query_tokens, tail)
+    strides = (tail_mask.stride(0), tail_mask.stride(2), tail_mask.stride(3))
+    return tail_mask.view(torch.uint8), strides
+
+
 def ragged_decode_triton(
     queries: Tensor,
     prefix: RaggedPrefix,
@@ -505,11 +516,7 @@ def ragged_decode_triton(
     log_sums = workspace.take("decode log sums", (entries,), torch.float32, device)
     # laid out as the output projection reads it: tokens before heads
     output = queries.new_empty(batch, query_tokens, query_heads, value_dim).transpose(1, 2)
-    mask_strides = (0, 0, 0)
-    if tail_mask is not None:
-        tail_mask = tail_mask.expand(batch, 1, query_tokens, tail)
-        mask_strides = (tail_mask.stride(0), tail_mask.stride(2), tail_mask.stride(3))
-        tail_mask = tail_mask.view(torch.uint8)
+    tail_mask, mask_strides = mask_arguments(tail_mask, batch, query_tokens, tail)
     if queries.stride(-1) != 1:
         queries = queries.contiguous()
     shape = {
