@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -248,18 +248,18 @@ def quantised(prefix: RaggedPrefix, form: str) -> QuantisedPrefix:
         coded.append(slice(offset, offset + count))
         exact.append(slice(offset + count, offset + length))
         first, rest = first + count, rest + length - count
-    # row by row: no second copy of all entries
-    parts = [
-        zip(*(function(entries[part]) for part in coded), strict=True)
-        for function, entries in ((quantise_keys, keys), (quantise_values, values))
-    ]
-    own_keys, own_values = (Codes(*(torch.cat(list(pieces)) for pieces in part)) for part in parts)
     host = tuple(places[row] for row in prefix.host_rows)
     left_keys, left_values = (
         torch.cat([entries[part] for part in exact]) for entries in (keys, values)
     )
     return QuantisedPrefix(
-        form, plan, own_keys, own_values, (left_keys, left_values), _table(host, plan), host
+        form,
+        plan,
+        _row_by_row(quantise_keys, keys, coded),
+        _row_by_row(quantise_values, values, coded),
+        (left_keys, left_values),
+        _table(host, plan),
+        host,
     )
 
 
@@ -285,6 +285,14 @@ def quantised_from(
         _table(host, plan) if host else None,
         host,
     )
+
+
+def _row_by_row(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]], entries: Tensor, rows: Sequence[slice]
+) -> Codes:
+    """Codes of these ranges of slots; no second copy of all entries is made."""
+    numbers, scales = zip(*(function(entries[row]) for row in rows), strict=True)
+    return Codes(torch.cat(numbers), torch.cat(scales))
 
 
 def _both(codes: Codes) -> tuple[Tensor, Tensor]:
