@@ -16,7 +16,7 @@ EIGHT_BITS = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
 #: All forms.
 FORMS = (*EIGHT_BITS, "int4")
 #: ``int4``: neighbouring entries whose keys share a scale per channel.
-GROUP = 32
+GROUP = 64
 #: ``int4``: so many of a row's newest entries are not quantised, and those that fill no group.
 RESIDUAL = 32
 #: Numbers that are quantised at a time, in float32.

@@ -5,7 +5,7 @@ launches share. Codes become numbers of the queries' type in registers; they are
 floats of four bits, so that this is exact. Scales never meet the codes one by one: a key's scale
 multiplies its logit, a channel's scale the queries (once a block, because a block lies in one group
 of keys), and a value's scale its weight, relative to the largest of the block. Least numbers are a
-sum over channels for keys and one number per query and half of the channels for values.
+product of their own for keys and one number per query and half of the channels for values.
 
 The channels are taken in halves, as four-bit codes lie in their bytes. In ``int4`` a row's codes
 are whole blocks; those behind them are its residual, in the model's type.
@@ -51,9 +51,10 @@ _LOG2_E = 1.4426950408889634
 def launch_options(form: str, head_dim: int, element_size: int, query_tile: int) -> LaunchOptions:
     """The options for a form, a head dimension and a tile of queries; by rule, as those of plain
     entries. A block of four-bit codes is at most a group of keys."""
+    wide = _power_of_two(head_dim) > 128
     if element_size == 4:
-        return LaunchOptions(16 if head_dim > 128 else 32, 4, 2, 1)
-    block = GROUP if form == "int4" or _power_of_two(head_dim) > 128 else 64
+        return LaunchOptions(16 if wide else 32, 4, 2, 1)
+    block = 32 if wide else 64
     if query_tile > 32:
         return LaunchOptions(block, 8, 2, 1)
     return LaunchOptions(block, 4, 3 if query_tile <= 16 else 2, 2)
@@ -91,12 +92,14 @@ def _scale_and_zero(words):
 @triton.jit
 def _add_values(acc, shrink, weights, codes, scale):
     """``acc * shrink + weights @ (codes * scale)`` for codes [N, H] and a scale [N] per entry."""
-    largest = tl.max(scale, 0)
-    largest = tl.where(largest > 0.0, largest, 1.0)
-    # relative: the product stays in the range of half precision, however small the scales
-    relative = weights * (scale / largest)[None, :]
-    found = tl.dot(relative.to(codes.dtype), codes, input_precision="ieee")
-    return acc * shrink[:, None] + found * largest
+    if codes.dtype == tl.float16:
+        # relative: the product stays in the range of float16, however small the scales
+        largest = tl.max(scale, 0)
+        largest = tl.where(largest > 0.0, largest, 1.0)
+        relative = (weights * (scale / largest)[None, :]).to(tl.float16)
+        return acc * shrink[:, None] + tl.dot(relative, codes) * largest
+    scaled = (weights * scale[None, :]).to(codes.dtype)
+    return tl.dot(scaled, codes, acc * shrink[:, None], input_precision="ieee")
 
 
 @triton.jit
@@ -128,13 +131,28 @@ def _attend_eight_bits(
 
 
 @triton.jit
+def _keys_of_half(q, codes, words):
+    """Products [M, N] of one half of the channels of queries [M, H] and of keys: codes [N, H], and
+    a scale with a least number for every channel."""
+    scale, zero = _scale_and_zero(words)
+    scaled = (q.to(tl.float32) * scale[None, :]).to(q.dtype)
+    # the same column for every entry: a product costs less than a sum over channels
+    least = tl.broadcast_to(zero.to(q.dtype)[:, None], (codes.shape[1], codes.shape[0]))
+    products = tl.dot(q, least, input_precision="ieee")
+    return tl.dot(scaled, tl.trans(codes), products, input_precision="ieee")
+
+
+@triton.jit
 def _attend_four_bits(
     q, q_second, key_codes, value_codes, key_scales, value_scales, first, entry, extra,
-    column, value_column, scale, cap, top, total, acc, acc_second,
+    column, value_column, scale, cap, top, total, acc, acc_second, least, least_second,
     HEAD_DIM: tl.constexpr, HALF: tl.constexpr, VALUE_HALF: tl.constexpr,
     CAPPED: tl.constexpr, GROUP_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """A block of entries [N] of one group, from the slot ``first`` on; all of them are there."""
+    """A block of entries [N] of one group, from the slot ``first`` on; all of them are there.
+
+    ``least`` [M, N] adds up, entry by entry, what the values' least numbers give.
+    """
     slot = first + entry
     channels = key_scales + (first // GROUP_SIZE) * HEAD_DIM + column
     words = tl.load(channels, mask=column < HALF, other=0)
@@ -148,26 +166,20 @@ def _attend_four_bits(
     )  # fmt: skip
     value_words = tl.load(value_scales + slot * 2)
     value_words_second = tl.load(value_scales + slot * 2 + 1)
-    wide, wide_second = q.to(tl.float32), q_second.to(tl.float32)
-    key_scale, zero = _scale_and_zero(words)
-    key_scale_second, zero_second = _scale_and_zero(words_second)
-    scaled = (wide * key_scale[None, :]).to(q.dtype)
-    scaled_second = (wide_second * key_scale_second[None, :]).to(q.dtype)
-    products = tl.dot(scaled, tl.trans((k & 15).to(q.dtype)), input_precision="ieee")
-    products += tl.dot(scaled_second, tl.trans((k >> 4).to(q.dtype)), input_precision="ieee")
-    least = tl.sum(wide * zero[None, :] + wide_second * zero_second[None, :], 1)
+    products = _keys_of_half(q, (k & 15).to(q.dtype), words)
+    products += _keys_of_half(q_second, (k >> 4).to(q.dtype), words_second)
     top, total, weights, shrink = weigh(
-        products + least[:, None], extra, (entry >= 0)[None, :], scale, cap, top, total, CAPPED
+        products, extra, (entry >= 0)[None, :], scale, cap, top, total, CAPPED
     )
     value_scale, zero = _scale_and_zero(value_words)
     value_scale_second, zero_second = _scale_and_zero(value_words_second)
     acc = _add_values(acc, shrink, weights, (v & 15).to(q.dtype), value_scale)
-    acc += tl.sum(weights * zero[None, :], 1)[:, None]
     acc_second = _add_values(
         acc_second, shrink, weights, (v >> 4).to(q.dtype), value_scale_second
     )  # fmt: skip
-    acc_second += tl.sum(weights * zero_second[None, :], 1)[:, None]
-    return top, total, acc, acc_second
+    least = least * shrink[:, None] + weights * zero[None, :]
+    least_second = least_second * shrink[:, None] + weights * zero_second[None, :]
+    return top, total, acc, acc_second, least, least_second
 
 
 @triton.jit
@@ -288,16 +300,20 @@ def _decode_codes(
                     coded = tl.maximum(length - NEWEST, 0) // GROUP_SIZE * GROUP_SIZE
                     coded_blocks = coded // BLOCK_N
                     codes = tl.load(places + row)
+                    least = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+                    least_second = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
                     for number in range(start, tl.minimum(stop, coded_blocks)):
                         extra = _load_extra(
                             bias, offset + number * BLOCK_N + entry, entry >= 0, HAS_BIAS
                         )  # fmt: skip
-                        top, total, acc, acc_second = _attend_four_bits(
+                        top, total, acc, acc_second, least, least_second = _attend_four_bits(
                             q, q_second, key_codes, value_codes, key_scales, value_scales,
                             codes + number * BLOCK_N, entry, extra, column, value_column,
-                            scale, cap, top, total, acc, acc_second,
+                            scale, cap, top, total, acc, acc_second, least, least_second,
                             HEAD_DIM, HALF, VALUE_HALF, CAPPED, GROUP_SIZE,
                         )  # fmt: skip
+                    acc += tl.sum(least, 1)[:, None]
+                    acc_second += tl.sum(least_second, 1)[:, None]
                     newest = tl.load(places + rows + row) - coded
                     for number in range(tl.maximum(start, coded_blocks), stop):
                         position = number * BLOCK_N + entry

@@ -24,7 +24,7 @@ PROMPT = 200
 MASK = HeadMask(torch.tensor([[1, 0], [0, 1]]), {"ratio": 0.5})
 SIZES = {
     "full": {},
-    "snapkv": {"budget": 70, "window": 8, "kernel": 3},
+    "snapkv": {"budget": 110, "window": 8, "kernel": 3},
     "catekv": {"head_mask": MASK, "budget": 90, "window": 8, "chunk_size": 4, "init_tokens": 4,
                "recent_tokens": 8, "guard_tokens": 4},
 }  # fmt: skip

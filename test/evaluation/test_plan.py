@@ -99,17 +99,16 @@ def test_any_method_by_its_budgets(
     assert full["kept_tokens_per_head"] == 65_536
 
 
-@pytest.mark.parametrize(("store", "bytes_per_key"), [("int8", 132), ("fp8", 132), ("int4", 80)])
+@pytest.mark.parametrize(("store", "bytes_per_key"), [("int8", 132), ("fp8", 132), ("int4", 72)])
 def test_plans_count_bits(
     store: str, bytes_per_key: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of 256 bytes; of four bits the residual stays, and keys have two numbers per channel and
-    group where values have four per entry: 64 + 16 and 64 + 8 bytes."""
+    """Of 256 bytes of a key; of four bits the residual stays, and a key has two numbers per channel
+    and group, which is as much as the four of a value."""
     words = [*LLAMA, "--length", "65568", "--method", f"full:store={store}"]
     full, ours = planned(capsys, *words)["sides"]
     share = ours["cache_bytes"] / full["cache_bytes"]
-    expected = (bytes_per_key * 2 - 8 * (store == "int4")) / 512
-    assert share == pytest.approx(expected, rel=1.5e-3)
+    assert share == pytest.approx(bytes_per_key / 256, rel=1.5e-3)
     assert ours["step_bytes"] < full["step_bytes"]
     assert (
         cli.main([*LLAMA, "--length", "65568", "--ratio", "0.4", "--option", f"store={store}"]) == 0

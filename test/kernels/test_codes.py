@@ -160,8 +160,8 @@ def test_half_precision_is_rounded_once(kind: torch.dtype) -> None:
 
 
 def test_the_newest_entries_and_broken_groups_are_no_codes() -> None:
-    found = [coded_entries(length) for length in (0, 1, RESIDUAL, 63, 64, 95, 96, 1000)]
-    assert found == [0, 0, 0, 0, 32, 32, 64, 960]
+    found = [coded_entries(length) for length in (0, 1, RESIDUAL, 95, 96, 159, 160, 1000)]
+    assert found == [0, 0, 0, 0, 64, 64, 128, 960]
 
 
 def prefix_of(lengths: list[int], kv_heads: int = 2, dim: int = DIM) -> RaggedPrefix:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from catekv import kernels
 from catekv.kernels import Workspace
-from catekv.kernels.codes import EIGHT_BITS, FORMS
+from catekv.kernels.codes import EIGHT_BITS, FORMS, GROUP
 from catekv.kernels.logits import LogitForm
 from catekv.kernels.quantised import quantised
 from catekv.kernels.quantised_decode import quantised_decode_reference, quantised_decode_torch
@@ -37,7 +37,7 @@ SMALL = replace(FEW, block=16)
 class Case:
     form: str = "int4"
     #: a residual alone, codes and a broken group, nothing, one entry
-    lengths: tuple[int, ...] = (100, 40, 0, 65, 1, 70)
+    lengths: tuple[int, ...] = (100, 40, 0, 170, 1, 96)
     kv_heads: int = 3
     group: int = 2
     dim: int = 32
@@ -97,7 +97,7 @@ CASES = {
     "length on the device": Case(capacity=40, tail=21),
     "values of another dimension": Case(value_dim=16),
     "odd head dimensions": Case(dim=23, value_dim=17),
-    "head dimension 128": Case(lengths=(90, 3), kv_heads=2, dim=128, value_dim=128),
+    "head dimension 128": Case(lengths=(110, 3), kv_heads=2, dim=128, value_dim=128),
     "many groups": Case(lengths=(600, 3), kv_heads=2),
 }
 #: What the fast suite has of them.
@@ -127,7 +127,7 @@ def test_equals_the_definition(name: str, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["int4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_rows_are_split_within_a_group(form: str) -> None:
-    arguments = Case(form, lengths=(100, 33), kv_heads=1).arguments()
+    arguments = Case(form, lengths=(130, 33), kv_heads=1).arguments()
     expected = quantised_decode_reference(**arguments)
     found = quantised_decode_triton(**arguments, options=SMALL)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
@@ -136,7 +136,7 @@ def test_rows_are_split_within_a_group(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_equals_the_definition_in_half_precision(form: str) -> None:
     """Values so small that their scales alone would be lost in float16."""
-    case = Case(form, (70, 5), 2, dim=64, value_dim=64, dtype=torch.float16)
+    case = Case(form, (100, 5), 2, dim=64, value_dim=64, dtype=torch.float16)
     arguments = case.arguments()
     prefix = arguments["prefix"]
     small = prefix.dequantised()
@@ -154,7 +154,7 @@ def test_equals_the_definition_in_half_precision(form: str) -> None:
 
 
 def test_the_entry_point_reads_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = Case(lengths=(70, 5), kv_heads=2).arguments()
+    arguments = Case(lengths=(100, 5), kv_heads=2).arguments()
     expected = quantised_decode_reference(**arguments)
     found = kernels.ragged_decode(**arguments, backend="triton")
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
@@ -164,7 +164,7 @@ def test_the_entry_point_reads_codes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_blocks_are_read_from_unpacked_entries() -> None:
     """A method that reads pages has a store of its own; what is asked for here still holds."""
-    arguments = Case(lengths=(70, 40), kv_heads=2).arguments()
+    arguments = Case(lengths=(100, 40), kv_heads=2).arguments()
     prefix = arguments.pop("prefix")
     blocks = BlockList(torch.tensor([[0, 3], [1, 0]]).int(), torch.tensor([2, 1]).int(), 16)
     found = kernels.ragged_decode(prefix=prefix, blocks=blocks, **arguments)
@@ -183,4 +183,4 @@ def test_nothing_that_changes_between_steps_or_batches_is_compiled_in() -> None:
 def test_blocks_of_four_bits_lie_in_a_group() -> None:
     for dim in (64, 96, 128, 256):
         for size, tile in ((2, 16), (2, 64), (4, 16)):
-            assert 32 % launch_options("int4", dim, size, tile).block == 0
+            assert GROUP % launch_options("int4", dim, size, tile).block == 0
