@@ -27,7 +27,6 @@ from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.quantised import QuantisedPrefix
 from catekv.kernels.ragged import BlockList
 from catekv.kernels.ragged_decode_triton import (
-    MAX_QUERY_TILE,
     REDUCE_COLUMNS,
     REDUCE_SEGMENTS,
     LaunchOptions,
@@ -45,6 +44,9 @@ from catekv.kernels.variant import Variant, signature
 from catekv.kernels.work_plan import work_plan
 from catekv.kernels.workspace import Workspace
 
+#: Largest tile of queries, as for plain entries; half as many in half precision, because codes and
+#: scales take registers besides. A tile more reads half the bytes of a plain prefix, or a third.
+MAX_QUERY_TILE = {2: 32, 4: 16}
 _LOG2_E = 1.4426950408889634
 
 
@@ -55,9 +57,11 @@ def launch_options(form: str, head_dim: int, element_size: int, query_tile: int)
     if element_size == 4:
         return LaunchOptions(16 if wide else 32, 4, 2, 1)
     block = 32 if wide else 64
-    if query_tile > 32:
+    if query_tile > 16:
         return LaunchOptions(block, 8, 2, 1)
-    return LaunchOptions(block, 4, 3 if query_tile <= 16 else 2, 2)
+    if wide and form == "int4":
+        return LaunchOptions(block, 8, 3, 1)
+    return LaunchOptions(block, 4, 3, 2)
 
 
 @triton.jit
@@ -443,21 +447,22 @@ def _extents(head_dim: int, value_dim: int) -> dict[str, int]:
 
 
 def variants() -> list[Variant]:
-    """Every form that a launch may take, for the compile check."""
+    """The forms that a launch may take, for the compile check: all in bfloat16, and of the other
+    types the plain step."""
     kinds = ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32"))
+    uses = ("decode", "decode bias", "decode capped", "question")
     return [
         _variant(dtype, name, head_dim, form, use)
         for dtype, name in kinds
         for head_dim in (64, 96, 128, 256)
         for form in FORMS
-        for use in ("decode", "decode bias", "decode capped", "question", "long question")
+        for use in (uses if name == "bf16" else uses[:1])
     ]
 
 
 def _variant(dtype: torch.dtype, name: str, head_dim: int, form: str, use: str) -> Variant:
-    question = use.endswith("question")
-    tile = MAX_QUERY_TILE[dtype.itemsize] if use == "long question" else 32 if question else 16
-    tile = min(tile, MAX_QUERY_TILE[dtype.itemsize])
+    question = use == "question"
+    tile = min(32 if question else 16, MAX_QUERY_TILE[dtype.itemsize])
     options = launch_options(form, head_dim, dtype.itemsize, tile)
     codes, scales = {"int8": ("i8", "fp32"), "fp8": ("u8", "fp32"), "int4": ("u8", "i32")}[form]
     plain = ("queries", "tail_keys", "tail_values", "residual_keys", "residual_values")
@@ -485,7 +490,7 @@ def _variant(dtype: torch.dtype, name: str, head_dim: int, form: str, use: str) 
     }  # fmt: skip
     strides = [f"{tensor}_{axis}" for tensor in ("query", "key", "value") for axis in "bht"]
     return Variant(
-        f"quantised_decode {form} {use} {name} d{head_dim}",
+        f"quantised_decode {form} {use} {name}, d{head_dim}",
         _decode_codes,
         signature(_decode_codes, types, constants),
         constants,

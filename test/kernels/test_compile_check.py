@@ -31,7 +31,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 #: The type and width that most models run in; all others take ten times as long.
-HOT = ("bf16 d128", "copy (bf16", "reduce")
+HOT = ("bf16 d128", "copy (bf16", "reduce", "int4 decode bf16, d128", "int8 decode bf16, d128")
 
 
 @pytest.mark.parametrize("which", [HOT, pytest.param(("",), id="all", marks=pytest.mark.slow)])
