@@ -46,15 +46,16 @@ _LOG2_E = 1.4426950408889634
 
 def launch_options(form: str, head_dim: int, element_size: int, query_tile: int) -> LaunchOptions:
     """The options for a form, a head dimension and a tile of queries; by rule, as those of plain
-    entries. A block of four-bit codes is at most a group of keys."""
+    entries. A block of four-bit codes lies in a group of keys."""
     wide = _power_of_two(head_dim) > 128
     if element_size == 4:
         return LaunchOptions(16 if wide else 32, 4, 2, 1)
-    block = 32 if wide else 64
     if query_tile > 16:
-        return LaunchOptions(block, 8, 2, 1)
-    if wide and form == "int4":
-        return LaunchOptions(block, 8, 3, 1)
+        return LaunchOptions(32, 8, 2, 1)
+    if wide:
+        return LaunchOptions(32, 8, 3, 1)
+    # channels that fill no power of two are masked, which takes registers
+    block = 64 if head_dim == _power_of_two(head_dim) else 32
     return LaunchOptions(block, 4, 3, 2)
 
 
