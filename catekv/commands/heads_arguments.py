@@ -1,4 +1,4 @@
-"""Options of ``catekv heads curves | compare | import | export``."""
+"""Options of ``catekv heads``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from catekv.calibration.heads.curves import CurveSettings
 from catekv.calibration.heads.exchange import FORMATS
 from catekv.calibration.heads.formats.known_model import QUERY_RULES
+from catekv.calibration.heads.gates import GateTraining
 from catekv.commands.schema import Group
 from catekv.evaluation.run.request import CHECKED_TASKS, Request
 from catekv.methods.head_groups import SCOPES
@@ -18,13 +19,20 @@ from catekv.options import COUNT, MOST_SAMPLES, REQUIRED, option
 class Measured:
     """Whose heads are measured, and where the result goes."""
 
-    output: Path = option(REQUIRED, "npz file of curves and importance", metavar="FILE")
+    output: Path = option(REQUIRED, "npz file of what heads are worth", metavar="FILE")
     model: str | None = option(
         None,
         "local folder, .gguf file or hub name (default: the embedded model)",
         positional=True,
         metavar="MODEL",
     )
+
+
+@dataclass(frozen=True)
+class Read:
+    """How texts are drawn."""
+
+    seed: int = option(42, "of generated text (default: {default})")
 
 
 @dataclass(frozen=True)
@@ -104,5 +112,6 @@ class Compared:
 
 
 REQUEST = Group(Request, ("dtype", "device", "attention", "chat_template"))
-MEASURED, CURVES, COMPARED = Group(Measured), Group(CurveSettings), Group(Compared)
+MEASURED, CURVES, GATES = Group(Measured), Group(CurveSettings), Group(GateTraining)
+READ, COMPARED = Group(Read), Group(Compared)
 KNOWN, IMPORTED, EXPORTED = Group(Known), Group(Imported), Group(Exported)

@@ -361,15 +361,6 @@ def save_statistics(folder: str | Path, cvs: Tensor, **recipe: Any) -> Path:
     )
 
 
-def save_gates(folder: str | Path, scores: Tensor) -> Path:
-    """Store a score per head [layers, kv_heads] beside masks, as DuoAttention stores its gates:
-    :meth:`HeadMask.load` makes masks of any ratio from it, and ``duo_attention`` reads it."""
-    path = Path(folder) / DUO_FILE
-    rows = ("\t".join(repr(score) for score in row) for row in scores.double().tolist())
-    write_atomically(path, "".join(f"{row}\n" for row in rows))
-    return path
-
-
 def load_statistics(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
     """CVs float64 [samples, layers, kv_heads] and the recipe written by :func:`save_statistics`."""
     path = Path(path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -187,6 +189,30 @@ def set_attention(model: torch.nn.Module, name: str) -> None:
                 config._attn_implementation = name
         return
     model.set_attn_implementation(name)  # type: ignore[operator]
+
+
+@contextlib.contextmanager
+def attention_named(
+    model: torch.nn.Module, name: str, function: Callable[..., Any]
+) -> Iterator[None]:
+    """Within it the model attends with ``function`` and builds no masks; the name is new."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, lambda *arguments, **options: None)
+    configurations: dict[int, Any] = {
+        id(module.config): module.config
+        for module in model.modules()
+        if hasattr(getattr(module, "config", None), "_attn_implementation")
+    }
+    before = {key: config._attn_implementation for key, config in configurations.items()}
+    try:
+        for config in configurations.values():
+            config._attn_implementation = name
+        yield
+    finally:
+        for key, config in configurations.items():
+            config._attn_implementation = before[key]
 
 
 def tensor_parallel_options(config: Any, processes: int) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from scenarios import random_ids
 from tiny_models import tiny_model
 
 from catekv import HeadMask, methods
-from catekv.calibration.kvzip.heads import best_tokens, mask_of, score_heads
+from catekv.calibration.heads.head_scores import HeadScores
+from catekv.calibration.kvzip.heads import best_tokens, released_mask, score_heads
 from catekv.calibration.kvzip.training import GateSettings, fit, train_gates
 from catekv.commands import cli
 from catekv.errors import UserError
@@ -28,8 +29,9 @@ def test_kvzip_heads_golden(golden) -> None:
         scores = torch.tensor(given["scores"])
         found = best_tokens(scores)
         torch.testing.assert_close(found, torch.tensor(expected["head_scores"]))
-        strict = scores.shape[-1] if given["rule"] == "strict" else None
-        mask = mask_of(found[None], given["keep"], strict)
+        mask = HeadMask.from_scores(found, given["keep"])
+        if given["rule"] == "strict":
+            mask = released_mask(mask, given["keep"], scores.shape[-1])
         assert mask.adaptive.int().tolist() == expected["full"]
 
 
@@ -90,9 +92,15 @@ def test_the_commands_make_gates_and_masks(
     assert "holds gates; use --overwrite" in capsys.readouterr().err
     assert cli.main([*train, "--overwrite", "--samples", "1"]) == 2
     assert "1 piece of text is too little" in capsys.readouterr().err
-    words = ["mask", "kvzip", masks, *TEXTS, "--samples", "1", "--ratios", "0.25"]
-    assert cli.main([*words, "--strict"]) == 0
+    heads = str(tmp_path / "heads.npz")
+    assert cli.main(["heads", "kvzip", *TEXTS, "--samples", "2", "--output", heads]) == 0
+    scores = HeadScores.load(heads)
+    assert scores.shape == (4, 4)
+    assert (scores.scores == scores.samples.max(axis=0)).all()
+    words = ["mask", "convert", heads, masks, "--ratios"]
+    assert cli.main([*words, "0.25", "--strict"]) == 0
     strict = HeadMask.load(masks, 0.25)
     assert int(strict.adaptive.sum()) == 3
     assert strict.meta["recipe"]["kind"] == "kvzip"
+    assert cli.main([*words, "0.5"]) == 0
     assert int(HeadMask.load(masks, 0.5).adaptive.sum()) == 8

@@ -18,6 +18,7 @@ from catekv.calibration.heads.formats.known_model import QUERY_RULES
 from catekv.calibration.heads.head_scores import HeadScores
 from catekv.errors import UserError
 from catekv.files import read_arrays
+from catekv.methods.head_mask import HeadMask
 
 
 class Format(Protocol):
@@ -93,3 +94,16 @@ def read_heads(
     if asked.ratio is not None:
         found.mask(asked.ratio)  # refuses scores that tell no head from another
     return found
+
+
+def mask_from(path: Path, ratio: float) -> HeadMask:
+    """The mask of a share of the heads: masks, statistics and DuoAttention's patterns by their own
+    rules, other head files by their scores.
+
+    Raises:
+        UserError: nothing there, or nothing that says which heads are worth most.
+    """
+    scored = path.is_file() and path.suffix == ".npz"
+    if not scored and (not path.exists() or format_of(path) in ("catekv", "duo_attention")):
+        return HeadMask.load(path, ratio)
+    return read_heads(path, Asked(ratio=ratio)).mask(ratio)

@@ -19,6 +19,8 @@ from catekv.methods.head_mask import HeadMask
 from catekv.models.shape import model_shape_of
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+#: Entry of a recipe that says how samples become one score where it is not their mean.
+JOINED, MAXIMUM = "joined", "maximum"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,16 +54,18 @@ class HeadScores:
 
     @property
     def scores(self) -> Floats:
-        """Mean over the samples: float64 [layers, kv_heads]."""
-        return np.asarray(self.samples.mean(axis=0))
+        """Mean over the samples, or their maximum where the recipe says so: float64 [layers,
+        kv_heads]."""
+        joined = np.max if self.recipe.get(JOINED) == MAXIMUM else np.mean
+        return np.asarray(joined(self.samples, axis=0))
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.samples.shape[1], self.samples.shape[2]
 
     def intervals(self) -> tuple[Floats, Floats] | None:
-        """95 % intervals of the scores over the samples; None for a single sample."""
-        if len(self.samples) < 2:
+        """95 % intervals of the mean over the samples; None for a single sample, or a maximum."""
+        if len(self.samples) < 2 or self.recipe.get(JOINED) == MAXIMUM:
             return None
         columns = self.samples.reshape(len(self.samples), -1).T.tolist()
         found = [bootstrap_average({"": column}) for column in columns]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from catekv.calibration.kvzip.repeated import repeated
 from catekv.errors import UserError
 from catekv.methods.formulas.repeat import Repeat
 from catekv.methods.head_mask import HeadMask
-from catekv.methods.head_votes import adaptive_count
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -45,20 +44,10 @@ def score_heads(
     return torch.stack(found)
 
 
-def mask_of(
-    scores: Tensor, share: float, strict_tokens: int | None = None, **meta: Any
-) -> HeadMask:
-    """The share of all heads with the best scores [texts, layers, kv_heads] of any text.
-
-    Args:
-        strict_tokens: count as released, where the share is one of the entries of a text of so
-            many tokens: one head fewer. None: exactly.
-        meta: of the mask.
-    """
-    best = scores.amax(dim=0)
-    layers, heads = best.shape
-    order = best.flatten().double().sort(descending=True, stable=True).indices.tolist()
-    count = adaptive_count(share, layers * heads)
-    if strict_tokens is not None:
-        count = max(0, int(layers * heads * strict_tokens * share) - 1) // strict_tokens
-    return HeadMask.from_order(order, count, layers, heads, {"ratio": share, **meta})
+def released_mask(mask: HeadMask, share: float, tokens: int = 2**20) -> HeadMask:
+    """A mask of KVzip's scores as the released code counts: the share is one of the entries of a
+    text of so many tokens, and the last one does not fit. One head fewer, as a rule."""
+    assert mask.order is not None
+    layers, heads = mask.adaptive.shape
+    count = max(0, int(layers * heads * tokens * share) - 1) // tokens
+    return HeadMask.from_order(mask.order, count, layers, heads, mask.meta)

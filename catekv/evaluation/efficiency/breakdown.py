@@ -17,10 +17,10 @@ from torch import Tensor
 from catekv import kernels
 from catekv.cache.attention import HANDLE
 from catekv.evaluation.efficiency.clock import capture, step_times
-from catekv.evaluation.efficiency.dense import attention_named
 from catekv.evaluation.efficiency.fill import fill_random_
 from catekv.evaluation.efficiency.measurement import Measurement
 from catekv.evaluation.efficiency.variants import RaggedStepper, Setting
+from catekv.models.compat import attention_named
 
 _NAME = "catekv_nothing"
 RUNS = 5
@@ -81,7 +81,7 @@ def _nothing(
 
 def rest_seconds(setting: Setting, stepper: RaggedStepper) -> float:
     """Median time of a step whose attention returns its queries."""
-    with attention_named(setting.model, _NAME, _nothing):
+    with attention_named(setting.model.model, _NAME, _nothing):
         other = RaggedStepper(setting, stepper.cache.fork())
         for _ in range(2):
             other.step()

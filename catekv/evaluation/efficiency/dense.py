@@ -11,7 +11,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from catekv import kernels
 from catekv.evaluation.efficiency.fill import fill_random_
 from catekv.evaluation.efficiency.memory import NotComputedError
 from catekv.model import CateKVModel
-from catekv.models.compat import decoder_layers
+from catekv.models.compat import attention_named, decoder_layers
 
 _READER = "_catekv_reader"
 _NAME = "catekv_measured"
@@ -328,28 +328,6 @@ def _attention(
     return reader.attend(query, scale), None
 
 
-@contextlib.contextmanager
-def attention_named(model: CateKVModel, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Within it the model attends with ``function`` and builds no masks."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(name, function)
-    AttentionMaskInterface.register(name, lambda *arguments, **options: None)
-    configurations = {
-        id(module.config): module.config
-        for module in model.model.modules()
-        if hasattr(getattr(module, "config", None), "_attn_implementation")
-    }
-    before = {key: config._attn_implementation for key, config in configurations.items()}
-    try:
-        for config in configurations.values():
-            config._attn_implementation = name
-        yield
-    finally:
-        for key, config in configurations.items():
-            config._attn_implementation = before[key]
-
-
 def measured_attention(model: CateKVModel) -> contextlib.AbstractContextManager[None]:
     """Within it the model can run on a :func:`dense_cache`."""
-    return attention_named(model, _NAME, _attention)
+    return attention_named(model.model, _NAME, _attention)

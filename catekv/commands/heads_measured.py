@@ -1,0 +1,133 @@
+"""``catekv heads curves | gates | kvzip``: what heads are worth, measured on a model."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from catekv.calibration.heads.curves import measure_curves, read_texts, selector_of
+from catekv.calibration.heads.gates import check_texts, train_gates
+from catekv.calibration.heads.head_scores import JOINED, MAXIMUM, HeadScores
+from catekv.commands.arguments import PROGRESS, TEXTS
+from catekv.commands.heads_arguments import CURVES, GATES, MEASURED, READ, REQUEST
+from catekv.commands.schema import Action
+from catekv.files import check_folder
+
+if TYPE_CHECKING:
+    from catekv.evaluation.run.request import Request
+    from catekv.model import CateKVModel
+
+
+def _opened(arguments: argparse.Namespace) -> tuple[CateKVModel, Request, dict[str, Any]]:
+    """The model, what was asked of it, and what a recipe says of it."""
+    from catekv.evaluation.records import environment
+    from catekv.evaluation.run.session import model_path, open_model, revision_of
+
+    asked = MEASURED.read(arguments)
+    check_folder(asked.output.parent)
+    request = REQUEST.read(arguments, model=asked.model)
+    model = open_model(request, for_text=True)
+    path = model_path(request)
+    origin = {
+        "model": "embedded" if request.embedded else path,
+        "model_hash": environment.model_identity(path, revision_of(model)),
+    }
+    return model, request, origin
+
+
+def _written(arguments: argparse.Namespace, scores: HeadScores, use: str) -> int:
+    output = MEASURED.read(arguments).output
+    scores.save(output)
+    print(describe(scores))
+    print(f"Heads: {output}")
+    print(f"Use them: {use.format(output)}")
+    return 0
+
+
+def _curves(arguments: argparse.Namespace) -> int:
+    settings = CURVES.read(arguments)
+    selector_of(settings.selector)  # refused before a model is loaded
+    model, request, origin = _opened(arguments)
+    texts = read_texts(model, settings, request.chat_template)
+    with tqdm(total=len(texts), disable=arguments.quiet, desc="curves", unit="text") as bar:
+        scores = measure_curves(model, texts, settings, origin=origin, advance=bar.update)
+    return _written(arguments, scores, "--methods curvekv:curves={},keep=0.25")
+
+
+def _gates(arguments: argparse.Namespace) -> int:
+    settings = GATES.read(arguments)
+    check_texts(settings)
+    model, _, origin = _opened(arguments)
+    with tqdm(total=settings.steps, disable=arguments.quiet, desc="gates", unit="step") as bar:
+
+        def advance(loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+
+        scores = train_gates(model, settings, origin=origin, advance=advance)
+    return _written(arguments, scores, "catekv mask convert {} DIR --ratios 0.5")
+
+
+def _kvzip(arguments: argparse.Namespace) -> int:
+    from catekv.calibration.kvzip.heads import score_heads
+    from catekv.methods.formulas.repeat import Repeat
+    from catekv.models.shape import config_hash
+
+    texts, read = TEXTS.read(arguments), READ.read(arguments)
+    model, _, origin = _opened(arguments)
+    pieces = texts.pieces(model.tokenizer, read.seed)
+    began, processor = time.perf_counter(), time.process_time()
+    with tqdm(total=len(pieces), disable=arguments.quiet, desc="kvzip", unit="text") as bar:
+        found = score_heads(model, pieces, Repeat(), progress=lambda _: bar.update())
+    recipe = {
+        "kind": "kvzip", **asdict(texts), "pieces": len(pieces), "seed": read.seed,
+        JOINED: MAXIMUM, "config_hash": config_hash(model.config), **origin,
+        "seconds": round(time.perf_counter() - began, 1),
+        "processor_seconds": round(time.process_time() - processor, 1),
+    }  # fmt: skip
+    scores = HeadScores(np.asarray(found.double().numpy()), recipe)
+    return _written(arguments, scores, "catekv mask convert {} DIR --ratios 0.4 0.6")
+
+
+def describe(scores: HeadScores, shown: int = 5) -> str:
+    """The heads that are worth most and least, with their intervals."""
+    values, bounds = scores.scores, scores.intervals()
+    order = values.argsort(axis=None, kind="stable")[::-1].tolist()
+
+    def line(place: int) -> str:
+        head = divmod(place, scores.shape[1])
+        text = f"  layer {head[0]} head {head[1]}: {values[head]:.4g}"
+        return (
+            text if bounds is None else f"{text} ({bounds[0][head]:.4g} .. {bounds[1][head]:.4g})"
+        )
+
+    title = (
+        f"{values.size} heads ({scores.shape[0]} layers x {scores.shape[1]}), "
+        f"{len(scores.samples)} samples, {scores.recipe.get('seconds', '?')} s"
+    )
+    most, least = map(line, order[:shown]), map(line, order[-shown:])
+    return "\n".join([title, "most", *most, "least", *least])
+
+
+ACTIONS = {
+    "curves": Action(
+        "measure what every head loses at every share of its entries",
+        (MEASURED, CURVES, REQUEST, PROGRESS),
+        _curves,
+    ),
+    "gates": Action(
+        "train DuoAttention's gates on passkeys in prose",
+        (MEASURED, GATES, REQUEST, PROGRESS),
+        _gates,
+    ),
+    "kvzip": Action(
+        "score heads by a repetition of texts (KVzip)",
+        (MEASURED, TEXTS, READ, REQUEST, PROGRESS),
+        _kvzip,
+    ),
+}
