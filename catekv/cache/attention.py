@@ -24,6 +24,7 @@ from catekv.cache.buffer import FixedTail
 from catekv.errors import UserError
 from catekv.kernels.dispatch import choose
 from catekv.kernels.logits import LogitForm
+from catekv.kernels.quantised import QuantisedPrefix
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.kernels.ragged_decode import causal_tail_mask
 from catekv.kernels.sparse_prefill import minference_attention
@@ -249,7 +250,7 @@ class _Attention:
     def _over_kept(self, call: _Call, handle: Handle) -> tuple[Tensor, Tensor | None]:
         """Attention over the kept entries of a compressed layer and the tokens after them."""
         query, key, value, layer = call.query, call.key, call.value, handle.layer
-        prefix = layer.prefix
+        prefix: RaggedPrefix | QuantisedPrefix | None = layer.prefix
         assert prefix is not None
         first, store, blocks = layer.pending, layer.store, None
         layer.attended()
@@ -263,9 +264,10 @@ class _Attention:
             prefix, blocks = store.read(query, call.scale, workspace)
         if handle.fixed is None:
             mask, length = _tail_mask(call.mask, query.shape[2], key.shape[2]), None
-            plain = store is None and prefix.uniform_length is not None
-            if not self.flash and plain and _on_torch(query.device):
-                return self._over_rectangle(call, prefix, mask)
+            if store is None and not self.flash and _on_torch(query.device):
+                assert isinstance(prefix, RaggedPrefix)
+                if prefix.uniform_length is not None:
+                    return self._over_rectangle(call, prefix, mask)
         else:
             mask, length = handle.fixed.mask, handle.fixed.length
             if handle.fixed.used is not None:

@@ -17,6 +17,7 @@ from catekv.kernels.logits import LogitForm
 from catekv.kernels.ragged import RaggedPrefix, from_rows
 from catekv.methods.base import Observed
 from catekv.methods.registry import from_dict
+from catekv.methods.stores import restored
 from catekv.methods.stores.base import DecodeStore
 from catekv.models.rotation import rotation_of
 from catekv.version import __version__
@@ -130,10 +131,13 @@ def _store(
     entries: RaggedPrefix,
     tensors: dict[str, Tensor],
 ) -> DecodeStore:
-    """What a method that goes on while decoding had made of a layer."""
+    """What was made of a layer: by a method that goes on while decoding, or by quantising."""
     own = {
         name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)
     }
+    named = restored(state, own)
+    if named is not None:
+        return named
     method = from_dict(state["method"])
     keys, values = (
         part[None, None, :0].expand(entries.batch, entries.kv_heads, -1, -1)

@@ -50,6 +50,8 @@ def _title(plan: Plan) -> str:
         )
         if isinstance(method.get(name), int | float)
     ]
+    if "store" in method:
+        options.append(str(method["store"]))
     settings = ", ".join([f"{plan.length} tokens", f"batch {plan.batch}", plan.dtype])
     return f"{plan.model}: {settings}; {' '.join([plan.label, *options])}"
 

@@ -90,7 +90,7 @@ class SpreadCateKV(Method):
             create("catekv", head_mask=HeadMask(heads).with_edges(edges or {}), **options)
             for heads in (whole, ~whole)
         )
-        return cls(adaptive, consistent, check_ratio(ratio), keep=keep)
+        return cls(adaptive, consistent, check_ratio(ratio), keep=keep, store=adaptive.store)
 
     @property
     def needs(self) -> Needs:

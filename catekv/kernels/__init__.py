@@ -25,6 +25,8 @@ from catekv.kernels.page_bounds import (
     page_scores_torch,
     top_pages,
 )
+from catekv.kernels.quantised import QuantisedPrefix
+from catekv.kernels.quantised_decode import why_no_quantised_kernel
 from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.kernels.ragged_decode import (
     ragged_decode_reference,
@@ -76,7 +78,7 @@ __all__ = [
 
 def ragged_decode(
     queries: Tensor,
-    prefix: RaggedPrefix,
+    prefix: RaggedPrefix | QuantisedPrefix,
     tail_keys: Tensor,
     tail_values: Tensor,
     scaling: float,
@@ -95,7 +97,7 @@ def ragged_decode(
 
     Args:
         queries: [batch, query_heads, query_tokens, head_dim], the last ``query_tokens`` positions.
-        prefix: what is kept of the context.
+        prefix: what is kept of the context, as it is or in eight or four bits.
         tail_keys, tail_values: [batch, kv_heads, tail, dim], the queries' own tokens included.
         scaling: factor of the logits.
         tail_mask: bool [batch or 1, 1, query_tokens or 1, tail], False where the tail is hidden in
@@ -114,8 +116,13 @@ def ragged_decode(
     Raises:
         UserError: unknown backend, or one that cannot take these arguments.
     """
-    reason = why_no_decode_kernel(queries, prefix, tail_keys)
-    function = choose("ragged_decode", queries.device, backend, unsupported=reason)
+    if isinstance(prefix, QuantisedPrefix) and blocks is not None:
+        prefix = prefix.dequantised()  # a part of the codes is read by no kernel
+    if isinstance(prefix, QuantisedPrefix):
+        kernel, reason = "quantised_decode", why_no_quantised_kernel(queries, prefix, tail_keys)
+    else:
+        kernel, reason = "ragged_decode", why_no_decode_kernel(queries, prefix, tail_keys)
+    function = choose(kernel, queries.device, backend, unsupported=reason)
     result: Tensor = function(
         queries,
         prefix,

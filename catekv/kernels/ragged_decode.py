@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from catekv.kernels.logits import PLAIN, LogitForm, softmax_with_sink
+from catekv.kernels.quantised import QuantisedPrefix
 from catekv.kernels.ragged import BlockList, Bucket, RaggedPrefix
 from catekv.kernels.workspace import Workspace
 
@@ -58,7 +59,7 @@ def visible_tail(
 
 def ragged_decode_reference(
     queries: Tensor,
-    prefix: RaggedPrefix,
+    prefix: RaggedPrefix | QuantisedPrefix,
     tail_keys: Tensor,
     tail_values: Tensor,
     scaling: float,
@@ -130,8 +131,12 @@ def _read_blocks(
     return bucket, (prefix.keys[slot], prefix.values[slot], bias)
 
 
-def _read(prefix: RaggedPrefix, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor | None]:
+def _read(
+    prefix: RaggedPrefix | QuantisedPrefix, bucket: Bucket, workspace: Workspace | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Keys, values [rows, length, dim] and additive logits [rows, length] or None of a bucket."""
+    if isinstance(prefix, QuantisedPrefix):
+        return prefix.read(bucket, workspace)
     rows, length = bucket.query_rows.shape[0], bucket.length
     if bucket.start is not None:
         block = slice(bucket.start, bucket.start + rows * length)
@@ -280,7 +285,7 @@ def _sinks_per_query(form: LogitForm, grouped: Tensor) -> Tensor | None:
 
 def ragged_decode_torch(
     queries: Tensor,
-    prefix: RaggedPrefix,
+    prefix: RaggedPrefix | QuantisedPrefix,
     tail_keys: Tensor,
     tail_values: Tensor,
     scaling: float,
@@ -315,8 +320,8 @@ def ragged_decode_torch(
     wide = torch.promote_types(queries.dtype, torch.float32)
     sinks = _sinks_per_query(form, grouped)
     parts = (
-        ((bucket, _read(prefix, bucket)) for bucket in prefix.buckets)
-        if blocks is None
+        ((bucket, _read(prefix, bucket, workspace)) for bucket in prefix.buckets)
+        if blocks is None or isinstance(prefix, QuantisedPrefix)
         else iter([_read_blocks(prefix, blocks)])
     )
     for bucket, (keys, values, bias) in parts:

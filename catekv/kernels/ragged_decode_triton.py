@@ -91,11 +91,13 @@ def tanh(x):
 
 
 @triton.jit
-def _online_softmax(
-    queries, keys, values, extra, visible, scale, cap, top, total, acc, CAPPED: tl.constexpr
-):
-    """One block: queries [M, D], keys [N, D], values [N, DV], extra [N], visible [M or 1, N]."""
-    logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+def weigh(products, extra, visible, scale, cap, top, total, CAPPED: tl.constexpr):
+    """One block's weights [M, N] relative to the largest logit so far, from products [M, N] of
+    queries and keys, extra [N] and visible [M or 1, N].
+
+    Returns the new running maximum and sum, the weights, and the factor of what came before.
+    """
+    logits = products * scale
     if CAPPED:
         logits = cap * tanh(logits)
     logits += extra[None, :]
@@ -105,14 +107,23 @@ def _online_softmax(
     finite = tl.where(new_top == float("-inf"), 0.0, new_top)
     weights = tl.exp2(logits - finite[:, None])
     shrink = tl.exp2(top - finite)
-    total = total * shrink + tl.sum(weights, 1)
-    acc = acc * shrink[:, None]
-    acc += tl.dot(weights.to(values.dtype), values, input_precision="ieee")
-    return new_top, total, acc
+    return new_top, total * shrink + tl.sum(weights, 1), weights, shrink
 
 
 @triton.jit
-def _load_queries(
+def _online_softmax(
+    queries, keys, values, extra, visible, scale, cap, top, total, acc, CAPPED: tl.constexpr
+):
+    """One block: queries [M, D], keys [N, D], values [N, DV], extra [N], visible [M or 1, N]."""
+    products = tl.dot(queries, tl.trans(keys), input_precision="ieee")
+    top, total, weights, shrink = weigh(products, extra, visible, scale, cap, top, total, CAPPED)
+    acc = acc * shrink[:, None]
+    acc += tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+    return top, total, acc
+
+
+@triton.jit
+def load_queries(
     queries, b, head, token, head_in_group, column, wanted, query_b, query_h, query_t,
     GROUP: tl.constexpr,
 ):  # fmt: skip
@@ -153,7 +164,7 @@ def _attend_slots(
 
 
 @triton.jit
-def _store_partial(
+def store_partial(
     partial, log_sums, segment, member, queries_per_row, top, total, acc,
     VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
@@ -168,6 +179,74 @@ def _store_partial(
         acc / safe[:, None],
         mask=wanted[:, None] & (column[None, :] < VALUE_DIM),
     )
+
+
+@triton.jit
+def attend_tail(
+    segment, queries, tail_keys, tail_values, tail_mask, tail_length, partial, log_sums,
+    scale, cap, tail_tokens, tail_splits, tail_part, query_tokens, query_b, query_h, query_t,
+    key_b, key_h, key_t, value_b, value_h, value_t, mask_b, mask_q, mask_t,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_MASK: tl.constexpr, DEVICE_LENGTH: tl.constexpr, CAPPED: tl.constexpr,
+):  # fmt: skip
+    """A program's part of one row's tail."""
+    queries_per_row = query_tokens * GROUP
+    member = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    token = member // GROUP
+    head_in_group = member % GROUP
+    column = tl.arange(0, BLOCK_D)
+    value_column = tl.arange(0, BLOCK_DV)
+    entry = tl.arange(0, BLOCK_N)
+    wanted = (member < queries_per_row)[:, None] & (column[None, :] < HEAD_DIM)
+    row = segment // tail_splits
+    part = segment % tail_splits
+    b = (row // KV_HEADS).to(tl.int64)
+    head = (row % KV_HEADS).to(tl.int64)
+    used = tail_tokens
+    if DEVICE_LENGTH:
+        used = tl.load(tail_length)
+    start = part * tail_part
+    stop = tl.minimum(start + tail_part, used)
+    if start < stop:
+        q = load_queries(
+            queries, b, head, token, head_in_group, column, wanted, query_b, query_h, query_t,
+            GROUP,
+        )  # fmt: skip
+        top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+        last_seen = used - query_tokens + token
+        no_extra = tl.zeros([BLOCK_N], tl.float32)
+        for first in range(start, stop, BLOCK_N):
+            position = first + entry
+            inside = position < stop
+            place = position.to(tl.int64)
+            k = tl.load(
+                tail_keys + b * key_b + head * key_h + place[:, None] * key_t
+                + column[None, :],
+                mask=inside[:, None] & (column[None, :] < HEAD_DIM), other=0.0,
+            )  # fmt: skip
+            v = tl.load(
+                tail_values + b * value_b + head * value_h + place[:, None] * value_t
+                + value_column[None, :],
+                mask=inside[:, None] & (value_column[None, :] < VALUE_DIM), other=0.0,
+            )  # fmt: skip
+            visible = inside[None, :] & (position[None, :] <= last_seen[:, None])
+            if HAS_MASK:
+                shown = tl.load(
+                    tail_mask + b * mask_b + token[:, None].to(tl.int64) * mask_q
+                    + position[None, :] * mask_t,
+                    mask=visible & (member < queries_per_row)[:, None], other=0,
+                )  # fmt: skip
+                visible = visible & (shown != 0)
+            top, total, acc = _online_softmax(
+                q, k, v, no_extra, visible, scale, cap, top, total, acc, CAPPED
+            )
+        store_partial(
+            partial, log_sums, segment, member, queries_per_row, top, total, acc,
+            VALUE_DIM, BLOCK_DV,
+        )  # fmt: skip
 
 
 _VARYING = [
@@ -203,55 +282,14 @@ def _decode(
     first_tail = tl.num_programs(0) - tail_programs
 
     if program >= first_tail:
-        segment = program - first_tail
-        row = segment // tail_splits
-        part = segment % tail_splits
-        b = (row // KV_HEADS).to(tl.int64)
-        head = (row % KV_HEADS).to(tl.int64)
-        used = tail_tokens
-        if DEVICE_LENGTH:
-            used = tl.load(tail_length)
-        start = part * tail_part
-        stop = tl.minimum(start + tail_part, used)
-        if start < stop:
-            q = _load_queries(
-                queries, b, head, token, head_in_group, column, wanted, query_b, query_h, query_t,
-                GROUP,
-            )  # fmt: skip
-            top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-            total = tl.zeros([BLOCK_M], tl.float32)
-            acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-            last_seen = used - query_tokens + token
-            no_extra = tl.zeros([BLOCK_N], tl.float32)
-            for first in range(start, stop, BLOCK_N):
-                position = first + entry
-                inside = position < stop
-                place = position.to(tl.int64)
-                k = tl.load(
-                    tail_keys + b * key_b + head * key_h + place[:, None] * key_t
-                    + column[None, :],
-                    mask=inside[:, None] & (column[None, :] < HEAD_DIM), other=0.0,
-                )  # fmt: skip
-                v = tl.load(
-                    tail_values + b * value_b + head * value_h + place[:, None] * value_t
-                    + value_column[None, :],
-                    mask=inside[:, None] & (value_column[None, :] < VALUE_DIM), other=0.0,
-                )  # fmt: skip
-                visible = inside[None, :] & (position[None, :] <= last_seen[:, None])
-                if HAS_MASK:
-                    shown = tl.load(
-                        tail_mask + b * mask_b + token[:, None].to(tl.int64) * mask_q
-                        + position[None, :] * mask_t,
-                        mask=visible & (member < queries_per_row)[:, None], other=0,
-                    )  # fmt: skip
-                    visible = visible & (shown != 0)
-                top, total, acc = _online_softmax(
-                    q, k, v, no_extra, visible, scale, cap, top, total, acc, CAPPED
-                )
-            _store_partial(
-                partial, log_sums, segment, member, queries_per_row, top, total, acc,
-                VALUE_DIM, BLOCK_DV,
-            )  # fmt: skip
+        attend_tail(
+            program - first_tail, queries, tail_keys, tail_values, tail_mask, tail_length, partial,
+            log_sums, scale, cap, tail_tokens, tail_splits, tail_part, query_tokens,
+            query_b, query_h, query_t, key_b, key_h, key_t, value_b, value_h, value_t,
+            mask_b, mask_q, mask_t,
+            KV_HEADS, GROUP, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
+            HAS_MASK, DEVICE_LENGTH, CAPPED,
+        )  # fmt: skip
     elif LIST_SIZE > 0:
         row = program // list_splits
         b = (row // KV_HEADS).to(tl.int64)
@@ -262,7 +300,7 @@ def _decode(
         if start < stop:
             length = tl.load(lengths + row)
             offset = tl.load(offsets + row)
-            q = _load_queries(
+            q = load_queries(
                 queries, b, head, token, head_in_group, column, wanted, query_b, query_h, query_t,
                 GROUP,
             )  # fmt: skip
@@ -284,7 +322,7 @@ def _decode(
                     top, total, acc,
                     HEAD_DIM, VALUE_DIM, HAS_BIAS, CAPPED,
                 )  # fmt: skip
-            _store_partial(
+            store_partial(
                 partial, log_sums, tail_programs + program, member, queries_per_row, top, total,
                 acc, VALUE_DIM, BLOCK_DV,
             )  # fmt: skip
@@ -300,7 +338,7 @@ def _decode(
                 offset = tl.load(offsets + row)
                 b = (row // KV_HEADS).to(tl.int64)
                 head = (row % KV_HEADS).to(tl.int64)
-                q = _load_queries(
+                q = load_queries(
                     queries, b, head, token, head_in_group, column, wanted, query_b, query_h,
                     query_t, GROUP,
                 )  # fmt: skip
@@ -316,7 +354,7 @@ def _decode(
                         top, total, acc,
                         HEAD_DIM, VALUE_DIM, HAS_BIAS, CAPPED,
                     )  # fmt: skip
-                _store_partial(
+                store_partial(
                     partial, log_sums, tail_programs + program + row, member, queries_per_row,
                     top, total, acc, VALUE_DIM, BLOCK_DV,
                 )  # fmt: skip
@@ -420,6 +458,17 @@ def prefix_programs_of(resident: int, rows: int) -> int:
     return resident - rows if rows <= resident // 4 else resident
 
 
+def mask_arguments(
+    tail_mask: Tensor | None, batch: int, query_tokens: int, tail: int
+) -> tuple[Tensor | None, tuple[int, int, int]]:
+    """A mask as a kernel reads it, with its strides over batch, queries and tail."""
+    if tail_mask is None:
+        return None, (0, 0, 0)
+    tail_mask = tail_mask.expand(batch, 1, query_tokens, tail)
+    strides = (tail_mask.stride(0), tail_mask.stride(2), tail_mask.stride(3))
+    return tail_mask.view(torch.uint8), strides
+
+
 def ragged_decode_triton(
     queries: Tensor,
     prefix: RaggedPrefix,
@@ -467,11 +516,7 @@ def ragged_decode_triton(
     log_sums = workspace.take("decode log sums", (entries,), torch.float32, device)
     # laid out as the output projection reads it: tokens before heads
     output = queries.new_empty(batch, query_tokens, query_heads, value_dim).transpose(1, 2)
-    mask_strides = (0, 0, 0)
-    if tail_mask is not None:
-        tail_mask = tail_mask.expand(batch, 1, query_tokens, tail)
-        mask_strides = (tail_mask.stride(0), tail_mask.stride(2), tail_mask.stride(3))
-        tail_mask = tail_mask.view(torch.uint8)
+    tail_mask, mask_strides = mask_arguments(tail_mask, batch, query_tokens, tail)
     if queries.stride(-1) != 1:
         queries = queries.contiguous()
     shape = {

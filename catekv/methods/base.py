@@ -167,7 +167,7 @@ class Method:
 
     Args:
         store: where and how what is kept is stored: ``device``, ``offload`` (host memory), or
-            quantised on the device: ``int8``, ``fp8``.
+            quantised on the device: ``int8``, ``fp8``, ``int4``.
         keep: share of a prompt's entries that all heads together keep, instead of the method's own
             sizes (budget, ratio, share); where entries are not freed, the budget of a step.
     """

@@ -7,13 +7,14 @@ from typing import Any
 from catekv.errors import UserError
 from catekv.methods.base import Method
 from catekv.methods.registry import create
+from catekv.methods.stores import QUANTISED
 from catekv.models.shape import ModelShape
 
 
 def keeps_everything(method: Method, tokens: int, shape: ModelShape) -> bool:
     """Whether a method compresses nothing of a prompt of ``tokens`` tokens: all entries stay, are
     read at every step and stored as they are. False where only the prompt's content decides."""
-    if method.store in ("int8", "fp8"):
+    if method.store in QUANTISED:
         return False
     try:
         read = method.for_prompt(tokens, shape).step_table(tokens, shape)

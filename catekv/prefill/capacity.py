@@ -164,7 +164,8 @@ def refuse_unless_fits(
     needed = float(peak.total)
     if not peak.complete:
         # whatever it decides to keep of the layers before
-        needed -= peak.bytes_of("kept cache") + peak.bytes_of("packed copy")
+        decided = ("kept cache", "packed copy", "quantising")
+        needed -= sum(peak.bytes_of(name) for name in decided)
     usable = free + sizes.weight_bytes
     if needed <= usable:
         return

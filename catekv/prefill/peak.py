@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from catekv.cache import attention
+from catekv.kernels.codes import BLOCK_NUMBERS
 from catekv.kernels.window_scores import BLOCK_BYTES
 from catekv.methods.base import Method, Needs
 from catekv.methods.formulas.query_moments import FIRST
 from catekv.methods.formulas.repeat import FLOATS
+from catekv.methods.stores import QUANTISED
 from catekv.prefill.sizes import ModelSizes, kept_table
 
 FLOAT32 = 4
@@ -125,16 +127,21 @@ class _Pieces:
         self.rows = batch * chunk
         self.chunked = chunk < tokens
         self.full = [batch * size for size in sizes.full_layer_bytes(tokens)]
+        # what is kept, in the form in which it stays, and before it takes that form
         self.kept = [0.0] * sizes.layers
+        self.packed = [0.0] * sizes.layers
         counts = {tokens: batch} if lengths is None else Counter(lengths)
         for length, count in counts.items():
             own = sizes.kept_layer_bytes(method, length)
             self.kept = [sum_ + count * size for sum_, size in zip(self.kept, own, strict=True)]
+            own = sizes.kept_layer_bytes(method, length, packed=True)
+            self.packed = [sum_ + count * size for sum_, size in zip(self.packed, own, strict=True)]
         needs = None if method is None else method.needs
         self.needs = Needs() if needs is None else needs
         self.window = self.needs.window
         # methods that decide after the last layer leave all layers dense until then
         self.late = needs is None or needs.all_layers
+        self.quantised = method is not None and method.store in QUANTISED
         self.table = None if method is None else kept_table(method, tokens, sizes.shape)
         self.known = method is None or self.table is not None
         self.query = sizes.query_heads * sizes.head_dim
@@ -308,15 +315,35 @@ class _Pieces:
         return [self._marks(), Term("scoring", total, meaning)]
 
     def _packing(self, layer: int) -> list[Term]:
-        kept = self.kept[layer]
-        if kept >= self.full[layer]:
-            # the dense tensors themselves become what is kept
-            return []
-        return [
-            self._marks(),
-            Term("packed copy", kept, "what is kept of this layer, beside its dense keys"),
-            Term("packing", self._pack_bytes(layer), "where the kept entries lie"),
-        ]
+        packed = self.packed[layer]
+        terms = []
+        # the dense tensors themselves become what is kept where that is everything
+        if packed < self.full[layer]:
+            terms = [
+                self._marks(),
+                Term("packed copy", packed, "what is kept of this layer, beside its dense keys"),
+            ]
+        # what packing works with is gone when the entries are quantised
+        work = self._pack_bytes(layer) if terms else 0.0
+        if self.quantised:
+            quantising = self._quantising(layer)
+            if quantising > work:
+                meaning = "codes of the packed entries, and what they are made in, in float32"
+                return [*terms, Term("quantising", quantising, meaning)]
+        return [*terms, Term("packing", work, "where the kept entries lie")] if terms else []
+
+    def _quantising(self, layer: int) -> float:
+        """Codes and scales, and temporaries of a block in float32; rows of four-bit codes, made one
+        by one, are joined afterwards, those of keys before those of values."""
+        assert self.method is not None
+        four, kept = self.method.store == "int4", self.kept[layer]
+        numbers = self.packed[layer] / 2 / self.element
+        if four:
+            longest = self.tokens if self.table is None else float(self.table[layer].max())
+            numbers = min(numbers, longest * self.sizes.head_dim)
+        copies = (2 if four else 1) + (self.element < FLOAT32)
+        work = kept + copies * FLOAT32 * min(numbers, BLOCK_NUMBERS)
+        return max(work, 1.5 * kept) if four else work
 
     def _pack_bytes(self, layer: int) -> float:
         size = self.sizes

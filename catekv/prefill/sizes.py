@@ -16,7 +16,9 @@ from torch import Tensor
 from catekv.cache.cache import RaggedCache
 from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
+from catekv.kernels.codes import row_bytes
 from catekv.methods.base import Method
+from catekv.methods.stores import QUANTISED
 from catekv.models.compat import attention_sizes, text_config
 from catekv.models.kinds import without_weights
 from catekv.models.shape import ModelShape
@@ -118,21 +120,39 @@ class ModelSizes(MemoryModel):
         row = self.kv_heads * self.row_token_bytes
         return [float(self.layer_tokens(layer, tokens) * row) for layer in range(self.layers)]
 
-    def kept_layer_bytes(self, method: Method | None, tokens: int) -> list[float]:
-        """Bytes of every layer's keys and values of one sequence after compression.
+    def kept_layer_bytes(
+        self, method: Method | None, tokens: int, *, packed: bool = False
+    ) -> list[float]:
+        """Bytes of every layer's keys and values of one sequence after compression, in the form in
+        which the method stores them, scales and residual included.
 
         A method that decides its budgets for every prompt counts as one that keeps everything, so
         that nothing is promised. None keeps everything.
+
+        Args:
+            packed: what is kept before it takes another form.
         """
         full = self.full_layer_bytes(tokens)
-        table = None if method is None else kept_table(method, tokens, self.shape)
-        if table is None:
+        if method is None:
             return full
-        kept = table.double().sum(dim=-1) * self.row_token_bytes
+        table = kept_table(method, tokens, self.shape)
+        quantised = method.store in QUANTISED and not packed
+        if table is None:
+            if not quantised:
+                return full
+            table = torch.full((self.layers, self.kv_heads), tokens)
+        if quantised:
+            kept = [sum(self._quantised_bytes(method.store, row) for row in rows.tolist())
+                    for rows in table]  # fmt: skip
+        else:
+            kept = (table.double().sum(dim=-1) * self.row_token_bytes).tolist()
         return [
             float(kept[layer]) if self.windows[layer] is None else full[layer]
             for layer in range(self.layers)
         ]
+
+    def _quantised_bytes(self, form: str, entries: float) -> float:
+        return row_bytes(form, entries, (self.head_dim, self.head_dim), self.element_bytes)
 
 
 def kept_table(method: Method, tokens: int, shape: ModelShape) -> Tensor | None:

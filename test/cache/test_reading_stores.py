@@ -1,4 +1,4 @@
-"""Models whose caches read a part of what they store, or store it elsewhere or in eight bits."""
+"""Models whose caches read a part of what they store, or store it elsewhere or in fewer bits."""
 
 from __future__ import annotations
 
@@ -42,9 +42,11 @@ CASES: dict[str, methods.Method] = {
     "snapkv, offloaded": methods.create("snapkv", store="offload", **SNAPKV),
     "snapkv, int8": methods.create("snapkv", store="int8", **SNAPKV),
     "snapkv, fp8": methods.create("snapkv", store="fp8", **SNAPKV),
+    "full, int4": methods.create("full", store="int4"),
 }
 #: the others ask the host in every step, or let a question change what steps read
-RECORDED = ["quest", "rocketkv", "catekv and quest", "snapkv, int8", "snapkv, fp8"]
+RECORDED = ["quest", "rocketkv", "catekv and quest", "snapkv, int8", "snapkv, fp8",
+            "full, int4"]  # fmt: skip
 
 
 def context(

@@ -477,6 +477,7 @@ def test_wrong_requests():
     [
         ("quest", {"budget": 24, "page": 4, "full_layers": 1}),
         ("full", {"store": "int8"}),
+        ("full", {"store": "int4"}),
         ("streaming_llm", {"budget": 24, "store": "int8"}),
     ],
 )

@@ -214,3 +214,22 @@ def test_columns_that_keep_everything_are_no_result(
     assert "(nothing compressed)" in (tmp_path / "report.md").read_text()
     rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
     assert [row["untouched"] for row in rows] == [True, False]
+
+
+def test_a_full_cache_in_fewer_bits_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped model on prose: its keys are large, so that four bits are far from eight. A full
+    cache in the model's type is compared with itself by no column."""
+    stores = ("int8", "fp8", "int4")
+    columns = ["full", *(f"{store}=full:store={store}" for store in stores)]
+    sizes = ("--lengths", "512", "--samples", "2", "--forced", "32", "--tasks", "none")
+    command = ("fidelity", "--device", "cpu", "--quiet", *sizes, "--output", str(tmp_path))
+    assert main([*command, "--methods", *columns]) == 0
+    capsys.readouterr()
+    rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == list(stores)
+    assert [row["untouched"] for row in rows] == [False] * 3
+    eight, floats, four = (row["divergence"]["mean"] for row in rows)
+    assert 0 < eight < min(floats, four)
+    assert max(floats, four) < 0.5

@@ -99,6 +99,23 @@ def test_any_method_by_its_budgets(
     assert full["kept_tokens_per_head"] == 65_536
 
 
+@pytest.mark.parametrize(("store", "bytes_per_key"), [("int8", 132), ("fp8", 132), ("int4", 72)])
+def test_plans_count_bits(
+    store: str, bytes_per_key: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 256 bytes of a key; of four bits the residual stays, and a key has two numbers per channel
+    and group, which is as much as the four of a value."""
+    words = [*LLAMA, "--length", "65568", "--method", f"full:store={store}"]
+    full, ours = planned(capsys, *words)["sides"]
+    share = ours["cache_bytes"] / full["cache_bytes"]
+    assert share == pytest.approx(bytes_per_key / 256, rel=1.5e-3)
+    assert ours["step_bytes"] < full["step_bytes"]
+    assert (
+        cli.main([*LLAMA, "--length", "65568", "--ratio", "0.4", "--option", f"store={store}"]) == 0
+    )
+    assert f"catekv r 0.4 eta 1 b 2048 {store}" in capsys.readouterr().out
+
+
 def test_what_the_numbers_do_not_know_is_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

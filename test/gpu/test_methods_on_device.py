@@ -27,7 +27,7 @@ PROMPT, STEPS, KV_HEADS, HEADS, HEAD_DIM = 48, 3 if TINY else 12, 2, 4, 64
 #: Logits of a few layers on another device, with products in float32; and with weights in bfloat16.
 TOLERANCE, HALF_TOLERANCE = 2e-4, 2e-2
 #: Stores that no method of the matrix has by itself.
-STORES = {f"snapkv/{store}": windowed(store=store) for store in ("int8", "fp8")}
+STORES = {f"snapkv/{store}": windowed(store=store) for store in ("int8", "fp8", "int4")}
 ALL = {**CASES, **STORES}
 NAMES = ["full", "catekv", "catekv/quest", "snapkv/offload", "h2o"] if TINY else sorted(ALL)
 #: (batch, chunk size): batches are padded.

@@ -31,7 +31,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 #: The type and width that most models run in, on Hopper; all others take twenty times as long.
-HOT = ("bf16 d128", "bf16 width 4096", "copy (bf16", "reduce", "silu_multiply bf16")
+HOT = (
+    "bf16 d128", "bf16 width 4096", "copy (bf16", "reduce", "silu_multiply bf16",
+    "int4 decode bf16, d128", "int8 decode bf16, d128",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

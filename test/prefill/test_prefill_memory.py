@@ -61,13 +61,14 @@ class KeepFirst(Method):
 
 
 def method_for(name: str, sizes: ModelSizes) -> Method:
+    name, _, store = name.partition("/")
     if name == "keep_first":
-        return KeepFirst()
+        return KeepFirst(store=store or "device")
     if name == "catekv":
         mask = HeadMask.random((sizes.layers, sizes.kv_heads), 0.4, 0)
         return methods.create(name, head_mask=mask, budget=512, retention=0.9)
     options = {"snapkv": {"budget": 256}, "kvzip": {"budget": 256, "chunk": 1000}}
-    return methods.create(name, **options.get(name, {}))
+    return methods.create(name, store=store or "device", **options.get(name, {}))
 
 
 def metered(
@@ -144,6 +145,9 @@ def test_the_peak_is_that_of_the_arithmetic(family: str, name: str) -> None:
         ("snapkv", 1, 1500, None, "feed-forward part of a chunk"),
         ("full", 2, 700, None, "feed-forward part of a chunk"),
         ("kvzip", 1, 2048, 128, "repetition of the prompt"),
+        ("full/int8", 2, 1500, 16, "packing of what is kept"),
+        ("full/int4", 2, 1500, 16, "packing of what is kept"),
+        ("keep_first/int4", 2, 2001, 48, "packing of what is kept"),
     ],
 )
 def test_lengths_batches_chunks_and_moments(

@@ -9,6 +9,7 @@ from typing import Any
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import MethodSpec, stable_hash
 from catekv.methods import Method, ModelShape
+from catekv.methods.stores import QUANTISED
 
 FULL = "full"
 #: the source that needs no file: prose of the built-in generators
@@ -47,10 +48,15 @@ class Column:
 
 
 def columns_of(specs: Iterable[MethodSpec], ratios: Sequence[float]) -> list[Column]:
-    """Every method but the full cache at every ratio; without ratios as its options say."""
-    return [
-        Column(spec, ratio) for spec in specs if spec.name != FULL for ratio in (ratios or (None,))
-    ]
+    """Every method but the full cache at every ratio; without ratios as its options say. A full
+    cache in fewer bits is compared, too, and has no ratios."""
+    found = []
+    for spec in specs:
+        if spec.name != FULL:
+            found += [Column(spec, ratio) for ratio in (ratios or (None,))]
+        elif spec.options.get("store") in QUANTISED:
+            found.append(Column(spec, None))
+    return found
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from catekv.evaluation.report.statistics import (
     paired_difference,
 )
 from catekv.evaluation.report.untouched import untouched
+from catekv.methods.stores import QUANTISED
 from catekv.tasks.registry import all_tasks
 from catekv.tasks.rows.sources import BUILT_IN
 
@@ -61,7 +62,7 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
         for record in records
         if record.method in methods and methods[record.method]["hash"] == record.method_hash
     ]
-    full = next((label for label, method in methods.items() if method["name"] == "full"), None)
+    full = next((label for label, method in methods.items() if _is_full(method)), None)
     return {
         "model": manifest.get("model"),
         "model_hash": manifest.get("configuration", {}).get("model_hash"),
@@ -78,6 +79,12 @@ def summarise(records: Iterable[Record], manifest: Mapping[str, Any]) -> dict[st
         "choices": extra.choice_cells(used, list(methods)),
         "turns": extra.turn_cells(used, list(methods)),
     }
+
+
+def _is_full(method: Mapping[str, Any]) -> bool:
+    """Whether a method, an entry of the manifest's, is the full cache in the model's own type."""
+    store = method.get("options", {}).get("store")
+    return method["name"] == "full" and store not in QUANTISED
 
 
 def family_of(task: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from catekv.errors import UserError
+from catekv.kernels.quantised import QuantisedPrefix
 from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.kernels.workspace import Workspace
 
@@ -49,7 +50,7 @@ class DecodeStore(abc.ABC):
     @abc.abstractmethod
     def read(
         self, queries: Tensor, scaling: float, workspace: Workspace | None = None
-    ) -> tuple[RaggedPrefix, BlockList | None]:
+    ) -> tuple[RaggedPrefix | QuantisedPrefix, BlockList | None]:
         """What the queries of this forward attend to besides the tail.
 
         Args:
@@ -57,7 +58,8 @@ class DecodeStore(abc.ABC):
             scaling: factor of the attention logits.
 
         Returns:
-            A prefix (entries may carry a bias) and the blocks of it to read, None for all.
+            A prefix (entries may carry a bias), as it is or in fewer bits, and the blocks of it to
+            read, None for all.
         """
 
     def absorb(
