@@ -26,9 +26,10 @@ def example_curves(shape: ModelShape) -> dict[str, Any]:
 class CurveKV(WindowScored):
     """Split all tokens by the measured loss curves of the heads, and select as SnapKV does.
 
-    ``catekv heads curves`` measures for every KV head what the output of its layer loses when the
-    head keeps a share of its entries. Tokens go one by one where they lower the summed loss most,
-    over all layers and heads.
+    ``catekv heads curves`` measures for every KV head what the model loses when the head keeps a
+    share of its entries. Tokens go one by one where they lower the summed loss most, over all layers
+    and heads. Curves of the gradient, which the command measures where nothing else is said, are
+    what is recommended.
 
     Args:
         curves: file of ``catekv heads curves``.
