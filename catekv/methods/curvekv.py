@@ -27,9 +27,9 @@ class CurveKV(WindowScored):
     """Split all tokens by the measured loss curves of the heads, and select as SnapKV does.
 
     ``catekv heads curves`` measures for every KV head what the model loses when the head keeps a
-    share of its entries. Tokens go one by one where they lower the summed loss most, over all layers
-    and heads. Curves of the gradient, which the command measures where nothing else is said, are
-    what is recommended.
+    share of its entries. Tokens go one by one where they lower the summed loss most, over all
+    layers and heads. Curves of the gradient, which the command measures where nothing
+    else is said, are what is recommended.
 
     Args:
         curves: file of ``catekv heads curves``.
