@@ -119,7 +119,7 @@ _RAGGED = (2080,) * 5
 
 CASES: tuple[Case, ...] = (
     Case("start", "machine", 5.0),
-    Case("start", "model", 20.0),
+    Case("start", "model", 23.0),
     Case("smoke", "smoke", 15.0, essential=True),
     _decode(
         LONG, 18.0, 500_000, 0.4, 1.0,
@@ -149,7 +149,7 @@ CASES: tuple[Case, ...] = (
         ),
     ),
     Case("correctness", "pytest -m gpu", 65.0),
-    Case("options", "graph against eager at 8K", 20.0, {"what": "graph"}),
+    Case("options", "graph against eager at 8K", 25.0, {"what": "graph"}),
     Case("options", "launch options of d128", 40.0, {"what": "sweep"}),
 )  # fmt: skip
 STAGES = tuple(dict.fromkeys(case.stage for case in CASES))

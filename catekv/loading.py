@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import re
@@ -18,6 +19,7 @@ from catekv.methods.base import Method
 from catekv.models import kinds, presets, row_rotary
 from catekv.models.compat import (
     attention_sizes,
+    bars_on_terminals_only,
     set_attention,
     shares_kv_heads,
     tensor_parallel_options,
@@ -323,16 +325,17 @@ def load_checkpoint(
         config = read_config(name)
         refuse_early(method, config)
         shared = sharing_options(config, target) if tensor_parallel else {}
-        loaded: Any = kinds.model_class(config).from_pretrained(
-            source.place,
-            config=config,
-            dtype=resolve_dtype(dtype, target),
-            attn_implementation=base,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refuse_incomplete() names them
-            **shared,
-            **source.options,
-        )
+        with bars_on_terminals_only() if source.file else contextlib.nullcontext():
+            loaded: Any = kinds.model_class(config).from_pretrained(
+                source.place,
+                config=config,
+                dtype=resolve_dtype(dtype, target),
+                attn_implementation=base,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refuse_incomplete() names them
+                **shared,
+                **source.options,
+            )
         model, report = loaded
         refuse_incomplete(model, name, report)
         if not shared:

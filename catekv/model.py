@@ -15,6 +15,7 @@ from catekv.cache.continuation import SINGLE_TOKENS, feed
 from catekv.cache.probe import examine
 from catekv.decode import generation, stock_generation
 from catekv.decode.context import Context, DensePrompt
+from catekv.decode.fused import chosen_step
 from catekv.decode.generation import Generation, Limits, Piece, Session
 from catekv.decode.prompts import Prompt, PromptReader, read_mask
 from catekv.decode.question_parts import Part, answers_of, in_order, parts_of
@@ -53,6 +54,7 @@ class CateKVModel:
         *,
         attention_base: str = "auto",
         model_id: str = "",
+        fused_step: str = "auto",
     ):
         refuse_other_kinds(model)
         attach_attention(model, attention_base)
@@ -66,11 +68,33 @@ class CateKVModel:
         self.shape = self.traits.shape
         if self.method is not None:
             self.method.validate(self.shape)
+        self.fused_step = fused_step
 
     @property
     def device(self) -> torch.device:
         """Where prompts go: the device of the embeddings."""
         return input_device(self.model)
+
+    @property
+    def fused_step(self) -> str:
+        """Whether decode steps are fused: ``auto``, ``on`` or ``off``, see :meth:`from_pretrained`.
+
+        May be set; other answers to the same context go on with the new choice.
+        """
+        return self._fused_step
+
+    @fused_step.setter
+    def fused_step(self, mode: str) -> None:
+        # tried now, and not in the midst of an answer: it moves weights and compiles kernels
+        chosen_step(self.model, mode)
+        self._fused_step = mode
+
+    @property
+    def not_fused(self) -> str | None:
+        """Why decode steps are not fused; None if they are, wherever tails of fixed size are
+        possible."""
+        found = chosen_step(self.model, self._fused_step)
+        return found if isinstance(found, str) else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,6 +114,7 @@ class CateKVModel:
         device: str | torch.device = "auto",
         attention: str = "auto",
         tensor_parallel: bool = False,
+        fused_step: str = "auto",
         **method_options: Any,
     ) -> CateKVModel:
         """Load a checkpoint.
@@ -108,6 +133,9 @@ class CateKVModel:
                 ``eager``, ``flash_attention_2``, ``flash_attention_3``.
             tensor_parallel: share the weights and KV heads among the processes of the running
                 process group (``torchrun``), all of which must then make the same calls.
+            fused_step: decode in few launches (:mod:`catekv.decode.fused`), which puts some weights
+                side by side: ``auto`` on a CUDA device if the model allows it, ``on`` (an error
+                where it does not), ``off``.
 
         Raises:
             UserError: the checkpoint is missing or not one, the device is absent, an option is
@@ -122,7 +150,7 @@ class CateKVModel:
             **method_options,
         )
         model, tokenizer = load_checkpoint(path, chosen, dtype, device, attention, tensor_parallel)
-        return cls(model, chosen, tokenizer, model_id=str(path))
+        return cls(model, chosen, tokenizer, model_id=str(path), fused_step=fused_step)
 
     @classmethod
     def from_config(
@@ -137,6 +165,7 @@ class CateKVModel:
         layers: int | None = None,
         seed: int = 0,
         tokenizer: Any = None,
+        fused_step: str = "auto",
         **method_options: Any,
     ) -> CateKVModel:
         """A model of real shape with random weights, for latency and memory without a download.
@@ -153,7 +182,7 @@ class CateKVModel:
             raise UserError("from_config has no weights to load; use from_pretrained for those")
         chosen = None if method is None else make_method(method, **method_options)
         model, name = random_model(config, chosen, dtype, device, attention, layers, seed)
-        return cls(model, chosen, tokenizer, model_id=name)
+        return cls(model, chosen, tokenizer, model_id=name, fused_step=fused_step)
 
     @property
     def vocabulary(self) -> int:
@@ -482,6 +511,7 @@ class CateKVModel:
             session = Session(context.cache)
         else:
             session = context.sessions.take(self.model, context.cache)
+        session.fused_step = self.fused_step
         try:
             result = yield from generation.answer(
                 self.model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,15 @@ def _what_is_imported_is_no_garbage() -> None:
     all of torch and transformers each time (half a second)."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _pictures_are_drawn_where_they_are_looked_at(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Drawing them is most of a short run's time; tests named after reports draw them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "report" not in request.path.name:
+            patch.setattr("catekv.evaluation.report.pictures.Drawing.svg", lambda *_: "<svg></svg>")
+        yield
 
 
 def pytest_unconfigure() -> None:

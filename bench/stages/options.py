@@ -1,4 +1,5 @@
-"""What could be better: the step without its graph, and other launch options of the kernel."""
+"""What could be better: the step without its graph, the step of the model's own modules, and other
+launch options of the kernel."""
 
 from __future__ import annotations
 
@@ -33,31 +34,49 @@ def run(scale: Scale, name: str, what: str) -> Result:
 
 
 def _graph(scale: Scale) -> Result:
-    def steps(graph: str) -> list[Measurement]:
-        return measure(
-            load_model(scale), [catekv(scale, 0.4, 1.0)], tokens(scale, _LENGTH),
-            new_tokens=2 if scale.tiny else 16, repeats=2, baselines=("kernel",), graph=graph,
-            breakdown=False,
-        )  # fmt: skip
+    model = load_model(scale)
+    fused = "on" if scale.tiny else "auto"
 
-    eager, recorded = steps("off"), steps("auto")
+    def steps(graph: str, fused_step: str) -> list[Measurement]:
+        usual, model.fused_step = model.fused_step, fused_step
+        try:
+            return measure(
+                model, [catekv(scale, 0.4, 1.0)], tokens(scale, _LENGTH),
+                new_tokens=2 if scale.tiny else 16, repeats=2, baselines=("kernel",), graph=graph,
+                breakdown=False,
+            )  # fmt: skip
+        finally:
+            model.fused_step = usual
+
+    eager, modules, recorded = steps("off", fused), steps("auto", "off"), steps("auto", fused)
     rows = []
-    for slow, fast in zip(eager, recorded, strict=True):
-        before, after = slow.median_step, fast.median_step
-        ratio = "-" if before is None or after is None else f"{before / after:.2f}x"
-        times = ["-" if time is None else f"{1000 * time:.3f}" for time in (before, after)]
+    for slow, stock, fast in zip(eager, modules, recorded, strict=True):
         rows.append(
             {
                 "variant": slow.variant,
-                "eager ms": times[0],
-                "recorded ms": times[1],
-                "ratio": ratio,
+                "eager ms": _milliseconds(slow),
+                "modules recorded ms": _milliseconds(stock),
+                "recorded ms": _milliseconds(fast),
+                "of the graph": _ratio(slow, fast),
+                "of fusing": _ratio(stock, fast),
+                "fused": "yes" if fast.fused else "no",
                 "graph MiB": f"{(fast.graph_bytes or 0) / 2**20:.1f}",
             }
         )
-    both = [*eager, *recorded]
-    data = [row.to_dict() for row in both]
-    return Result(rows, wrong=ours_failed(both), note=notes(scale, recorded), data=data)
+    all_rows = [*eager, *modules, *recorded]
+    data = [row.to_dict() for row in all_rows]
+    refused = None if scale.tiny else model.not_fused
+    note = "; ".join(filter(None, [notes(scale, recorded), refused]))
+    return Result(rows, wrong=ours_failed(all_rows), note=note, data=data)
+
+
+def _milliseconds(row: Measurement) -> str:
+    return "-" if row.median_step is None else f"{1000 * row.median_step:.3f}"
+
+
+def _ratio(slow: Measurement, fast: Measurement) -> str:
+    before, after = slow.median_step, fast.median_step
+    return "-" if before is None or after is None else f"{before / after:.2f}x"
 
 
 def _sweep(scale: Scale) -> Result:

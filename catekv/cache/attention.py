@@ -120,6 +120,14 @@ def base_attention(base: str, module: torch.nn.Module) -> Callable[..., Any]:
     return ALL_ATTENTION_FUNCTIONS[base]
 
 
+def attention_of(module: torch.nn.Module) -> Callable[..., Any]:
+    """The attention function that the configuration of a module names now."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    config: Any = module.config
+    return cast(Callable[..., Any], ALL_ATTENTION_FUNCTIONS[config._attn_implementation])
+
+
 def base_mask(base: str) -> Callable[..., Any]:
     """The mask function transformers itself would call for ``base``."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS

@@ -168,15 +168,14 @@ class RaggedLayer(CacheLayerMixin):
 
         The returned keys carry a handle by which the attention function finds this layer.
         """
-        if self.pending:
-            raise UserError(
-                f"layer {self.index} never saw the queries of an earlier forward: the model does "
-                "not use catekv attention; call catekv.register_attention() and load it with "
-                'attn_implementation="catekv" (or use CateKVModel)'
-            )
+        self._refuse_unseen()
         fixed = self.settings.fixed_tail
         if fixed is not None:
-            return self._update_fixed(key_states, value_states, fixed)
+
+            def write(tail_keys: Tensor, tail_values: Tensor, length: Tensor) -> None:
+                kernels.append(tail_keys, tail_values, key_states, value_states, length)
+
+            return self.append_by(write)[1:]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         single = key_states.shape[2] == 1 and not self.settings.needs.all_layers
@@ -191,22 +190,39 @@ class RaggedLayer(CacheLayerMixin):
         setattr(keys, HANDLE, handle)
         return keys, values
 
-    def _update_fixed(
-        self, key_states: Tensor, value_states: Tensor, fixed: FixedTail
-    ) -> tuple[Tensor, Tensor]:
-        """Write into the reserved tail where the device says, and return the whole of it.
+    def _refuse_unseen(self) -> None:
+        if self.pending:
+            raise UserError(
+                f"layer {self.index} never saw the queries of an earlier forward: the model does "
+                "not use catekv attention; call catekv.register_attention() and load it with "
+                'attn_implementation="catekv" (or use CateKVModel)'
+            )
+
+    def append_by(
+        self, write: Callable[[Tensor, Tensor, Tensor], Any]
+    ) -> tuple[Any, Tensor, Tensor]:
+        """Let the newest token be written into the reserved tail, where the device says.
 
         Touches no number of the host: :meth:`advance` does that after the step.
+
+        Args:
+            write: called with the buffers of keys and values and the length as
+                :func:`catekv.kernels.append` takes them.
+
+        Returns:
+            What ``write`` returns, and the whole tail to attend to, as :meth:`update` does.
         """
-        keys, values = self.buffer.keys, self.buffer.values
+        self._refuse_unseen()
+        fixed, keys, values = self.settings.fixed_tail, self.buffer.keys, self.buffer.values
+        assert fixed is not None
         assert keys is not None
         assert values is not None
-        kernels.append(keys, values, key_states, value_states, fixed.length)
+        written = write(keys, values, fixed.length)
         self.pending = True
         keys = keys.view(keys.shape)
         handle = Handle(self, False, values, fixed=fixed, workspace=self.settings.workspace)
         setattr(keys, HANDLE, handle)
-        return keys, values
+        return written, keys, values
 
     def reserve_tail(self, capacity: int) -> None:
         """Give the tail of a compressed layer tensors of (at least) ``capacity`` columns, which

@@ -18,7 +18,7 @@ from catekv.calibration.head_masks.result import (
     SweepSettings,
 )
 from catekv.calibration.head_masks.sweep import file_name, sweep, write_masks
-from catekv.commands.arguments import PLUGINS
+from catekv.commands.arguments import PLUGINS, PROGRESS
 from catekv.commands.schema import Group
 from catekv.evaluation.columns import defaults
 from catekv.evaluation.records import environment
@@ -53,7 +53,7 @@ class Making:
 REQUEST = Group(Request, (*MODEL, "retention", "budget"))
 SWEEP = Group(SweepSettings, defaults={"length": None, "held_out_tasks": ()})
 MAKING = Group(Making)
-OPTIONS = (REQUEST, PLUGINS, SWEEP, MAKING)
+OPTIONS = (REQUEST, PLUGINS, SWEEP, MAKING, PROGRESS)
 
 
 def settings_from(arguments: argparse.Namespace, embedded: bool) -> SweepSettings:
@@ -116,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         model_name=name,
         model_hash=environment.model_identity(path, session.revision_of(model)),
         test_samples=test_samples,
+        progress=not arguments.quiet,
         begin=lambda: print(
             calibration_time(model, settings, making.quick), file=sys.stderr, flush=True
         ),

@@ -167,6 +167,8 @@ def _open(asked: Measuring, request: Request, known: bool) -> tuple[CateKVModel,
     else:
         model = open_model(request)
         kind = ""
+    model.fused_step = asked.fused_step
+    notes.append(_step_note(model))
     layers = f"{model.shape.layers} layers, " if asked.layers or asked.scale else ""
     scale = "" if asked.scale is None else f", scale {asked.scale:g}"
     device_name = environment.device_description(str(model.device))["name"]
@@ -182,6 +184,13 @@ def _scale_note(scale: float, model: CateKVModel) -> str:
         f"{shape.kv_heads} KV heads of {shape.head_dim}; lengths are scaled too, the methods' "
         "options are not. This shows that the commands work, not what a GPU does."
     )
+
+
+def _step_note(model: CateKVModel) -> str:
+    """Whether all steps of the report are fused."""
+    if model.not_fused is None:
+        return "Steps are fused (few launches a layer), those of full attention too."
+    return f"Steps run the model's own forward and are not fused: {model.not_fused}."
 
 
 def _busy_note(model: CateKVModel) -> list[str]:

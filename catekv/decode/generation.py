@@ -45,6 +45,7 @@ class Generation:
         texts: the answers as text, cut before a stop string; None unless text was asked for.
         captured: whether the steps replayed a CUDA graph at the end. reason: why not.
         capture_seconds: time spent on recording it, not part of ``decode_seconds``.
+        fused: whether the steps were fused (:mod:`catekv.decode.fused`). fused_reason: why not.
     """
 
     tokens: list[int]
@@ -56,6 +57,8 @@ class Generation:
     captured: bool = False
     reason: str | None = None
     capture_seconds: float = 0.0
+    fused: bool = False
+    fused_reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,18 +97,32 @@ class Session:
     """A fork of a cache that is fed and decoded from, with its decode step.
 
     The step of a finished answer can serve the next one: :meth:`rewind` takes the cache back to
-    where it began.
+    where it began. ``fused_step`` is as in :class:`catekv.decode.step.DecodeStep`.
     """
 
     def __init__(self, cache: RaggedCache):
         self.cache = cache.fork()
         self.base = cache.get_seq_length()
         self.step: DecodeStep | None = None
+        self.fused_step = "auto"
 
     @property
     def recording_seconds(self) -> float:
         """Time spent so far on recording the step."""
         return 0.0 if self.step is None else self.step.capture_seconds
+
+    def told(self) -> dict[str, Any]:
+        """What :class:`Generation` says about the steps."""
+        step = self.step
+        if step is None:
+            ordinary = "the steps were ordinary forwards"
+            return {"reason": "no step was recorded", "fused_reason": ordinary}
+        return {
+            "captured": step.captured,
+            "reason": step.reason,
+            "fused": step.fused,
+            "fused_reason": step.fused_reason,
+        }
 
     def rewind(self) -> None:
         """Forget everything since the context."""
@@ -118,17 +135,20 @@ class Session:
 
         On a GPU it is recorded when it pays (:data:`RECORD_AFTER`), with ``graph="on"`` at once;
         ``off`` runs the same step without recording. Elsewhere steps are ordinary forwards, unless
-        one of the two is asked for.
+        one of the two, or a fused step, is asked for.
         """
         room = self.cache.tail_length + int(min(more, self.cache.longest_tail))
         mode = "on" if graph == "on" else "off"
         if self.step is not None:
-            self.step.graph = mode
+            self.step.graph, self.step.fused_step = mode, self.fused_step
             self.step.restart(mask, room)
-        elif graph == "auto" and input_device(model).type != "cuda":
+        elif graph == "auto" and self.fused_step != "on" and input_device(model).type != "cuda":
             return EagerStep(model, self.cache, mask)
         else:
-            self.step = DecodeStep(model, self.cache, room, graph=mode, attention_mask=mask)
+            self.step = DecodeStep(
+                model, self.cache, room, graph=mode, attention_mask=mask,
+                fused_step=self.fused_step,
+            )  # fmt: skip
         return self.step
 
 
@@ -249,7 +269,6 @@ def answer(
     steps = yield from _decode(model, session, logits, mask, answers, choose, tokenizer, graph)
     synchronize(device)
     recording = session.recording_seconds - recorded
-    step = session.step
     return Generation(
         answers.rows[0],
         answers.rows,
@@ -257,9 +276,8 @@ def answer(
         time.perf_counter() - clock - recording,
         steps,
         answers.texts,
-        step is not None and step.captured,
-        "no step was recorded" if step is None else step.reason,
-        recording,
+        capture_seconds=recording,
+        **session.told(),
     )
 
 

@@ -25,6 +25,7 @@ from catekv.cache.continuation import feed
 from catekv.cache.layer import RaggedLayer
 from catekv.decode import graph as capture
 from catekv.decode import rotary
+from catekv.decode.fused import FUSED_MODES, FusedStep, chosen_step
 from catekv.decode.graph import Recording
 from catekv.errors import UserError
 from catekv.models.compat import cache_argument
@@ -74,15 +75,20 @@ class DecodeStep:
         capacity: tokens after the context to make room for, those already there included.
         graph: ``auto`` records if possible, ``on`` raises if not, ``off`` does not try.
         attention_mask: [batch, columns the cache has seen], 0 on padding; None: no padding.
+        fused_step: whether the step is computed in few launches (:mod:`catekv.decode.fused`) and
+            not by the model's own forward: ``auto`` on a CUDA device where the model allows it,
+            ``on`` raises where it does not, ``off`` never.
 
     Attributes:
         captured: whether calls replay a graph. reason: why not, None if they do.
+        fused: whether the step is fused. fused_reason: why not, None if it is.
         graph_bytes: device memory reserved by the graph.
         capture_seconds: time spent on recording so far.
         capacity: columns of the tails now.
 
     Raises:
-        UserError: ``graph="on"`` and the step cannot be recorded; a cache that is not compressed.
+        UserError: ``graph="on"`` and the step cannot be recorded; ``fused_step="on"`` and it cannot
+            be fused; a cache that is not compressed.
     """
 
     def __init__(
@@ -93,9 +99,12 @@ class DecodeStep:
         *,
         graph: str = "auto",
         attention_mask: Tensor | None = None,
+        fused_step: str = "auto",
     ):
         if graph not in GRAPH_MODES:
             raise UserError(f"unknown graph mode {graph!r}; use {', '.join(GRAPH_MODES)}")
+        if fused_step not in FUSED_MODES:
+            raise UserError(f"unknown fused_step {fused_step!r}; use {', '.join(FUSED_MODES)}")
         if not cache.compressed:
             raise UserError("a decode step needs a compressed cache; feed the whole context first")
         if capacity < 1:
@@ -103,6 +112,8 @@ class DecodeStep:
         self.model = model
         self.cache = cache
         self.graph = graph
+        self.fused_step = fused_step
+        self._chosen: FusedStep | str = "the step is an ordinary forward"
         self.reason: str | None = None
         self.capture_seconds = 0.0
         self.capacity = 0
@@ -118,6 +129,10 @@ class DecodeStep:
             self.reason = obstacle
             if graph == "on":
                 raise UserError(f"the decode step cannot be recorded: {obstacle}; use graph='auto'")
+            if fused_step == "on":
+                raise UserError(
+                    f"the decode step cannot be fused: {obstacle}; use fused_step='auto'"
+                )
             self._eager = EagerStep(model, cache, attention_mask)
             return
         prefix = cache.ragged_layers[0].prefix
@@ -143,6 +158,14 @@ class DecodeStep:
     @property
     def graph_bytes(self) -> int:
         return 0 if self._recording is None else self._recording.nbytes
+
+    @property
+    def fused(self) -> bool:
+        return isinstance(self._chosen, FusedStep)
+
+    @property
+    def fused_reason(self) -> str | None:
+        return self._chosen if isinstance(self._chosen, str) else None
 
     @property
     def fixed(self) -> bool:
@@ -235,6 +258,11 @@ class DecodeStep:
             self._eager = EagerStep(self.model, self.cache, attention_mask)
             return
         with _computing():
+            # before the places of weights are noted: it may put them side by side
+            chosen = chosen_step(self.model, self.fused_step)
+            if chosen != self._chosen:
+                self._drop()
+            self._chosen = chosen
             self._layers = self.cache.ragged_layers
             for layer in self._layers:
                 layer.attended()  # a step may have failed between storing and attending
@@ -323,18 +351,24 @@ class DecodeStep:
         try:
             with no_masks():
                 self._tail.length.add_(1)
-                logits: Tensor = self.model(
-                    self._tokens,
-                    attention_mask=None,
-                    position_ids=self._positions,
-                    **cache_argument(self.model, self.cache),
-                    use_cache=True,
-                    logits_to_keep=1,
-                ).logits[:, -1]
+                logits = self._forward()
                 self._positions.add_(1)
                 return logits
         finally:
             settings.fixed_tail = None
+
+    def _forward(self) -> Tensor:
+        if isinstance(self._chosen, FusedStep):
+            return self._chosen(self._tokens, self._positions, self.cache)
+        logits: Tensor = self.model(
+            self._tokens,
+            attention_mask=None,
+            position_ids=self._positions,
+            **cache_argument(self.model, self.cache),
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        return logits
 
     def _record(self) -> None:
         clock = time.perf_counter()
@@ -360,7 +394,10 @@ class DecodeStep:
                 self._tail = replace(tail, used=used)
                 with rotary.fixed_frequencies(self.model, self._positions) as frequencies:
                     self._recording = capture.record(self._run, rewind, self.device)
-                self._scratch = [*used, *frequencies, *self.cache.settings.workspace.tensors()]
+                # weights too: what puts them elsewhere must not free what is read here
+                weights = [parameter.data for parameter in self.model.parameters()]
+                scratch = self.cache.settings.workspace.tensors()
+                self._scratch = [*used, *frequencies, *scratch, *weights]
                 self._stretch = bisect_right(self._boundaries, self._position)
             except Exception as error:
                 rewind()

@@ -33,12 +33,16 @@ from catekv.kernels.ragged_decode import (
     ragged_decode_torch,
     why_no_decode_kernel,
 )
+from catekv.kernels.rms_norm import rms_norm_torch, why_no_norm_kernel
+from catekv.kernels.rotary_append import HeadNorms, rotary_append_torch, why_no_rotary_kernel
+from catekv.kernels.silu_multiply import silu_multiply_torch
 from catekv.kernels.window_scores import why_no_window_kernel, window_scores_torch
 from catekv.kernels.window_statistics import window_statistics_torch
 from catekv.kernels.workspace import Workspace
 
 __all__ = [
     "PLAIN",
+    "HeadNorms",
     "LogitForm",
     "PageBounds",
     "Workspace",
@@ -58,6 +62,12 @@ __all__ = [
     "ragged_decode",
     "ragged_decode_reference",
     "ragged_decode_torch",
+    "rms_norm",
+    "rms_norm_torch",
+    "rotary_append",
+    "rotary_append_torch",
+    "silu_multiply",
+    "silu_multiply_torch",
     "top_pages",
     "window_scores",
     "window_scores_torch",
@@ -162,6 +172,90 @@ def append(
         unsupported = "a token's numbers do not lie behind each other in memory"
     function = choose("append", keys.device, backend, unsupported=unsupported)
     function(tail_keys, tail_values, keys, values, tail_length)
+
+
+def rms_norm(
+    states: Tensor,
+    weight: Tensor,
+    epsilon: float,
+    residual: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm (Zhang and Sennrich 2019) as Llama computes it, with the addition before it.
+
+    Statistics are float32; the normed states are rounded to the stored type before they are
+    multiplied with the weight, and the product is rounded again.
+
+    Args:
+        states: [..., width]. weight: [width]. epsilon: added to the mean square.
+        residual: [..., width], added to the states first; None: nothing is.
+        backend: ``auto`` or one of ``backends("rms_norm")``.
+
+    Returns:
+        The sum (the states themselves without a residual), which is the next residual, and the
+        normed sum.
+    """
+    unsupported = why_no_norm_kernel(states, weight, residual)
+    function = choose("rms_norm", states.device, backend, unsupported=unsupported)
+    result: tuple[Tensor, Tensor] = function(states, weight, epsilon, residual)
+    return result
+
+
+def rotary_append(
+    projected: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    tail_keys: Tensor,
+    tail_values: Tensor,
+    tail_length: Tensor,
+    query_heads: int,
+    *,
+    interleaved: bool = False,
+    norms: HeadNorms | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Rotate queries and keys of one new token per sequence, and append its keys and values.
+
+    Args:
+        projected: [batch, 1, (query_heads + 2 * kv_heads) * head_dim]: queries, keys and values of
+            all heads side by side, as one product leaves them.
+        cos, sin: [batch or 1, 1, rotary_dim], the model's tables at the token's position; numbers
+            of a head beyond rotary_dim are not rotated.
+        tail_keys, tail_values: buffers [batch, kv_heads, capacity, head_dim].
+        tail_length: as in :func:`append`.
+        query_heads: how many of the heads are queries.
+        interleaved: pairs that turn together are neighbours; else half of rotary_dim apart.
+        norms: of queries and keys before they are rotated; None: there are none.
+        backend: ``auto`` or one of ``backends("rotary_append")``.
+
+    Returns:
+        The rotated queries [batch, query_heads, 1, head_dim], contiguous.
+    """
+    unsupported = why_no_rotary_kernel(projected, cos, sin, tail_keys, tail_values)
+    function = choose("rotary_append", projected.device, backend, unsupported=unsupported)
+    queries: Tensor = function(
+        projected, cos, sin, tail_keys, tail_values, tail_length, query_heads, interleaved, norms
+    )
+    return queries
+
+
+def silu_multiply(gate_up: Tensor, *, backend: str = "auto") -> Tensor:
+    """``silu(gate) * up``, the activation rounded to the stored type before the product.
+
+    Args:
+        gate_up: [..., 2 * width], the gate before the other half, as one product leaves them.
+        backend: ``auto`` or one of ``backends("silu_multiply")``.
+
+    Returns:
+        [..., width].
+    """
+    unsupported = None
+    if not gate_up.is_contiguous():
+        unsupported = "gate and up do not lie in memory without gaps"
+    function = choose("silu_multiply", gate_up.device, backend, unsupported=unsupported)
+    result: Tensor = function(gate_up)
+    return result
 
 
 def pack(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import io
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -213,6 +215,17 @@ def attention_named(
     finally:
         for key, config in configurations.items():
             config._attn_implementation = before[key]
+
+
+@contextlib.contextmanager
+def bars_on_terminals_only() -> Iterator[None]:
+    """Within it bars are drawn where somebody sees them move: transformers draws one of its own
+    over the tensors of a GGUF file, and in a log each of its states stays."""
+    if sys.stderr.isatty():
+        yield
+        return
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def tensor_parallel_options(config: Any, processes: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Sequence
@@ -64,15 +65,21 @@ def refuse_sparse_attention(model: torch.nn.Module) -> None:
     Raises:
         UserError: there is such an indexer.
     """
-    for kind in {type(module) for module in model.modules()}:
-        try:
-            source = inspect.getsource(kind.forward)
-        except (OSError, TypeError):
-            continue  # code without source: nothing is known of it
-        if re.search(r"_attn_implementation (not )?in\b", source):
-            raise UserError(
-                f"{type(model).__name__} is not supported: an indexer of its own chooses the "
-                "tokens to attend to, and its code applies the choice only under the names of "
-                "stock attention; it would need attention over kept tokens that takes the choice "
-                "along"
-            )
+    kinds: set[Any] = {type(module) for module in model.modules()}
+    if any(map(_asks_for_names, kinds)):
+        raise UserError(
+            f"{type(model).__name__} is not supported: an indexer of its own chooses the "
+            "tokens to attend to, and its code applies the choice only under the names of "
+            "stock attention; it would need attention over kept tokens that takes the choice "
+            "along"
+        )
+
+
+@functools.cache
+def _asks_for_names(kind: Any) -> bool:
+    """Whether the code of a module depends on the name of the attention."""
+    try:
+        source = inspect.getsource(kind.forward)
+    except (OSError, TypeError):
+        return False  # code without source: nothing is known of it
+    return re.search(r"_attn_implementation (not )?in\b", source) is not None

@@ -13,7 +13,7 @@ from tiny_models import tiny_model
 from torch import Tensor
 
 from catekv import methods
-from catekv.calibration.heads.comparison import compare_heads
+from catekv.calibration.heads.comparison import RANDOM, compare_heads
 from catekv.calibration.heads.curves import (
     LOSSES,
     SHARES,
@@ -189,8 +189,8 @@ def test_estimates_are_compared_with_as_many_full_heads_and_with_random_ones(
     scores = np.arange(10.0).reshape(2, 5)
     first = HeadScores(np.stack([scores, scores[::-1]]), {"kind": "a", "seconds": 3.2})
     found = compare_heads({"a": first, "b": HeadScores(-scores, {"kind": "b"})}, 0.3)
-    assert [row.name for row in found.rows] == ["a", "b", "random"]
-    a, b, _ = found.rows
+    assert [row.name for row in found.rows] == ["a", "b", *RANDOM]
+    a, b, *_ = found.rows
     assert a.full_heads == b.full_heads == 3
     # the mean of both samples is the same in both layers, and falls from head 4 to head 0
     assert a.votes == pytest.approx((1 + 1 + 1) / 6)
@@ -212,7 +212,7 @@ def test_estimates_are_compared_with_as_many_full_heads_and_with_random_ones(
     printed = capsys.readouterr().out
     assert "catekv evaluate --methods" in printed
     masked = parse_methods([str(tmp_path / "out" / "methods.json")])[1:]
-    assert [column.options["mask"] for column in masked] == ["a", masked[1].label, "random"]
+    assert [column.options["mask"] for column in masked] == ["a", masked[1].label, *RANDOM]
     folders = [tmp_path / "out" / "masks" / column.label for column in masked]
     made = [methods.create("catekv", head_mask=one, budget=128) for one in folders]
     assert len({one.total_kept(1024, ModelShape(2, 10, 5, 8)) for one in made}) == 1

@@ -433,6 +433,7 @@ def test_eval_efficiency_compares_with_every_full_attention(
     assert "full, flash-attn: absent, flash_attn is not installed" in output
     assert "prefill s" in output
     assert "random weights" not in output
+    assert "are not fused: the model is on cpu" in output
     written = json.loads((tmp_path / "efficiency.json").read_text())
     assert written["command"].startswith("test/eval_efficiency.py --model_name")
     assert len(written["results"]) == 2 * 7
@@ -468,10 +469,13 @@ def test_a_known_shape_needs_a_gpu_or_a_scale(
         "--lengths",
         "256000",
         "512000",
+        "--fused_step",
+        "on",
     ]
     assert main([*words, *small]) == 0
     output = capsys.readouterr().out
     assert "2560 tokens, batch size 1" in output
+    assert "Steps are fused (few launches a layer), those of full attention too." in output
     assert "time of a step depends on shapes and lengths, not on the values" in output
     assert "Scaled by 0.005: 5 layers, 8 query heads, 2 KV heads of 128" in output
 

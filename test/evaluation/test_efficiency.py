@@ -16,6 +16,7 @@ from tiny_models import BASE, FAMILIES
 from torch.nn.attention.flex_attention import flex_attention
 
 from catekv import CateKVModel, HeadMask, methods
+from catekv.decode.fused import FusedStep, fused_step
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import MethodSpec
 from catekv.evaluation.efficiency import (
@@ -214,13 +215,16 @@ def test_every_library_computes_full_attention(
             pair = [tensor[:, :37].transpose(1, 2) for tensor in (reader.keys, reader.values)]
         stock.update(pair[0].clone(), pair[1].clone(), index)
     tokens = torch.full((batch, 1), 5)
+    step = fused_step(model.model)
+    assert isinstance(step, FusedStep)
     with torch.no_grad():
         with dense.measured_attention(model):
-            ours = model.model(
-                tokens, past_key_values=cache, position_ids=torch.full((batch, 1), 37)
-            ).logits
+            positions = torch.full((batch, 1), 37)
+            ours = model.model(tokens, past_key_values=cache, position_ids=positions).logits
+            fused = step(tokens, positions, cache)
         theirs = model.model(tokens, past_key_values=stock).logits
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(fused, theirs[:, -1], atol=2e-5, rtol=1e-4)
     expected = {"flash": "flash", "flashinfer": "single" if batch == 1 else "pages"}
     assert set(libraries) == {expected[name]} if name in expected else not libraries
 
@@ -321,6 +325,18 @@ def test_rows_count_the_same_steps_and_their_own_bytes(model: CateKVModel, fill:
         split = row.variant in (KERNEL, "catekv")
         assert (row.attention_seconds is not None) == split
         assert (row.rest_seconds is not None) == split
+
+
+@pytest.mark.parametrize("mode", ["on", "auto", "off"])
+def test_full_attention_gets_the_same_step_as_the_methods(mode: str) -> None:
+    model = make_model()
+    model.fused_step = mode
+    rows = measure.measure(model, [catekv_spec(model)], TOKENS, new_tokens=1, repeats=1)
+    measured = {row.variant: row.fused for row in rows if row.status == MEASURED}
+    assert set(measured) == {KERNEL, "full, torch SDPA", DYNAMIC, "catekv"}
+    # transformers as it is stays as it is
+    assert not measured.pop(DYNAMIC)
+    assert set(measured.values()) == {mode == "on"}
 
 
 def test_both_fills_keep_the_same(model: CateKVModel) -> None:

@@ -81,6 +81,7 @@ def test_any_number_of_processes_measures_what_one_does(
     assert [file.name for file in (tmp_path / "run").glob("samples*")] == ["samples.jsonl"]
 
 
+@pytest.mark.slow
 def test_processes_that_share_the_model_write_what_one_does(single: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="tensor parallelism needs the package accelerate")
     folder = tmp_path / "run"

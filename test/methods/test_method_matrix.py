@@ -33,8 +33,9 @@ LAYERS, QUERY_HEADS, HIDDEN, PROMPT = 2, 4, 32, 48
 TOLERANCE = 2e-5
 #: KV heads of the grouped, the ungrouped and the single-headed model
 GROUPINGS = {"grouped": 2, "ungrouped": 4, "one-head": 1}
-#: (grouping, batch, chunk_size); batches of 3 are padded
-SETTINGS = [
+#: grouping, batch, chunk_size; batches of 3 are padded
+Setting = tuple[str, int, int | None]
+SETTINGS: list[Setting] = [
     ("grouped", 1, None),
     ("grouped", 3, 13),
     ("ungrouped", 1, 13),
@@ -160,6 +161,15 @@ VARIANTS: dict[str, Example] = {
 CASES = {**examples(), **VARIANTS}
 
 
+def cases(settings: list[Setting], of_variants: list[Setting]) -> list[tuple[Any, ...]]:
+    """Every method in every setting, and its variants, which share most of its code, in some."""
+    return [
+        (name, *setting)
+        for name in sorted(CASES)
+        for setting in (of_variants if name in VARIANTS else settings)
+    ]
+
+
 @functools.cache
 def model_of(grouping: str, layers: int) -> Any:
     entries_reference.register()
@@ -273,8 +283,9 @@ def test_every_two_values_of_the_dimensions_meet() -> None:
         assert len(met) == len(values[0]) * len(values[1])
 
 
-@pytest.mark.parametrize(("grouping", "batch", "chunk_size"), SETTINGS)
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize(
+    ("name", "grouping", "batch", "chunk_size"), cases(SETTINGS, of_variants=SETTINGS[1:4:2])
+)
 def test_a_finite_budget_equals_dense_attention_over_the_same_entries(
     name: str, grouping: str, batch: int, chunk_size: int | None
 ) -> None:
@@ -297,9 +308,9 @@ def test_a_finite_budget_equals_dense_attention_over_the_same_entries(
 
 
 @pytest.mark.parametrize(
-    ("grouping", "batch", "chunk_size"), [SETTINGS[0], SETTINGS[3], SETTINGS[5]]
+    ("name", "grouping", "batch", "chunk_size"),
+    cases([SETTINGS[2], SETTINGS[5]], of_variants=SETTINGS[3:4]),
 )
-@pytest.mark.parametrize("name", sorted(CASES))
 def test_an_infinite_budget_equals_the_stock_model(
     name: str, grouping: str, batch: int, chunk_size: int | None
 ) -> None:

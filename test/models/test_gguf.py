@@ -47,6 +47,11 @@ def test_the_weights_are_those_of_the_model(written: Path):
     assert read_config(str(written)).num_hidden_layers == 2
 
 
+def test_a_log_holds_no_bar_of_its_tensors(written: Path, capfd: pytest.CaptureFixture[str]):
+    CateKVModel.from_pretrained(written, method="full")
+    assert "%" not in capfd.readouterr().err
+
+
 def test_it_is_compressed_and_generates(written: Path):
     model = CateKVModel.from_pretrained(written, "snapkv", budget=64, device="cpu")
     context = model.prefill("the a " * 60)

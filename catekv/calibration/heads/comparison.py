@@ -19,7 +19,8 @@ from catekv.evaluation.fidelity.passages import TEXT
 from catekv.files import read_object
 from catekv.methods.head_mask import HeadMask
 
-RANDOM = "random"
+#: Draws of random heads: one may be lucky.
+RANDOM = ("random-0", "random-1", "random-2")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Comparison:
 def compare_heads(heads: Mapping[str, HeadScores], ratio: float) -> Comparison:
     """Masks with ``ceil(ratio * heads)`` full heads, their overlap, and correlations of ranks.
 
-    Random heads are a row of their own: what agrees with them no less says nothing.
+    Random heads are rows of their own: what agrees with them no less says nothing.
 
     Raises:
         UserError: fewer than two estimates, heads of several models, or scores that tell no head
@@ -81,8 +82,11 @@ def compare_heads(heads: Mapping[str, HeadScores], ratio: float) -> Comparison:
                 f"{' of another configuration' if len(hashes) > 1 else ''}; compare heads of one "
                 "model"
             )
-    drawn = HeadScores(np.random.default_rng(0).random(first[1].shape), {})
-    all_heads = {**heads, RANDOM: drawn}
+    drawn = {
+        name: HeadScores(np.random.default_rng(seed).random(first[1].shape), {})
+        for seed, name in enumerate(RANDOM)
+    }
+    all_heads = {**heads, **drawn}
     masks = {name: one.mask(ratio) for name, one in all_heads.items()}
     rows = tuple(_row(name, all_heads, masks, ratio) for name in all_heads)
     return Comparison(ratio, rows, masks)
@@ -114,7 +118,7 @@ def _row(
 
 def table_of(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the comparison; a cell of two is correlation and overlap."""
-    names = [row.name for row in comparison.rows]
+    names = [row.name for row in comparison.rows if row.name not in RANDOM]
     header = ["heads", "made by", "samples", "seconds", "full", "votes", *names]
     cells = [
         [

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from catekv.model import CateKVModel
 
 KIND = "loss_curves"
-LOSSES = ("output", "gradient")
+LOSSES = ("gradient", "output")
 #: Kept shares at which losses are measured; straight lines between them.
 SHARES = (0, 1 / 64, 1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 #: What a selector may ask for: the rest is gathered over the later tokens too.
@@ -64,8 +64,9 @@ class CurveSettings:
     )
     loss: str = option(
         LOSSES[0],
-        "output: error of the layer's attention output (default); gradient: first-order estimate "
-        "of what that does to the likelihood of the later tokens, from one backward pass",
+        "gradient: first-order estimate of what the error of the layer's attention output does to "
+        "the likelihood of the later tokens, from one backward pass (default); output: that error "
+        "itself, in less memory",
         choices=LOSSES,
     )
     seed: int = option(42, "of the texts (default: {default})")
@@ -131,9 +132,11 @@ def measure_curves(
 ) -> HeadScores:
     """Losses of all heads of all texts. A head's importance is the area under its curve.
 
-    A loss is the squared error of the layer's attention output, over the squared norm of the hidden
-    states that it is added to, so that losses of different layers may be summed. ``errors`` of the
-    file are over the squared norm of the output itself, ``weights`` what they are multiplied with.
+    By gradient a loss is the first-order estimate of :func:`layer_errors`: nats per later token. By
+    output it is the squared error of the layer's attention output, over the squared norm of the
+    hidden states that it is added to: losses of different layers may be summed. ``errors`` of
+    the file are over the squared norm of the output itself, ``weights`` what they are multiplied
+    with for that.
 
     Args:
         origin: what the recipe says of the model besides its configuration.

@@ -11,8 +11,8 @@ from catekv.options import option
 BASELINES = ("kernel", "sdpa", "flex", "flash", "flashinfer", "dynamic")
 #: The fields that ``catekv efficiency`` and the published script spell alike.
 MEASURING = (
-    "repeats", "fill", "scale", "throughput", "baselines", "graph", "memory", "layers",
-    "random_weights", "output",
+    "repeats", "fill", "scale", "throughput", "baselines", "graph", "fused_step", "memory",
+    "layers", "random_weights", "output",
 )  # fmt: skip
 
 
@@ -51,6 +51,12 @@ class Measuring:
     graph: str = option(
         "auto",
         "decode from a CUDA graph where possible (default), always, or never",
+        choices=("auto", "on", "off"),
+    )
+    fused_step: str = option(
+        "auto",
+        "decode in few launches a layer where possible on a GPU (default), always, or never; "
+        "full attention gets the same step",
         choices=("auto", "on", "off"),
     )
     memory: float | None = option(None, "use at most so much beside the weights", metavar="GIB")

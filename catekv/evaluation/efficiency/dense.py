@@ -76,10 +76,19 @@ class Reader:
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """The same in one launch, as the project's own step does it."""
-        stored_keys, stored_values = self.keys, self.values
+
+        def write(tail_keys: Tensor, tail_values: Tensor, length: Tensor) -> None:
+            kernels.append(tail_keys, tail_values, keys, values, length)
+
+        self.append_by(write)
+
+    def append_by(self, write: Callable[[Tensor, Tensor, Tensor], Any]) -> Any:
+        """Let ``write`` put the newest token into the last column, and return what it returns: see
+        :meth:`catekv.cache.layer.RaggedLayer.append_by`."""
+        keys, values = self.keys, self.values
         if not self.heads_first:
-            stored_keys, stored_values = stored_keys.transpose(1, 2), stored_values.transpose(1, 2)
-        kernels.append(stored_keys, stored_values, keys, values, self._length)
+            keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        return write(keys, values, self._length)
 
     def attend(self, queries: Tensor, scaling: float) -> Tensor:
         """Queries [batch, query_heads, 1, dim] over all tokens; [batch, 1, query_heads, dim]."""
@@ -258,6 +267,15 @@ class FixedLayer(CacheLayerMixin):
         keys = key_states.view(key_states.shape)
         setattr(keys, _READER, self.reader)
         return keys, value_states
+
+    def append_by(
+        self, write: Callable[[Tensor, Tensor, Tensor], Any]
+    ) -> tuple[Any, Tensor, Tensor]:
+        """As :meth:`catekv.cache.layer.RaggedLayer.append_by`, for the fused step."""
+        written = self.reader.append_by(write)
+        keys = self.reader.keys.view(self.reader.keys.shape)
+        setattr(keys, _READER, self.reader)
+        return written, keys, self.reader.values
 
     def get_seq_length(self) -> int:
         return self.reader.tokens - 1

@@ -240,7 +240,7 @@ def _rounds(
                 row.step_seconds += times
                 row.wall_seconds.append(wall)
     for row, stepper in pairs:
-        row.captured, row.reason = stepper.captured, stepper.reason
+        row.captured, row.reason, row.fused = stepper.captured, stepper.reason, stepper.fused
         row.graph_bytes = stepper.graph_bytes
         if breakdown and row.status == MEASURED and isinstance(stepper, RaggedStepper):
             with memory.noting_errors(row):

@@ -28,6 +28,7 @@ class Measurement:
             prefill; the peak counts what was allocated beyond the weights (CUDA only).
         decode_peak_bytes: largest allocation during decoding, weights included (CUDA only).
         captured, reason: whether the step ran from a CUDA graph, and why not.
+        fused: whether it was the fused step (:mod:`catekv.decode.fused`).
         step_seconds: time of every recorded step, on the device's clock where it has one.
         wall_seconds: seconds per step of every round on the host's clock.
         step_bytes: weights and cache that a step has to read.
@@ -54,6 +55,7 @@ class Measurement:
     prefill_peak_bytes: int | None = None
     decode_peak_bytes: int | None = None
     captured: bool = False
+    fused: bool = False
     reason: str = ""
     graph_bytes: int | None = None
     step_seconds: list[float] = field(default_factory=list)

@@ -19,6 +19,7 @@ from torch import Tensor
 from catekv.cache.cache import RaggedCache
 from catekv.cache.plain_layers import entry_lengths, tensors_of
 from catekv.decode import rotary
+from catekv.decode.fused import FusedStep, chosen_step
 from catekv.decode.generation import synchronize
 from catekv.decode.step import DecodeStep
 from catekv.errors import UserError
@@ -77,10 +78,11 @@ class Stepper:
     """One decode step of a whole model, greedily, for every sequence of a batch.
 
     Attributes:
-        captured, reason, graph_bytes: see :class:`Measurement`.
+        captured, fused, reason, graph_bytes: see :class:`Measurement`.
     """
 
     captured = False
+    fused = False
     reason = ""
     graph_bytes: int | None = None
 
@@ -102,7 +104,14 @@ class RaggedStepper(Stepper):
     def __init__(self, setting: Setting, cache: RaggedCache, logits: Tensor | None = None):
         self.cache = cache
         self.stored = cache.stored_bytes()
-        self.decode = DecodeStep(setting.model.model, cache, setting.steps + 1, graph=setting.graph)
+        self.decode = DecodeStep(
+            setting.model.model,
+            cache,
+            setting.steps + 1,
+            graph=setting.graph,
+            fused_step=setting.model.fused_step,
+        )
+        self.fused = self.decode.fused
         self.tokens = _first_tokens(setting, logits)
 
     def step(self) -> None:
@@ -130,6 +139,10 @@ class DenseStepper(Stepper):
         )
         self.tokens = _first_tokens(setting, None)
         self.positions = torch.full_like(self.tokens, setting.length)
+        # the same step as the methods have, so that only attention and cache differ
+        chosen = chosen_step(setting.model.model, setting.model.fused_step)
+        self.step_of_model = chosen if isinstance(chosen, FusedStep) else None
+        self.fused = self.step_of_model is not None
         self.run: Callable[[], object] = self._forward
         if setting.graph == "off":
             self.reason = "turned off"
@@ -141,13 +154,16 @@ class DenseStepper(Stepper):
         self.captured = not self.reason
 
     def _forward(self) -> Tensor:
-        logits = self.model.model(
-            self.tokens,
-            **cache_argument(self.model.model, self.cache),
-            position_ids=self.positions,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        if self.step_of_model is not None:
+            logits = self.step_of_model(self.tokens, self.positions, self.cache)
+        else:
+            logits = self.model.model(
+                self.tokens,
+                **cache_argument(self.model.model, self.cache),
+                position_ids=self.positions,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
         return torch.argmax(logits, dim=-1, keepdim=True, out=self.tokens)
 
     def step(self) -> None:
