@@ -59,9 +59,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     )
     header, cells = table_of(comparison)
     budget = asked.budget or max(1, asked.length // 8)
-    columns, masks = columns_at_equal_bytes(
-        comparison, files, asked.output / "masks", asked.length, budget
-    )
+    columns, masks = columns_at_equal_bytes(comparison, files, asked.output / "masks", budget)
     methods = write_json(asked.output / "methods.json", columns)
     words = _measuring_words(asked, methods, masks)
     if asked.measure:
