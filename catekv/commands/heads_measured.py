@@ -23,6 +23,7 @@ from catekv.commands.heads_arguments import (
     REQUEST,
 )
 from catekv.commands.schema import Action, Group
+from catekv.errors import UserError
 from catekv.files import check_file
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ def _opened(
 
 def _written(arguments: argparse.Namespace, scores: HeadScores, use: str) -> int:
     output = MEASURED.read(arguments).output
+    if np.ptp(scores.scores) == 0:
+        raise UserError(
+            f"all heads got {scores.scores.flat[0]:g}, so that none is worth more than another; "
+            "measure on more or longer texts"
+        )
     scores.save(output)
     print(describe(scores))
     print(f"Heads: {output}")

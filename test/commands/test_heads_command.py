@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from catekv.calibration.heads.head_scores import HeadScores
-from catekv.commands.cli import main
+from catekv.commands.cli import main, run_safely
 
 SCORES = np.random.default_rng(0).random((4, 4))
 
@@ -52,6 +52,24 @@ def test_passkeys_that_a_length_does_not_hold_are_refused_before_the_bar(
 ) -> None:
     line = "heads gates --output g.npz --length 512 --sinks 16 --recent 64 --passkeys 100"
     assert "give a larger --length" in refused(line, capsys)
+
+
+def test_scores_that_are_all_alike_are_not_written(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "heads kvzip --text prose --length 1 --samples 1 --quiet --output zip.npz"
+    assert "none is worth more than another" in refused(line, capsys)
+    assert not (here / "zip.npz").exists()
+
+
+def test_an_interruption_promises_nothing_that_is_not_kept(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert run_safely(interrupted) == 130
+    assert "begins anew where it keeps none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
