@@ -159,7 +159,7 @@ def run_safely(action: Callable[[], int]) -> int:
         return USAGE_ERROR
     except KeyboardInterrupt:
         print(
-            "\ninterrupted; the same command goes on with the records it has finished, and begins "
+            "\ninterrupted; finished records are kept, the same command goes on with them and begins "
             "anew where it keeps none",
             file=sys.stderr,
         )
