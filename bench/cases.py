@@ -94,10 +94,11 @@ class Scale:
 
 def _decode(
     name: str, seconds: float, tokens: int, ratio: float, retention: float, *goals: Goal,
-    baselines: tuple[str, ...] = ("kernel", "flex"),
+    baselines: tuple[str, ...] = ("kernel", "flex"), store: str = "device",
 ) -> Case:  # fmt: skip
     options = {
-        "tokens_full": tokens, "ratio": ratio, "retention": retention, "baselines": baselines
+        "tokens_full": tokens, "ratio": ratio, "retention": retention, "baselines": baselines,
+        "store": store,
     }  # fmt: skip
     return Case("decode", name, seconds, options, goals, tokens)
 
@@ -112,6 +113,7 @@ def _kernel(name: str, seconds: float, rows: tuple[int, ...], *goals: Goal) -> C
 
 LONG, SHORT = "500K r 0.4", "500K r 0.3 eta 0.7"
 SPEED_UP, SHARE = "speed-up over the fastest full attention", "share of the copy bandwidth"
+BITS, OF_IDEAL = "128K r 0.4 int4", "share of the speed-up that bytes alone would give"
 RIVAL = "128K all full: kernel over FlashAttention"
 REST = "step without attention over reading the weights"
 #: Rows of one layer with a ratio of 0.4: three adaptive heads of eight.
@@ -131,6 +133,10 @@ CASES: tuple[Case, ...] = (
     _decode(
         "128K r 0.4", 14.0, 131_072, 0.4, 1.0, _memory("128K r 0.4"),
         baselines=("kernel", "sdpa", "flex", "flash", "flashinfer"),
+    ),
+    _decode(
+        BITS, 10.0, 131_072, 0.4, 1.0, Goal(f"{BITS}: {OF_IDEAL}", 0.8), baselines=("kernel",),
+        store="int4",
     ),
     _decode("8K r 0.4", 9.0, 8_192, 0.4, 1.0, Goal(f"8K r 0.4: {SPEED_UP}", 0.95)),
     _kernel("128K r 0.4", 5.0, (131_072,) * 3 + _RAGGED, Goal(f"128K r 0.4: {SHARE}", 0.85)),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bench.cases import REST, SPEED_UP, Scale
+from bench.cases import OF_IDEAL, REST, SPEED_UP, Scale
 from catekv import CateKVModel, HeadMask
 from catekv.evaluation import tables
 from catekv.evaluation.columns.settings import MethodSpec
@@ -18,6 +18,7 @@ from catekv.evaluation.efficiency.measurement import (
     MEASURED,
     TOO_LARGE,
     Measurement,
+    kept_bytes,
     share_of_ideal,
     speed_up,
 )
@@ -63,12 +64,13 @@ def tokens(scale: Scale, count: int) -> int:
     return max(160, count // _TINY_DIVISOR) if scale.tiny else count
 
 
-def catekv(scale: Scale, ratio: float, retention: float) -> MethodSpec:
+def catekv(scale: Scale, ratio: float, retention: float, store: str = "device") -> MethodSpec:
     """CateKV with random heads: which ones are adaptive changes no time."""
     mask = HeadMask.random(load_model(scale).shape, ratio)
-    options = {"head_mask": mask, "ratio": ratio, "retention": retention}
+    options = {"head_mask": mask, "ratio": ratio, "retention": retention, "store": store}
+    form = "" if store == "device" else f" {store}"
     return MethodSpec(
-        f"catekv r {ratio:g} eta {retention:g}",
+        f"catekv r {ratio:g} eta {retention:g}{form}",
         "catekv",
         {**options, **(_TINY_OPTIONS if scale.tiny else {})},
     )
@@ -90,7 +92,7 @@ def rows_of(scale: Scale, measured: Sequence[Measurement]) -> list[dict[str, str
         if row.status != MEASURED or row.median_step is None:
             found.append({**line, "ms/step": row.status, "note": row.note})
             continue
-        planned = sizes.resident_bytes(row.kept_tokens, row.batch)
+        planned = sizes.resident_bytes(0) + kept_bytes(row, sizes)
         per_second = row.bytes_per_second or 0.0
         found.append(
             {
@@ -123,12 +125,19 @@ def speed_ups(measured: Sequence[Measurement], name: str) -> dict[str, float]:
     return {} if ratio is None else {f"{name}: {SPEED_UP}": ratio}
 
 
+def of_ideal(measured: Sequence[Measurement], name: str) -> dict[str, float]:
+    """How much of the method's speed-up over our own full cache its bytes explain."""
+    method = next((row for row in measured if row.method), None)
+    share = None if method is None else share_of_ideal(base_of(measured), method)
+    return {} if share is None else {f"{name}: {OF_IDEAL}": share}
+
+
 def memory_values(scale: Scale, measured: Sequence[Measurement], name: str) -> dict[str, float]:
     """How far what the method adds to the weights is from the byte model (CUDA only)."""
     sizes = memory.memory_model(load_model(scale))
     return {
         f"{name}: memory off the byte model": abs(
-            row.resident_bytes / sizes.resident_bytes(row.kept_tokens, row.batch) - 1
+            row.resident_bytes / (sizes.resident_bytes(0) + kept_bytes(row, sizes)) - 1
         )
         for row in measured
         if row.method and row.resident_bytes is not None and row.distinct_layers is None

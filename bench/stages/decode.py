@@ -8,6 +8,7 @@ from bench.workload import (
     load_model,
     memory_values,
     notes,
+    of_ideal,
     ours_failed,
     rest_values,
     rows_of,
@@ -26,11 +27,12 @@ def run(
     ratio: float,
     retention: float,
     baselines: tuple[str, ...],
+    store: str,
 ) -> Result:
     """Full attentions and CateKV at one length, the step taken apart."""
     rows = measure(
         load_model(scale),
-        [catekv(scale, ratio, retention)],
+        [catekv(scale, ratio, retention, store)],
         tokens(scale, tokens_full),
         new_tokens=2 if scale.tiny else NEW_TOKENS,
         repeats=REPEATS,
@@ -39,6 +41,7 @@ def run(
     )
     values = {
         **speed_ups(rows, name),
+        **of_ideal(rows, name),
         **memory_values(scale, rows, name),
         **rest_values(scale, rows),
     }

@@ -65,9 +65,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         {name: read_heads(path, told) for name, path in files.items()}, asked.ratio
     )
     header, cells = table_of(comparison)
-    columns, masks = columns_at_equal_bytes(
-        comparison, files, asked.output / "masks", asked.length, budget
-    )
+    columns, masks = columns_at_equal_bytes(comparison, files, asked.output / "masks", budget)
     methods = write_json(asked.output / "methods.json", columns)
     words = _measuring_words(asked, methods, masks)
     if asked.measure:

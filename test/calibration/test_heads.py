@@ -13,7 +13,11 @@ from tiny_models import tiny_model
 from torch import Tensor
 
 from catekv import methods
-from catekv.calibration.heads.comparison import RANDOM, compare_heads
+from catekv.calibration.heads.comparison import (
+    RANDOM,
+    columns_at_equal_bytes,
+    compare_heads,
+)
 from catekv.calibration.heads.curves import (
     LOSSES,
     SHARES,
@@ -218,3 +222,14 @@ def test_estimates_are_compared_with_as_many_full_heads_and_with_random_ones(
     assert len({one.total_kept(1024, ModelShape(2, 10, 5, 8)) for one in made}) == 1
     with pytest.raises(UserError, match="compare heads of one model"):
         compare_heads({"a": first, "c": HeadScores(scores.T, {})}, 0.3)
+
+
+def test_budgets_by_curves_have_no_size_of_their_own_beside_masks(tmp_path: Path) -> None:
+    scores = np.arange(10.0).reshape(2, 5)
+    found = compare_heads(
+        {"a": HeadScores(scores, {"kind": "loss_curves"}), "b": HeadScores(-scores, {})}, 0.3
+    )
+    files = {"a": tmp_path / "a.npz", "b": tmp_path / "b.npz"}
+    columns, _ = columns_at_equal_bytes(found, files, tmp_path, 16)
+    (curves,) = [column for column in columns if column["name"] == "curvekv"]
+    assert curves == {"label": "a-budgets", "name": "curvekv", "curves": str(files["a"])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -325,6 +326,32 @@ def test_rows_count_the_same_steps_and_their_own_bytes(model: CateKVModel, fill:
         split = row.variant in (KERNEL, "catekv")
         assert (row.attention_seconds is not None) == split
         assert (row.rest_seconds is not None) == split
+
+
+def test_methods_that_work_on_entries_while_decoding_are_not_filled_at_random(
+    model: CateKVModel,
+) -> None:
+    for method in (
+        methods.create("quest"),
+        methods.create("streaming_llm", budget=40, rolling=True),
+        methods.create("catekv", **catekv_options(model), read="quest"),
+    ):
+        with pytest.raises(UserError, match="while decoding, which random ones do not show"):
+            random_cache(model, method, TOKENS)
+
+
+def test_entries_in_fewer_bits_count_with_their_own_bytes(model: CateKVModel) -> None:
+    plain = catekv_spec(model)
+    coded = replace(plain, label="int4", options={**plain.options, "store": "int4"})
+    rows = measure.measure(model, [plain, coded], TOKENS, new_tokens=2, baselines=("kernel",))
+    full, ours, four = rows
+    sizes = memory.memory_model(model)
+    assert four.kept_tokens == ours.kept_tokens
+    assert four.code_bytes is not None
+    assert four.code_bytes < sizes.cache_bytes(ours.kept_tokens)
+    assert four.step_bytes == sizes.step_bytes(0) + four.code_bytes
+    assert four.ideal == full.step_bytes / four.step_bytes > ours.ideal
+    assert four.attention_seconds
 
 
 @pytest.mark.parametrize("mode", ["on", "auto", "off"])

@@ -142,12 +142,12 @@ def _pair(row: Row, name: str) -> str:
 
 
 def columns_at_equal_bytes(
-    comparison: Comparison, files: Mapping[str, Path], folder: Path, tokens: int, budget: int
+    comparison: Comparison, files: Mapping[str, Path], folder: Path, budget: int
 ) -> tuple[list[dict[str, Any]], dict[str, Path]]:
     """Methods as :func:`catekv.evaluation.columns.specification.parse_methods` reads them from a
     file: ``catekv`` with the mask of every estimate, and ``curvekv`` with every file of loss
-    curves at the same number of entries of ``tokens`` tokens. Beside them the masks by name, which
-    are written into ``folder``.
+    curves at the same number of entries. Beside them the masks by name, which are written into
+    ``folder``.
 
     Args:
         files: where each estimate was read from.
@@ -158,11 +158,11 @@ def columns_at_equal_bytes(
     for row in comparison.rows:
         mask = comparison.masks[row.name]
         masks[row.name] = mask.save(folder / row.name)
-        share = mask.ratio + (1 - mask.ratio) * min(1.0, budget / tokens)
         options = {"mask": row.name, "budget": budget}
         columns.append({"label": row.name, "name": "catekv", **options})
         if row.kind == LOSS_CURVES:
-            curves = {"curves": str(files[row.name]), "keep": round(share, 6)}
+            # without a size of its own it gets the entries of the first mask, exactly
+            curves = {"curves": str(files[row.name])}
             columns.append({"label": f"{row.name}-budgets", "name": "curvekv", **curves})
     return columns, masks
 

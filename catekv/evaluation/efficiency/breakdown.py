@@ -30,23 +30,24 @@ TAIL = 32
 def attention_seconds(setting: Setting, stepper: RaggedStepper) -> float:
     """Median time of the decode attention of all layers."""
     model, batch = setting.model, setting.batch
-    shape, dtype = model.shape, model.dtype
+    shape, dtype, device = model.shape, model.dtype, model.device
     workspace = kernels.Workspace()
     work = []
     for layer in stepper.cache.ragged_layers:
-        prefix = layer.prefix
-        assert prefix is not None
-        device = prefix.keys.device
         queries = torch.empty(
             batch, shape.query_heads, 1, shape.head_dim, dtype=dtype, device=device
         )
         tail = torch.empty(batch, shape.kv_heads, TAIL, shape.head_dim, dtype=dtype, device=device)
         length = torch.full((1,), TAIL, dtype=torch.int32, device=device)
-        work.append((prefix, layer, fill_random_(queries), fill_random_(tail), length))
+        work.append((layer, fill_random_(queries), fill_random_(tail), length))
 
     def attend() -> Tensor:
-        output = work[0][2]
-        for prefix, layer, queries, tail, length in work:
+        output = work[0][1]
+        for layer, queries, tail, length in work:
+            prefix: Any = layer.prefix
+            blocks = None
+            if layer.store is not None:
+                prefix, blocks = layer.store.read(queries, layer.scaling, workspace)
             output = kernels.ragged_decode(
                 queries,
                 prefix,
@@ -55,6 +56,7 @@ def attention_seconds(setting: Setting, stepper: RaggedStepper) -> float:
                 layer.scaling,
                 form=layer.form,
                 tail_length=length,
+                blocks=blocks,
                 workspace=workspace,
             )
         return output

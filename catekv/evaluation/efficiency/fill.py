@@ -7,7 +7,7 @@ values.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from catekv.cache.cache import RaggedCache
 from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
 from catekv.kernels.ragged import RaggedPrefix, from_rows, storage_order
-from catekv.methods.base import Method
+from catekv.methods.base import Method, Observed
+from catekv.methods.stores import stored as stored_as
 from catekv.model import CateKVModel
 from catekv.models.compat import decoder_layers
 
@@ -95,6 +96,29 @@ def refuse_other_layers(model: CateKVModel) -> None:
         )
 
 
+def refuse_own_stores(model: CateKVModel, method: Method, tokens: int) -> None:
+    """``UserError`` for a method that chooses or changes entries at every step, which random
+    entries by themselves do not do."""
+    if method.store != "device" or type(method).decode_store is Method.decode_store:
+        return
+    shape, nothing = model.shape, cast(Any, None)
+    keys = torch.empty(1, shape.kv_heads, tokens, shape.head_dim, device="meta")
+    queries = torch.empty(1, shape.query_heads, 1, shape.head_dim, device="meta")
+    layers = [
+        Observed(queries, keys, keys, 1.0, layer, shape.layers) for layer in range(shape.layers)
+    ]
+    try:
+        asked = method.for_prompt(tokens, shape)
+        own = any(asked.decode_store(nothing, layer, None, nothing) for layer in layers)
+    except Exception:
+        own = True  # it looks at the entries that it is to work on
+    if own:
+        raise UserError(
+            f"{method.name} chooses or changes entries while decoding, which random ones do not "
+            "show; measure it with --fill prefill"
+        )
+
+
 def random_cache(
     model: CateKVModel,
     method: Method,
@@ -110,11 +134,12 @@ def random_cache(
             ``i % distinct``. None: all.
 
     Raises:
-        UserError: the method's budgets depend on the prompt, or a layer of the model is no ordinary
-            full-attention layer.
+        UserError: the method's budgets depend on the prompt, it works on entries while decoding, or
+            a layer of the model is no ordinary full-attention layer.
     """
     refuse_other_layers(model)
     table = kept_lengths(model, method, tokens)
+    refuse_own_stores(model, method, tokens)
     cache = RaggedCache(model.config, method, tokens)
     most = int(table.sum(dim=-1).max()) * batch
     shared: dict[int, tuple[Tensor, Tensor]] = {}
@@ -138,5 +163,5 @@ def random_cache(
         layer.lazy_initialization(prefix.keys, prefix.values)
         layer.seen, layer.query_heads = tokens, model.shape.query_heads
         layer.scaling = model.shape.head_dim**-0.5
-        layer.prefix = prefix
+        layer.hold(prefix, stored_as(method.store, prefix))
     return cache

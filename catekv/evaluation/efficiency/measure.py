@@ -14,7 +14,13 @@ from catekv.evaluation.efficiency import memory
 from catekv.evaluation.efficiency.arguments import BASELINES
 from catekv.evaluation.efficiency.breakdown import note_breakdown
 from catekv.evaluation.efficiency.clock import step_times
-from catekv.evaluation.efficiency.measurement import ABSENT, MEASURED, TOO_LARGE, Measurement
+from catekv.evaluation.efficiency.measurement import (
+    ABSENT,
+    MEASURED,
+    TOO_LARGE,
+    Measurement,
+    kept_bytes,
+)
 from catekv.evaluation.efficiency.variants import (
     FILLS,
     RaggedStepper,
@@ -251,7 +257,7 @@ def _finish(
     setting: Setting, row: Measurement, report: Callable[[Measurement], None] | None
 ) -> None:
     sizes = memory.memory_model(setting.model)
-    row.step_bytes = sizes.step_bytes(row.kept_tokens, setting.batch)
-    row.ideal = sizes.decode_bound(setting.length, row.kept_tokens, setting.batch)
+    row.step_bytes = sizes.step_bytes(0) + kept_bytes(row, sizes)
+    row.ideal = sizes.step_bytes(setting.length, setting.batch) / row.step_bytes
     if report is not None:
         report(row)

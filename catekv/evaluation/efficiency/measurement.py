@@ -7,6 +7,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from catekv.prefill.sizes import MemoryModel
+
 #: Why a row has no times: ``absent`` (a package is missing), ``too large`` (does not fit into the
 #: device's memory), ``failed`` (an error, the only one that changes the exit code).
 MEASURED, ABSENT, TOO_LARGE, FAILED = "measured", "absent", "too large", "failed"
@@ -20,6 +22,7 @@ class Measurement:
         variant: label of the row. method: False for the full caches it is compared with.
         length: context tokens. batch: sequences.
         kept_tokens: mean per layer and KV head after the context.
+        code_bytes: of the kept entries as codes with their scales; None: in the model's type.
         stored_bytes, full_bytes: bytes the cache allocates, and those of an uncompressed one.
         resident_bytes: weights, and what the device's allocator holds more once this variant is
             built and has decoded (CUDA only).
@@ -45,6 +48,7 @@ class Measurement:
     batch: int
     method: bool = False
     kept_tokens: float = 0.0
+    code_bytes: int | None = None
     stored_bytes: int = 0
     full_bytes: int = 0
     resident_bytes: int | None = None
@@ -123,6 +127,13 @@ def speed_up(base: Measurement | None, other: Measurement) -> float | None:
     if base is None or base.tokens_per_second is None or other.tokens_per_second is None:
         return None
     return other.tokens_per_second / base.tokens_per_second
+
+
+def kept_bytes(row: Measurement, sizes: MemoryModel) -> float:
+    """Bytes of a row's kept entries, which every step reads."""
+    if row.code_bytes is not None:
+        return row.code_bytes
+    return row.batch * sizes.cache_bytes(row.kept_tokens)
 
 
 def share_of_ideal(base: Measurement | None, other: Measurement) -> float | None:

@@ -39,6 +39,7 @@ from catekv.evaluation.efficiency.memory import DoesNotFitError, Peak
 from catekv.kernels.ragged import storage_bytes
 from catekv.methods import create
 from catekv.methods.base import Method
+from catekv.methods.stores.quantise import QuantisedStore
 from catekv.model import CateKVModel
 from catekv.models.compat import cache_argument, decoder_layers
 from catekv.prefill.capacity import refuse_unless_fits
@@ -297,6 +298,7 @@ def _method_variant(
                 model, method, setting.length, setting.batch, setting.seed, setting.distinct
             )
             _note_kept(measurement, cache.lengths())
+            measurement.code_bytes = _code_bytes(cache)
             return RaggedStepper(setting, cache)
         _check_prefill(setting, method)
         peak = Peak(model.device)
@@ -308,6 +310,7 @@ def _method_variant(
         measurement.prefill_seconds = context.timings["prefill_seconds"]
         measurement.compress_seconds = context.timings["compress_seconds"]
         _note_kept(measurement, context.cache.lengths())
+        measurement.code_bytes = _code_bytes(context.cache)
         return RaggedStepper(setting, context.cache, context.last_logits)
 
     return Variant(label, model, is_method, method_for, build)
@@ -334,6 +337,14 @@ def _note_kept(measurement: Measurement, lengths: Sequence[Tensor]) -> None:
     # layers without a KV cache store no entries
     means = [layer.double().mean() for layer in lengths if layer.numel()]
     measurement.kept_tokens = float(torch.stack(means).mean()) if means else 0.0
+
+
+def _code_bytes(cache: RaggedCache) -> int | None:
+    """Of the entries that are stored in fewer bits, with scales and what is left of them."""
+    stores = [layer.store for layer in cache.ragged_layers]
+    coded = [one.quantised for one in stores if isinstance(one, QuantisedStore)]
+    tensors = [tensor for prefix in coded for tensor in prefix.named_tensors().values()]
+    return sum(tensor.nbytes for tensor in tensors) if coded else None
 
 
 def _build_dynamic(setting: Setting, measurement: Measurement) -> Stepper:
