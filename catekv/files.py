@@ -364,6 +364,17 @@ def check_folder(folder: Path) -> None:
         raise refusal(f"cannot write to {folder}", error) from error
 
 
+def check_file(path: Path) -> None:
+    """Make the folder of a file that takes long to work out; ``UserError`` unless the file can be
+    written, before the work."""
+    try:
+        if not _is_stream(path):
+            _target(path)
+            check_folder(path.parent)
+    except OSError as error:
+        raise refusal(f"cannot write {path}", error) from error
+
+
 def write_figure(path: str | os.PathLike[str], figure: Any, dpi: int = 120) -> Path:
     """Write a figure of matplotlib in the format that the name ends with (default: PNG).
 

@@ -159,7 +159,8 @@ def run_safely(action: Callable[[], int]) -> int:
         return USAGE_ERROR
     except KeyboardInterrupt:
         print(
-            "\ninterrupted; finished records are kept, the same command goes on with them",
+            "\ninterrupted; finished records are kept, the same command goes on with them and "
+            "begins anew where it keeps none",
             file=sys.stderr,
         )
         return INTERRUPTED

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from catekv.calibration.heads.comparison import (
+    RANDOM,
     columns_at_equal_bytes,
     compare_heads,
     measured_cells,
@@ -21,7 +22,7 @@ from catekv.commands.heads_measured import ACTIONS, describe
 from catekv.commands.schema import Action
 from catekv.errors import UserError
 from catekv.evaluation.tables import plain_table
-from catekv.files import write_json, write_table
+from catekv.files import check_name, write_json, write_table
 
 
 def _asked(arguments: argparse.Namespace) -> Asked:
@@ -51,14 +52,19 @@ def _export(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     asked = COMPARED.read(arguments)
     told = Asked(ratio=asked.ratio)
-    files = {named[0] or named[2]: Path(named[2]) for named in map(_named, asked.heads)}
+    files = {name: Path(path) for name, path in map(_named, asked.heads)}
     if len(files) < len(asked.heads):
         raise UserError("two head files have one name; give each another, NAME=FILE")
+    budget = asked.budget or max(1, asked.length // 8)
+    if budget >= asked.length:
+        raise UserError(
+            f"a head that is not full keeps {budget} of {asked.length} tokens, which is all; give "
+            "a smaller --budget or a larger --length"
+        )
     comparison = compare_heads(
         {name: read_heads(path, told) for name, path in files.items()}, asked.ratio
     )
     header, cells = table_of(comparison)
-    budget = asked.budget or max(1, asked.length // 8)
     columns, masks = columns_at_equal_bytes(comparison, files, asked.output / "masks", budget)
     methods = write_json(asked.output / "methods.json", columns)
     words = _measuring_words(asked, methods, masks)
@@ -87,11 +93,17 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _named(text: str) -> tuple[str, str, str]:
+def _named(text: str) -> tuple[str, str]:
+    """Name and path of ``[NAME=]FILE``; the name becomes a folder of masks and a label."""
     name, equals, path = text.rpartition("=")
+    if not Path(path).name:
+        raise UserError(f"{text!r} names no head file; write [NAME=]FILE")
     # the last parts of a path tell files of the same name apart
-    shown = "-".join(Path(path).with_suffix("").parts[-2:]).strip("/")
-    return (name if equals else shown, equals, path)
+    parts = [part for part in Path(path).with_suffix("").parts[-2:] if part not in ("/", "..")]
+    name = check_name("the name", name if equals else "-".join(parts))
+    if name in ("full", *RANDOM):
+        raise UserError(f"{name!r} is the name of a row of its own; write {text!r} as NAME=FILE")
+    return name, path
 
 
 def _measuring_words(

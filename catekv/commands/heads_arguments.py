@@ -112,6 +112,8 @@ class Compared:
 
 
 REQUEST = Group(Request, ("dtype", "device", "attention", "chat_template"))
+#: Where no text is put into a conversation.
+PLAIN_REQUEST = Group(Request, ("dtype", "device", "attention"))
 MEASURED, CURVES, GATES = Group(Measured), Group(CurveSettings), Group(GateTraining)
 READ, COMPARED = Group(Read), Group(Compared)
 KNOWN, IMPORTED, EXPORTED = Group(Known), Group(Imported), Group(Exported)

@@ -11,26 +11,36 @@ import numpy as np
 from tqdm import tqdm
 
 from catekv.calibration.heads.curves import measure_curves, read_texts, selector_of
-from catekv.calibration.heads.gates import check_texts, train_gates
+from catekv.calibration.heads.gates import check_texts, text_of, train_gates
 from catekv.calibration.heads.head_scores import JOINED, MAXIMUM, HeadScores
 from catekv.commands.arguments import PROGRESS, TEXTS
-from catekv.commands.heads_arguments import CURVES, GATES, MEASURED, READ, REQUEST
-from catekv.commands.schema import Action
-from catekv.files import check_folder
+from catekv.commands.heads_arguments import (
+    CURVES,
+    GATES,
+    MEASURED,
+    PLAIN_REQUEST,
+    READ,
+    REQUEST,
+)
+from catekv.commands.schema import Action, Group
+from catekv.errors import UserError
+from catekv.files import check_file
 
 if TYPE_CHECKING:
     from catekv.evaluation.run.request import Request
     from catekv.model import CateKVModel
 
 
-def _opened(arguments: argparse.Namespace) -> tuple[CateKVModel, Request, dict[str, Any]]:
+def _opened(
+    arguments: argparse.Namespace, ask: Group = PLAIN_REQUEST
+) -> tuple[CateKVModel, Request, dict[str, Any]]:
     """The model, what was asked of it, and what a recipe says of it."""
     from catekv.evaluation.records import environment
     from catekv.evaluation.run.session import model_path, open_model, revision_of
 
     asked = MEASURED.read(arguments)
-    check_folder(asked.output.parent)
-    request = REQUEST.read(arguments, model=asked.model)
+    check_file(asked.output)
+    request = ask.read(arguments, model=asked.model)
     model = open_model(request, for_text=True)
     path = model_path(request)
     origin = {
@@ -42,6 +52,11 @@ def _opened(arguments: argparse.Namespace) -> tuple[CateKVModel, Request, dict[s
 
 def _written(arguments: argparse.Namespace, scores: HeadScores, use: str) -> int:
     output = MEASURED.read(arguments).output
+    if np.ptp(scores.scores) == 0:
+        raise UserError(
+            f"all heads got {scores.scores.flat[0]:g}, so that none is worth more than another; "
+            "measure on more or longer texts"
+        )
     scores.save(output)
     print(describe(scores))
     print(f"Heads: {output}")
@@ -52,7 +67,7 @@ def _written(arguments: argparse.Namespace, scores: HeadScores, use: str) -> int
 def _curves(arguments: argparse.Namespace) -> int:
     settings = CURVES.read(arguments)
     selector_of(settings.selector)  # refused before a model is loaded
-    model, request, origin = _opened(arguments)
+    model, request, origin = _opened(arguments, REQUEST)
     texts = read_texts(model, settings, request.chat_template)
     with tqdm(total=len(texts), disable=arguments.quiet, desc="curves", unit="text") as bar:
         scores = measure_curves(model, texts, settings, origin=origin, advance=bar.update)
@@ -63,6 +78,7 @@ def _gates(arguments: argparse.Namespace) -> int:
     settings = GATES.read(arguments)
     check_texts(settings)
     model, _, origin = _opened(arguments)
+    text_of(model, settings, 0)  # refused before the bar begins
     with tqdm(total=settings.steps, disable=arguments.quiet, desc="gates", unit="step") as bar:
 
         def advance(loss: float) -> None:
@@ -122,12 +138,12 @@ ACTIONS = {
     ),
     "gates": Action(
         "train DuoAttention's gates on passkeys in prose",
-        (MEASURED, GATES, REQUEST, PROGRESS),
+        (MEASURED, GATES, PLAIN_REQUEST, PROGRESS),
         _gates,
     ),
     "kvzip": Action(
         "score heads by a repetition of texts (KVzip)",
-        (MEASURED, TEXTS, READ, REQUEST, PROGRESS),
+        (MEASURED, TEXTS, READ, PLAIN_REQUEST, PROGRESS),
         _kvzip,
     ),
 }

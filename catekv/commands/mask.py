@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catekv.commands.schema import Action, Group
+from catekv.errors import UserError
 from catekv.options import MOST_HEADS, MOST_LAYERS, REQUIRED, option
 
 
@@ -56,6 +57,10 @@ def _convert(arguments: argparse.Namespace) -> int:
         mask = mask_from(arguments.path, ratio)
         if arguments.strict:
             mask = released_mask(mask, ratio)
+            if not mask.adaptive.any():
+                raise UserError(
+                    f"--strict leaves no adaptive head at a ratio of {ratio:g}; give a larger one"
+                )
         print(mask.save(arguments.output))
     return 0
 

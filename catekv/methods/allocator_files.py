@@ -168,6 +168,8 @@ def _array(source: Any, key: str, name: str) -> np.ndarray:
 def _headkv_scores(path: Path) -> np.ndarray:
     content = load_plain(path)
     try:
+        if not all(map(np.size, content.values())):
+            raise ValueError("a head has no score")
         means = {
             tuple(int(part) for part in key.split("-")): float(np.mean(trials))
             for key, trials in content.items()

@@ -192,6 +192,8 @@ class Method:
     def __post_init__(self) -> None:
         """Check the options; a subclass checks after this what concerns several of them."""
         check_options(self.name, self)
+        if self.store != "device" and self.own_store:
+            raise self._one_store()
         if self.effect == "keeps" and self.keep not in (None, 1):
             raise UserError(f"{self.name} keeps everything; leave keep={self.keep} out")
 
@@ -325,6 +327,12 @@ class Method:
         """Choose what to keep of all layers together, for methods that need ``all_layers``."""
         return [self.select_observed(layer) for layer in observed]
 
+    @property
+    def own_store(self) -> bool:
+        """Whether :meth:`decode_store` gives one, at some length or layer at least: the option
+        ``store`` is refused then, before a prompt is read."""
+        return False
+
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:
@@ -364,10 +372,13 @@ class Method:
         if self.store == "device":
             return own
         if own is not None:
-            raise UserError(
-                f"method {self.name!r} stores the context its own way; use it with store='device'"
-            )
+            raise self._one_store()
         return stored(self.store, prefix)
+
+    def _one_store(self) -> UserError:
+        return UserError(
+            f"method {self.name!r} stores the context its own way; use it with store='device'"
+        )
 
     def select(
         self,

@@ -113,6 +113,10 @@ class Bounded(Budgeted):
         scores = self.entry_scores(observed)
         return top_mask(scores.masked_fill(certain, torch.inf), counts)
 
+    @property
+    def own_store(self) -> bool:
+        return True
+
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> BoundedStore:

@@ -190,6 +190,10 @@ class CaM(Budgeted):
             stays=keep,
         )
 
+    @property
+    def own_store(self) -> bool:
+        return self.decode
+
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> CamStore | None:

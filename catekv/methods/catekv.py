@@ -308,6 +308,10 @@ class CateKV(Method):
         )
         return top_mask(scores, counts)
 
+    @property
+    def own_store(self) -> bool:
+        return self.read != "all"
+
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:

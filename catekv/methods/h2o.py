@@ -131,6 +131,10 @@ class H2O(Budgeted):
         heavy = self.counts(observed.tokens, observed.shape)[observed.layer]
         return Selection(heavy_and_recent(sums, heavy.to(sums.device), self.edges()))
 
+    @property
+    def own_store(self) -> bool:
+        return self.decode
+
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> SlotStore | None:

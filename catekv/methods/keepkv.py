@@ -120,6 +120,10 @@ class KeepKV(Budgeted):
             stays=keep,
         )
 
+    @property
+    def own_store(self) -> bool:
+        return self.decode
+
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> KeepKVStore | None:

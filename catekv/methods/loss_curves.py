@@ -44,7 +44,7 @@ class LossCurves:
         if table.ndim != 3 or table.shape[2] != len(self.shares) or not table.size:
             raise UserError(
                 f"loss curves of the shape {list(table.shape)} at {len(self.shares)} shares; they "
-                "are [layers, KV heads, shares]"
+                f"are [layers, KV heads, shares]; {REMEDY}"
             )
         rising = all(a < b for a, b in itertools.pairwise(self.shares))
         if not rising or self.shares[0] != 0 or self.shares[-1] != 1:
@@ -125,4 +125,6 @@ def read_curves(source: Any) -> LossCurves:
     except (TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"loss curves are rows of numbers of equal length: {error}") from error
+        raise UserError(
+            f"loss curves are rows of numbers of equal length: {error}; {REMEDY}"
+        ) from error

@@ -206,6 +206,10 @@ class PyramidInferKV(Method):
                 chosen = [self._next(layer, b, chosen[b], kept) for b in range(batch)]
         return selections
 
+    @property
+    def own_store(self) -> bool:
+        return self.decode
+
     def decode_store(
         self,
         prefix: RaggedPrefix,

@@ -69,6 +69,10 @@ class Quest(KeepsEverything):
         table[self.full_layers :].clamp_(max=self.top_pages * self.page)
         return table
 
+    @property
+    def own_store(self) -> bool:
+        return True
+
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:

@@ -156,6 +156,10 @@ class RocketKV(Method):
             refilter = Refilter(kept, self.window, self.kernel, self.pooling)
         return HybridReading(parameters.page, top, dims=dims, refilter=refilter)
 
+    @property
+    def own_store(self) -> bool:
+        return True
+
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:

@@ -85,6 +85,10 @@ class ShadowKV(KeepsEverything):
         read = _chunks(self, tokens, shape)["exact"] + self.budget // self.chunk * self.chunk
         return torch.full((shape.layers, shape.kv_heads), min(tokens, int(read)))
 
+    @property
+    def own_store(self) -> bool:
+        return True
+
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scenarios import left_padding, random_ids
 from tiny_models import tiny_model
 
@@ -87,6 +88,23 @@ def test_saved_contexts_go_on_as_they_were(form: str, tmp_path: Path) -> None:
     question = [5, 6, 7]
     answers = [model().generate_ids([question] * 3, one, 6, []).tokens for one in (context, again)]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damaged_parts_of_a_saved_context_are_refused(form: str, tmp_path: Path) -> None:
+    """A kernel would read beyond a part that is too short."""
+    context = model().prefill(random_ids(1, PROMPT, seed=0), method=method("snapkv", form))
+    context.save(tmp_path)
+    file = tmp_path / "cache.safetensors"
+    whole = load_file(file)
+    parts = [name for name in whole if ".store." in name]
+    assert len(parts) >= 12
+    for name in parts:
+        for damaged in (None, whole[name].flatten()[1:], whole[name].to(torch.float64)):
+            changed = {other: part for other, part in whole.items() if other != name}
+            save_file(changed if damaged is None else {**changed, name: damaged.clone()}, file)
+            with pytest.raises(UserError, match="make the context again"):
+                model().load_context(tmp_path)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -139,9 +140,34 @@ def test_steps_read_one_prefix(form: str) -> None:
     assert store.read(step_queries(1, seed=2), 0.3, Workspace())[0] is first
 
 
-def test_methods_with_a_store_of_their_own_refuse_another() -> None:
-    method = methods.create("quest", budget=16, page=4, store="int8")
-    with pytest.raises(UserError, match="'quest' stores the context its own way"):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quest",
+        "shadowkv",
+        "rocketkv",
+        "h2o",
+        "keepkv",
+        "cam",
+        "r_kv",
+        "decoding",
+        "pyramidinfer_kv",
+    ],
+)
+def test_methods_with_a_store_of_their_own_refuse_another(name: str) -> None:
+    """Before a prompt is read, whatever its length; where they do not go on, any store serves."""
+    with pytest.raises(UserError, match=f"'{name}' stores the context its own way"):
+        methods.create(name, store="int8")
+    if "decode" in {item.name for item in dataclasses.fields(methods.method_class(name))}:
+        assert methods.create(name, store="int8", decode=False).store == "int8"
+
+
+def test_a_method_that_did_not_say_so_is_refused_with_its_first_layer() -> None:
+    class Forgetful(type(methods.create("quest"))):  # type: ignore[misc]
+        own_store = False
+
+    method = Forgetful(budget=16, page=4, store="int8")
+    with pytest.raises(UserError, match="stores the context its own way"):
         compressed(method, random_layer(1, 90))
 
 

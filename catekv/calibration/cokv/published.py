@@ -83,7 +83,8 @@ def read_published(path: str | Path, *, trust_pickle: bool = False) -> Published
     if not trust_pickle:
         raise UserError(
             f"{path} is a pickle, which can run code when it is read; if it comes from somebody "
-            "you trust, say so with --trust-pickle (trust_pickle=True)"
+            "you trust, say so with --trust-pickle (trust_pickle=True); `catekv heads import` "
+            "makes a file of it that every command reads"
         )
     content = _unpickled(path)
     if not isinstance(content, dict) or {*_KEYS, "sampling_count"} - set(content):

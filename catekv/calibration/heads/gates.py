@@ -99,6 +99,13 @@ def check_texts(settings: GateTraining) -> None:
         )
 
 
+def text_of(model: CateKVModel, settings: GateTraining, step: int) -> PasskeyText:
+    """The text of a step; ``UserError`` for a length that does not hold the passkeys."""
+    return passkey_text(
+        model.tokenizer, settings.length, settings.passkeys, settings.codes, settings.seed, step
+    )
+
+
 def train_gates(
     model: CateKVModel,
     settings: GateTraining,
@@ -133,13 +140,16 @@ def train_gates(
     gates = torch.ones(shape.layers, shape.kv_heads, device=model.device, requires_grad=True)
     optimiser = torch.optim.AdamW([gates], lr=settings.rate, weight_decay=0.0)
     for step in range(settings.steps):
-        text = passkey_text(
-            model.tokenizer, settings.length, settings.passkeys, settings.codes, settings.seed, step
-        )
+        text = text_of(model, settings, step)
         with torch.no_grad():
             gates.clamp_(0, 1)
         optimiser.param_groups[0]["lr"] = settings.rate * rate_factor(step, settings.steps)
         loss = _loss_of(model, text, gates, settings)
+        if not loss.loss.isfinite():
+            raise UserError(
+                f"the loss of step {step + 1} is no finite number; give a smaller --rate or "
+                "--weight, or --dtype float32"
+            )
         (gates.grad,) = torch.autograd.grad(loss.loss, [gates])
         optimiser.step()
         advance(float(loss.loss.detach()))

@@ -49,7 +49,9 @@ class HeadScores:
         wrong = np.argwhere(~np.isfinite(samples))
         if len(wrong):
             _, layer, head = wrong[0]
-            raise UserError(f"the score of layer {layer} head {head} is no finite number")
+            raise UserError(
+                f"the score of layer {layer} head {head} is no finite number; make the scores again"
+            )
         object.__setattr__(self, "samples", samples)
 
     @property
@@ -136,12 +138,20 @@ class HeadScores:
         arrays = read_arrays(path)
         missing = {"scores", "samples", "recipe"} - arrays.keys()
         if missing:
-            raise UserError(f"{path} has no array {sorted(missing)[0]!r}: it holds no head scores")
+            raise UserError(
+                f"{path} has no array {sorted(missing)[0]!r}: it holds no head scores; give a file "
+                "of `catekv heads`"
+            )
         try:
             recipe = json.loads(str(arrays.pop("recipe")))
-            samples = arrays.pop("samples").astype(np.float64)
+            samples = arrays.pop("samples")
+            if np.iscomplexobj(samples):
+                raise TypeError("its numbers are complex")
+            samples = samples.astype(np.float64)
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"cannot read the head scores {path}: {error}") from error
+            raise UserError(
+                f"cannot read the head scores {path}: {error}; make them again"
+            ) from error
         if not isinstance(recipe, dict):
             raise UserError(f"{path} holds a recipe that is none; make the scores again")
         kept = {name: arrays[name] for name in arrays.keys() - {"scores", "low", "high"}}

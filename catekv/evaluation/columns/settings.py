@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,16 @@ class MethodSpec:
         if self.equal_memory_to is not None:
             described["budget"] = {"equal_memory_to": self.equal_memory_to.to_dict()}
         return described
+
+
+def refuse_label_twice(labels: Iterable[str]) -> None:
+    """Raise ``UserError`` where two columns of one table share a label: it tells rows apart."""
+    counts = Counter(labels)
+    twice = sorted(label for label, count in counts.items() if count > 1)
+    if twice:
+        raise UserError(
+            f"method label {twice[0]!r} is used twice; write LABEL=METHOD to tell them apart"
+        )
 
 
 @dataclass(frozen=True)
@@ -181,12 +192,7 @@ class RunSettings:
                 "without --temperature every answer is the likeliest one, the same each time; add "
                 "e.g. --temperature 0.6, or leave --answers and --top-p out"
             )
-        labels = [method.label for method in self.methods]
-        twice = sorted({label for label in labels if labels.count(label) > 1})
-        if twice:
-            raise UserError(
-                f"method label {twice[0]!r} is used twice; write LABEL=METHOD to tell them apart"
-            )
+        refuse_label_twice(method.label for method in self.methods)
         _check_choice("question mode", self.questions, QUESTION_MODES)
         _check_choice("prefill mode", (self.prefill,), PREFILL_MODES)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.evaluation.columns.settings import MethodSpec, stable_hash
+from catekv.evaluation.columns.settings import MethodSpec, refuse_label_twice, stable_hash
 from catekv.methods import Method, ModelShape
 from catekv.methods.stores import QUANTISED
 
@@ -112,6 +112,7 @@ class Settings:
                 )
         if not self.texts and not self.tasks:
             raise UserError("there is nothing to measure on; give --text or --tasks")
+        refuse_label_twice(column.title for column in self.columns)
         if not self.columns:
             raise UserError("there is nothing to compare with the full cache; give --methods")
         if self.question not in QUESTIONS:

@@ -276,6 +276,10 @@ class ATSKV(Method):
             memo=tuple((*pair, observers) for pair in zip(relevance, static, strict=True)),
         )
 
+    @property
+    def own_store(self) -> bool:
+        return self.passive != "drop"
+
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> TierStore | None:

@@ -171,6 +171,10 @@ class SimCalKV(Method):
         bias = row.log_counts if self.calibration == "logit" else None
         return Merged(row.keys, row.values, bias)
 
+    @property
+    def own_store(self) -> bool:
+        return self.remerge_every > 0
+
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> RemergeStore | None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from catekv.calibration.heads.formats.known_model import KnownModel
 from catekv.calibration.heads.head_scores import Floats
+from catekv.methods.head_votes import check_ratio
 
 
 class Table(NamedTuple):
@@ -33,3 +34,7 @@ class Asked:
     group_size: int = 4
     scope: str = "global"
     tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None:
+            check_ratio(self.ratio)

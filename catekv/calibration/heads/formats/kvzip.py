@@ -20,6 +20,8 @@ def matches(path: Path) -> bool:
 def read(path: Path, asked: Asked) -> Table:
     """One file, or the maximum over a folder's: a file is one context of the model."""
     files = sorted(path.glob("*.pt")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path} holds no file *.pt; give a head file of KVzip or their folder")
     tables = [_tensor(file) for file in files]
     shapes = {tuple(table.shape) for table in tables}
     if len(shapes) > 1:
@@ -37,7 +39,9 @@ def _tensor(file: Path) -> torch.Tensor:
         found = torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:  # an archive or pickle has errors of its own for every damage
         reason = str(error).partition("\n")[0][:80]
-        raise UserError(f"{file} is no tensor file ({type(error).__name__}: {reason})") from error
+        raise UserError(
+            f"{file} is no tensor file ({type(error).__name__}: {reason}); make it again"
+        ) from error
     if not isinstance(found, torch.Tensor) or found.dim() != 2:
         raise UserError(f"{file} holds no tensor [layers, KV heads]; give a head file of KVzip")
     return found.float()

@@ -15,7 +15,7 @@ from catekv.calibration.heads.head_scores import Floats, HeadScores
 from catekv.errors import UserError
 from catekv.files import read_arrays, write_arrays
 from catekv.methods.head_groups import group_heads
-from catekv.methods.loss_curves import LossCurves
+from catekv.methods.loss_curves import read_curves
 
 _MAP, _PROFILE = "cluster_of", "ratio_per_head"
 
@@ -33,6 +33,8 @@ def read(path: Path, asked: Asked) -> Table:
         _check_map(path, arrays)
         scores = arrays["rank_score"].astype(np.float64)
         return Table(scores, {**says, "base_ratio": float(arrays["base_ratio"])})
+    if _PROFILE not in arrays:
+        raise UserError(f"{path} holds neither {_MAP} nor {_PROFILE}; give a file of Tangram")
     ratios = arrays.get("base_ratios", np.zeros(0))
     table = arrays[_PROFILE].astype(np.float64)
     if table.ndim != 3 or ratios.shape != table.shape[:1]:
@@ -74,12 +76,15 @@ def kept_shares(scores: HeadScores, ratio: float, tokens: int) -> Floats:
     are some, else in proportion to the scores."""
     heads = scores.shape[0] * scores.shape[1]
     if "losses" in scores.arrays:
-        shares = tuple(scores.arrays["shares"].tolist())
-        losses = tuple(tuple(map(tuple, layer)) for layer in scores.arrays["losses"].tolist())
-        table = LossCurves(shares, losses).split(round(ratio * tokens * heads), tokens).numpy()
+        written = {name: _plain(scores.arrays.get(name)) for name in ("shares", "losses")}
+        table = read_curves(written).split(round(ratio * tokens * heads), tokens).numpy()
     else:
         table = scores.budgets(round(ratio * tokens)).clip(max=tokens)
     return np.asarray(table / tokens)
+
+
+def _plain(array: Any) -> Any:
+    return None if array is None else array.tolist()
 
 
 def write(scores: HeadScores, path: Path, asked: Asked) -> Path:

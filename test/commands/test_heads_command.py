@@ -1,0 +1,131 @@
+"""``catekv heads`` and ``catekv mask convert``: what is refused, and when."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from catekv.calibration.heads.head_scores import HeadScores
+from catekv.commands.cli import main, run_safely
+
+SCORES = np.random.default_rng(0).random((4, 4))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two head files of four layers and four heads, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    HeadScores(SCORES, {"kind": "one"}).save("one.npz")
+    torch.save(torch.from_numpy(1 - SCORES), "two.pt")
+    return tmp_path
+
+
+def refused(line: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command refuses with."""
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("action", ["curves", "gates --length 1024", "kvzip --text prose"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_read(
+    action: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import catekv.evaluation.run.session as session
+
+    monkeypatch.setattr(session, "open_model", lambda *a, **k: pytest.fail("the model was read"))
+    assert "Is a directory; give the name of a file" in refused(
+        f"heads {action} --output {here}", capsys
+    )
+    assert "a part of the path is a file" in refused(
+        f"heads {action} --output one.npz/x.npz", capsys
+    )
+
+
+def test_passkeys_that_a_length_does_not_hold_are_refused_before_the_bar(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "heads gates --output g.npz --length 512 --sinks 16 --recent 64 --passkeys 100"
+    assert "give a larger --length" in refused(line, capsys)
+
+
+def test_scores_that_are_all_alike_are_not_written(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "heads kvzip --text prose --length 1 --samples 1 --quiet --output zip.npz"
+    assert "none is worth more than another" in refused(line, capsys)
+    assert not (here / "zip.npz").exists()
+
+
+def test_an_interruption_promises_nothing_that_is_not_kept(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert run_safely(interrupted) == 130
+    assert "begins anew where it keeps none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("random-0=one.npz two.pt", "'random-0' is the name of a row of its own"),
+        ("full=one.npz two.pt", "'full' is the name of a row of its own"),
+        ("../out=one.npz two.pt", "would lead elsewhere"),
+        ("=one.npz two.pt", "would lead elsewhere"),
+        ("a= two.pt", "names no head file"),
+        ("one.npz two.pt --budget 1024", "which is all"),
+        ("one.npz two.pt --length 1", "which is all"),
+    ],
+)
+def test_comparisons_that_would_mean_something_else_are_refused(
+    line: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(f"heads compare {line} --ratio 0.3 --output compared", capsys)
+    assert not (here / "compared").exists()
+
+
+@pytest.mark.parametrize("ratio", ["5", "0", "-1"])
+@pytest.mark.parametrize("form", ["duo_attention", "tangram", "catekv"])
+def test_shares_of_heads_that_are_none_are_refused(
+    form: str, ratio: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"heads export one.npz --to {form} --output exported --ratio {ratio}"
+    assert "is outside (0, 1]" in refused(line, capsys)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("two.pt --from tangram", "holds neither cluster_of nor ratio_per_head"),
+        ("folder --from kvzip", "holds no file *.pt"),
+        ("one_heads.json", "is no HeadKV score file"),
+    ],
+)
+def test_files_of_another_format_are_refused(
+    line: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "folder").mkdir()
+    (here / "one_heads.json").write_text('{"0-0": [], "0-1": []}')
+    assert message in refused(f"heads import {line} --output imported.npz", capsys)
+
+
+def test_a_strict_mask_without_any_head_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "leaves no adaptive head" in refused(
+        "mask convert two.pt masks --ratios 0.04 --strict", capsys
+    )
+
+
+def test_methods_with_one_label_are_refused_where_fidelity_would_average_them(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "fidelity --methods full:store=int8 full:store=int4 --lengths 128 --samples 1"
+    assert "method label 'full' is used twice" in refused(line, capsys)
