@@ -186,6 +186,10 @@ class DuoAttention(Method):
         keep = first_and_last(tokens, self.sinks, (kept - self.sinks).clamp(min=0))
         return Selection(keep.expand(batch, heads, tokens).clone())
 
+    @property
+    def own_store(self) -> bool:
+        return self.rolling
+
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:

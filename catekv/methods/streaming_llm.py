@@ -50,6 +50,10 @@ class FirstAndLast(Budgeted):
     def needs(self) -> Needs:
         return Needs(rotation=self.turns_keys)
 
+    @property
+    def own_store(self) -> bool:
+        return self.rolling or self.turns_keys
+
     def decode_store(
         self, prefix: RaggedPrefix, observed: Observed, valid: Tensor | None, selection: Selection
     ) -> DecodeStore | None:

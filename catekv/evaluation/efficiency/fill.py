@@ -7,7 +7,7 @@ values.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from catekv.cache.cache import RaggedCache
 from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
 from catekv.kernels.ragged import RaggedPrefix, from_rows, storage_order
-from catekv.methods.base import Method, Observed
+from catekv.methods.base import Method
 from catekv.methods.stores import stored as stored_as
 from catekv.model import CateKVModel
 from catekv.models.compat import decoder_layers
@@ -96,29 +96,6 @@ def refuse_other_layers(model: CateKVModel) -> None:
         )
 
 
-def refuse_own_stores(model: CateKVModel, method: Method, tokens: int) -> None:
-    """``UserError`` for a method that chooses or changes entries at every step, which random
-    entries by themselves do not do."""
-    if method.store != "device" or type(method).decode_store is Method.decode_store:
-        return
-    shape, nothing = model.shape, cast(Any, None)
-    keys = torch.empty(1, shape.kv_heads, tokens, shape.head_dim, device="meta")
-    queries = torch.empty(1, shape.query_heads, 1, shape.head_dim, device="meta")
-    layers = [
-        Observed(queries, keys, keys, 1.0, layer, shape.layers) for layer in range(shape.layers)
-    ]
-    try:
-        asked = method.for_prompt(tokens, shape)
-        own = any(asked.decode_store(nothing, layer, None, nothing) for layer in layers)
-    except Exception:
-        own = True  # it looks at the entries that it is to work on
-    if own:
-        raise UserError(
-            f"{method.name} chooses or changes entries while decoding, which random ones do not "
-            "show; measure it with --fill prefill"
-        )
-
-
 def random_cache(
     model: CateKVModel,
     method: Method,
@@ -139,7 +116,11 @@ def random_cache(
     """
     refuse_other_layers(model)
     table = kept_lengths(model, method, tokens)
-    refuse_own_stores(model, method, tokens)
+    if method.own_store:
+        raise UserError(
+            f"{method.name} chooses or changes entries while decoding, which random ones do not "
+            "show; measure it with --fill prefill"
+        )
     cache = RaggedCache(model.config, method, tokens)
     most = int(table.sum(dim=-1).max()) * batch
     shared: dict[int, tuple[Tensor, Tensor]] = {}
