@@ -14,6 +14,7 @@ def far_apart(tensor: Tensor, axis: int) -> Tensor:
     Memory that nobody touches is only promised. What lies between is zero, and not to be read.
     """
     size = tensor.shape[axis]
+    assert size > 2, "the stride alone would leave 32 bits, and be passed in 64"
     # whole lines, so that what is aligned stays so
     step = (1 << 31) // (size - 1) // 64 * 64 + 64
     shape = [1 if place == axis else extent for place, extent in enumerate(tensor.shape)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from catekv import kernels
 from catekv.errors import UserError
 
-BATCH, HEADS, CAPACITY, DIM, VALUE_DIM = 2, 3, 9, 24, 16
+BATCH, HEADS, CAPACITY, DIM, VALUE_DIM = 3, 3, 9, 24, 16
 BACKENDS = ["torch", "triton"]
 
 

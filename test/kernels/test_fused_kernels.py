@@ -136,9 +136,11 @@ def test_columns_outside_of_the_tail_are_not_written(length: int) -> None:
 @pytest.mark.parametrize("axis", [0, 1, 2], ids=["sequences", "heads", "tokens"])
 def test_tails_may_lie_far_apart(axis: int) -> None:
     """Offsets beyond 2^31 elements; memory that is never written to takes no room."""
-    projected, cos, sin = inputs(16, 16, torch.float16, 2)
-    near = tails(16, torch.float16, 2)
-    far = tuple(far_apart(tail, axis) for tail in tails(16, torch.float16, 2))
+    heads = batch = 3
+    _, cos, sin = inputs(16, 16, torch.float16, batch)
+    projected = random(batch, 1, (QUERY_HEADS + 2 * heads) * 16, seed=7, dtype=torch.float16)
+    near = tuple(projected.new_zeros(batch, heads, CAPACITY, 16) for _ in range(2))
+    far = tuple(far_apart(tail, axis) for tail in near)
     for held, backend in ((far, "triton"), (near, "torch")):
         kernels.rotary_append(
             projected, cos, sin, *held, torch.tensor([CAPACITY]), QUERY_HEADS, backend=backend

@@ -10,7 +10,7 @@ from torch import Tensor
 from catekv import kernels
 from catekv.kernels.packing import pack
 
-BATCH, HEADS, TOKENS, DIM, VALUE_DIM = 2, 3, 75, 24, 16
+BATCH, HEADS, TOKENS, DIM, VALUE_DIM = 3, 3, 75, 24, 16
 BACKENDS = ["torch", "triton"]
 
 
