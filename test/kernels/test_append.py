@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from far_apart import far_apart
 from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
 
-BATCH, HEADS, CAPACITY, DIM, VALUE_DIM = 2, 3, 9, 24, 16
+BATCH, HEADS, CAPACITY, DIM, VALUE_DIM = 3, 3, 9, 24, 16
 BACKENDS = ["torch", "triton"]
 
 
@@ -89,3 +90,15 @@ def test_the_kernel_refuses_what_it_cannot_read_and_auto_does_not():
         kernels.append(*tails, scattered, values, length(2), backend="triton")
     kernels.append(*tails, scattered, values, length(2))
     assert torch.equal(tails[0][:, :, :2], keys)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["sequences", "heads", "tokens"])
+def test_what_lies_beyond_two_to_the_31_numbers_is_reached(axis: int):
+    used, tokens = CAPACITY, 3
+    near, new = buffers(torch.float16), projections(tokens, torch.float16)
+    kernels.append(*near, *new, length(used), backend="torch")
+    far = tuple(far_apart(tail, axis) for tail in buffers(torch.float16))
+    sources = (far_apart(source, axis) for source in new)
+    kernels.append(*far, *sources, length(used), backend="triton")
+    assert torch.equal(far[0], near[0])
+    assert torch.equal(far[1], near[1])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from far_apart import far_apart
 from torch import Tensor
 
 from catekv import kernels
@@ -132,18 +133,50 @@ def test_columns_outside_of_the_tail_are_not_written(length: int) -> None:
 
 
 @needs_triton
-def test_tails_may_lie_far_apart() -> None:
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["sequences", "heads", "tokens"])
+def test_tails_may_lie_far_apart(axis: int) -> None:
     """Offsets beyond 2^31 elements; memory that is never written to takes no room."""
-    projected, cos, sin = inputs(16, 16, torch.float16, 2)
-    step = (1 << 31) + 32
-    room = torch.empty(step + KV_HEADS * CAPACITY * 16, dtype=torch.float16)
-    far = room.as_strided((2, KV_HEADS, CAPACITY, 16), (step, CAPACITY * 16, 16, 1))
-    near, values = (tails(16, torch.float16, 2)[1] for _ in range(2))
-    for keys, backend in ((far, "triton"), (near, "torch")):
+    heads = batch = 3
+    _, cos, sin = inputs(16, 16, torch.float16, batch)
+    projected = random(batch, 1, (QUERY_HEADS + 2 * heads) * 16, seed=7, dtype=torch.float16)
+    near = tuple(projected.new_zeros(batch, heads, CAPACITY, 16) for _ in range(2))
+    far = tuple(far_apart(tail, axis) for tail in near)
+    for held, backend in ((far, "triton"), (near, "torch")):
         kernels.rotary_append(
-            projected, cos, sin, keys, values, torch.tensor([2]), QUERY_HEADS, backend=backend
+            projected, cos, sin, *held, torch.tensor([CAPACITY]), QUERY_HEADS, backend=backend
         )
-    assert torch.equal(far[:, :, 1], near[:, :, 1])
+    close(far[0], near[0])
+    assert torch.equal(far[1], near[1])
+
+
+@needs_triton
+def test_the_last_of_many_tokens_is_normed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offsets beyond 2^31 elements; no token before the last is computed or takes room."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    from catekv.kernels.rms_norm_triton import _rms_norm
+
+    width = 64
+    last = (1 << 31) // width
+    own = InterpreterBuilder.create_get_program_id
+
+    def far(builder: Any, axis: int) -> Any:
+        found = own(builder, axis)
+        return found if axis else TensorHandle(found.data + last, found.dtype)
+
+    states, residual, summed, normed = (
+        torch.empty(last + 1, width, dtype=torch.float16) for _ in range(4)
+    )
+    states[last] = random(width, seed=1, dtype=torch.float16)
+    residual[last] = random(width, seed=2, dtype=torch.float16)
+    weight = random(width, seed=3, dtype=torch.float16)
+    monkeypatch.setattr(InterpreterBuilder, "create_get_program_id", far)
+    _rms_norm[(1,)](
+        states, residual, weight, summed, normed, 1e-5, WIDTH=width, BLOCK=width, ADD=True
+    )
+    wanted = kernels.rms_norm(states[last], weight, 1e-5, residual[last], backend="torch")
+    assert torch.equal(summed[last], wanted[0])
+    close(normed[last], wanted[1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

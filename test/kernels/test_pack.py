@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from far_apart import far_apart
 from torch import Tensor
 
 from catekv import kernels
 from catekv.kernels.packing import pack
 
-BATCH, HEADS, TOKENS, DIM, VALUE_DIM = 2, 3, 75, 24, 16
+BATCH, HEADS, TOKENS, DIM, VALUE_DIM = 3, 3, 75, 24, 16
 BACKENDS = ["torch", "triton"]
 
 
@@ -67,3 +68,25 @@ def test_the_prefix_is_the_same_whatever_copies_it(monkeypatch: pytest.MonkeyPat
     assert torch.equal(made[0].values, made[1].values)
     # longest rows first: rows of one length are neighbours
     assert made[0].offsets[1, 0] == 0
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["sequences", "heads", "tokens"])
+def test_prompts_and_storage_beyond_two_to_the_31_numbers(axis: int):
+    """A prompt spread over that much memory, its last row that far behind in storage."""
+    keys, values = tensors(torch.float16)
+    keep = selection()
+    lengths = keep.sum(dim=-1)
+    offsets = lengths.flatten().cumsum(0).view(BATCH, HEADS) - lengths
+    slots = int(lengths.sum())
+    wanted = kernels.pack(keys, values, keep, offsets, slots, backend="torch")
+    gap = (1 << 31) // VALUE_DIM
+    behind = offsets.clone()
+    behind[-1, -1] += gap
+    start, stop = int(behind[-1, -1]), slots + gap
+    found = kernels.pack(
+        far_apart(keys, axis), far_apart(values, axis), keep, behind, stop, backend="triton"
+    )
+    for far, near in zip(found, wanted, strict=True):
+        assert start * far.shape[-1] >= 1 << 31
+        assert torch.equal(far[start:], near[start - gap :])
+        assert torch.equal(far[: start - gap], near[: start - gap])

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from far_apart import far_apart, far_behind
 from torch import Tensor
 
 from catekv import kernels
 from catekv.kernels import Workspace
 from catekv.kernels.codes import EIGHT_BITS, FORMS, GROUP
 from catekv.kernels.logits import LogitForm
-from catekv.kernels.quantised import quantised
+from catekv.kernels.quantised import Codes, QuantisedPrefix, quantised
 from catekv.kernels.quantised_decode import quantised_decode_reference, quantised_decode_torch
 from catekv.kernels.ragged import BlockList, from_rows
 
@@ -151,6 +152,52 @@ def test_equals_the_definition_in_half_precision(form: str) -> None:
     found = quantised_decode_triton(**arguments).float() * 2.0**12
     # the result itself is rounded where float16 has few digits left
     torch.testing.assert_close(found, exact, rtol=0, atol=4e-3)
+
+
+def far_codes(prefix: QuantisedPrefix) -> QuantisedPrefix:
+    """The same prefix, its last row's codes more than 2^31 numbers behind the first."""
+    gap = (1 << 31) // 16
+    row = (-1, -1)
+    keys, values, plan, places = prefix.keys, prefix.values, prefix.plan, prefix.places
+    assert keys.numbers.shape[1] >= 16
+    if places is None:
+        offsets = plan.offsets.clone()
+        plan = replace(plan, offsets=offsets)
+        first, group = int(offsets[row]), 1
+        offsets[row] += gap
+    else:
+        places = places.clone()
+        first, group = int(places[0][row]), GROUP
+        places[0][row] += gap
+    return replace(
+        prefix,
+        plan=plan,
+        places=places,
+        keys=Codes(
+            far_behind(keys.numbers, first, gap),
+            far_behind(keys.scales, first // group, gap // group),
+        ),
+        values=Codes(*(far_behind(x, first, gap) for x in (values.numbers, values.scales))),
+    )
+
+
+@pytest.mark.parametrize("form", ["int4", "int8"])
+def test_codes_beyond_two_to_the_31_numbers(form: str) -> None:
+    arguments = Case(form, lengths=(5, 170), kv_heads=2).arguments()
+    expected = quantised_decode_triton(**arguments, options=FEW)
+    prefix = far_codes(arguments.pop("prefix"))
+    found = quantised_decode_triton(prefix=prefix, options=FEW, **arguments)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("axis", [1, 2], ids=["heads", "tokens"])
+def test_queries_and_tails_beyond_two_to_the_31_numbers(axis: int) -> None:
+    case = Case(lengths=(5, 40, 3), query_tokens=3, dtype=torch.float16)
+    arguments = case.arguments()
+    expected = quantised_decode_triton(**arguments, options=FEW)
+    for name in ("queries", "tail_keys", "tail_values"):
+        arguments[name] = far_apart(arguments[name], axis)
+    assert torch.equal(quantised_decode_triton(**arguments, options=FEW), expected)
 
 
 def test_the_entry_point_reads_codes(monkeypatch: pytest.MonkeyPatch) -> None:
