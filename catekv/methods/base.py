@@ -185,6 +185,8 @@ class Method:
     #: what documentation and tests show of it (:mod:`catekv.methods.example`)
     example: ClassVar[Example | None] = None
     memory_formula: ClassVar[MemoryFormula | None] = None
+    #: how else a method with :attr:`own_store` can take another store, said behind a refusal
+    or_without: ClassVar[str] = ""
 
     store: str = field(default="device", kw_only=True, metadata={RULE: Rule(words=STORES)})
     keep: float | None = field(default=None, kw_only=True, metadata={RULE: Rule(above=0, most=1)})
@@ -378,6 +380,7 @@ class Method:
     def _one_store(self) -> UserError:
         return UserError(
             f"method {self.name!r} stores the context its own way; use it with store='device'"
+            f"{self.or_without}"
         )
 
     def select(

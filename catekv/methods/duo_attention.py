@@ -92,6 +92,8 @@ class DuoAttention(Method):
         "ICLR 2025"
     )
 
+    or_without: ClassVar[str] = ", or with rolling=False"
+
     pattern: Any = method_option(
         None,
         convert=read_gates,
@@ -112,11 +114,6 @@ class DuoAttention(Method):
             is_mask = bool(((gates == 0) | (gates == 1)).all())
             share = float((gates == 0).double().mean()) if is_mask else DEFAULT_SHARE
             assign(self, streaming_share=share)
-        if self.store != "device" and self.rolling:
-            raise UserError(
-                f"duo_attention: store {self.store!r} holds what does not change while decoding; "
-                "use it with rolling=False"
-            )
         if self.sinks + self.recent < 1:
             raise UserError("duo_attention: streaming heads need at least 1 sink or recent token")
 

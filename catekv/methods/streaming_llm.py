@@ -31,15 +31,9 @@ def first_and_last(tokens: int, first: int, last: Tensor) -> Tensor:
 class FirstAndLast(Budgeted):
     """Base of the methods that look at no content: first tokens and recent ones of every head."""
 
-    rolling: bool = False
+    or_without: ClassVar[str] = ", or with rolling=False and keys at their positions"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.store != "device" and (self.rolling or self.turns_keys):
-            raise UserError(
-                f"{self.name}: store {self.store!r} holds what does not change while decoding; use "
-                "it with rolling=False and keys at their positions"
-            )
+    rolling: bool = False
 
     @property
     def turns_keys(self) -> bool:
