@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from catekv.calibration.heads.exchange import FORMATS, format_of, read_heads
+from catekv.calibration.heads.exchange import FORMATS, format_of, mask_from, read_heads
 from catekv.calibration.heads.formats.asked import Asked
 from catekv.calibration.heads.formats.duo_attention import gate_heads
 from catekv.calibration.heads.formats.known_model import KnownModel
@@ -148,3 +148,10 @@ def test_damaged_binary_files_are_refused(tmp_path: Path) -> None:
     FORMATS["cokv"].write(SCORES, path := tmp_path / "cc.npy", asked())
     with pytest.raises(UserError, match="holds 12 players and not their layers"):
         read_heads(path, asked(model=KnownModel()))
+
+
+def test_masks_of_query_heads_need_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "one_heads.json"
+    path.write_text('{"0-0": [1.0], "0-1": [2.0], "0-2": [0.5], "0-3": [0.1]}')
+    with pytest.raises(UserError, match=r"counts query heads.*catekv heads import FILE --model"):
+        mask_from(path, 0.5)

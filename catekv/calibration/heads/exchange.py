@@ -101,9 +101,17 @@ def mask_from(path: Path, ratio: float) -> HeadMask:
     rules, other head files by their scores.
 
     Raises:
-        UserError: nothing there, or nothing that says which heads are worth most.
+        UserError: nothing there, nothing that says which heads are worth most, or a format that
+            counts query heads.
     """
-    scored = path.is_file() and path.suffix == ".npz"
-    if not scored and (not path.exists() or format_of(path) in ("catekv", "duo_attention")):
+    if path.is_file() and path.suffix == ".npz":
+        return read_heads(path, Asked(ratio=ratio)).mask(ratio)
+    form = format_of(path) if path.exists() else "catekv"
+    if form in ("catekv", "duo_attention"):
         return HeadMask.load(path, ratio)
+    if form == "headkv":
+        raise UserError(
+            f"{path} counts query heads, and only the model says which KV heads they belong to; "
+            "make a head file of it first: catekv heads import FILE --model MODEL --output heads.npz"
+        )
     return read_heads(path, Asked(ratio=ratio)).mask(ratio)
