@@ -112,6 +112,6 @@ def mask_from(path: Path, ratio: float) -> HeadMask:
     if form == "headkv":
         raise UserError(
             f"{path} counts query heads, and only the model says which KV heads they belong to; "
-            "make a head file of it first: catekv heads import FILE --model MODEL --output heads.npz"
+            "make a head file of it: catekv heads import FILE --model MODEL --output heads.npz"
         )
     return read_heads(path, Asked(ratio=ratio)).mask(ratio)
