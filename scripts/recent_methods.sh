@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Measures docs/results/methods_2026.md: the methods of 2025 and 2026 beside CateKV, SnapKV, AdaKV and
 # random choice, at a fifth, a third and half of the cache. Gates, head mask and loss curves are made
-# for the model first. Two quiet cores need about an hour for the embedded model and three hours
-# for SmolLM2; stopped at any moment, it goes on where it was.
+# for the model first. It takes hours on two cores (an estimate: one for the embedded model, three for
+# SmolLM2); stopped at any moment, it goes on where it was.
 #   scripts/recent_methods.sh embedded [SAMPLES]     (default: 50 per task)
 #   scripts/recent_methods.sh smollm2 [SAMPLES]
 set -euo pipefail

@@ -404,3 +404,11 @@ def _tensors(layer: Any) -> list[Tensor]:
 
 def _plain_bytes(layer: Any) -> int:
     return sum(tensor.nbytes for tensor in _tensors(layer))
+
+
+def uncompressed_layers(config: Any) -> str:
+    """The layers that transformers keeps in its own way (sliding windows, linear attention), in
+    words; nothing if there are none."""
+    layers = RaggedCache(config, None).layers
+    others = [i for i, layer in enumerate(layers) if not isinstance(layer, RaggedLayer)]
+    return plain_layers.described(layers, others) if others else ""

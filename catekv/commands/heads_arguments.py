@@ -29,13 +29,6 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Read:
-    """How texts are drawn."""
-
-    seed: int = option(42, "of generated text (default: {default})")
-
-
-@dataclass(frozen=True)
 class Known:
     """Which model head files belong to, by its configuration alone."""
 
@@ -114,6 +107,7 @@ class Compared:
 REQUEST = Group(Request, ("dtype", "device", "attention", "chat_template"))
 #: Where no text is put into a conversation.
 PLAIN_REQUEST = Group(Request, ("dtype", "device", "attention"))
+SEEDED_REQUEST = Group(Request, ("dtype", "device", "attention", "seed"))
 MEASURED, CURVES, GATES = Group(Measured), Group(CurveSettings), Group(GateTraining)
-READ, COMPARED = Group(Read), Group(Compared)
-KNOWN, IMPORTED, EXPORTED = Group(Known), Group(Imported), Group(Exported)
+COMPARED, KNOWN = Group(Compared), Group(Known)
+IMPORTED, EXPORTED = Group(Imported), Group(Exported)

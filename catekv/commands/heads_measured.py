@@ -19,8 +19,8 @@ from catekv.commands.heads_arguments import (
     GATES,
     MEASURED,
     PLAIN_REQUEST,
-    READ,
     REQUEST,
+    SEEDED_REQUEST,
 )
 from catekv.commands.schema import Action, Group
 from catekv.errors import UserError
@@ -94,14 +94,14 @@ def _kvzip(arguments: argparse.Namespace) -> int:
     from catekv.methods.formulas.repeat import Repeat
     from catekv.models.shape import config_hash
 
-    texts, read = TEXTS.read(arguments), READ.read(arguments)
-    model, _, origin = _opened(arguments)
-    pieces = texts.pieces(model.tokenizer, read.seed)
+    texts = TEXTS.read(arguments)
+    model, request, origin = _opened(arguments, SEEDED_REQUEST)
+    pieces = texts.pieces(model.tokenizer, request.seed)
     began, processor = time.perf_counter(), time.process_time()
     with tqdm(total=len(pieces), disable=arguments.quiet, desc="kvzip", unit="text") as bar:
         found = score_heads(model, pieces, Repeat(), progress=lambda _: bar.update())
     recipe = {
-        "kind": "kvzip", **asdict(texts), "pieces": len(pieces), "seed": read.seed,
+        "kind": "kvzip", **asdict(texts), "pieces": len(pieces), "seed": request.seed,
         JOINED: MAXIMUM, "config_hash": config_hash(model.config), **origin,
         "seconds": round(time.perf_counter() - began, 1),
         "processor_seconds": round(time.process_time() - processor, 1),
@@ -143,7 +143,7 @@ ACTIONS = {
     ),
     "kvzip": Action(
         "score heads by a repetition of texts (KVzip)",
-        (MEASURED, TEXTS, READ, PLAIN_REQUEST, PROGRESS),
+        (MEASURED, TEXTS, SEEDED_REQUEST, PROGRESS),
         _kvzip,
     ),
 }

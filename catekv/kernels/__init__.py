@@ -26,7 +26,6 @@ from catekv.kernels.page_bounds import (
     top_pages,
 )
 from catekv.kernels.quantised import QuantisedPrefix
-from catekv.kernels.quantised_decode import why_no_quantised_kernel
 from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.kernels.ragged_decode import (
     ragged_decode_reference,
@@ -119,9 +118,10 @@ def ragged_decode(
     if isinstance(prefix, QuantisedPrefix) and blocks is not None:
         prefix = prefix.dequantised()  # a part of the codes is read by no kernel
     if isinstance(prefix, QuantisedPrefix):
-        kernel, reason = "quantised_decode", why_no_quantised_kernel(queries, prefix, tail_keys)
+        kernel, plan = "quantised_decode", prefix.plan
     else:
-        kernel, reason = "ragged_decode", why_no_decode_kernel(queries, prefix, tail_keys)
+        kernel, plan = "ragged_decode", prefix
+    reason = why_no_decode_kernel(queries, plan, tail_keys)
     function = choose(kernel, queries.device, backend, unsupported=reason)
     result: Tensor = function(
         queries,

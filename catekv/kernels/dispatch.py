@@ -23,17 +23,18 @@ from catekv.errors import UserError
 #: ``auto`` (triton where it runs, else torch), or the name of a backend to force.
 VARIABLE = "CATEKV_KERNELS"
 
-_FUNCTION = re.compile(r"^def (\w+)_(reference|torch|triton)\(", re.MULTILINE)
+_FUNCTION = re.compile(r"^(?:def )?(\w+)_(reference|torch|triton)(?=\(| = )", re.MULTILINE)
 
 
 @functools.cache
 def table() -> dict[str, dict[str, str]]:
     """kernel -> backend -> module with a function ``<kernel>_<backend>`` of the same arguments.
 
-    It follows from the names: a file ``x.py`` of this folder that defines ``k_torch`` has a kernel
-    ``k``, whose triton form is ``k_triton`` in ``x_triton.py``, if there is one. ``reference`` is
-    the definition; a kernel whose torch path is the definition has no other. The files are read and
-    not imported: a triton file can be imported only where triton is.
+    It follows from names: a file ``x.py`` of this folder that defines ``k_torch``, or says which
+    function it is, has a kernel ``k``, whose triton form is ``k_triton`` in ``x_triton.py``, if
+    there is one. ``reference`` is the definition; a kernel whose torch path is the definition has
+    no other. The files are read and not imported: a triton file can be imported only where triton
+    is.
     """
     found: dict[str, dict[str, str]] = {}
     files = [

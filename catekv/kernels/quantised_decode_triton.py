@@ -33,6 +33,8 @@ from catekv.kernels.ragged_decode_triton import (
     load_queries,
     mask_arguments,
     prefix_programs_of,
+    scales_of,
+    scratch_of,
 )
 from catekv.kernels.variant import Variant, signature
 from catekv.kernels.work_plan import work_plan
@@ -41,7 +43,6 @@ from catekv.kernels.workspace import Workspace
 #: Largest tile of queries, as for plain entries; half as many in half precision, because codes and
 #: scales take registers besides. A tile more reads half the bytes of a plain prefix, or a third.
 MAX_QUERY_TILE = {2: 32, 4: 16}
-_LOG2_E = 1.4426950408889634
 
 
 def launch_options(form: str, head_dim: int, element_size: int, query_tile: int) -> LaunchOptions:
@@ -245,12 +246,8 @@ def quantised_decode_triton(
     tail_splits, tail_part = _parts(tail, block, resident // rows)
     plan = work_plan(prefix.plan, block, prefix_programs_of(resident, rows))
 
-    entries = (plan.segments + rows * tail_splits) * queries_per_row
-    take = (workspace or Workspace()).take
-    partial = take("decode partial", (entries, value_dim), torch.float32, device)
-    log_sums = take("decode log sums", (entries,), torch.float32, device)
-    # laid out as the output projection reads it: tokens before heads
-    output = queries.new_empty(batch, query_tokens, query_heads, value_dim).transpose(1, 2)
+    segments = plan.segments + rows * tail_splits
+    partial, log_sums, output = scratch_of(queries, value_dim, segments, rows, workspace)
     tail_mask, mask_strides = mask_arguments(tail_mask, batch, query_tokens, tail)
     if queries.stride(-1) != 1:
         queries = queries.contiguous()
@@ -258,13 +255,12 @@ def quantised_decode_triton(
         "KV_HEADS": kv_heads, "GROUP": group, "VALUE_DIM": value_dim,
         "DEVICE_LENGTH": tail_length is not None,
     }  # fmt: skip
-    cap = form.softcap or 1.0
-    scale = scaling * _LOG2_E if form.softcap is None else scaling / cap
     _decode_codes[(rows * tail_splits + plan.programs, tiles)](
         queries, *_words(prefix), *(prefix.residual or (None, None)), prefix.plan.bias,
         prefix.plan.offsets, prefix.plan.lengths, prefix.places, plan.block_start, plan.first_row,
         tail_keys, tail_values, tail_mask, tail_length, partial, log_sums,
-        scale, cap * _LOG2_E, tail, tail_splits, tail_part, plan.per_program, rows, query_tokens,
+        *scales_of(form, scaling), tail, tail_splits, tail_part, plan.per_program, rows,
+        query_tokens,
         queries.stride(0), queries.stride(1), queries.stride(2),
         *tail_keys.stride()[:3], *tail_values.stride()[:3], *mask_strides,
         **_extents(head_dim, value_dim), BLOCK_M=tile, BLOCK_N=block,

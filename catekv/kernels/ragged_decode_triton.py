@@ -469,6 +469,27 @@ def mask_arguments(
     return tail_mask.view(torch.uint8), strides
 
 
+def scales_of(form: LogitForm, scaling: float) -> tuple[float, float]:
+    """What logits are multiplied with before and after a cap, so that the softmax is one of powers
+    of two."""
+    cap = form.softcap or 1.0
+    return (scaling * _LOG2_E if form.softcap is None else scaling / cap), cap * _LOG2_E
+
+
+def scratch_of(
+    queries: Tensor, value_dim: int, segments: int, rows: int, workspace: Workspace | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Partial results and log sums of all segments of all queries, and the output, which is laid
+    out as the output projection reads it: tokens before heads."""
+    batch, query_heads, query_tokens, _ = queries.shape
+    entries = segments * (batch * query_heads * query_tokens // rows)
+    take = (workspace or Workspace()).take
+    partial = take("decode partial", (entries, value_dim), torch.float32, queries.device)
+    log_sums = take("decode log sums", (entries,), torch.float32, queries.device)
+    output = queries.new_empty(batch, query_tokens, query_heads, value_dim).transpose(1, 2)
+    return partial, log_sums, output
+
+
 def ragged_decode_triton(
     queries: Tensor,
     prefix: RaggedPrefix,
@@ -510,12 +531,7 @@ def ragged_decode_triton(
         prefix_programs = segments = rows * list_splits
     segments += rows * tail_splits
 
-    workspace = workspace or Workspace()
-    entries = segments * queries_per_row
-    partial = workspace.take("decode partial", (entries, value_dim), torch.float32, device)
-    log_sums = workspace.take("decode log sums", (entries,), torch.float32, device)
-    # laid out as the output projection reads it: tokens before heads
-    output = queries.new_empty(batch, query_tokens, query_heads, value_dim).transpose(1, 2)
+    partial, log_sums, output = scratch_of(queries, value_dim, segments, rows, workspace)
     tail_mask, mask_strides = mask_arguments(tail_mask, batch, query_tokens, tail)
     if queries.stride(-1) != 1:
         queries = queries.contiguous()
@@ -526,14 +542,12 @@ def ragged_decode_triton(
         "LIST_SIZE": 0 if blocks is None else blocks.size,
         "DEVICE_LENGTH": tail_length is not None,
     }
-    cap = form.softcap or 1.0
-    scale = scaling * _LOG2_E if form.softcap is None else scaling / cap
     indices, counts = (None, None) if blocks is None else (blocks.indices, blocks.counts)
     _decode[(rows * tail_splits + prefix_programs, tiles)](
         queries, prefix.keys, prefix.values, prefix.bias, prefix.offsets, prefix.lengths,
         plan.block_start, plan.first_row, indices, counts, tail_keys, tail_values, tail_mask,
         tail_length, partial, log_sums,
-        scale, cap * _LOG2_E, tail, tail_splits, tail_part, plan.per_program, list_capacity,
+        *scales_of(form, scaling), tail, tail_splits, tail_part, plan.per_program, list_capacity,
         list_splits, list_part, rows, query_tokens,
         queries.stride(0), queries.stride(1), queries.stride(2),
         *tail_keys.stride()[:3], *tail_values.stride()[:3], *mask_strides,

@@ -224,8 +224,14 @@ def bars_on_terminals_only() -> Iterator[None]:
     if sys.stderr.isatty():
         yield
         return
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(written):
+            yield
+    finally:
+        # a bar goes back to the beginning of its line; all else is said as it was
+        lines = (line for line in written.getvalue().split("\n") if line and "\r" not in line)
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 def tensor_parallel_options(config: Any, processes: int) -> dict[str, Any]:

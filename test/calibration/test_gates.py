@@ -91,6 +91,12 @@ def test_open_gates_change_nothing_and_closed_ones_are_streaming_heads() -> None
     assert not torch.allclose(closed, full)
 
 
+def test_layers_that_do_not_see_the_whole_text_are_refused() -> None:
+    model = CateKVModel(tiny_model("gemma3"))
+    with pytest.raises(UserError, match=r"layers 0, 2 .sliding window. of this model are not"):
+        gates.train_gates(model, GateTraining())
+
+
 def test_heads_that_no_text_needs_close(tmp_path: Path, embedded: CateKVModel) -> None:
     """The embedded model reads facts with few of its heads."""
     settings = GateTraining(

@@ -171,3 +171,15 @@ def test_every_link_of_the_documentation_leads_somewhere() -> None:
 
 def test_the_readme_stays_short() -> None:
     assert len((REPOSITORY / "README.md").read_text().splitlines()) < 120
+
+
+def test_records_of_measurements_hold_no_path_of_a_machine() -> None:
+    # of a folder in somebody's home or of temporary ones: nobody else has them
+    pattern = re.compile(r"""(?<![\w.~])/(?:home|root|tmp|work|Users|mnt)/""")
+    told = [
+        str(path.relative_to(REPOSITORY))
+        for path in (REPOSITORY / "docs" / "results").rglob("*.*")
+        if path.suffix in (".json", ".csv", ".md")
+        and pattern.search(path.read_text(encoding="utf-8"))
+    ]
+    assert not told

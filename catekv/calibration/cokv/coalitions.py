@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from catekv.cache import plain_layers
-from catekv.cache.cache import RaggedCache
+from catekv.cache.cache import RaggedCache, uncompressed_layers
 from catekv.cache.layer import RaggedLayer
 from catekv.calibration.cokv.game import Members
 from catekv.decode.context import Context, DensePrompt
@@ -36,11 +35,10 @@ def players(model: CateKVModel) -> tuple[int, int]:
     Raises:
         UserError: a model with layers that no method compresses (windows, linear attention).
     """
-    cache = RaggedCache(model.config, None, 1)
-    plain = [i for i, layer in enumerate(cache.layers) if not isinstance(layer, RaggedLayer)]
+    plain = uncompressed_layers(model.config)
     if plain:
         raise UserError(
-            f"{plain_layers.described(cache.layers, plain)} of this model are not compressed; "
+            f"{plain} of this model are not compressed; "
             "every (layer, KV head) is a player, so use a model with full attention in all layers"
         )
     return model.shape.layers, model.shape.kv_heads

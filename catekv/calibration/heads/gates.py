@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from catekv.cache.cache import uncompressed_layers
 from catekv.calibration.heads.head_scores import HeadScores
 from catekv.calibration.heads.passkeys import PasskeyText, passkey_text
 from catekv.errors import UserError
 from catekv.evaluation.records.environment import versions
-from catekv.models.compat import attention_named, decoder_layers
-from catekv.models.shape import ModelShape, config_hash
+from catekv.models.compat import attention_named
+from catekv.models.shape import config_hash
 from catekv.options import COUNT, option
 
 if TYPE_CHECKING:
@@ -126,16 +127,17 @@ def train_gates(
         advance: called with the loss of every step.
 
     Raises:
-        UserError: a text that streaming heads see whole, or a model whose layers differ.
+        UserError: a text that streaming heads see whole, or layers that are not compressed (sliding
+            windows, linear attention).
     """
     check_texts(settings)
-    shape: ModelShape = model.shape
-    layers = decoder_layers(model.model)
-    if len(layers) != shape.layers or shape.query_heads % shape.kv_heads:
+    plain = uncompressed_layers(model.config)
+    if plain:
         raise UserError(
-            f"{shape.layers} of the model's {len(layers)} layers have full attention; gates are "
-            "trained for models where all have"
+            f"{plain} of this model are not compressed; gates are trained for models whose layers "
+            "all attend to the whole context"
         )
+    shape = model.shape
     started, processor = time.perf_counter(), time.process_time()
     gates = torch.ones(shape.layers, shape.kv_heads, device=model.device, requires_grad=True)
     optimiser = torch.optim.AdamW([gates], lr=settings.rate, weight_decay=0.0)

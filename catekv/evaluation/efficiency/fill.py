@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catekv.cache import plain_layers
-from catekv.cache.cache import RaggedCache
+from catekv.cache.cache import RaggedCache, uncompressed_layers
 from catekv.cache.layer import RaggedLayer
 from catekv.errors import UserError
 from catekv.kernels.ragged import RaggedPrefix, from_rows, storage_order
@@ -79,16 +78,9 @@ def random_entries(
     return keys, fill_random_(torch.empty(shape, dtype=dtype, device=device), seed + 1)
 
 
-def other_layers(model: CateKVModel) -> str:
-    """The layers that transformers keeps in its own way, in words; nothing if there are none."""
-    layers = RaggedCache(model.config, None).layers
-    others = [i for i, layer in enumerate(layers) if not isinstance(layer, RaggedLayer)]
-    return plain_layers.described(layers, others) if others else ""
-
-
 def refuse_other_layers(model: CateKVModel) -> None:
     """``UserError`` for a model some of whose layers no random entries can fill."""
-    others = other_layers(model)
+    others = uncompressed_layers(model.config)
     if others:
         raise UserError(
             f"{others} cannot be filled at random, transformers keeps them in its own way; use "

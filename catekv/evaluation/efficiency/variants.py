@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catekv.cache.cache import RaggedCache
+from catekv.cache.cache import RaggedCache, uncompressed_layers
 from catekv.cache.plain_layers import entry_lengths, tensors_of
 from catekv.decode import rotary
 from catekv.decode.fused import FusedStep, chosen_step
@@ -30,7 +30,6 @@ from catekv.evaluation.efficiency.clock import capture
 from catekv.evaluation.efficiency.fill import (
     fill_random_,
     kept_lengths,
-    other_layers,
     random_cache,
     refuse_other_layers,
 )
@@ -247,7 +246,7 @@ def variants(
     for name in baselines:
         if name not in BASELINES:
             raise UserError(f"unknown baseline {name!r}; use {', '.join(BASELINES)}")
-    others = other_layers(model)
+    others = uncompressed_layers(model.config)
     for name in (name for name in BASELINES if name in baselines):
         if name == "kernel":
             found.append(_method_variant(KERNEL, model, _full, False))
