@@ -149,13 +149,6 @@ class RaggedCache(Cache):
         """Every sequence of the batch ``repeats`` times, one after another."""
         self.batch_select_indices(torch.arange(self.batch).repeat_interleave(repeats))
 
-    def begin_prefill(self, prefill_tokens: int) -> None:
-        """Set the context boundary of a cache that has seen nothing yet."""
-        if any(layer.seen for layer in self.ragged_layers):
-            raise UserError("set the context boundary before anything is fed, or reset() first")
-        self.settings.prefill_tokens = prefill_tokens
-        self.settings.trigger = "count"
-
     @property
     def due(self) -> bool:
         """Whether all layers wait to be compressed together (``Needs.all_layers``)."""

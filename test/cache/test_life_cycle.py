@@ -330,15 +330,6 @@ def test_impossible_boundaries_are_refused(model: Any, value: Any):
         RaggedCache(model.config, RandomKeep(), value)
 
 
-def test_the_boundary_cannot_move_once_something_was_fed(model: Any):
-    cache = RaggedCache(model.config, RandomKeep(), None)
-    cache.begin_prefill(30)
-    feed(model, cache, 30)
-    assert cache.compressed
-    with pytest.raises(UserError, match="boundary"):
-        cache.begin_prefill(40)
-
-
 @pytest.mark.parametrize("prefill", [False, True])
 @pytest.mark.parametrize("kind", ["prompt_lookup_num_tokens", "assistant_model"])
 def test_assisted_decoding_is_refused(model: Any, kind: str, prefill: bool):

@@ -20,7 +20,7 @@ from catekv.evaluation.columns.specification import (
     parse_method,
     parse_value,
 )
-from catekv.evaluation.run.session import default_output, question_modes, split_list
+from catekv.evaluation.run.session import default_output, split_list
 from catekv.methods import ModelShape
 from catekv.methods.head_mask import HeadMask
 
@@ -255,9 +255,3 @@ def test_lists_take_spaces_and_commas() -> None:
     assert split_list([]) == ()
     with pytest.raises(UserError, match="names nothing"):
         split_list([","])
-
-
-def test_question_modes() -> None:
-    assert question_modes(None) == ()
-    assert question_modes("both") == ("agnostic", "aware")
-    assert question_modes("aware") == ("aware",)

@@ -53,11 +53,6 @@ class PublishedFile:
     def matches_name(self) -> bool:
         return self.named_size in (None, self.sums.size)
 
-    @property
-    def least_count(self) -> int:
-        """Coalitions behind the player that was drawn least."""
-        return int(self.sums.left_count.min())
-
 
 def true_slice(left_count: Any, draws: int) -> float:
     """Mean coalition size, from the counters (of all elements: an unused last one is 0)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from catekv.evaluation import tables
 from catekv.evaluation.report.document import NOTE, WARNING, Block, Figure, Listing, Section, Text
@@ -61,8 +60,3 @@ def _plain(text: str) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "\\<")
-
-
-def csv_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A figure's numbers for a spreadsheet."""
-    return tables.csv_table(header, rows)

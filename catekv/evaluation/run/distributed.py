@@ -72,11 +72,6 @@ class Process:
         """(number, count) of this process's share of the samples."""
         return (0, 1) if self.shares_model else (self.rank, self.world)
 
-    def share_of(self, count: int) -> range:
-        """Indices of the samples that this process measures."""
-        number, shards = self.shard
-        return range(number, count, shards)
-
     def device(self, device: str) -> str:
         """``cuda`` and ``auto`` become this process's own GPU when there are several processes."""
         if self.world == 1 or device not in ("cuda", "auto"):

@@ -34,11 +34,6 @@ _ROUNDING = 1e-5
 _LOOKS = 8
 
 
-def is_sanity(label: str) -> bool:
-    """Whether a column of a table is one of these and no method."""
-    return label in LABELS
-
-
 def columns(settings: RunSettings) -> dict[str, dict[str, Any]]:
     """The entries of the manifest's ``methods``."""
     return {

@@ -33,7 +33,7 @@ from catekv.evaluation.report import report
 from catekv.evaluation.run import suites
 from catekv.evaluation.run.distributed import Process, process_group
 from catekv.evaluation.run.overlap import reference_contexts
-from catekv.evaluation.run.request import CATEKV, EDGES, QUESTIONS, Request
+from catekv.evaluation.run.request import CATEKV, EDGES, Request
 from catekv.evaluation.run.request import split_list as split_list
 from catekv.methods import available
 from catekv.methods.head_mask import HeadMask
@@ -313,8 +313,3 @@ def _first_error(output: Path) -> str:
         if record.error is not None and not record.skipped:
             return " ".join(f"{record.error['type']}: {record.error['message']}".split())
     return "an error"
-
-
-def question_modes(chosen: str | None) -> tuple[str, ...]:
-    """Question modes of the option ``--question``; none were chosen: the default decides."""
-    return () if chosen is None else QUESTIONS[chosen]
