@@ -44,6 +44,7 @@ needles 0.25 96 after
 needles 0.1 64 after
 
 # shellcheck disable=SC2086
-"$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 --ratios 0.2 0.35 0.5 \
+"$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \
+  --samples "$samples" --forced 32 --ratios 0.2 0.35 0.5 --budget 128 \
   --methods "catekv:$edges" snapkv pyramidkv adakv h2o streaming_llm keydiff \
   --mask chosen="$masks/chosen" --mask reversed --mask random:0 --output "$results/fidelity"

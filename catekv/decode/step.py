@@ -439,7 +439,7 @@ def why_not_fixed_tails(model: Any, cache: RaggedCache) -> str | None:
                     "than a recording pays"
                 )
         elif store is not None and (store.absorbs or not store.capturable):
-            return f"{type(store).__name__} decides on the host what a step reads or keeps"
+            return "the method decides on the host what a step reads or keeps"
         assert layer.prefix is not None
         devices.add(layer.prefix.keys.device)
         shared = shared or is_sharded(layer.prefix.kv_heads, cache.settings.kv_heads)

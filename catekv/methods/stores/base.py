@@ -112,7 +112,7 @@ class DecodeStore(abc.ABC):
         Args:
             at_once: choose now among everything, whatever is due.
         """
-        raise UserError(f"{type(self).__name__} takes over no tail between two steps")
+        raise UserError("this method compresses nothing between two steps; use one that does")
 
     @abc.abstractmethod
     def lengths(self) -> Tensor:
@@ -129,7 +129,7 @@ class DecodeStore(abc.ABC):
             UserError: where the store cannot be rearranged.
         """
         raise UserError(
-            f"{type(self).__name__} cannot be rearranged; use greedy decoding or sampling with one "
+            "what this method keeps cannot be rearranged; use greedy decoding or sampling with one "
             "sequence per prompt"
         )
 
