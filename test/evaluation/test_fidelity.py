@@ -202,6 +202,22 @@ def test_a_text_shorter_than_the_length_is_refused(
     assert main(words(checkpoint, tmp_path / "run", "--text", str(tmp_path / "absent"))) == 2
 
 
+def test_a_method_that_refuses_the_prompt_stops_no_other(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict = "strict=decoding:base=keydiff,budget=64,every=16,protect_prompt=true"
+    command = words(checkpoint, tmp_path, "--tasks", "none")
+    command[command.index("--methods") : command.index("--output")] = [
+        "--methods", strict, "snapkv:window=8,budget=64",
+    ]  # fmt: skip
+    assert main(command) == 0
+    assert "strict" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [row["method"] for row in summary["rows"]] == ["snapkv"]
+    (reason,) = summary["refused"].values()
+    assert "64" in reason
+
+
 def test_columns_that_keep_everything_are_no_result(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

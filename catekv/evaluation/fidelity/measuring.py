@@ -141,9 +141,7 @@ def measure(
                 column.for_prompt(len(passage.context_ids), model.shape) for passage in passages
             ]
         except UserError as error:
-            yield [
-                FidelityRecord(**named(passage, column), refused=str(error)) for passage in passages
-            ]
+            yield _refusals(column, passages, error)
         else:
             made.append((column, methods))
     if not made:
@@ -161,4 +159,12 @@ def measure(
                     column, [method]
                 )
             ]
+        except UserError as error:  # what a method sees only when it holds the prompt
+            records = _refusals(column, passages, error)
         yield records
+
+
+def _refusals(
+    column: Column, passages: Sequence[Passage], error: UserError
+) -> list[FidelityRecord]:
+    return [FidelityRecord(**named(passage, column), refused=str(error)) for passage in passages]

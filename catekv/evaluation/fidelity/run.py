@@ -82,9 +82,8 @@ def fidelity(
         rows = rows_of(wanted, _untouched(model.shape, settings, wanted))
         refused = refusals(wanted)
         if not rows:
-            raise UserError(
-                f"no method can be measured: {next(iter(refused.values()))}; give larger --ratios"
-            )
+            larger = "; give larger --ratios" if settings.columns[0].ratio is not None else ""
+            raise UserError(f"no method can be measured: {next(iter(refused.values()))}{larger}")
         write_json(
             output / SUMMARY,
             {
