@@ -1,4 +1,4 @@
-"""``catekv heads curves | gates | kvzip``: what heads are worth, measured on a model."""
+"""``catekv heads curves | gates | kvzip | overlaps``: what heads are worth, measured on a model."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from catekv.commands.heads_arguments import (
     CURVES,
     GATES,
     MEASURED,
+    OVERLAPS,
     PLAIN_REQUEST,
     REQUEST,
     SEEDED_REQUEST,
@@ -110,6 +111,26 @@ def _kvzip(arguments: argparse.Namespace) -> int:
     return _written(arguments, scores, "catekv mask convert {} DIR --ratios 0.4 0.6")
 
 
+def _overlaps(arguments: argparse.Namespace) -> int:
+    from catekv.calibration.heads.overlaps import score_by_overlaps
+    from catekv.models.shape import config_hash
+
+    texts, settings = TEXTS.read(arguments), OVERLAPS.read(arguments)
+    model, request, origin = _opened(arguments, SEEDED_REQUEST)
+    pieces = texts.pieces(model.tokenizer, request.seed)
+    began, processor = time.perf_counter(), time.process_time()
+    with tqdm(total=len(pieces), disable=arguments.quiet, desc="overlaps", unit="text") as bar:
+        found, arrays = score_by_overlaps(model, pieces, settings, bar.update)
+    recipe = {
+        "kind": "heterocache", **asdict(texts), **asdict(settings), "pieces": len(pieces),
+        "seed": request.seed, "config_hash": config_hash(model.config), **origin,
+        "seconds": round(time.perf_counter() - began, 1),
+        "processor_seconds": round(time.process_time() - processor, 1),
+    }  # fmt: skip
+    scores = HeadScores(found, recipe, arrays)
+    return _written(arguments, scores, "--methods headkv:scores={},keep=0.25")
+
+
 def describe(scores: HeadScores, shown: int = 5) -> str:
     """The heads that are worth most and least, with their intervals."""
     values, bounds = scores.scores, scores.intervals()
@@ -131,6 +152,11 @@ def describe(scores: HeadScores, shown: int = 5) -> str:
 
 
 ACTIONS = {
+    "overlaps": Action(
+        "group heads by the tokens that they look at while decoding (HeteroCache)",
+        (MEASURED, TEXTS, OVERLAPS, SEEDED_REQUEST, PROGRESS),
+        _overlaps,
+    ),
     "curves": Action(
         "measure what every head loses at every share of its entries",
         (MEASURED, CURVES, REQUEST, PROGRESS),
