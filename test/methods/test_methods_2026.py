@@ -169,6 +169,15 @@ def test_random_attention_draws_by_seed_layer_head_and_length() -> None:
     assert all(rows[0][:9] != drawn()[0][:9] for rows in others)
     assert drawn()[0] != drawn()[1]
     assert all(row[:2] == [0, 1] for row in drawn(sinks=2))
+    assert all(row[:8] == list(range(8)) for row in drawn(sinks=8))
+    with pytest.raises(UserError, match="9 tokens of a head outside the window do not hold the 9"):
+        drawn(sinks=9)
+    with pytest.raises(UserError, match=r"8 tokens of a head .* do not hold the 8 sinks"):
+        drawn(sinks=8, budgets=[[9, 8], [9, 9]])
+    assert all(len(row) == 6 for row in drawn(tokens=6, sinks=8))
+    base = {"name": "random_attention", "sinks": 5}
+    with pytest.raises(UserError, match=r"does not hold the 5 sinks .* and the newest 4 tokens"):
+        methods.create("decoding", base=base, budget=8, buffer=4)
 
 
 def test_chunkkv_golden(golden) -> None:

@@ -73,8 +73,8 @@ def group_heads(prefill: Tensor, decode: Tensor, stable: float, similar: float) 
     """Groups from the most attended tokens of the heads of a layer.
 
     Heads whose tokens at the last step overlap by ``similar`` are neighbours. Those with most
-    neighbours first, each takes all that are free as its satellites; ties: lower index. What is left is an
-    anchor from a stability of ``stable`` on.
+    neighbours first, each takes all that are free as its satellites; ties: lower index. What is
+    left is an anchor from a stability of ``stable`` on.
 
     Args:
         prefill: int64 [heads, top], of the prompt's last query. decode: [steps, heads, top].
