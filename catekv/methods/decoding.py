@@ -72,8 +72,8 @@ class Decoding(Bounded):
         if self.total is None and sinks + self.edges() > self.budget:
             raise UserError(
                 f"{self.name}: budget {self.budget} does not hold the {sinks} sinks of the base "
-                f"and the newest {self.edges()} tokens ({sinks + self.edges()}); raise the budget or "
-                "lower base.sinks"
+                f"and the newest {self.edges()} tokens ({sinks + self.edges()}); raise the "
+                "budget or lower base.sinks"
             )
         if self.scorer.compares_heads and self.allocator != Uniform():
             raise UserError(

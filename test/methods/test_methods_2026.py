@@ -18,7 +18,7 @@ from catekv.calibration.query_statistics import query_statistics
 from catekv.errors import UserError
 from catekv.methods import ModelShape, Needs, Observed, top_mask
 from catekv.methods.chunkkv import chunk_means
-from catekv.methods.criticalkv import first_stage
+from catekv.methods.criticalkv import best_products, first_stage
 from catekv.methods.defensivekv import certain_counts, defended, largest_pooled
 from catekv.methods.fast_kvzip.gates import LowRankGate, save_gates
 from catekv.methods.fast_kvzip.method import RULES, common_threshold
@@ -219,6 +219,31 @@ def test_criticalkv_golden(golden) -> None:
         method = methods.create("criticalkv", first=given["first"], epsilon=given["epsilon"])
         observed = Observed(values, values, values, 1.0, output_projection=projection)
         assert kept(method.chosen(scores, counts, observed)) == expected["kept"]
+
+
+@pytest.mark.parametrize("lowest", [0.0, -0.5])
+def test_criticalkv_computes_few_norms_and_keeps_the_same(lowest: float, monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(6)
+    scores = torch.rand(2, 3, 200, generator=generator) ** 4 + lowest
+    scores[0, 0, 5] = math.inf
+    values = torch.randn(2, 3, 200, 8, generator=generator)
+    projection = torch.randn(6, 8, 32, generator=generator)
+    counts = torch.tensor([[40, 40, 2], [200, 0, 40]])
+    certain = first_stage(scores, counts, 0.5)
+    computed = []
+
+    def counted(values: Tensor, projection: Tensor) -> Tensor:
+        computed.append(values.shape[:3].numel())
+        return output_norms(values, projection)
+
+    monkeypatch.setattr("catekv.methods.criticalkv.output_norms", counted)
+    found = best_products(scores, values, projection, certain, counts)
+    wanted = scores * output_norms(values, projection)
+    chosen, right = (
+        top_mask(products.masked_fill(certain, math.inf), counts) for products in (found, wanted)
+    )
+    assert torch.equal(chosen, right)
+    assert sum(computed) < 500 if lowest == 0 else sum(computed) == 1200
 
 
 def test_criticalkv_with_counts_of_adakv() -> None:
