@@ -226,11 +226,16 @@ class CateKVModel:
             mask = None if given is None else given.to(self.device)
         if mask is not None:
             refuse_unless_left_padding(mask)
-        self._check_length(ids.shape[1])
+        self.refuse_beyond_window(ids.shape[1])
         return ids, mask
 
     def _question_ids(self, question: Prompt, context: Context) -> tuple[Tensor, Tensor | None]:
         """Ids [batch, tokens] (perhaps no tokens) of a question for each sequence of a context."""
+        if not isinstance(context, Context):
+            raise UserError(
+                f"the context is a {type(context).__name__}; give what prefill() returned as the "
+                "context, and the question in its own place (the arguments may be swapped)"
+            )
         context.cache.refuse_other_model(self.model)
         ids, mask = self.encode(question, begin=False, after=context)
         # adapters may have been switched since
@@ -244,7 +249,8 @@ class CateKVModel:
             )
         return ids, mask
 
-    def _check_length(self, tokens: int) -> None:
+    def refuse_beyond_window(self, tokens: int) -> None:
+        """``UserError`` for more tokens, prompt and answer, than the model reads."""
         window = context_window(self.config)
         if window is not None and tokens > window:
             raise UserError(
@@ -363,7 +369,7 @@ class CateKVModel:
             prompt: text or ids, for several contexts one each, as questions are given.
         """
         ids, mask = self._question_ids(prompt, context)
-        self._check_length(context.tokens + ids.shape[1])
+        self.refuse_beyond_window(context.tokens + ids.shape[1])
         more = context.fork()
         more.attention_mask = generation.joined_mask(
             ids, mask, context.attention_mask, context.tokens
@@ -477,7 +483,7 @@ class CateKVModel:
             raise UserError(
                 "this model was loaded without a tokenizer, which streaming and stop strings need"
             )
-        self._check_length(context.tokens + ids.shape[1] + limits.max_new_tokens)
+        self.refuse_beyond_window(context.tokens + ids.shape[1] + limits.max_new_tokens)
         tokenizer = self.tokenizer if text else None
 
         parts = parts_of(self.model, context.cache, ids, mask)
@@ -653,7 +659,7 @@ class CateKVModel:
         stock = StockOptions(self.model, options, max_new_tokens)
         ids, mask = self._question_ids(question, context)
         tokens = context.input_ids.shape[1] + ids.shape[1]
-        self._check_length(tokens + stock.new_tokens(tokens))
+        self.refuse_beyond_window(tokens + stock.new_tokens(tokens))
         parts = parts_of(self.model, context.cache, ids, mask)
         if any(part.ids.shape[1] == 0 for part in parts):
             raise UserError(

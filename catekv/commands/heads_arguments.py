@@ -9,6 +9,7 @@ from catekv.calibration.heads.curves import CurveSettings
 from catekv.calibration.heads.exchange import FORMATS
 from catekv.calibration.heads.formats.known_model import QUERY_RULES
 from catekv.calibration.heads.gates import GateTraining
+from catekv.calibration.heads.overlaps import OverlapSettings
 from catekv.commands.schema import Group
 from catekv.evaluation.run.request import CHECKED_TASKS, Request
 from catekv.methods.head_groups import SCOPES
@@ -109,5 +110,6 @@ REQUEST = Group(Request, ("dtype", "device", "attention", "chat_template"))
 PLAIN_REQUEST = Group(Request, ("dtype", "device", "attention"))
 SEEDED_REQUEST = Group(Request, ("dtype", "device", "attention", "seed"))
 MEASURED, CURVES, GATES = Group(Measured), Group(CurveSettings), Group(GateTraining)
+OVERLAPS = Group(OverlapSettings)
 COMPARED, KNOWN = Group(Compared), Group(Known)
 IMPORTED, EXPORTED = Group(Imported), Group(Exported)

@@ -1,4 +1,4 @@
-"""``catekv heads curves | gates | kvzip``: what heads are worth, measured on a model."""
+"""``catekv heads curves | gates | kvzip | overlaps``: what heads are worth, measured on a model."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from catekv.commands.heads_arguments import (
     CURVES,
     GATES,
     MEASURED,
+    OVERLAPS,
     PLAIN_REQUEST,
     REQUEST,
     SEEDED_REQUEST,
@@ -25,6 +26,7 @@ from catekv.commands.heads_arguments import (
 from catekv.commands.schema import Action, Group
 from catekv.errors import UserError
 from catekv.files import check_file
+from catekv.prefill.capacity import refuse_unless_fits
 
 if TYPE_CHECKING:
     from catekv.evaluation.run.request import Request
@@ -32,9 +34,14 @@ if TYPE_CHECKING:
 
 
 def _opened(
-    arguments: argparse.Namespace, ask: Group = PLAIN_REQUEST
+    arguments: argparse.Namespace, tokens: int, ask: Group = PLAIN_REQUEST
 ) -> tuple[CateKVModel, Request, dict[str, Any]]:
-    """The model, what was asked of it, and what a recipe says of it."""
+    """The model, what was asked of it, and what a recipe says of it.
+
+    Raises:
+        UserError: also for texts of ``tokens`` tokens that the model or the memory does not hold,
+            before they are made.
+    """
     from catekv.evaluation.records import environment
     from catekv.evaluation.run.session import model_path, open_model, revision_of
 
@@ -42,6 +49,8 @@ def _opened(
     check_file(asked.output)
     request = ask.read(arguments, model=asked.model)
     model = open_model(request, for_text=True)
+    model.refuse_beyond_window(tokens)
+    refuse_unless_fits(model.model, None, tokens, 1, None, model.device, model.shape)
     path = model_path(request)
     origin = {
         "model": "embedded" if request.embedded else path,
@@ -67,7 +76,7 @@ def _written(arguments: argparse.Namespace, scores: HeadScores, use: str) -> int
 def _curves(arguments: argparse.Namespace) -> int:
     settings = CURVES.read(arguments)
     selector_of(settings.selector)  # refused before a model is loaded
-    model, request, origin = _opened(arguments, REQUEST)
+    model, request, origin = _opened(arguments, settings.length, REQUEST)
     texts = read_texts(model, settings, request.chat_template)
     with tqdm(total=len(texts), disable=arguments.quiet, desc="curves", unit="text") as bar:
         scores = measure_curves(model, texts, settings, origin=origin, advance=bar.update)
@@ -77,7 +86,7 @@ def _curves(arguments: argparse.Namespace) -> int:
 def _gates(arguments: argparse.Namespace) -> int:
     settings = GATES.read(arguments)
     check_texts(settings)
-    model, _, origin = _opened(arguments)
+    model, _, origin = _opened(arguments, settings.length)
     text_of(model, settings, 0)  # refused before the bar begins
     with tqdm(total=settings.steps, disable=arguments.quiet, desc="gates", unit="step") as bar:
 
@@ -95,7 +104,7 @@ def _kvzip(arguments: argparse.Namespace) -> int:
     from catekv.models.shape import config_hash
 
     texts = TEXTS.read(arguments)
-    model, request, origin = _opened(arguments, SEEDED_REQUEST)
+    model, request, origin = _opened(arguments, texts.length, SEEDED_REQUEST)
     pieces = texts.pieces(model.tokenizer, request.seed)
     began, processor = time.perf_counter(), time.process_time()
     with tqdm(total=len(pieces), disable=arguments.quiet, desc="kvzip", unit="text") as bar:
@@ -108,6 +117,26 @@ def _kvzip(arguments: argparse.Namespace) -> int:
     }  # fmt: skip
     scores = HeadScores(np.asarray(found.double().numpy()), recipe)
     return _written(arguments, scores, "catekv mask convert {} DIR --ratios 0.4 0.6")
+
+
+def _overlaps(arguments: argparse.Namespace) -> int:
+    from catekv.calibration.heads.overlaps import score_by_overlaps
+    from catekv.models.shape import config_hash
+
+    texts, settings = TEXTS.read(arguments), OVERLAPS.read(arguments)
+    model, request, origin = _opened(arguments, texts.length + settings.steps, SEEDED_REQUEST)
+    pieces = texts.pieces(model.tokenizer, request.seed)
+    began, processor = time.perf_counter(), time.process_time()
+    with tqdm(total=len(pieces), disable=arguments.quiet, desc="overlaps", unit="text") as bar:
+        found, arrays = score_by_overlaps(model, pieces, settings, bar.update)
+    recipe = {
+        "kind": "heterocache", **asdict(texts), **asdict(settings), "pieces": len(pieces),
+        "seed": request.seed, "config_hash": config_hash(model.config), **origin,
+        "seconds": round(time.perf_counter() - began, 1),
+        "processor_seconds": round(time.process_time() - processor, 1),
+    }  # fmt: skip
+    scores = HeadScores(found, recipe, arrays)
+    return _written(arguments, scores, "--methods headkv:scores={},keep=0.25")
 
 
 def describe(scores: HeadScores, shown: int = 5) -> str:
@@ -131,6 +160,11 @@ def describe(scores: HeadScores, shown: int = 5) -> str:
 
 
 ACTIONS = {
+    "overlaps": Action(
+        "group heads by the tokens that they look at while decoding (HeteroCache)",
+        (MEASURED, TEXTS, OVERLAPS, SEEDED_REQUEST, PROGRESS),
+        _overlaps,
+    ),
     "curves": Action(
         "measure what every head loses at every share of its entries",
         (MEASURED, CURVES, REQUEST, PROGRESS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +20,9 @@ from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.selection import MergedSelection
+
+#: Ways to choose keys, and the range of biases and the steps that were published with each.
+CHOICES = {"attention": (-3.0, 3.0, 2), "greedy": (math.log(1e-12), 7.0, 0)}
 
 
 @register
@@ -38,9 +42,14 @@ class AttentionMatching(Budgeted):
             (:mod:`catekv.methods.allocators`).
         window: last prompt queries in the sample.
         sinks, recent: first and last tokens that stay as they are.
+        choice: of keys: ``attention`` (the best scores), or ``greedy``: one after the other, each
+            that covers most of the mass which the others leave. Greedy choice is better and far
+            slower, and holds the weights of all sample queries over a head's tokens.
         score: of a key, over all queries: ``rms``, ``max`` or ``mean`` of its weights.
-        low, high: range of the bias, in the logits' unit.
-        steps: of projected gradient descent behind the clamped fit of the biases.
+        low, high: range of the bias, in the logits' unit; None: as published, -3 and 3, for greedy
+            choice -27.6 and 7.
+        steps: of projected gradient descent behind the clamped fit of the biases; None: as
+            published, 2, for greedy choice 0.
     """
 
     name: ClassVar[str] = "attention_matching"
@@ -53,15 +62,27 @@ class AttentionMatching(Budgeted):
     window: int = method_option(1024, least=1)
     sinks: int = method_option(4, least=0)
     recent: int = method_option(32, least=0)
+    choice: str = method_option("attention", words=tuple(CHOICES))
     score: str = method_option("rms", words=SCORES)
-    low: float = -3.0
-    high: float = 3.0
-    steps: int = method_option(2, least=0)
+    low: float | None = None
+    high: float | None = None
+    steps: int | None = method_option(None, least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.low > self.high:
-            raise UserError(f"{self.name}: low {self.low} is above high {self.high}")
+        low, high, _ = self.fitting
+        if low > high:
+            raise UserError(f"{self.name}: low {low:g} is above high {high:g}")
+
+    @property
+    def fitting(self) -> tuple[float, float, int]:
+        """Range of the biases, and steps behind their clamped fit."""
+        given = (self.low, self.high, self.steps)
+        low, high, steps = (
+            usual if value is None else value
+            for value, usual in zip(given, CHOICES[self.choice], strict=True)
+        )
+        return low, high, int(steps)
 
     @property
     def needs(self) -> Needs:
@@ -101,10 +122,12 @@ class AttentionMatching(Budgeted):
             queries, seen = queries[:, seen >= 0], seen[seen >= 0]
             sample = queries.flatten(0, 1), seen.repeat(queries.shape[0])
             matched = Matched.of(*sample, keys[own], values[own], self.score)
-            middle = top_mask(matched.scores, torch.tensor(count)).nonzero().flatten()
-            bias[middle + len(first)], fitted = matched.fit(
-                keys[own], middle, self.low, self.high, self.steps
-            )
+            low, high, steps = self.fitting
+            if self.choice == "greedy":
+                middle = matched.greedily(keys[own], count, low, high).sort().values
+            else:
+                middle = top_mask(matched.scores, torch.tensor(count)).nonzero().flatten()
+            bias[middle + len(first)], fitted = matched.fit(keys[own], middle, low, high, steps)
             middle = middle + len(first)
             values = values.clone()
             values[middle] = fitted.to(values.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,10 +12,14 @@ from torch import Tensor
 from catekv.methods.base import Needs, Observed
 from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.formulas.output_norms import output_norms
+from catekv.methods.formulas.repeat import value_norms
 from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.wrapped import Wrapped
+
+#: What bounds are raised by, beyond what float32 rounds.
+_ROUNDING = 1e-4
 
 
 def first_stage(scores: Tensor, counts: Tensor, first: float) -> Tensor:
@@ -22,6 +27,39 @@ def first_stage(scores: Tensor, counts: Tensor, first: float) -> Tensor:
     ``counts`` [...] that are kept, at least one."""
     certain = (counts * first + 1e-9).floor().long()
     return top_mask(scores, certain.clamp(min=1 if first else 0).minimum(counts))
+
+
+def best_products(
+    scores: Tensor, values: Tensor, projection: Tensor | None, certain: Tensor, counts: Tensor
+) -> Tensor:
+    """Scores times output norms where they may be among the best that are left of the ``counts``
+    [batch, kv_heads] behind the ``certain`` tokens: like scores [batch, kv_heads, entries], minus
+    infinity for tokens that cannot be.
+
+    An L1 norm is at most the L2 norm, which is cheap, times the root of the hidden size. Only
+    tokens whose bound reaches the worst of as many products as are wanted need their L1 norm.
+    """
+    if projection is None or bool((scores < 0).any()) or projection.shape[1] != values.shape[-1]:
+        return scores * output_norms(values, projection)
+    products = torch.full_like(scores, -torch.inf)
+    widest = projection.shape[2] ** 0.5 * (1 + _ROUNDING)
+    for b, head in itertools.product(*map(range, scores.shape[:2])):
+        wanted = int(counts[b, head]) - int(certain[b, head].sum())
+        if wanted < 1:
+            continue
+        own = projection.unflatten(0, (scores.shape[1], -1))[head]
+        bounds = scores[b, head] * value_norms(values[b, head], own).mean(dim=0) * widest
+        bounds = bounds.masked_fill(certain[b, head], -torch.inf)
+        order = bounds.sort(descending=True).indices
+
+        def compute(tokens: Tensor, b: int = b, head: int = head, own: Tensor = own) -> Tensor:
+            norms = output_norms(values[b, head, tokens][None, None], own)[0, 0]
+            products[b, head, tokens] = scores[b, head, tokens] * norms
+            return products[b, head, tokens]
+
+        least = compute(order[:wanted]).min()
+        compute(order[wanted : int((bounds >= least).sum())])
+    return products
 
 
 @register
@@ -59,6 +97,8 @@ class CriticalKV(Wrapped):
     def chosen(self, scores: Tensor, counts: Tensor, observed: Observed) -> Tensor:
         counts = self.scorer.split(scores, counts).expand(scores.shape[:2])
         values = observed.values[:, :, : scores.shape[-1]]
-        products = (scores + self.epsilon) * output_norms(values, observed.output_projection)
         certain = first_stage(scores, counts, self.first)
+        products = best_products(
+            scores + self.epsilon, values, observed.output_projection, certain, counts
+        )
         return top_mask(products.masked_fill(certain, torch.inf), counts)

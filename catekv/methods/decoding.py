@@ -68,6 +68,13 @@ class Decoding(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        sinks = int(getattr(self.scorer, "sinks", 0))
+        if self.total is None and sinks + self.edges() > self.budget:
+            raise UserError(
+                f"{self.name}: budget {self.budget} does not hold the {sinks} sinks of the base "
+                f"and the newest {self.edges()} tokens ({sinks + self.edges()}); raise the "
+                "budget or lower base.sinks"
+            )
         if self.scorer.compares_heads and self.allocator != Uniform():
             raise UserError(
                 f"{self.name}: base {self.scorer.name!r} needs the same entries in every head; "

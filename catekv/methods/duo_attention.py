@@ -15,7 +15,7 @@ from catekv.methods.allocator_files import read_scores
 from catekv.methods.base import Method, Observed, Selection
 from catekv.methods.example import WHOLE, Example, MemoryFormula, head_numbers
 from catekv.methods.formulas.budgets import largest_remainder
-from catekv.methods.head_mask import DUO_FILE, HeadMask
+from catekv.methods.head_mask import DUO_FILE, HeadMask, gates_in
 from catekv.methods.options import assign, method_option
 from catekv.methods.registry import register
 from catekv.methods.streaming_llm import first_and_last
@@ -50,7 +50,7 @@ def read_gates(pattern: Any) -> tuple[tuple[float, ...], ...]:
     if isinstance(pattern, HeadMask):
         pattern = pattern.adaptive.double()
     elif isinstance(pattern, str | Path) and Path(pattern).is_dir():
-        pattern = Path(pattern) / DUO_FILE
+        pattern = gates_in(Path(pattern))
     return read_scores(pattern)
 
 
@@ -65,9 +65,10 @@ class DuoAttention(Method):
     oldest recent one of a streaming head, as in the paper's cache of two groups.
 
     Args:
-        pattern: gates [layers, kv_heads] as numbers or the path of a ``full_attention_heads.tsv``,
-            its folder, a CSV or an npz file; or a head mask (:class:`HeadMask`, or 0/1 numbers,
-            1 = retrieval), which says itself which heads stream.
+        pattern: gates [layers, kv_heads] as numbers or the path of a ``full_attention_heads.tsv``
+            or RLKV's ``adapter_weights.tsv``, its folder, a CSV or an npz file; or a head mask
+            (:class:`HeadMask`, or 0/1 numbers, 1 = retrieval), which says itself which heads
+            stream.
         streaming_share: share of heads, with the lowest gates, that stream; default 0.5, or what a
             mask says.
         sinks: first tokens of a streaming head (64 or 128 in the paper).

@@ -41,5 +41,6 @@ class EntryScored(Budgeted):
         keep = torch.ones(keys.shape[:3], dtype=torch.bool, device=keys.device)
         before = max(0, observed.tokens - self.edges())
         if int(counts.min()) < before:
-            keep[:, :, :before] = top_mask(self.token_scores(observed), counts)
+            scores = self.token_scores(observed)
+            keep[:, :, :before] = top_mask(scores, self.split(scores, counts))
         return Selection(keep)

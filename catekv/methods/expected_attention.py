@@ -8,13 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from catekv.errors import UserError
-from catekv.methods.base import Needs, Observed
+from catekv.errors import NeedsAllHeadsError, UserError
+from catekv.methods.base import Method, Needs, Observed
 from catekv.methods.entry_scored import EntryScored
 from catekv.methods.example import Example, MemoryFormula
+from catekv.methods.formulas.budgets import ada_counts
 from catekv.methods.formulas.query_moments import FIRST
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
+from catekv.models.shape import ModelShape
 
 #: Numbers of float32 that are held at once while keys meet covariances: 32 MiB.
 _FLOATS = 1 << 23
@@ -41,6 +43,9 @@ class ExpectedAttention(EntryScored):
         covariance: count how queries scatter; False: their mean alone.
         value_norm: multiply by the norm of the value.
         epsilon: added before that (0.02 in the authors' benchmarks).
+        floor: the heads of a layer compete for its tokens as in AdaKV, where each head's best are
+            taken first, up to this share of its budget (0.2 in the authors' benchmarks, at least
+            one token unless 0); None: every head keeps its budget.
     """
 
     name: ClassVar[str] = "expected_attention"
@@ -56,6 +61,7 @@ class ExpectedAttention(EntryScored):
     covariance: bool = True
     value_norm: bool = True
     epsilon: float = method_option(0.0, least=0)
+    floor: float | None = method_option(None, least=0, most=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +70,25 @@ class ExpectedAttention(EntryScored):
     @property
     def needs(self) -> Needs:
         return Needs(query_moments=True, rotation=True)
+
+    def budget_table(self, tokens: int, shape: ModelShape) -> Tensor:
+        table = super().budget_table(tokens, shape)
+        if self.floor is not None and bool((table < tokens).any()):
+            return Method.budget_table(self, tokens, shape)
+        return table
+
+    def for_heads(self, heads: slice) -> ExpectedAttention:
+        if self.floor is None:
+            return super().for_heads(heads)
+        raise NeedsAllHeadsError(
+            f"{self.name}: with floor the heads of a layer compete, which no process of a "
+            "tensor-parallel group has all of; leave floor out or use one process"
+        )
+
+    def split(self, scores: Tensor, counts: Tensor) -> Tensor:
+        if self.floor is None:
+            return counts
+        return ada_counts(scores, counts, self.floor, safeguard="reserved")
 
     def future_queries(self, observed: Observed) -> tuple[Tensor, Tensor]:
         """Mean [batch, query_heads, head_dim] and covariance [..., head_dim, head_dim] of the

@@ -33,7 +33,7 @@ from catekv.methods.head_votes import (
 from catekv.models.shape import model_shape_of
 
 MASK_FILE = re.compile(r"head_type_p(\d+)\.csv")
-DUO_FILE = "full_attention_heads.tsv"
+DUO_FILE, RLKV_FILE = "full_attention_heads.tsv", "adapter_weights.tsv"
 META_FILE = "meta.json"
 STATISTICS_FILE = "statistics.npz"
 #: What a recipe says about the prompt's edges, in tokens, and the least of each.
@@ -431,6 +431,12 @@ def _load_csv(path: Path, ratio: float | None) -> HeadMask:
     return HeadMask(torch.tensor([[cell == "1" for cell in row] for row in rows]), meta)
 
 
+def gates_in(folder: Path) -> Path:
+    """The file of gates in a folder, DuoAttention's or RLKV's; it need not be there."""
+    rlkv = folder / RLKV_FILE
+    return rlkv if rlkv.is_file() else folder / DUO_FILE
+
+
 def _load_duo(path: Path, ratio: float | None) -> HeadMask:
     if ratio is None:
         raise UserError(f"{path} holds gate values, not a mask; say which share with ratio=0.4")
@@ -456,7 +462,7 @@ def _load_folder(folder: Path, ratio: float | None, default_ratio: float | None)
     if ratio is None:
         if len(files) == 1 and not statistics.is_file():
             return _load_csv(next(iter(files.values())), None)
-        if not files and not statistics.is_file() and not (folder / DUO_FILE).is_file():
+        if not files and not statistics.is_file() and not gates_in(folder).is_file():
             raise UserError(
                 f"{folder} holds no head_type_pNN.csv; ./run_headmask.sh makes masks for a model"
             )
@@ -475,8 +481,8 @@ def _load_folder(folder: Path, ratio: float | None, default_ratio: float | None)
             return replace(mask, order=voted.order if voted else _nested_order(files.values()))
     if voted is not None:
         return voted
-    if (folder / DUO_FILE).is_file():
-        return _load_duo(folder / DUO_FILE, ratio)
+    if gates_in(folder).is_file():
+        return _load_duo(gates_in(folder), ratio)
     if not files:
         raise UserError(
             f"{folder} holds no head_type_pNN.csv; ./run_headmask.sh makes masks for a model"

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from catekv.errors import NeedsAllHeadsError
+from catekv.errors import NeedsAllHeadsError, UserError
+from catekv.methods.allocators import Uniform
 from catekv.methods.base import Observed
 from catekv.methods.entry_scored import EntryScored
 from catekv.methods.example import Example, MemoryFormula
@@ -46,7 +47,7 @@ class RandomAttention(EntryScored):
         budgets: how the budget is split over layers and heads; default: evenly
             (:mod:`catekv.methods.allocators`).
         window: last tokens that are always kept.
-        sinks: first tokens that are certain, among the budget; fewer where it does not hold them.
+        sinks: first tokens that are certain, among the budget, which must hold more than them.
         seed: of the draws.
     """
 
@@ -59,6 +60,19 @@ class RandomAttention(EntryScored):
     window: int = method_option(64, least=0)
     sinks: int = method_option(0, least=0)
     seed: int = method_option(0, least=0, below=_SEEDS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.total is None and self.allocator == Uniform():
+            self._refuse_sinks_above(self.budget)
+
+    def _refuse_sinks_above(self, count: int) -> None:
+        if self.sinks >= count:
+            raise UserError(
+                f"{self.name}: {count} tokens of a head outside the window do not hold the "
+                f"{self.sinks} sinks, which are always kept, and one drawn by lot; raise the "
+                "budget or lower sinks"
+            )
 
     def for_heads(self, heads: slice) -> RandomAttention:
         raise NeedsAllHeadsError(
@@ -77,5 +91,8 @@ class RandomAttention(EntryScored):
         position = torch.arange(tokens, device=observed.keys.device)
         head = torch.arange(heads, device=observed.keys.device)[:, None]
         draws = uniform_numbers(self.seed + _SEEDS * tokens, observed.layer, head, position)
-        draws = with_certain(draws, self.sinks, self.layer_counts(observed))
+        counts = self.layer_counts(observed)
+        if int(counts.min()) < tokens - self.edges():
+            self._refuse_sinks_above(int(counts.min()))
+        draws = with_certain(draws, self.sinks, counts)
         return draws.expand(batch, heads, tokens)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from catekv import RaggedCache, methods, register_attention
+from catekv import CateKVModel, RaggedCache, methods, register_attention
 from catekv.methods import Method
 from catekv.methods.formulas.budgets import pyramid_budgets
 from catekv.methods.formulas.scoring import window_token_scores
@@ -32,6 +32,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "streaming_llm": {"budget": 128, "sinks": 4},
     "duo_attention": {"streaming_share": 0.5, "sinks": 8, "recent": 24},
 }
+EXPECTED = {"sinks": 4, "future": 64}
+#: Those that look at values, hidden states or all queries: method and options.
+BY_MODEL: dict[str, tuple[str, dict[str, Any]]] = {
+    "knorm": ("knorm", {}),
+    "keydiff": ("keydiff", {"block": 0}),
+    "tova": ("tova", {"protect_last": True}),
+    "chunkkv": ("chunkkv", {"base": "knorm", "chunk": 20}),
+    "expected_attention": ("expected_attention", EXPECTED),
+    "expected_attention-ada": ("expected_attention", {**EXPECTED, "floor": 0.2}),
+    "criticalkv": (
+        "criticalkv", {"base": {"name": "expected_attention", "value_norm": False, **EXPECTED}},
+    ),
+    "criticalkv-ada": (
+        "criticalkv",
+        {"base": {"name": "expected_attention", "value_norm": False, **EXPECTED, "floor": 0.2}},
+    ),
+}  # fmt: skip
 #: A key that stands in for a dropped one must get no weight, or logits cannot be compared.
 NO_WEIGHT = -30.0
 
@@ -124,3 +141,24 @@ def test_logits_of_a_question_agree(
     torch.testing.assert_close(
         found, torch.from_numpy(stored[f"{name}.logits"]), rtol=1e-3, atol=1e-4
     )
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", BY_MODEL)
+def test_kept_sets_of_a_model_agree(
+    name: str, stored: dict[str, np.ndarray], small: ModuleType
+) -> None:
+    kind, options = BY_MODEL[name]
+    ours, theirs = methods.create(kind, budget=128, **options), kept(name, stored)
+    model = CateKVModel(small.small_model())
+    dense = model.observe(small.token_ids()[:, : small.TOKENS], needs=ours.needs)
+    for layer, wanted in enumerate(theirs):
+        found = ours.select_padded([dense.observed(layer)], None)[0]
+        assert torch.equal(found.tokens[0], wanted), layer
+    counts = theirs.sum(dim=-1)
+    if name.endswith("-ada"):
+        assert len(set(counts.flatten().tolist())) > 4
+    else:
+        assert len(set(counts[0].tolist())) == 1
+    # the method that is compared keeps other tokens than the others do
+    assert not any(torch.equal(theirs, kept(other, stored)) for other in BY_MODEL if other != name)

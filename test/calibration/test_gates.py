@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,22 @@ def test_the_command_refuses_a_text_that_streaming_heads_see_whole(
     assert cli.main(words) == 2
     said = "--sinks 128 and --recent 256 are the whole of a length of 300"
     assert said in capsys.readouterr().err
+
+
+def test_the_rewarded_weight_is_that_of_the_reference(golden: Golden) -> None:
+    for case in golden("methods_2026", "rlkv_weight"):
+        given = case["inputs"]
+        found = [
+            gates.rewarded_weight(given["beta"], reward, given["tau"])
+            for reward in given["rewards"]
+        ]
+        assert found == pytest.approx(case["expected"]["weights"], abs=1e-9)
+
+
+def test_gates_are_penalised_only_while_the_answers_stay(embedded: CateKVModel) -> None:
+    settings = GateTraining(
+        steps=2, length=192, passkeys=3, codes=1, sinks=4, recent=16, rate=0.2, reward=1.0
+    )
+    # never above a reward of 1: nothing closes a gate
+    assert gates.train_gates(embedded, settings).scores.min() > 0.99
+    assert gates.train_gates(embedded, replace(settings, reward=0.5)).scores.min() < 0.9

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from catekv import methods
 from catekv.calibration.heads.exchange import FORMATS, format_of, mask_from, read_heads
 from catekv.calibration.heads.formats.asked import Asked
 from catekv.calibration.heads.formats.duo_attention import gate_heads
@@ -155,3 +156,16 @@ def test_masks_of_query_heads_need_the_model(tmp_path: Path) -> None:
     path.write_text('{"0-0": [1.0], "0-1": [2.0], "0-2": [0.5], "0-3": [0.1]}')
     with pytest.raises(UserError, match=r"counts query heads.*catekv heads import FILE --model"):
         mask_from(path, 0.5)
+
+
+def test_gates_of_rlkv_are_read_like_those_of_duo_attention(tmp_path: Path) -> None:
+    table = np.linspace(0, 1.02, 12).reshape(3, 4)
+    np.savetxt(tmp_path / "adapter_weights.tsv", table, delimiter="\t")
+    for path in (tmp_path, tmp_path / "adapter_weights.tsv"):
+        found = read_heads(path, asked())
+        assert found.recipe["full_heads_by_its_rule"] == 6
+        assert np.allclose(found.scores, table.clip(0, 1))
+    assert mask_from(tmp_path, 0.25).adaptive.sum() == 3
+    method = methods.create("duo_attention", pattern=tmp_path, streaming_share=0.5)
+    assert method.streaming.int().sum() == 6
+    assert not method.streaming[2].any()

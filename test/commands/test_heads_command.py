@@ -129,3 +129,33 @@ def test_methods_with_one_label_are_refused_where_fidelity_would_average_them(
 ) -> None:
     line = "fidelity --methods full:store=int8 full:store=int4 --lengths 128 --samples 1"
     assert "method label 'full' is used twice" in refused(line, capsys)
+
+
+@pytest.mark.parametrize(
+    "action",
+    ["curves", "gates", "kvzip --text prose", "overlaps --text prose"],
+)
+def test_texts_beyond_the_window_are_refused_before_they_are_made(
+    action: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"heads {action} --length 10000000 --output long.npz"
+    said = refused(line, capsys)
+    assert "exceed the model's context window of" in said
+    assert "10000" in said
+    assert not (here / "long.npz").exists()
+
+
+def test_texts_that_memory_does_not_hold_are_refused_before_they_are_made(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catekv.prefill.capacity.free_memory_bytes", lambda device: 1000)
+    said = refused("heads curves --length 1024 --output long.npz", capsys)
+    assert "a prefill of 1024 tokens needs" in said
+
+
+def test_a_shape_whose_query_heads_cannot_be_grouped_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused("heads import two.pt --shape 4x4x6 --output imported.npz", capsys)
+    assert "6 query heads are no multiple of 4 KV heads" in said
+    assert not (here / "imported.npz").exists()

@@ -409,3 +409,14 @@ def test_transformers_own_sampling_still_takes_the_same_names(checkpoint: CateKV
         words[:30], context, 6, temperature=1.5, do_sample=True, num_return_sequences=2
     )
     assert len(several) == 2
+
+
+def test_arguments_in_the_wrong_order_are_named() -> None:
+    model = CateKVModel(tiny_model("llama"), method="full")
+    context = model.prefill(list(range(3, 20)))
+    for call in (
+        lambda: model.generate_ids(context, [5, 6], 3),
+        lambda: model.extend([5, 6], context),
+    ):
+        with pytest.raises(UserError, match="the context is a list; give what prefill"):
+            call()

@@ -33,7 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 NO_CACHE = {"pyramidinfer"}
 COMPARES = {
     "adakv", "atskv", "atskv_dynamic_kv", "atskv_rocket_kv", "cam", "chunkkv", "cokv", "curvekv",
-    "defensivekv", "dynamickv", "headkv", "kvzap", "kvzip", "pyramidinfer_kv",
+    "defensivekv", "dynamickv", "fast_kvzip", "headkv", "kvzap", "kvzip", "pyramidinfer_kv",
     "random_attention", "simcalkv_cam", "tova",
 }  # fmt: skip
 NAMES = [name for name in methods.available() if name not in NO_CACHE]

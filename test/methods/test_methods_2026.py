@@ -18,8 +18,10 @@ from catekv.calibration.query_statistics import query_statistics
 from catekv.errors import UserError
 from catekv.methods import ModelShape, Needs, Observed, top_mask
 from catekv.methods.chunkkv import chunk_means
-from catekv.methods.criticalkv import first_stage
+from catekv.methods.criticalkv import best_products, first_stage
 from catekv.methods.defensivekv import certain_counts, defended, largest_pooled
+from catekv.methods.fast_kvzip.gates import LowRankGate, save_gates
+from catekv.methods.fast_kvzip.method import RULES, common_threshold
 from catekv.methods.formulas.attention_match import Matched
 from catekv.methods.formulas.output_norms import output_norms
 from catekv.methods.formulas.query_moments import QueryMoments
@@ -167,6 +169,15 @@ def test_random_attention_draws_by_seed_layer_head_and_length() -> None:
     assert all(rows[0][:9] != drawn()[0][:9] for rows in others)
     assert drawn()[0] != drawn()[1]
     assert all(row[:2] == [0, 1] for row in drawn(sinks=2))
+    assert all(row[:8] == list(range(8)) for row in drawn(sinks=8))
+    with pytest.raises(UserError, match="9 tokens of a head outside the window do not hold the 9"):
+        drawn(sinks=9)
+    with pytest.raises(UserError, match=r"8 tokens of a head .* do not hold the 8 sinks"):
+        drawn(sinks=8, budgets=[[9, 8], [9, 9]])
+    assert all(len(row) == 6 for row in drawn(tokens=6, sinks=8))
+    base = {"name": "random_attention", "sinks": 5}
+    with pytest.raises(UserError, match=r"does not hold the 5 sinks .* and the newest 4 tokens"):
+        methods.create("decoding", base=base, budget=8, buffer=4)
 
 
 def test_chunkkv_golden(golden) -> None:
@@ -208,6 +219,31 @@ def test_criticalkv_golden(golden) -> None:
         method = methods.create("criticalkv", first=given["first"], epsilon=given["epsilon"])
         observed = Observed(values, values, values, 1.0, output_projection=projection)
         assert kept(method.chosen(scores, counts, observed)) == expected["kept"]
+
+
+@pytest.mark.parametrize("lowest", [0.0, -0.5])
+def test_criticalkv_computes_few_norms_and_keeps_the_same(lowest: float, monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(6)
+    scores = torch.rand(2, 3, 200, generator=generator) ** 4 + lowest
+    scores[0, 0, 5] = math.inf
+    values = torch.randn(2, 3, 200, 8, generator=generator)
+    projection = torch.randn(6, 8, 32, generator=generator)
+    counts = torch.tensor([[40, 40, 2], [200, 0, 40]])
+    certain = first_stage(scores, counts, 0.5)
+    computed = []
+
+    def counted(values: Tensor, projection: Tensor) -> Tensor:
+        computed.append(values.shape[:3].numel())
+        return output_norms(values, projection)
+
+    monkeypatch.setattr("catekv.methods.criticalkv.output_norms", counted)
+    found = best_products(scores, values, projection, certain, counts)
+    wanted = scores * output_norms(values, projection)
+    chosen, right = (
+        top_mask(products.masked_fill(certain, math.inf), counts) for products in (found, wanted)
+    )
+    assert torch.equal(chosen, right)
+    assert sum(computed) < 500 if lowest == 0 else sum(computed) == 1200
 
 
 def test_criticalkv_with_counts_of_adakv() -> None:
@@ -494,3 +530,192 @@ def test_attention_matching_golden(golden) -> None:
         right = (queries @ keys.T).softmax(dim=-1) @ values
         error = ((found - right).norm(dim=-1) / right.norm(dim=-1)).mean()
         assert float(error) == pytest.approx(expected["error"], rel=1e-3)
+
+
+def test_greedy_attention_matching_golden(golden) -> None:
+    for case in golden("methods_2026", "attention_match_omp"):
+        given, expected = case["inputs"], case["expected"]
+        queries, keys, values = (
+            torch.tensor(given[name]) for name in ("queries", "keys", "values")
+        )
+        queries = queries * keys.shape[-1] ** -0.5
+        everywhere = torch.full((len(queries),), len(keys))
+        matched = Matched.of(queries, everywhere, keys, values, "rms")
+        low = methods.create("attention_matching", choice="greedy").fitting[0]
+        order = matched.greedily(keys, given["size"], low, given["high"])
+        assert order.tolist() == expected["order"]
+        bias, fitted = matched.fit(keys, order, low, given["high"], 0)
+        near(bias, expected["beta"], 1e-3)
+        near(fitted, expected["values"], 1e-3)
+        found = (queries @ keys[order].T + bias).softmax(dim=-1) @ fitted
+        right = (queries @ keys.T).softmax(dim=-1) @ values
+        error = ((found - right).norm(dim=-1) / right.norm(dim=-1)).mean()
+        assert float(error) == pytest.approx(expected["error"], rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16])
+def test_greedy_choice_replaces_what_comes_out_weak_and_keeps_its_count(count: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    keys = torch.randn(16, 4, generator=generator)
+    keys[8:] = keys[:8]  # every key twice: one of the two is worth nothing beside the other
+    queries = torch.randn(40, 4, generator=generator)
+    matched = Matched.of(queries, torch.full((40,), 16), keys, keys, "rms")
+    order = matched.greedily(keys, count, math.log(1e-12), 7.0)
+    assert len(set(order.tolist())) == count
+    if count == 1:
+        assert order.tolist() == [int((matched.mass @ (queries @ keys.T - matched.shift[:, None])
+                                       .exp()).argmax())]  # fmt: skip
+
+
+def test_greedy_choice_meets_the_mass_better() -> None:
+    generator = torch.Generator().manual_seed(5)
+    keys, values = torch.randn(2, 1, 1, 60, 8, generator=generator)
+    queries = 2 * torch.randn(1, 2, 60, 8, generator=generator)
+    errors = {}
+    for choice in ("attention", "greedy"):
+        options: dict[str, Any] = {"budget": 8, "window": 50, "sinks": 1, "recent": 2}
+        method = methods.create("attention_matching", choice=choice, **options)
+        row = method.select(queries, keys, values).merged[0][0]
+        assert len(row.keys) == 11
+        sample = queries[0, :, -3:].flatten(0, 1) * 8**-0.5
+        mass = (sample @ row.keys.T + row.bias).logsumexp(-1)
+        errors[choice] = float((mass - (sample @ keys[0, 0].T).logsumexp(-1)).abs().mean())
+    assert errors["greedy"] < errors["attention"]
+
+
+def test_ada_by_ratio_golden(golden) -> None:
+    for case in golden("methods_2026", "ada_ratio"):
+        given, expected = case["inputs"], case["expected"]
+        scores = torch.tensor(given["scores"])[None]
+        heads, tokens = scores.shape[1:]
+        ratio = given["ratio"]
+        kept_each = max(1, math.floor(tokens * (1 - ratio) + 1e-9)) if ratio < 1 else 0
+        method = methods.create("expected_attention", sinks=0, floor=given["safeguard"])
+        counts = method.split(scores, torch.full((heads,), kept_each))
+        assert counts[0].tolist() == expected["counts"]
+        assert kept(top_mask(scores, counts)) == expected["kept"]
+
+
+def test_competing_heads_keep_a_floor_of_one() -> None:
+    scores = torch.tensor([[[0.9, 0.8, 0.7, 0.6], [0.3, 0.2, 0.1, 0.05]]])
+    both = torch.tensor([2, 2])
+
+    def counts(floor: float, base: Tensor = both) -> list[int]:
+        method = methods.create("expected_attention", sinks=0, floor=floor)
+        return method.split(scores, base)[0].tolist()
+
+    assert counts(0.5) == [3, 1]
+    assert counts(0.2) == [3, 1]  # a fifth of two is no token, but one is kept
+    assert counts(0.0) == [4, 0]
+    assert counts(1.0) == [2, 2]
+    assert counts(0.2, torch.tensor([2, 0])) == [2, 0]
+    assert counts(0.5, torch.tensor([9, 9])) == [4, 4]
+
+
+def test_expected_attention_with_competing_heads_keeps_its_total() -> None:
+    generator = torch.Generator().manual_seed(4)
+    keys, values, queries = torch.randn(3, 2, 2, 30, 4, generator=generator)
+    keys[:, 1] *= 3
+    rotation = Rotation(torch.tensor([1.0, 0.1]))
+    observed = Observed(
+        queries[:, :, :0].repeat(1, 2, 1, 1), keys, values, 0.5, rotation=rotation,
+        query_moments=moments_of(queries.repeat(1, 2, 1, 1), rotation, chunk=7),
+    )  # fmt: skip
+    method = methods.create("expected_attention", budget=10, sinks=2, floor=0.2)
+    chosen = method.select_observed(observed)
+    assert chosen.budgets.sum(dim=1).tolist() == [20, 20]
+    assert chosen.budgets.unique().numel() > 1
+    assert bool(chosen.tokens[..., :2].all())
+    with pytest.raises(UserError, match="decides its budgets for every prompt"):
+        method.budget_table(30, ModelShape(1, 4, 2, 4))
+    with pytest.raises(UserError, match="leave floor out or use one process"):
+        method.for_heads(slice(0, 1))
+
+
+def test_fast_kvzip_gate_golden(golden, tmp_path) -> None:
+    for case in golden("methods_2026", "fastkvzip_gate"):
+        given = {name: torch.tensor(value) for name, value in case["inputs"].items()}
+        gate = LowRankGate(
+            given["wq"], given["bq"], given["wk"], given["q_norm"], given["k_norm"],
+            given["k_base"], given["b"],
+        )  # fmt: skip
+        path = tmp_path / f"{case['id']}.pt"
+        save_gates([gate], path)
+        method = methods.create("fast_kvzip", predictor=path, sinks=0, window=0)
+        hidden, heads = given["hidden"][None], len(given["b"])
+        states = torch.zeros(1, heads, hidden.shape[1], 2)
+        observed = Observed(states, states, states, 1.0, attention_inputs=hidden)
+        near(method.layer_scores(observed)[0], case["expected"]["scores"])
+        with pytest.raises(UserError, match=f"for 1 layers x {heads} KV heads but the model has 3"):
+            method.validate(ModelShape(3, 4, 2, 2))
+        with pytest.raises(UserError, match="but the model has 1 layers x 2 KV heads x 3 inputs"):
+            method.layer_scores(replace(observed, attention_inputs=hidden[..., :3]))
+
+
+def test_fast_kvzip_threshold_golden(golden) -> None:
+    for case in golden("methods_2026", "gate_budget"):
+        given, expected = case["inputs"], case["expected"]
+        rows = [torch.tensor(row) for row in given["scores"]]
+        window, flat = given["window"], []
+        for row in rows:
+            flat.append(row.clone())
+            flat[-1][max(0, len(row) - window) :] = math.inf
+        scores = torch.cat(flat)
+        places = torch.tensor(given["budget"] * len(rows))
+        threshold = common_threshold(scores, places)
+        assert float(threshold) == pytest.approx(expected["threshold"])
+        chosen = (scores >= threshold).split([len(row) for row in rows])
+        assert [row.nonzero().flatten().tolist() for row in chosen] == expected["kept"]
+
+
+@pytest.mark.parametrize("level", ["model", "layer", "head"])
+@pytest.mark.parametrize("rule", ["exact", "threshold"])
+def test_fast_kvzip_keeps_its_budget_and_the_ends(level: str, rule: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.zeros(2, 2, 60, 4)
+    layers = [
+        Observed(
+            states.repeat(1, 2, 1, 1)[:, :, :0], states, states, 1.0, layer, 2,
+            attention_inputs=torch.randn(2, 60, 8, generator=generator),
+        )
+        for layer in range(2)
+    ]  # fmt: skip
+    method = methods.create(
+        "fast_kvzip", untrained=True, budget=20, sinks=3, level=level, rule=rule
+    )
+    found = torch.stack([one.tokens for one in method.select_layers(layers)], dim=1)
+    assert (found.sum(dim=(1, 2, 3)) == 80).all()
+    assert bool(found[..., :3].all())
+    assert bool(found[..., -1:].all())
+    if level == "layer":
+        assert (found.sum(dim=(2, 3)) == 40).all()
+    if level == "head":
+        assert (found.sum(dim=3) == 20).all()
+    whole = replace(method, budget=60).select_layers(layers)
+    assert all(bool(one.tokens.all()) for one in whole)
+
+
+def test_fast_kvzip_counts_ties_as_its_rule_says_and_refuses_what_it_cannot_do(tmp_path) -> None:
+    scores, places = torch.tensor([[0.3, 0.5, 0.5, 0.5, 0.1]]), torch.tensor([2])
+    exact, threshold = (
+        methods.create("fast_kvzip", untrained=True, rule=rule, budget=9) for rule in RULES
+    )
+    assert exact.best(scores, places)[0].tolist() == [False, True, True, False, False]
+    assert threshold.best(scores, places)[0].tolist() == [False, True, True, True, False]
+    windows = [exact.window_of(tokens) for tokens in (10, 149, 150, 31999, 32000, 131072)]
+    assert windows == [1, 2, 3, 639, 4096, 4096]
+    with pytest.raises(UserError, match="budget 9 does not hold the 12 first and last"):
+        replace(exact, window=8)
+    states = torch.zeros(1, 2, 900, 4)
+    observed = Observed(states, states, states, 1.0, attention_inputs=torch.randn(1, 900, 8))
+    with pytest.raises(UserError, match="18 entries do not hold the 44 of the first and last"):
+        exact.select_observed(observed)
+    with pytest.raises(UserError, match="needs what attention reads"):
+        exact.select_observed(replace(observed, attention_inputs=None))
+    with pytest.raises(UserError, match=r"needs gates .*give their \.pt file"):
+        methods.create("fast_kvzip")
+    torch.save({"module": [{"q_proj.weight": torch.zeros(2, 2)}]}, tmp_path / "gates.pt")
+    for path, said in ((tmp_path / "gates.pt", "KeyError"), (tmp_path / "no.pt", "no.pt")):
+        with pytest.raises(UserError, match=said) as error:
+            methods.create("fast_kvzip", predictor=path)
+        assert "\n" not in str(error.value)

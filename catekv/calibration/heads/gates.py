@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -51,6 +52,13 @@ class GateTraining:
     recent: int = option(256, "last tokens of a streaming head (default: {default})", **COUNT)
     rate: float = option(0.02, "of AdamW at its highest (default: {default})", least=0)
     weight: float = option(0.05, "of the gates' mean in the loss (default: {default})", least=0)
+    reward: float | None = option(
+        None,
+        "penalise gates only while more than this share of the answers' tokens is foretold as by "
+        "the full model, and the more the better (RLKV's rule, published: 0.5; default: always)",
+        least=0,
+        most=1,
+    )
     seed: int = option(42, "of the texts (default: {default})")
 
 
@@ -76,6 +84,12 @@ def gate_loss(
     distill = (full[labelled].float() - mixed[labelled].float()).square().mean(dim=-1).mean()
     penalty = gates.abs().mean()
     return GateLoss(distill, penalty, distill + weight * penalty)
+
+
+def rewarded_weight(weight: float, reward: float, least: float) -> float:
+    """RLKV's weight of the penalty: nothing up to a mean reward of ``least``, above it ``weight``
+    times the reward's exponential less 1."""
+    return weight * math.expm1(reward) if reward > least else 0.0
 
 
 def rate_factor(step: int, steps: int) -> float:
@@ -176,7 +190,14 @@ def _loss_of(
     seen = streaming_mask(ids.shape[1], settings.sinks, settings.recent, ids.device)
     with torch.enable_grad(), _gated(model, gates, seen):
         mixed = body(input_ids=ids, use_cache=False).last_hidden_state[0]
-    return gate_loss(full, mixed, labelled, gates, settings.weight)
+    weight = settings.weight
+    if settings.reward is not None:
+        with torch.no_grad():
+            head = model.model.get_output_embeddings()
+            foretold = [head(states[labelled]).argmax(dim=-1) for states in (full, mixed)]
+            reward = float((foretold[0] == foretold[1]).double().mean())
+        weight = rewarded_weight(weight, reward, settings.reward)
+    return gate_loss(full, mixed, labelled, gates, weight)
 
 
 @contextlib.contextmanager

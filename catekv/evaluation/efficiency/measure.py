@@ -94,7 +94,7 @@ def measure(
     """
     _check({"length": length, "new tokens": new_tokens, "repeats": repeats}, fill)
     steps = WARM_UP_STEPS + repeats * new_tokens + _SPARE_STEPS
-    model._check_length(length + steps)
+    model.refuse_beyond_window(length + steps)
     for spec in specs:
         spec.create().validate(model.shape)
     chosen = variants(model, specs, baselines)

@@ -65,7 +65,7 @@ def throughput(
     fits. Arguments as in :func:`catekv.evaluation.efficiency.measure.measure`.
     """
     steps = WARM_UP_STEPS + repeats * new_tokens + 1
-    model._check_length(length + steps)
+    model.refuse_beyond_window(length + steps)
     for spec in specs:
         spec.create().validate(model.shape)
     rows = []

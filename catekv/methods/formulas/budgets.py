@@ -162,7 +162,8 @@ def ada_counts(
         floor: share f of the base that no head loses.
         safeguard: ``mixed``: ``round((1 - f) * count + floor(f * base))``, halves to even;
             ``reserved``: every head's best ``floor(f * (base + window)) - window`` tokens are taken
-            first, the rest by score (the sum is always exact).
+            first, with the window at least one where f is above 0, the rest by score (the sum is
+            always exact).
         window: tokens of the window, for ``reserved``.
         exact: round ``mixed`` so that the sum is that of ``base``.
         normalise: multiply a head's scores by the share of its best ``base`` scores in its total.
@@ -174,7 +175,8 @@ def ada_counts(
         best = (scores * top_mask(scores, base)).sum(dim=-1)
         scores = scores * (best / scores.sum(dim=-1).clamp(min=1e-30))[..., None]
     if safeguard == "reserved":
-        sure = (((base + window) * floor + _GUARD).floor().long() - window).clamp(min=0)
+        sure = ((base + window) * floor + _GUARD).floor().long().clamp(min=1 if floor else 0)
+        sure = (sure - window).clamp(min=0).minimum(base)
         scores = scores.masked_fill(top_mask(scores, sure), torch.inf)
     counts = top_mask(scores.flatten(1), total).unflatten(1, scores.shape[1:]).sum(dim=-1)
     if safeguard == "reserved":

@@ -1,4 +1,5 @@
-"""DuoAttention: gates as ``full_attention_heads.tsv`` beside a ``config.json``, in a folder."""
+"""DuoAttention: gates as ``full_attention_heads.tsv`` beside a ``config.json``, in a folder; RLKV's
+``adapter_weights.tsv`` is read alike."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from catekv.calibration.heads.formats.asked import Asked, Table
 from catekv.calibration.heads.head_scores import HeadScores
 from catekv.errors import UserError
 from catekv.files import read_object, write_atomically, write_json
-from catekv.methods.head_mask import DUO_FILE
+from catekv.methods.head_mask import DUO_FILE, gates_in
 from catekv.methods.head_tables import read_numbers
 
 CONFIG_FILE = "config.json"
@@ -41,12 +42,12 @@ def gate_heads(gates: Tensor, sparsity: float) -> GateHeads:
 
 
 def matches(path: Path) -> bool:
-    return path.suffix == ".tsv" or (path / DUO_FILE).is_file()
+    return path.suffix == ".tsv" or gates_in(path).is_file()
 
 
 def read(path: Path, asked: Asked) -> Table:
     """Gates, clipped to [0, 1]: training leaves some slightly outside."""
-    file = path / DUO_FILE if path.is_dir() else path
+    file = gates_in(path) if path.is_dir() else path
     config = file.with_name(CONFIG_FILE)
     found = read_object(config) if config.is_file() else {}
     says: dict[str, Any] = {name: found[name] for name in (*EDGES, "sparsity") if name in found}

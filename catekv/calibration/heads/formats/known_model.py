@@ -38,7 +38,7 @@ class KnownModel:
         """From a model's configuration, or from LAYERSxKV_HEADS[xQUERY_HEADS].
 
         Raises:
-            UserError: both, or words that are no shape.
+            UserError: both, or words that are no shape of a model.
         """
         if model is not None and shape is not None:
             raise UserError("--shape is read from --model; give one of them")
@@ -57,6 +57,11 @@ class KnownModel:
                 "32x8x32"
             )
         layers, heads, queries = (int(part or 0) for part in found.groups())
+        if queries % heads:
+            raise UserError(
+                f"--shape {shape!r}: {queries} query heads are no multiple of {heads} KV heads; "
+                "write LAYERSxKV_HEADSxQUERY_HEADS"
+            )
         return cls(layers, heads, queries, tuple(range(layers)))
 
     def fitted(self, table: Floats, rule: str) -> tuple[Floats, dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""Fast KVzip: low-rank gates that foretell KVzip's scores."""
