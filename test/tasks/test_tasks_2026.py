@@ -149,13 +149,50 @@ def test_the_embedded_model_speaks_some_of_them() -> None:
     from catekv.tasks.wording.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
-    for task in ("scbench/kv", "scbench/vt"):
+    spoken = [task for task in DRAWN if find(task).small]
+    assert len(spoken) >= 8
+    for task in spoken:
         for sample in tasks.build(task, tokenizer, 256, 3):
-            assert tokenizer.unk_token_id not in tokenizer(sample.context)["input_ids"]
-            right = " ".join(sample.outputs) + " ."
-            assert find(task).score(right, sample)["official"] == 1
-    with pytest.raises(UserError, match="cannot express graphwalks/bfs; name a model"):
-        tasks.build("graphwalks/bfs", tokenizer, 256, 1)
+            text = sample.context + sample.question + sample.answer_prefix
+            assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
+            # what is told after the right answer is no part of it, but one line too many
+            right = " ".join(sample.outputs) + ("" if sample.outputs[0].endswith(".") else " .")
+            scores = find(task).score(right, sample)
+            assert (scores["official"], scores["strict"]) == (1, 1)
+            other = find(task).score("note fefib 11 22 33 .", sample)
+            assert other["official"] < 0.8
+            assert other["strict"] == 0
+    with pytest.raises(UserError, match="cannot express graphwalks/parents; name a model"):
+        tasks.build("graphwalks/parents", tokenizer, 256, 1)
+
+
+def test_the_embedded_models_forms_ask_what_the_tasks_ask() -> None:
+    from catekv.tasks.wording.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    (copied,) = tasks.build("reasoning/copy_long", tokenizer, 256, 1)
+    (turned,) = tasks.build("reasoning/reverse", tokenizer, 256, 1)
+    for sample, order in ((copied, 1), (turned, -1)):
+        (answer,) = sample.outputs
+        lines = f"{sample.answer_prefix} {answer}".strip().split(" .")[:-1]
+        places = [sample.context.index(line.strip()) for line in lines]
+        assert places == sorted(places)[::order]
+        # the lines that lead the answer rightly count
+        begun = answer.split(" .")[0] + " ."
+        assert find(sample.task).score(begun, sample) == {"official": 0.25, "strict": 0}
+    for sample in tasks.build("graphwalks/bfs", tokenizer, 400, 4, depth=3):
+        edges = re.findall(r"pass (\d\d \d\d \d\d|\w+) (\w+) \.", sample.context)
+        start = sample.question.removeprefix("trace ").removesuffix(" ?")
+        graph = Graph(edges)
+        assert any(graph.answer("bfs", start, d) == sample.scoring["nodes"] for d in (1, 2, 3))
+        assert graph.at_depth(sample.scoring["nodes"][0], 1) == set()
+    for sample in tasks.build("mrcr/4_needles", tokenizer, 300, 4):
+        texts, place = sample.scoring["texts"], sample.scoring["instance"]
+        assert sorted(texts, key=sample.context.index) == texts
+        assert texts[place] == sample.outputs[0]
+        assert [text in sample.answer_prefix for text in texts] == [n < place for n in range(4)]
+        wrong = find(sample.task).score(texts[place - 1] + " .", sample)
+        assert (wrong["instance"], wrong["strict"]) == (0, 0)
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
