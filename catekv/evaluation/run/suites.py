@@ -51,7 +51,7 @@ def suites() -> dict[str, Suite]:
         benchmarks.setdefault(task.partition("/")[0], []).append(task)
     mini = Suite(
         MINI,
-        f"every family of tasks, as far as the embedded model can read them: {MINI_SAMPLES} samples "
+        f"every family, as far as the embedded model can read its tasks: {MINI_SAMPLES} samples "
         f"of {MINI_LENGTH} tokens, generated rows",
         tuple(name for name, task in all_tasks().items() if task.small),
         (MINI_LENGTH,),
