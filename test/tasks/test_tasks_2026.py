@@ -14,6 +14,7 @@ from catekv import tasks
 from catekv.errors import UserError
 from catekv.tasks.families.graphwalks.graph import Graph, node_name
 from catekv.tasks.families.scbench.options import input_limit, kept_positions
+from catekv.tasks.metrics import boxed
 from catekv.tasks.registry import find
 from catekv.tasks.rows import sources
 
@@ -301,18 +302,28 @@ def test_rows_of_mrcr(tmp_path: Path) -> None:
         tasks.read(write(tmp_path / "torn.jsonl", {**row, "prompt": "[]"}), task="mrcr/2_needles")
 
 
-def test_rows_of_problems(tmp_path: Path) -> None:
+def test_rows_of_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("math_verify", reason="comparing terms needs the extra `math`")
     path = write(tmp_path / "aime24.jsonl", {"problem": "1+1?", "answer": "002", "id": 60})
     (sample,) = tasks.read(path)
     assert sample.task == "reasoning/aime24"
     assert find(sample.task).score(r"so \boxed{2}", sample)["official"] == 1
     unanswered = find(sample.task).score("2", sample)
     assert (unanswered["official"], unanswered["answered"]) == (0, 0)
+    strange = find(sample.task).score(r"\boxed{two}", sample)
+    assert (strange["official"], strange["answered"], strange["unreadable"]) == (0, 1, 1)
     with pytest.raises(UserError, match="no whole number from 0 to 999"):
         tasks.read(write(tmp_path / "aime25.jsonl", {"problem": "?", "answer": "x"}))
     math = write(tmp_path / "math500.jsonl", {"problem": "?", "answer": r"\frac12", "level": 2})
     (sample,) = tasks.read(math)
     assert sample.metadata["level"] == 2
+    assert find(sample.task).score(r"\boxed{0.5}", sample)["official"] == 1
+    for answer in (r"\frac{1}", "???", r"\sqrt["):
+        scores = find(sample.task).score(rf"\boxed{{{answer}}}", sample)
+        assert (scores["official"], scores["unreadable"]) == (0, 1)
+    monkeypatch.setattr(boxed, "comparison", lambda: boxed.BY_TEXT)
+    scores = find(sample.task).score(r"\boxed{\dfrac12}", sample)
+    assert (scores["official"], scores["unreadable"], scores["by_text"]) == (1, 0, 1)
 
 
 def test_missing_files_say_where_to_get_them(bpe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
