@@ -262,6 +262,18 @@ def test_rows_of_scbench(tmp_path: Path) -> None:
         ({"context": "x", "multi_turns": []}, "no list multi_turns"),
         ({"context": "x", "multi_turns": [{"input": "a"}]}, "turn 1 has no answer"),
         ({"context": "x", "multi_turns": [{"answer": "a"}]}, "turn 1 has no input"),
+        (
+            {"context": [{"type": "image"}], "multi_turns": [{"input": "a", "answer": "b"}]},
+            "context is no text",
+        ),
+        (
+            {"context": "x", "multi_turns": [{"input": [{"type": "image"}], "answer": "b"}]},
+            "turn 1 has no input",
+        ),
+        *(
+            ({"context": "x", "multi_turns": [{"input": "a", "answer": answer}]}, "no answer")
+            for answer in ("", " ", [], ["", "b"], {"b": 1}, float("nan"))
+        ),
     ],
 )
 def test_rows_that_nothing_can_be_scored_against(
@@ -283,6 +295,9 @@ def test_rows_of_graphwalks(tmp_path: Path) -> None:
     older = {"prompt": "x\n\nBFS", "answer": [], "problem_type": "bfs"}
     (sample,) = tasks.read(write(tmp_path / "older.jsonl", older))
     assert find(sample.task).score("Final Answer: []", sample)["official"] == 1
+    for name, value in (("prompt", [{"type": "image"}]), ("answer_nodes", None)):
+        with pytest.raises(UserError, match=rf"line 1: {name} "):
+            tasks.read(write(tmp_path / "torn.jsonl", {**row, name: value}))
 
 
 def test_rows_of_mrcr(tmp_path: Path) -> None:
@@ -298,6 +313,13 @@ def test_rows_of_mrcr(tmp_path: Path) -> None:
     scores = find(sample.task).score("xYred owls", sample)
     assert (scores["instance"], scores["prefix_ok"], scores["strict"]) == (0, 1, 0)
     assert find(sample.task).score("xYblue owls", sample)["official"] == 1
+    nothing = write(tmp_path / "nothing.jsonl", {**row, "answer": "xY"})
+    with pytest.raises(UserError, match="line 1: the row has no answer to score against"):
+        tasks.read(nothing)
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": "data:,"}]}
+    picture = write(tmp_path / "picture.jsonl", {**row, "prompt": json.dumps([image, ask])})
+    with pytest.raises(UserError, match="line 1: a message of prompt has no text as its content"):
+        tasks.read(picture)
     with pytest.raises(UserError, match="prompt is no list of messages"):
         tasks.read(write(tmp_path / "torn.jsonl", {**row, "prompt": "[]"}), task="mrcr/2_needles")
 
