@@ -84,9 +84,12 @@ def test_a_report_shows_them_as_theirs(tmp_path: Path) -> None:
     write(tmp_path / "ruler__4096__a--b__snapkv__0.50", metrics, None, "compression_ratio\n0.5\n")
     write(tmp_path / "math500__a--b__no_press__0.00", {"accuracy": 0.5}, "dataset: math500\n"
           "model: a/b\npress_name: no_press\n", "answer\n1\n")  # fmt: skip
+    bare = tmp_path / "needles__a--b__knorm__0.25"
+    write(bare, {"score": 0.25}, "dataset: n\nmodel: a/b\npress_name: knorm\n")
     written = report.report_on([tmp_path], output=tmp_path / "out")
     text = next(path for path in written.files if path.suffix == ".md").read_text()
     assert "Results of kvpress" in text
     assert "string_match 20.00 (mean of 5 tasks)" in text
     assert "accuracy 0.5" in text
+    assert "score 0.25" in text
     assert "so not finished: " in text

@@ -36,6 +36,8 @@ def test_scbench_turns(golden: Any) -> None:
         ("Because it is: the answer is A", "A"),
         ("BC", None),
         ("Dogs bark", None),
+        ("The answer is a train", None),
+        ("THE ANSWER IS: B", "B"),
         ("I take B then", "B"),
         ("a train", "C"),
         ("first the answer is A, no, the answer is D.", "D"),
@@ -148,3 +150,4 @@ def test_lines(golden: Any) -> None:
             case["expected"]["prefix"], case["expected"]["exact"]
         )  # fmt: skip
     assert lines.rate("a\nb\nc", ["a", "b"]) == (1.0, False)
+    assert lines.rate("a\n\nb", ["a", "", "b"]) == (1.0, True)

@@ -186,7 +186,7 @@ def _turns(cells: Sequence[Mapping[str, Any]]) -> list[Block]:
     places: dict[tuple[str, ...], dict[int, str]] = {}
     for cell in cells:
         length = short_length(cell["length"]) if cell["length"] else "whole texts"
-        place = (cell["method"], cell["task"], length, cell["question"])
+        place = (cell["method"], cell["task"], length, question_word(cell["question"]))
         value = f"{tables.number(cell['score'])} (n {cell['count']})"
         places.setdefault(place, {})[cell["turn"]] = value
     rows = [[*place, *(own.get(turn, "-") for turn in turns)] for place, own in places.items()]

@@ -216,9 +216,16 @@ def _title(groups: Sequence[Group]) -> None:
             if len({repr(other.configuration.get(name)) for other in same}) > 1
         ]
         shown = ", ".join(
-            f"{name.replace('_', ' ')} {own.get(name)}" for name in differing[:3]
+            f"{name.replace('_', ' ')} {_in_words(own.get(name))}" for name in differing[:3]
         ) or ", ".join(run.name for run in group.runs)
         twins = [o for o in same if o is not group and o.configuration == own]
         if differing and twins:
             shown += f", {group.runs[0].name}"
         group.title = f"{model} ({shown})"
+
+
+def _in_words(value: Any) -> str:
+    """A setting as a reader would type it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={inner}" for name, inner in value.items()) or "default"
+    return "default" if value is None else str(value)

@@ -15,8 +15,8 @@ from catekv.files import read_json, read_object
 from catekv.methods.head_mask import META_FILE
 
 EFFICIENCY = "efficiency.json"
-#: What a run of kvpress leaves.
-_KVPRESS = ("metrics.json", "predictions.csv")
+#: What a run of kvpress leaves: its scores, and one of the others at least.
+_KVPRESS, _KVPRESS_OTHERS = "metrics.json", ("predictions.csv", "config.yaml")
 #: What a check concluded, beside the folders that it concluded it from.
 VERDICT = "verdict.json"
 #: Folders below a given one that are looked into.
@@ -85,7 +85,7 @@ def read_inputs(paths: Sequence[str | Path]) -> Inputs:
         if _count(found) == before and given.resolve() not in seen:
             raise UserError(
                 f"{given} is no run directory and holds none (no {MANIFEST}, no {EFFICIENCY}); "
-                "give folders that `catekv evaluate` or `catekv efficiency` made"
+                "give folders that `catekv evaluate`, `catekv efficiency` or kvpress made"
             )
     return found
 
@@ -116,7 +116,8 @@ def _read(path: Path, name: str, found: Inputs, seen: set[Path]) -> bool:
         if (path / EFFICIENCY).is_file():
             found.efficiency.append(read_efficiency(path / EFFICIENCY, name))
             known = True
-        if all((path / name).is_file() for name in _KVPRESS):
+        others = any((path / name).is_file() for name in _KVPRESS_OTHERS)
+        if others and (path / _KVPRESS).is_file():
             found.kvpress.append(read_kvpress_run(path))
             known = True
         if (path / META_FILE).is_file() and any(path.glob("head_type_p*.csv")):

@@ -106,14 +106,22 @@ def _mean(estimate: Mapping[str, float] | None) -> str:
     return tables.number(estimate["mean"] if estimate else None)
 
 
+_LONG_NOTE = (
+    "; unreadable: share of answers in a box that nothing can compare, which count as wrong; at "
+    "limit: share of answers that the limit of tokens ended"
+)
+_BY_TEXT_NOTE = "; terms were compared as texts, because math-verify (extra math) is not installed"
+
+
 def _cost_table(averages: Sequence[Row]) -> Table:
     rare = [name for name in ("skipped", "cut") if any(row[name] for row in averages)]
     # long answers: the others end where their task's short allowance does
     long = any("answered" in row["metrics"] for row in averages)
+    by_text = any("by_text" in row["metrics"] for row in averages)
     header = [
         "method", "to keep", "kept", "stored MiB", "of full", "prefill ms", "compress ms",
         "question ms", "ms/token", "samples", "empty", "errors", *rare,
-        *(("answered", "at limit") if long else ()),
+        *(("answered", "unreadable", "at limit") if long else ()),
     ]  # fmt: skip
     rows = [
         [
@@ -130,7 +138,14 @@ def _cost_table(averages: Sequence[Row]) -> Table:
                 )
             ),
             *(str(row[name]) for name in ("count", "nulls", "errors", *rare)),
-            *((tables.percent(_answered(row)), tables.percent(row["at_limit"])) if long else ()),
+            *(
+                (
+                    tables.percent(_share(row, "answered")),
+                    tables.percent(_share(row, "unreadable")),
+                    tables.percent(row["at_limit"]),
+                )
+                if long else ()
+            ),
         ]
         for row in averages
     ]  # fmt: skip
@@ -138,15 +153,16 @@ def _cost_table(averages: Sequence[Row]) -> Table:
         "Memory and time. to keep: share of tokens that was to be kept, or is read per step; kept: "
         "share stored; times are medians; empty: answers without text"
         + ("; skipped: left out for a recorded reason; cut: shortened to fit" if rare else "")
-        + ("; at limit: share of answers that the limit of tokens ended" if long else "")
+        + (_LONG_NOTE if long else "")
+        + (_BY_TEXT_NOTE if by_text else "")
     )
     return Table(caption, header, rows)
 
 
-def _answered(row: Row) -> float | None:
-    """Share of the samples that gave an answer which could be read."""
-    answered = row["metrics"].get("answered")
-    return None if answered is None else answered / 100
+def _share(row: Row, metric: str) -> float | None:
+    """A score that counts samples, as their share."""
+    percent = row["metrics"].get(metric)
+    return None if percent is None else percent / 100
 
 
 def _task_table(cells: Sequence[Row], full: str | None) -> Table:

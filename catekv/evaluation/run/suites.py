@@ -51,8 +51,8 @@ def suites() -> dict[str, Suite]:
         benchmarks.setdefault(task.partition("/")[0], []).append(task)
     mini = Suite(
         MINI,
-        f"every family of tasks that the embedded model can read, {MINI_SAMPLES} samples of "
-        f"{MINI_LENGTH} tokens, generated rows",
+        f"every family, as far as the embedded model can read its tasks: {MINI_SAMPLES} samples "
+        f"of {MINI_LENGTH} tokens, generated rows",
         tuple(name for name, task in all_tasks().items() if task.small),
         (MINI_LENGTH,),
         MINI_SAMPLES,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _OPENING = re.compile(r"\\(?:boxed|fbox)\s*\{")
+#: how terms are compared where math-verify is not installed
+BY_TEXT = "normalised text"
 #: time for reading a term, and for comparing two
 _SECONDS = 5
 _DEGREES = re.compile(r"\^?\{?\\circ\}?|°|\\degree")
@@ -65,13 +67,13 @@ def normalised(text: str) -> str:
 
 
 def comparison() -> str:
-    """What compares terms here: ``math-verify`` with its version, or ``normalised text``."""
+    """What compares terms here: ``math-verify`` with its version, or :data:`BY_TEXT`."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         return f"math-verify {version('math-verify')}"
     except PackageNotFoundError:
-        return "normalised text"
+        return BY_TEXT
 
 
 def equivalent(gold: str, answer: str) -> bool:
@@ -79,14 +81,31 @@ def equivalent(gold: str, answer: str) -> bool:
     without that package by their normalised texts."""
     if normalised(gold) == normalised(answer):
         return True
-    if comparison() == "normalised text":
+    if comparison() == BY_TEXT:
         return False
-    from math_verify import parse, verify
+    from math_verify import verify
 
-    # its limits of time are signals, which only the main thread may set
-    limit = _SECONDS if threading.current_thread() is threading.main_thread() else None
-    terms = [parse(rf"\boxed{{{text}}}", parsing_timeout=limit) for text in (gold, answer)]
-    return bool(verify(*terms, timeout_seconds=limit))
+    return bool(verify(_terms(gold), _terms(answer), timeout_seconds=_limit()))
+
+
+def _limit() -> int | None:
+    """Limits of time are signals there, which only the main thread may set."""
+    return _SECONDS if threading.current_thread() is threading.main_thread() else None
+
+
+def _terms(text: str) -> list[Any]:
+    """What math-verify reads in a text: terms, and the text itself where it reads it as one."""
+    from math_verify import parse
+
+    return list(parse(rf"\boxed{{{text}}}", parsing_timeout=_limit()))
+
+
+def readable(kind: str, answer: str) -> bool:
+    """Whether what compares answers of this kind can read one: a whole number from 0 to 999
+    (``aime``), a term (``math``). Without math-verify terms are texts, which can all be read."""
+    if kind == "aime":
+        return integer_0_999(answer) is not None
+    return comparison() == BY_TEXT or any(not isinstance(term, str) for term in _terms(answer))
 
 
 def right(kind: str, gold: str, answer: str | None) -> bool:

@@ -16,7 +16,7 @@ class Lines(NamedTuple):
 def rate(output: str, expected: Sequence[str]) -> Lines:
     """Compare line by line; blank lines and white space around lines do not count."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    wanted = [line.strip() for line in expected]
+    wanted = [line.strip() for line in expected if line.strip()]
     leading = 0
     for line, right in zip(lines, wanted, strict=False):
         if line != right:

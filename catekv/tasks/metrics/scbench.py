@@ -22,7 +22,8 @@ _DIGITS = re.compile(r"\d+")
 #: a letter that no letter or digit touches
 _ALONE = re.compile(r"(?<![^\W_])[A-D](?![^\W_])")
 _LEADING = re.compile(r"\(?([A-D])(?:[).:,]|\Z)")
-_CUE = re.compile(r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-D])(?![^\W_])", re.IGNORECASE)
+#: "The answer is a train" names no letter: only the cue may be in any case
+_CUE = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*\(?([A-D])(?![^\W_])")
 
 
 def _texts(label: Any) -> list[str]:
@@ -75,7 +76,7 @@ def chosen_letter(prediction: str, options: Sequence[str]) -> str | None:
         return leading.group(1)
     cues = _CUE.findall(text)
     if cues:
-        return str(cues[-1]).upper()
+        return str(cues[-1])
     if text in options:
         return "ABCD"[list(options).index(text)]
     alone = _ALONE.search(text)

@@ -10,8 +10,10 @@ from catekv.tasks.core.randomness import generator
 from catekv.tasks.core.task import BuildRequest
 from catekv.tasks.drawing.drawn_samples import Plan, story_seed
 from catekv.tasks.drawing.growing import Growing
+from catekv.tasks.families.graphwalks import small
 from catekv.tasks.families.graphwalks.graph import Graph, names, nodes_for, random_edges
 from catekv.tasks.families.graphwalks.options import WalkOptions
+from catekv.tasks.small.parts import is_small
 
 _RULES = (
     "Below is a directed graph as a list of edges, one edge per line in the form a -> b. You will "
@@ -42,6 +44,9 @@ def new_tokens(largest: int) -> int:
 
 def plan(request: BuildRequest, index: int) -> Plan:
     operation = request.task.name.partition("/")[2]
+    if is_small(request.wording):
+        assert isinstance(request.options, WalkOptions)
+        return small.plan(request, index, request.options.depth)
     return Plan(_drafts(request, index, operation), _MINIMUM)
 
 

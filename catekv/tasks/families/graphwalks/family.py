@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.core.task import BuildRequest, Family, Task
 from catekv.tasks.drawing.drawn_samples import fitted, is_drawn
+from catekv.tasks.families.graphwalks import small
 from catekv.tasks.families.graphwalks.drawn import new_tokens, plan
 from catekv.tasks.families.graphwalks.options import WalkOptions
 from catekv.tasks.families.graphwalks.rows import PREFIX, read, recognise, row_parts
@@ -44,6 +45,8 @@ def generate(request: BuildRequest) -> Iterator[Sample]:
 def score(prediction: str, sample: Sample) -> dict[str, float]:
     """``official`` is the F1 of the listed nodes (1 where none is right and none listed),
     ``strict`` 1 for exactly these; ``parse_failed`` counts answers without a list."""
+    if "walk" in sample.scoring:
+        prediction = small.final_answer(prediction)
     walk = graphwalks.rate(prediction, sample.scoring["nodes"])
     return {
         "official": walk.f1,
@@ -62,7 +65,7 @@ def _task(operation: str) -> Task:
         metric="f1",
         generate=generate,
         score=score,
-        small=False,
+        small=operation == small.OPERATION,
     )
 
 

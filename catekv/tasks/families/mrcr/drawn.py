@@ -11,7 +11,9 @@ from catekv.errors import UserError
 from catekv.tasks.core.parts import Parts
 from catekv.tasks.core.task import BuildRequest
 from catekv.tasks.drawing.drawn_samples import Plan
+from catekv.tasks.families.mrcr import small
 from catekv.tasks.families.mrcr.options import ConversationOptions
+from catekv.tasks.small.parts import is_small
 from catekv.tasks.wording.hay import cut_sentence
 from catekv.tasks.wording.vocabulary import ADJECTIVES, NOUNS
 
@@ -39,6 +41,8 @@ def plan(request: BuildRequest, index: int) -> Plan:
     options = request.options
     assert isinstance(options, ConversationOptions)
     needles = needles_of(request.task.name)
+    if is_small(request.wording):
+        return small.plan(request, index, needles)
     words = _WORDS[options.short][1]
     return Plan(_drafts(request, index, needles, options.short), 2 * needles, extra_limit=words)
 

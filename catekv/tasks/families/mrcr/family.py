@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.core.task import BuildRequest, Family, Task
 from catekv.tasks.drawing.drawn_samples import fitted, is_drawn
+from catekv.tasks.families.mrcr import small
 from catekv.tasks.families.mrcr.drawn import needles_of, plan
 from catekv.tasks.families.mrcr.options import ConversationOptions
 from catekv.tasks.families.mrcr.rows import NEEDLES, read, recognise, row_parts, task_name
@@ -44,6 +45,8 @@ def score(prediction: str, sample: Sample) -> dict[str, float]:
     """``official`` is difflib's ratio behind the prefix (0 without it), ``strict`` 1 for the exact
     text; ``instance``: the text is most like the one that was meant."""
     answer, prefix = sample.outputs[0], sample.scoring["prefix"]
+    if "stop" in sample.scoring:  # the embedded model's texts end there, and others may follow
+        prediction = prediction.partition(sample.scoring["stop"])[0]
     rated = mrcr.rate(prediction, answer, prefix)
     scores = {
         "official": rated.ratio,
@@ -64,7 +67,7 @@ def _task(needles: int) -> Task:
         metric="ratio",
         generate=generate,
         score=score,
-        small=False,
+        small=needles <= small.MOST,
     )
 
 

@@ -39,6 +39,8 @@ def row_parts(position: int, row: Mapping[str, Any]) -> Parts:
     answer, prefix, needles = row["answer"], row["random_string_to_prepend"], row["n_needles"]
     if not isinstance(answer, str) or not isinstance(prefix, str):
         raise ValueError("answer and random_string_to_prepend must be texts")
+    if not answer.removeprefix(prefix).strip():
+        raise ValueError("the row has no answer to score against")
     if needles not in NEEDLES:
         raise ValueError(f"n_needles {needles!r} is none of {', '.join(map(str, NEEDLES))}")
     lines = [

@@ -11,7 +11,7 @@ from catekv.tasks.core.parts import unfitted
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.core.task import BuildRequest, Family, Task
 from catekv.tasks.drawing.drawn_samples import fitted
-from catekv.tasks.families.reasoning import problems, steps
+from catekv.tasks.families.reasoning import problems, small, steps
 from catekv.tasks.families.reasoning.problems import PREFIX, SOURCES
 from catekv.tasks.rows.named_files import NamedFiles
 from catekv.tasks.rows.sources import DataOptions, file_rows
@@ -63,7 +63,7 @@ def _exercise(name: str) -> Task:
         metric="lines",
         generate=_exercises,
         score=steps.score,
-        small=False,
+        small=name in small.EXERCISES,
     )
 
 

@@ -68,15 +68,20 @@ def generate(request: BuildRequest) -> Iterator[Sample]:
 
 def score(prediction: str, sample: Sample) -> dict[str, float]:
     """``official``: the last box holds the right answer; ``strict``: in the very words;
-    ``answered``: there is a box."""
+    ``answered``: there is a box; ``unreadable``: what compares answers reads nothing in it;
+    ``by_text``: there only where math-verify is missing and terms were compared as texts."""
     if not sample.outputs:
         raise UserError(
             f"{sample.task}, sample {sample.index}: there is no answer to score against"
         )
     gold, answer = sample.outputs[0], boxed.boxed(prediction)
-    right = boxed.right(sample.scoring["kind"], gold, answer)
+    kind = sample.scoring["kind"]
+    right = boxed.right(kind, gold, answer)
+    by_text = kind == "math" and boxed.comparison() == boxed.BY_TEXT
     return {
         "official": float(right),
         "strict": float(right and answer == gold),
         "answered": float(answer is not None),
+        "unreadable": float(answer is not None and not boxed.readable(kind, answer)),
+        **({"by_text": 1.0} if by_text else {}),
     }

@@ -7,7 +7,7 @@ What an eviction must keep differs: entries of the prompt far away (``copy_long`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from random import Random
 from typing import NamedTuple
@@ -17,7 +17,9 @@ from catekv.tasks.core.randomness import generator
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.core.task import BuildRequest
 from catekv.tasks.drawing.drawn_samples import Plan, story_seed
+from catekv.tasks.families.reasoning import small
 from catekv.tasks.metrics import lines
+from catekv.tasks.small.parts import is_small
 from catekv.tasks.wording.vocabulary import NOUNS
 
 #: lines of the smallest answer
@@ -127,7 +129,10 @@ EXERCISES: dict[str, Callable[[int, Random], Exercise]] = {
 
 def plan(request: BuildRequest, index: int) -> Plan:
     """An exercise; the unit is one line of its answer. Prompt and answer fill the length."""
-    exercise = EXERCISES[request.task.name.partition("/")[2]]
+    name = request.task.name.partition("/")[2]
+    if is_small(request.wording):
+        return small.EXERCISES[name](request, index)
+    exercise = EXERCISES[name]
     worked = exercise(3, generator(*story_seed(request, index), "example"))
 
     @lru_cache(maxsize=2)  # the search looks at one text twice: estimated, then counted
@@ -155,5 +160,8 @@ def _block(text: list[str]) -> str:
 def score(prediction: str, sample: Sample) -> dict[str, float]:
     """``official``: share of the lines that lead the answer rightly; ``strict``: all of them and
     none more."""
-    rated = lines.rate(prediction, sample.outputs)
+    expected: Sequence[str] = sample.outputs
+    if "small" in sample.scoring:
+        prediction, expected = small.lines(prediction, sample)
+    rated = lines.rate(prediction, expected)
     return {"official": rated.prefix, "strict": float(rated.exact)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,10 @@ _BEFORE = {"mf": "A list of whole numbers follows.\n"}
 
 
 def _context(name: str, value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return _BEFORE.get(name, "") + json.dumps(list(value)) + "\n"
+    if name == "mf" and isinstance(value, list | tuple):
+        if not value or any(type(number) is not int for number in value):
+            raise ValueError("context is no list of whole numbers")
+        return _BEFORE[name] + json.dumps(list(value)) + "\n"
     if not isinstance(value, str) or not value.strip():
         raise ValueError("context is no text")
     return value
@@ -57,11 +60,20 @@ def _turns(name: str, row: Mapping[str, Any]) -> list[Turn]:
     return [_turn(name, number, turn, row) for number, turn in enumerate(given)]
 
 
+def _can_be_compared(answer: Any) -> bool:
+    """A text, a finite number, or a list of them that is not empty."""
+    if isinstance(answer, list | tuple):
+        return bool(answer) and all(map(_can_be_compared, answer))
+    if isinstance(answer, str):
+        return bool(answer.strip())
+    return isinstance(answer, int | float) and math.isfinite(answer)
+
+
 def _turn(name: str, number: int, turn: Any, row: Mapping[str, Any]) -> Turn:
     if not isinstance(turn, Mapping) or not isinstance(turn.get("input"), str):
         raise ValueError(f"turn {number + 1} has no input")
     answer = turn.get("answer")
-    if answer is None or answer == "" or answer == []:
+    if not _can_be_compared(answer):
         raise ValueError(f"turn {number + 1} has no answer to score against")
     rule, tokens = part_of(name, turn.get("task"))
     scoring: dict[str, Any] = {"rule": rule, "label": answer}
