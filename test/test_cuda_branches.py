@@ -57,8 +57,8 @@ def model_on(device: Any, layers: int = 1, **changes: Any) -> CateKVModel:
 
 
 @functools.cache
-def on_cpu(name: str) -> Tensor:
-    return steps_of(name, model_on("cpu", CASES[name].layers), "off", "off")[0]
+def on_cpu(name: str, layers: int) -> Tensor:
+    return steps_of(name, model_on("cpu", layers), "off", "off")[0]
 
 
 @torch.no_grad()
@@ -87,10 +87,13 @@ def decode_inputs(dtype: torch.dtype, device: Any) -> list[Any]:
 
 
 @walk(
-    "kernels/dispatch.py: choose", "kernels/dispatch.py: _launching",
-    "kernels/dispatch.py: _why_no_triton", "kernels/ragged_decode.py: _product",
-    "kernels/ragged_decode_triton.py: _processors", "methods/stores/block_reader.py: product",
-)  # fmt: skip
+    "kernels/dispatch.py: choose",
+    "kernels/dispatch.py: _launching",
+    "kernels/dispatch.py: _why_no_triton",
+    "kernels/ragged_decode.py: _product",
+    "kernels/ragged_decode_triton.py: _processors",
+    "methods/stores/block_reader.py: product",
+)
 def kernels_are_chosen(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     from catekv.kernels.ragged_decode_triton import _processors
     from catekv.methods.stores.block_reader import product
@@ -123,24 +126,29 @@ def flash_attention_reads_chunks(device: Pretended, monkeypatch: pytest.MonkeyPa
 
 
 @walk(
-    "cache/attention.py: _past_is_causal", "decode/fused.py: chosen_step", "decode/fused.py: _found",
-    "decode/graph.py: why_not", "decode/step.py: DecodeStep._drop",
-)  # fmt: skip
+    "cache/attention.py: _past_is_causal",
+    "decode/fused.py: chosen_step",
+    "decode/fused.py: _found",
+    "decode/graph.py: why_not",
+    "decode/step.py: DecodeStep._drop",
+)
 def a_step_is_fused_and_recorded(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     found, step = steps_of("snapkv", model_on(CUDA), "auto", "auto")
     assert step.captured, step.reason
     assert step.fused, step.fused_reason
     # the tail had room for two tokens: the step was recorded again
     assert device.runtime.replays == STEPS
-    close(found, on_cpu("snapkv"))
+    close(found, on_cpu("snapkv", 1))
     assert {"_rms_norm", "_rotary_append", "_silu_multiply", "_pack"} <= device.kernels()
 
 
 @walk(
-    "decode/generation.py: synchronize", "decode/generation.py: Session.open",
-    "decode/generation.py: _Mail.__init__", "loading.py: resolve_device",
+    "decode/generation.py: synchronize",
+    "decode/generation.py: Session.open",
+    "decode/generation.py: _Mail.__init__",
+    "loading.py: resolve_device",
     "loading.py: random_model",
-)  # fmt: skip
+)
 def a_model_answers(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import LlamaConfig
 
@@ -163,14 +171,16 @@ def a_model_answers(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reads(name: str) -> None:
     """A method decodes as it does on a CPU, recorded where that is possible."""
-    found, _ = steps_of(name, model_on(CUDA, CASES[name].layers), "auto", "off")
-    close(found, on_cpu(name))
+    layers = CASES[name].layers
+    found, _ = steps_of(name, model_on(CUDA, layers), "auto", "off")
+    close(found, on_cpu(name, layers))
 
 
 @walk(
-    "methods/stores/host.py: to_host", "methods/stores/offload.py: OffloadedPrefix.build",
+    "methods/stores/host.py: to_host",
+    "methods/stores/offload.py: OffloadedPrefix.build",
     "methods/stores/offload.py: OffloadedPrefix.read",
-)  # fmt: skip
+)
 def a_prefix_stays_on_the_host(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     from catekv.methods.stores.host import copy_stream
 
@@ -184,9 +194,10 @@ def values_come_from_the_host(device: Pretended, monkeypatch: pytest.MonkeyPatch
 
 
 @walk(
-    "methods/atskv/passive.py: PassivePlace.hold", "methods/atskv/passive.py: Passive.build",
+    "methods/atskv/passive.py: PassivePlace.hold",
+    "methods/atskv/passive.py: Passive.build",
     "methods/atskv/passive.py: to_device",
-)  # fmt: skip
+)
 def passive_entries_wait_on_the_host(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     reads("atskv/top")
 
@@ -195,9 +206,11 @@ def passive_entries_wait_on_the_host(device: Pretended, monkeypatch: pytest.Monk
 
 
 @walk(
-    "evaluation/efficiency/clock.py: step_times", "evaluation/efficiency/clock.py: cold_times",
-    "evaluation/efficiency/clock.py: copy_bandwidth", "evaluation/efficiency/clock.py: _kind",
-)  # fmt: skip
+    "evaluation/efficiency/clock.py: step_times",
+    "evaluation/efficiency/clock.py: cold_times",
+    "evaluation/efficiency/clock.py: copy_bandwidth",
+    "evaluation/efficiency/clock.py: _kind",
+)
 def clocks_tick(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     from catekv.evaluation.efficiency import clock
 
@@ -213,12 +226,15 @@ def clocks_tick(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @walk(
-    "evaluation/efficiency/dense.py: Reader.write", "evaluation/efficiency/dense.py: Library.absent",
+    "evaluation/efficiency/dense.py: Reader.write",
+    "evaluation/efficiency/dense.py: Library.absent",
     "evaluation/efficiency/memory.py: Peak.__init__",
     "evaluation/efficiency/memory.py: Peak.highest",
-    "evaluation/efficiency/memory.py: allocated_bytes", "evaluation/efficiency/memory.py: free",
-    "prefill/devices.py: free_memory_bytes", "evaluation/records/environment.py: device_description",
-)  # fmt: skip
+    "evaluation/efficiency/memory.py: allocated_bytes",
+    "evaluation/efficiency/memory.py: free",
+    "prefill/devices.py: free_memory_bytes",
+    "evaluation/records/environment.py: device_description",
+)
 def steps_are_measured(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     from catekv.evaluation.columns.settings import MethodSpec
     from catekv.evaluation.efficiency import dense, memory
@@ -242,10 +258,12 @@ def steps_are_measured(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @walk(
-    "commands/doctor_report.py: _devices", "evaluation/run/loop.py: _free",
-    "evaluation/run/measured.py: reset_peak", "evaluation/run/measured.py: peak",
+    "commands/doctor_report.py: _devices",
+    "evaluation/run/loop.py: _free",
+    "evaluation/run/measured.py: reset_peak",
+    "evaluation/run/measured.py: peak",
     "prefill/devices.py: find_device",
-)  # fmt: skip
+)
 def the_device_is_described(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     from catekv.commands import doctor_report
     from catekv.evaluation.run import loop, measured

@@ -1,8 +1,8 @@
 """Where the code asks whether it is on a CUDA device, and whether a walk took that side.
 
 A question is ``x.is_cuda``, ``x.type`` compared with ``"cuda"``, a name that starts with it, or
-``torch.cuda.is_available()``. An ``if`` that asks has been taken if a statement of its CUDA side was
-executed, any other question if its line was.
+``torch.cuda.is_available()``. An ``if`` that asks has been taken if a statement of its CUDA side
+was executed, any other question if its line was.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class _Questions(ast.NodeVisitor):
             lines = tuple(sorted({one.lineno for one in side}))
             self._sides.update(dict.fromkeys(inside, lines))
 
-    def visit_If(self, node: ast.If) -> None:  # noqa: N802
+    def visit_If(self, node: ast.If) -> None:
         self.visit(node.test)
         self._body(node.body)
         self._body(node.orelse)

@@ -87,9 +87,7 @@ def launch_of(executor: Any, arguments: tuple[Any, ...], options: dict[str, Any]
         executor.fn, *arguments, **{name: x for name, x in options.items() if name in known}
     )
     constants = {
-        name: value
-        for name, value in given.items()
-        if name in executor.constexprs or value is None
+        name: value for name, value in given.items() if name in executor.constexprs or value is None
     }
     grid = executor.grid(given) if callable(executor.grid) else executor.grid
     return Launch(

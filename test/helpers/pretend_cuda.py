@@ -1,6 +1,6 @@
 """A CUDA device that is not there: tensors say that they lie on it, and compute on the CPU.
 
-Within :func:`pretend_cuda` the code that runs on CUDA devices only runs anywhere, with real numbers:
+Within :func:`pretend_cuda` what runs on CUDA devices only runs anywhere, with real numbers:
 
 - what is made on ``cuda`` or computed from it says so, whatever a view or a module makes of it;
 - operands on two devices are refused as torch refuses them, and so are tensors of the host that a
@@ -152,7 +152,9 @@ class _Tensors(TorchFunctionMode):
         placed = [(x, inside) for x, inside in zip(given, here, strict=True) if _has_place(x)]
         if any(tensor.dim() and not inside for tensor, inside in placed):
             where = ", ".join("cuda:0" if inside else "cpu" for inside in here)
-            raise RuntimeError(f"{name}: expected all tensors to be on the same device, not {where}")
+            raise RuntimeError(
+                f"{name}: expected all tensors to be on the same device, not {where}"
+            )
 
     def _moved(self, name: str, args: Any, kwargs: Any) -> Tensor:
         tensor, *rest = args
