@@ -235,26 +235,22 @@ def clocks_tick(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     "prefill/devices.py: free_memory_bytes",
     "evaluation/records/environment.py: device_description",
 )
-def steps_are_measured(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
-    from catekv.evaluation.columns.settings import MethodSpec
+def memory_is_measured(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     from catekv.evaluation.efficiency import dense, memory
-    from catekv.evaluation.efficiency.measure import measure
     from catekv.evaluation.records.environment import device_description
 
-    model = model_on(CUDA)
-    spec = MethodSpec("ours", "snapkv", {"budget": 8, "window": 4})
-    rows = measure(
-        model, [spec], 64, new_tokens=1, repeats=1, baselines=("kernel", "sdpa"), breakdown=False
-    )
-    assert [row.status for row in rows] == ["measured"] * 3, [row.note for row in rows]
-    assert all(row.captured for row in rows)
-    assert all(row.resident_bytes for row in rows)
-    assert "_append" in device.kernels()
     assert dense.LIBRARIES["flex"].absent(CUDA) == ""
     peak = memory.Peak(CUDA)
-    held = torch.zeros(1 << 20, device=CUDA)
-    assert (peak.since_start() or 0) >= held.nbytes
-    assert device_description("cuda")["kind"] == "cuda"
+    reader = dense.Sdpa(1, 2, 8, 16, torch.float32, CUDA, 0)
+    before, newest = reader.keys.cpu(), torch.ones(1, 2, 1, 16, device=CUDA)
+    reader.write(newest, newest)
+    assert torch.equal(reader.keys[:, :, 7].cpu(), torch.ones(1, 2, 16))
+    assert torch.equal(reader.keys[:, :, :7].cpu(), before[:, :, :7])
+    assert device.kernels() == {"_append"}
+    assert (peak.since_start() or 0) >= reader.keys.nbytes + reader.values.nbytes
+    assert (memory.allocated_bytes(CUDA) or 0) > 0
+    memory.free()
+    assert 0 < (memory.usable_bytes(CUDA) or 0) < device_description("cuda")["memory_bytes"]
 
 
 @walk(
@@ -318,6 +314,21 @@ def a_harness_asks_for_cuda(device: Pretended, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(harness, "open_model", refuse)
     with pytest.raises(Opened, match="cuda:0"):
         harness.HarnessModel("a model", device="cuda:0")
+
+
+@pytest.mark.slow
+def test_steps_are_measured_on_the_device() -> None:
+    from catekv.evaluation.columns.settings import MethodSpec
+    from catekv.evaluation.efficiency.measure import measure
+
+    with pretend_cuda() as device:
+        spec = MethodSpec("ours", "snapkv", {"budget": 8, "window": 4})
+        rows = measure(
+            model_on(CUDA), [spec], 64, new_tokens=1, repeats=1, baselines=("kernel", "sdpa")
+        )
+    assert [row.status for row in rows] == ["measured"] * 3, [row.note for row in rows]
+    assert all(row.captured and row.resident_bytes for row in rows)
+    assert {"_append", "_rotary_append", "_decode"} <= device.kernels()
 
 
 # --- all of them ---------------------------------------------------------------------------------

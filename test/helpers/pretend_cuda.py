@@ -136,9 +136,12 @@ class _Tensors(TorchFunctionMode):
         if name in ("numpy", "__array__"):
             raise TypeError("can't convert a cuda:0 tensor to numpy; copy it to the host first")
         if name in _INDEXES:
+            indices = [x for x in pytree.tree_leaves(args[1:2]) if isinstance(x, Tensor)]
+            if not here[0] and name == "__setitem__" and not indices:
+                self.recorder.forbid("a copy to the host")
+                return
             if not here[0]:
                 raise RuntimeError(f"{name}: indices or values on cuda:0, and the tensor is not")
-            indices = [x for x in pytree.tree_leaves(args[1:2]) if isinstance(x, Tensor)]
             if any(x.dtype in (torch.bool, torch.uint8) for x in indices) and name != "__setitem__":
                 self.recorder.forbid("an index of booleans")
             values = args[2] if len(args) > 2 else None

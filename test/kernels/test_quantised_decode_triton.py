@@ -173,7 +173,8 @@ def test_blocks_are_read_from_unpacked_entries() -> None:
     """A method that reads pages has a store of its own; what is asked for here still holds."""
     arguments = Case(lengths=(100, 40), kv_heads=2).arguments()
     prefix = arguments.pop("prefix")
-    arguments["blocks"] = BlockList(torch.tensor([[0, 3], [1, 0]]).int(), torch.tensor([2, 1]).int(), 16)
+    indices, counts = torch.tensor([[0, 3], [1, 0]]).int(), torch.tensor([2, 1]).int()
+    arguments["blocks"] = BlockList(indices, counts, 16)
     found = kernels.ragged_decode(prefix=prefix, **arguments)
     expected = kernels.ragged_decode(prefix=prefix.dequantised(), **arguments)
     assert torch.equal(found, expected)
