@@ -34,9 +34,7 @@ MEMORY = 80 << 30
 
 _READS = frozenset({"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero"})
 #: What takes tensors of two devices: copies, and what only looks at its operands.
-_MIXES = frozenset(
-    {"copy_", "set_", "__set__", "_has_compatible_shallow_copy_type", "record_stream", "is_set_to"}
-)
+_MIXES = frozenset({"copy_", "set_", "__set__", "_has_compatible_shallow_copy_type", "is_set_to"})
 _INDEXES = frozenset({"__getitem__", "__setitem__", "index_put_", "index_put"})
 _PINNED = "cannot pin a tensor of the device: only dense CPU tensors can be pinned"
 
@@ -106,8 +104,6 @@ class _Tensors(TorchFunctionMode):
             if any(here):
                 raise RuntimeError(_PINNED)
             return args[0].clone() if name == "pin_memory" else False
-        if name == "record_stream":
-            return None
         target = _device(kwargs.get("device"))
         if kwargs.pop("pin_memory", False) and target is not None and target.type == "cuda":
             raise RuntimeError(_PINNED)
@@ -304,6 +300,7 @@ class Runtime:
         for name, value in stand_ins.items():
             patch.setattr(torch.cuda, name, value)
         patch.setattr(torch, "Generator", _generator_class())
+        patch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
         patch.setattr("catekv.decode.graph._streams", SimpleNamespace())
         # below the tensors' own account of where they are, everything is on the CPU
         where = property(lambda mode: CPU, lambda mode, value: None)
