@@ -140,6 +140,7 @@ CASES: tuple[Case, ...] = (
     ),
     _decode("8K r 0.4", 9.0, 8_192, 0.4, 1.0, Goal(f"8K r 0.4: {SPEED_UP}", 0.95)),
     _kernel("128K r 0.4", 5.0, (131_072,) * 3 + _RAGGED, Goal(f"128K r 0.4: {SHARE}", 0.85)),
+    _kernel("128K r 0.4, batch 8", 5.0, ((131_072,) * 3 + _RAGGED) * 8),
     _kernel("500K r 0.4", 5.0, (500_000,) * 3 + _RAGGED, Goal(f"500K r 0.4: {SHARE}", 0.88)),
     _kernel("128K all full", 5.0, (131_072,) * 8, Goal(RIVAL, 1.0)),
     _kernel("40K r 0.3 eta 0.7, batch 64", 5.0, ((11_264,) * 2 + (2_048,) * 6) * 64),

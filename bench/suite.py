@@ -7,6 +7,7 @@ that ended it, so that a crash or a hang costs one case.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ from catekv.errors import UserError
 RESTARTS = 3
 #: Seconds beyond the budget after which it is stopped from outside.
 _GRACE = 10
+#: Packages that nothing can be measured without.
+_NEEDED = ("torch", "transformers", "triton")
 #: GiB of the devices that a plan is printed for.
 SIZES = (78, 139)
 
@@ -68,6 +71,12 @@ def run(arguments: argparse.Namespace, words: list[str]) -> int:
     if arguments.plan:
         print("\n\n".join(plan_text(cases, size) for size in SIZES))
         return 0
+    absent = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if absent:
+        raise UserError(
+            f"{sys.executable} has no {' and no '.join(absent)}; name a Python that has with "
+            "PYTHON=..., or see with --plan what would run"
+        )
     folder: Path = arguments.output
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -52,8 +52,8 @@ def modules() -> list[str]:
     return sorted({row["triton"] for row in table().values() if "triton" in row})
 
 
-def build(variant: Variant, capability: int) -> Built:
-    """Compile one variant for one compute capability (80, 90 ...)."""
+def compiled(variant: Variant, capability: int) -> Any:
+    """What triton makes of one variant for one compute capability (80, 90 ...)."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -69,23 +69,28 @@ def build(variant: Variant, capability: int) -> Built:
         # what a launch finds out about its arguments: pointers and strides are aligned
         "attrs": {(names.index(name),): [["tt.divisibility", 16]] for name in variant.divisible},
     }
+    return triton.compile(
+        ASTSource(fn=function, **arguments),
+        target=GPUTarget("cuda", capability, 32),
+        options={
+            "num_warps": variant.num_warps,
+            "num_stages": variant.num_stages,
+            "enable_fp_fusion": True,
+        },
+    )
+
+
+def build(variant: Variant, capability: int) -> Built:
+    """Compile one variant for one compute capability, and count what it takes."""
     chip = f"sm_{capability}"
     try:
-        compiled = triton.compile(
-            ASTSource(fn=function, **arguments),
-            target=GPUTarget("cuda", capability, 32),
-            options={
-                "num_warps": variant.num_warps,
-                "num_stages": variant.num_stages,
-                "enable_fp_fusion": True,
-            },
-        )
-        log = _assemble(compiled.asm["ptx"])
+        made = compiled(variant, capability)
+        log = _assemble(made.asm["ptx"])
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
         return Built(variant.name, chip, 0, 0, 0, f"does not compile: {reason.splitlines()[-1]}")
     registers, spilled = (_number(log, p) for p in (r"Used (\d+) reg", r"(\d+) bytes spill stores"))
-    shared = compiled.metadata.shared
+    shared = made.metadata.shared
     problem = ""
     if spilled and variant.hot:
         problem = f"spills {spilled} bytes of registers"

@@ -9,6 +9,7 @@ launches share; how a block of codes is attended to is in :mod:`catekv.kernels.c
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -22,22 +23,19 @@ from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.quantised import QuantisedPrefix
 from catekv.kernels.ragged import BlockList
 from catekv.kernels.ragged_decode_triton import (
-    REDUCE_COLUMNS,
-    REDUCE_SEGMENTS,
     LaunchOptions,
-    _parts,
     _power_of_two,
-    _processors,
-    _reduce,
+    argument_types,
     attend_tail,
+    combine_segments,
+    decode_variant,
     load_queries,
     mask_arguments,
-    prefix_programs_of,
     scales_of,
     scratch_of,
+    split_of,
 )
-from catekv.kernels.variant import Variant, signature
-from catekv.kernels.work_plan import work_plan
+from catekv.kernels.variant import Variant
 from catekv.kernels.workspace import Workspace
 
 #: Largest tile of queries, as for plain entries; half as many in half precision, because codes and
@@ -235,46 +233,34 @@ def quantised_decode_triton(
     """
     batch, query_heads, query_tokens, head_dim = queries.shape
     kv_heads, tail = tail_keys.shape[1:3]
-    value_dim = tail_values.shape[-1]
-    group, rows, device = query_heads // kv_heads, batch * kv_heads, queries.device
-    queries_per_row = group * query_tokens
-    tile = min(MAX_QUERY_TILE[queries.element_size()], _power_of_two(queries_per_row))
-    tiles = -(-queries_per_row // tile)
-    options = options or launch_options(prefix.form, head_dim, queries.element_size(), tile)
-    block = options.block
-    resident = max(1, _processors(device) * options.programs_per_processor // tiles)
-    tail_splits, tail_part = _parts(tail, block, resident // rows)
-    plan = work_plan(prefix.plan, block, prefix_programs_of(resident, rows))
+    value_dim, rows = tail_values.shape[-1], batch * kv_heads
+    rule = functools.partial(launch_options, prefix.form)
+    split = split_of(queries, prefix.plan, tail, MAX_QUERY_TILE, rule, options)
+    options, plan = split.options, split.plan
 
-    segments = plan.segments + rows * tail_splits
-    partial, log_sums, output = scratch_of(queries, value_dim, segments, rows, workspace)
+    segments = plan.segments + rows * split.tail_splits
+    scratch = scratch_of(queries, value_dim, segments, rows, workspace)
     tail_mask, mask_strides = mask_arguments(tail_mask, batch, query_tokens, tail)
     if queries.stride(-1) != 1:
         queries = queries.contiguous()
     shape = {
-        "KV_HEADS": kv_heads, "GROUP": group, "VALUE_DIM": value_dim,
+        "KV_HEADS": kv_heads, "GROUP": query_heads // kv_heads, "VALUE_DIM": value_dim,
         "DEVICE_LENGTH": tail_length is not None,
     }  # fmt: skip
-    _decode_codes[(rows * tail_splits + plan.programs, tiles)](
+    _decode_codes[(rows * split.tail_splits + plan.programs, split.tiles)](
         queries, *_words(prefix), *(prefix.residual or (None, None)), prefix.plan.bias,
         prefix.plan.offsets, prefix.plan.lengths, prefix.places, plan.block_start, plan.first_row,
-        tail_keys, tail_values, tail_mask, tail_length, partial, log_sums,
-        *scales_of(form, scaling), tail, tail_splits, tail_part, plan.per_program, rows,
-        query_tokens,
-        queries.stride(0), queries.stride(1), queries.stride(2),
-        *tail_keys.stride()[:3], *tail_values.stride()[:3], *mask_strides,
-        **_extents(head_dim, value_dim), BLOCK_M=tile, BLOCK_N=block,
+        tail_keys, tail_values, tail_mask, tail_length, *scratch[:2],
+        *scales_of(form, scaling), tail, split.tail_splits, split.tail_part, plan.per_program,
+        rows, query_tokens,
+        *queries.stride()[:3], *tail_keys.stride()[:3], *tail_values.stride()[:3], *mask_strides,
+        **_extents(head_dim, value_dim), BLOCK_M=split.tile, BLOCK_N=options.block,
         HAS_BIAS=prefix.plan.bias is not None, HAS_MASK=tail_mask is not None,
         CAPPED=form.softcap is not None, FORM=prefix.form, **shape,
         num_warps=options.num_warps, num_stages=options.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
-    numbers = (tail, tail_splits, tail_part, plan.per_program, 0, 0, rows, query_tokens)
-    _reduce[(rows * queries_per_row, -(-value_dim // REDUCE_COLUMNS))](
-        partial, log_sums, plan.block_start, None, tail_length, form.sinks, output, *numbers,
-        *output.stride()[:3], COLUMNS=REDUCE_COLUMNS, SEGMENTS=REDUCE_SEGMENTS, LIST_SIZE=0,
-        **shape, num_warps=2, enable_fp_fusion=True,
-    )  # fmt: skip
-    return output
+    shape = {**shape, "LIST_SIZE": 0}
+    return combine_segments(scratch, split, tail, tail_length, form, shape)
 
 
 def _extents(head_dim: int, value_dim: int) -> dict[str, int]:
@@ -312,41 +298,24 @@ def _variant(dtype: torch.dtype, name: str, head_dim: int, form: str, use: str) 
     tile = min(32 if question else 16, MAX_QUERY_TILE[dtype.itemsize])
     options = launch_options(form, head_dim, dtype.itemsize, tile)
     codes, scales = {"int8": ("i8", "fp32"), "fp8": ("u8", "fp32"), "int4": ("u8", "i32")}[form]
-    plain = ("queries", "tail_keys", "tail_values", "residual_keys", "residual_values")
     types = {
-        **dict.fromkeys(plain, f"*{name}"),
+        **argument_types(name),
+        **dict.fromkeys(("residual_keys", "residual_values"), f"*{name}"),
         **dict.fromkeys(("key_codes", "value_codes"), f"*{codes}"),
         **dict.fromkeys(("key_scales", "value_scales"), f"*{scales}"),
-        **dict.fromkeys(("bias", "partial", "log_sums"), "*fp32"),
-        **dict.fromkeys(("lengths", "block_start", "first_row", "tail_length"), "*i32"),
-        **dict.fromkeys(("offsets", "places"), "*i64"),
-        "tail_mask": "*u8",
-        "scale": "fp32",
-        "cap": "fp32",
+        "places": "*i64",
     }
     absent = [] if form == "int4" else ["residual_keys", "residual_values", "places"]
-    if not question:
-        absent.append("tail_mask")
+    absent.append("tail_length" if question else "tail_mask")
     if use != "decode bias":
         absent.append("bias")
     constants: dict[str, Any] = {
         **_extents(head_dim, head_dim), "KV_HEADS": 8, "GROUP": 4, "VALUE_DIM": head_dim,
         "BLOCK_M": tile, "BLOCK_N": options.block, "HAS_BIAS": use == "decode bias",
-        "HAS_MASK": question, "DEVICE_LENGTH": True, "CAPPED": use == "decode capped",
+        "HAS_MASK": question, "DEVICE_LENGTH": not question, "CAPPED": use == "decode capped",
         "FORM": form, **dict.fromkeys(absent),
     }  # fmt: skip
-    strides = [f"{tensor}_{axis}" for tensor in ("query", "key", "value") for axis in "bht"]
-    return Variant(
-        f"quantised_decode {form} {use} {name}, d{head_dim}",
-        _decode_codes,
-        signature(_decode_codes, types, constants),
-        constants,
-        divisible=(
-            *strides[1:],
-            *(key for key in types if key not in absent and key not in ("scale", "cap")),
-        ),
-        num_warps=options.num_warps,
-        num_stages=options.num_stages,
-        hot=not question and dtype.itemsize == 2,
-        programs=options.programs_per_processor,
-    )
+    return decode_variant(
+        f"quantised_decode {form} {use} {name}, d{head_dim}", _decode_codes, types, constants,
+        options, hot=not question and dtype.itemsize == 2,
+    )  # fmt: skip

@@ -14,6 +14,7 @@ Logits, softmax and accumulation are float32; products take the stored type.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.ragged import BlockList, RaggedPrefix
 from catekv.kernels.variant import Variant, signature
-from catekv.kernels.work_plan import work_plan
+from catekv.kernels.work_plan import WorkPlan, work_plan
 from catekv.kernels.workspace import Workspace
 
 #: Largest tile of queries (query tokens times group); more of them are further programs, which read
@@ -458,6 +459,86 @@ def prefix_programs_of(resident: int, rows: int) -> int:
     return resident - rows if rows <= resident // 4 else resident
 
 
+@dataclass(frozen=True)
+class Split:
+    """How one decode launch is shaped, and what its programs read.
+
+    Attributes:
+        options: of the launch. tile: queries of a row that a program takes, of which a row has
+            ``tiles``. queries_per_row: query tokens times group.
+        per_row: programs that a row may have if all are to run at once.
+        tail_splits, tail_part: parts of every row's tail, and tokens of each.
+        plan: shares of the prefix.
+    """
+
+    options: LaunchOptions
+    tile: int
+    tiles: int
+    queries_per_row: int
+    per_row: int
+    tail_splits: int
+    tail_part: int
+    plan: WorkPlan
+
+
+def split_of(
+    queries: Tensor,
+    prefix: RaggedPrefix,
+    tail: int,
+    largest_tile: dict[int, int],
+    rule: Callable[[int, int, int], LaunchOptions],
+    options: LaunchOptions | None,
+) -> Split:
+    """The shape of a launch over a prefix and a tail of so many columns.
+
+    Args:
+        largest_tile: of queries, by the bytes of a number.
+        rule: the options for a head dimension, the bytes of a number and a tile; ``options``, if
+            given, takes its place.
+    """
+    batch, query_heads, query_tokens, head_dim = queries.shape
+    rows = batch * prefix.kv_heads
+    queries_per_row = query_heads // prefix.kv_heads * query_tokens
+    tile = min(largest_tile[queries.element_size()], _power_of_two(queries_per_row))
+    tiles = -(-queries_per_row // tile)
+    options = options or rule(head_dim, queries.element_size(), tile)
+    resident = max(1, _processors(queries.device) * options.programs_per_processor // tiles)
+    per_row = resident // rows
+    tail_splits, tail_part = _parts(tail, options.block, per_row)
+    plan = work_plan(prefix, options.block, prefix_programs_of(resident, rows))
+    return Split(options, tile, tiles, queries_per_row, per_row, tail_splits, tail_part, plan)
+
+
+def combine_segments(
+    scratch: tuple[Tensor, Tensor, Tensor],
+    split: Split,
+    tail: int,
+    tail_length: Tensor | None,
+    form: LogitForm,
+    shape: dict[str, Any],
+    listed: tuple[Tensor | None, int, int] = (None, 0, 0),
+) -> Tensor:
+    """Launch the reduction, and return the output.
+
+    Args:
+        scratch: as :func:`scratch_of` gives it. shape: constants that both launches have.
+        listed: counts of listed blocks, parts of every row's list, and tokens of each.
+    """
+    partial, log_sums, output = scratch
+    batch, _, query_tokens, value_dim = output.shape
+    rows = batch * shape["KV_HEADS"]
+    counts, list_splits, list_part = listed
+    plan = split.plan
+    _reduce[(rows * split.queries_per_row, -(-value_dim // REDUCE_COLUMNS))](
+        partial, log_sums, plan.block_start, counts, tail_length, form.sinks, output,
+        tail, split.tail_splits, split.tail_part, plan.per_program, list_splits, list_part, rows,
+        query_tokens, *output.stride()[:3],
+        COLUMNS=REDUCE_COLUMNS, SEGMENTS=REDUCE_SEGMENTS, **shape, num_warps=2,
+        enable_fp_fusion=True,
+    )  # fmt: skip
+    return output
+
+
 def mask_arguments(
     tail_mask: Tensor | None, batch: int, query_tokens: int, tail: int
 ) -> tuple[Tensor | None, tuple[int, int, int]]:
@@ -510,16 +591,9 @@ def ragged_decode_triton(
     batch, query_heads, query_tokens, head_dim = queries.shape
     kv_heads, tail = tail_keys.shape[1:3]
     value_dim = tail_values.shape[-1]
-    group, rows, device = query_heads // kv_heads, batch * kv_heads, queries.device
-    queries_per_row = group * query_tokens
-    tile = min(MAX_QUERY_TILE[queries.element_size()], _power_of_two(queries_per_row))
-    tiles = -(-queries_per_row // tile)
-    options = options or launch_options(head_dim, queries.element_size(), tile)
-    block = options.block
-    resident = max(1, _processors(device) * options.programs_per_processor // tiles)
-
-    tail_splits, tail_part = _parts(tail, block, resident // rows)
-    plan = work_plan(prefix, block, prefix_programs_of(resident, rows))
+    rows = batch * kv_heads
+    split = split_of(queries, prefix, tail, MAX_QUERY_TILE, launch_options, options)
+    options, plan = split.options, split.plan
     list_splits = list_part = list_capacity = 0
     prefix_programs, segments = plan.programs, plan.segments
     if not prefix.slots:
@@ -527,43 +601,37 @@ def ragged_decode_triton(
         blocks = None
     if blocks is not None:
         list_capacity = blocks.indices.shape[1]
-        list_splits, list_part = _parts(list_capacity * blocks.size, block, resident // rows)
+        listed = list_capacity * blocks.size
+        list_splits, list_part = _parts(listed, options.block, split.per_row)
         prefix_programs = segments = rows * list_splits
-    segments += rows * tail_splits
+    segments += rows * split.tail_splits
 
-    partial, log_sums, output = scratch_of(queries, value_dim, segments, rows, workspace)
+    scratch = scratch_of(queries, value_dim, segments, rows, workspace)
     tail_mask, mask_strides = mask_arguments(tail_mask, batch, query_tokens, tail)
     if queries.stride(-1) != 1:
         queries = queries.contiguous()
     shape = {
         "KV_HEADS": kv_heads,
-        "GROUP": group,
+        "GROUP": query_heads // kv_heads,
         "VALUE_DIM": value_dim,
         "LIST_SIZE": 0 if blocks is None else blocks.size,
         "DEVICE_LENGTH": tail_length is not None,
     }
     indices, counts = (None, None) if blocks is None else (blocks.indices, blocks.counts)
-    _decode[(rows * tail_splits + prefix_programs, tiles)](
+    _decode[(rows * split.tail_splits + prefix_programs, split.tiles)](
         queries, prefix.keys, prefix.values, prefix.bias, prefix.offsets, prefix.lengths,
         plan.block_start, plan.first_row, indices, counts, tail_keys, tail_values, tail_mask,
-        tail_length, partial, log_sums,
-        *scales_of(form, scaling), tail, tail_splits, tail_part, plan.per_program, list_capacity,
-        list_splits, list_part, rows, query_tokens,
-        queries.stride(0), queries.stride(1), queries.stride(2),
-        *tail_keys.stride()[:3], *tail_values.stride()[:3], *mask_strides,
+        tail_length, *scratch[:2],
+        *scales_of(form, scaling), tail, split.tail_splits, split.tail_part, plan.per_program,
+        list_capacity, list_splits, list_part, rows, query_tokens,
+        *queries.stride()[:3], *tail_keys.stride()[:3], *tail_values.stride()[:3], *mask_strides,
         HEAD_DIM=head_dim, BLOCK_D=_power_of_two(head_dim), BLOCK_DV=_power_of_two(value_dim),
-        BLOCK_M=tile, BLOCK_N=block, HAS_BIAS=prefix.bias is not None,
+        BLOCK_M=split.tile, BLOCK_N=options.block, HAS_BIAS=prefix.bias is not None,
         HAS_MASK=tail_mask is not None, CAPPED=form.softcap is not None, **shape,
         num_warps=options.num_warps, num_stages=options.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
-    _reduce[(rows * queries_per_row, -(-value_dim // REDUCE_COLUMNS))](
-        partial, log_sums, plan.block_start, counts, tail_length, form.sinks, output,
-        tail, tail_splits, tail_part, plan.per_program, list_splits, list_part, rows, query_tokens,
-        *output.stride()[:3],
-        COLUMNS=REDUCE_COLUMNS, SEGMENTS=REDUCE_SEGMENTS, **shape, num_warps=2,
-        enable_fp_fusion=True,
-    )  # fmt: skip
-    return output
+    lists = (counts, list_splits, list_part)
+    return combine_segments(scratch, split, tail, tail_length, form, shape, lists)
 
 
 def variants() -> list[Variant]:
@@ -588,45 +656,65 @@ def _decode_variant(dtype: torch.dtype, name: str, head_dim: int, use: str) -> V
     tile = min(tile, MAX_QUERY_TILE[dtype.itemsize])
     options = launch_options(head_dim, dtype.itemsize, tile)
     absent = ["bias", "block_indices", "block_counts"]
-    if not question:
-        absent.append("tail_mask")
+    # the tail of a question has no more columns than are in use
+    absent.append("tail_length" if question else "tail_mask")
     if use == "decode bias":
         absent.remove("bias")
     if use == "decode list":
         absent = ["tail_mask", "bias"]
     types = {
-        **dict.fromkeys(("queries", "keys", "values", "tail_keys", "tail_values"), f"*{name}"),
-        **dict.fromkeys(("bias", "partial", "log_sums"), "*fp32"),
-        **dict.fromkeys(
-            ("lengths", "block_start", "first_row", "block_indices", "block_counts", "tail_length"),
-            "*i32",
-        ),
-        "offsets": "*i64",
-        "tail_mask": "*u8",
-        "scale": "fp32",
-        "cap": "fp32",
+        **argument_types(name),
+        **dict.fromkeys(("keys", "values"), f"*{name}"),
+        **dict.fromkeys(("block_indices", "block_counts"), "*i32"),
     }
     constants: dict[str, Any] = {
         "KV_HEADS": 8, "GROUP": 4, "HEAD_DIM": head_dim, "VALUE_DIM": head_dim,
         "BLOCK_D": _power_of_two(head_dim), "BLOCK_DV": _power_of_two(head_dim),
         "BLOCK_M": tile, "BLOCK_N": options.block, "LIST_SIZE": 16 if use == "decode list" else 0,
-        "HAS_BIAS": use == "decode bias", "HAS_MASK": question, "DEVICE_LENGTH": True,
-        "CAPPED": use == "decode capped",
+        "HAS_BIAS": use == "decode bias", "HAS_MASK": question,
+        "DEVICE_LENGTH": not question, "CAPPED": use == "decode capped",
         **dict.fromkeys(absent),
     }  # fmt: skip
+    return decode_variant(
+        f"ragged_decode {use} {name} d{head_dim}", _decode, types, constants, options,
+        hot=not question and dtype.itemsize == 2,
+    )  # fmt: skip
+
+
+def argument_types(name: str) -> dict[str, str]:
+    """Types of the arguments that all decode kernels have; ``name`` is that of the model."""
+    return {
+        **dict.fromkeys(("queries", "tail_keys", "tail_values"), f"*{name}"),
+        **dict.fromkeys(("bias", "partial", "log_sums"), "*fp32"),
+        **dict.fromkeys(("lengths", "block_start", "first_row", "tail_length"), "*i32"),
+        "offsets": "*i64",
+        "tail_mask": "*u8",
+        "scale": "fp32",
+        "cap": "fp32",
+    }
+
+
+def decode_variant(
+    name: str,
+    function: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    options: LaunchOptions,
+    *,
+    hot: bool,
+) -> Variant:
+    """A form of a decode kernel; its pointers and strides are aligned as at a launch."""
     strides = [f"{tensor}_{axis}" for tensor in ("query", "key", "value") for axis in "bht"]
+    pointers = [key for key, kind in types.items() if kind[0] == "*" and key not in constants]
     return Variant(
-        f"ragged_decode {use} {name} d{head_dim}",
-        _decode,
-        signature(_decode, types, constants),
+        name,
+        function,
+        signature(function, types, constants),
         constants,
-        divisible=(
-            *strides[1:],
-            *(key for key in types if key not in absent and key not in ("scale", "cap")),
-        ),
+        divisible=(*strides[1:], *pointers),
         num_warps=options.num_warps,
         num_stages=options.num_stages,
-        hot=not question and dtype.itemsize == 2,
+        hot=hot,
         programs=options.programs_per_processor,
     )
 

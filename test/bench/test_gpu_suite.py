@@ -323,6 +323,20 @@ def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[
     assert message in capsys.readouterr().err
 
 
+def test_a_missing_package_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = suite.importlib.util.find_spec
+    monkeypatch.setattr(
+        suite.importlib.util, "find_spec", lambda name: None if name == "triton" else find(name)
+    )
+    assert suite.main(["--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {sys.executable} has no triton; name a Python")
+    assert said.count("\n") == 1
+    assert suite.main(["--plan"]) == 0
+
+
 def run_suite(output: Path, *words: str) -> subprocess.CompletedProcess[str]:
     script = REPOSITORY / "bench" / "gpu_suite.sh"
     environment: dict[str, Any] = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
@@ -369,7 +383,7 @@ def test_a_run_can_go_on_from_another(tmp_path: Path) -> None:
     words = ["--scale", "tiny", "--stages", "start,kernels", "--resume"]
     second = run_suite(tmp_path / "two", *words, str(tmp_path / "one" / FILE))
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "2 of 6 cases are taken over" in second.stdout
+    assert "2 of 7 cases are taken over" in second.stdout
     assert "start: machine: ok" not in second.stdout
     text = (tmp_path / "two" / TEXT).read_text()
     assert "copy, read and write" in text

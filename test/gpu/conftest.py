@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import gpu
@@ -21,6 +22,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == HERE:
             item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def device() -> Iterator[None]:
+    """The pretended one, where that was asked for: models live longer than a test."""
+    if not gpu.PRETENDED:
+        yield
+        return
+    from pretend_cuda import pretend_cuda
+
+    with pretend_cuda():
+        yield
 
 
 @pytest.fixture(autouse=True)

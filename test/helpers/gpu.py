@@ -7,10 +7,12 @@ import os
 import torch
 from torch import Tensor
 
-#: ``cpu``: the tests run on a CPU, kernels in triton's interpreter, with small shapes.
+#: ``cpu``: the tests run on a CPU, kernels in triton's interpreter, with small shapes. ``pretend``:
+#: so does a device that says it is CUDA (:mod:`pretend_cuda`).
 VARIABLE = "CATEKV_GPU_TESTS"
-TINY = os.environ.get(VARIABLE) == "cpu"
-DEVICE = "cpu" if TINY else "cuda"
+PRETENDED = os.environ.get(VARIABLE) == "pretend"
+TINY = PRETENDED or os.environ.get(VARIABLE) == "cpu"
+DEVICE = "cpu" if TINY and not PRETENDED else "cuda"
 #: bfloat16 arithmetic is wrong in the interpreter.
 HALVES = (torch.float16,) if TINY else (torch.bfloat16, torch.float16)
 TYPES = (*HALVES, torch.float32)

@@ -108,7 +108,8 @@ class KeepEverything(Method):
         return Needs(window=8)
 
     def select_observed(self, observed: Observed) -> Selection:
-        return Selection(torch.ones(observed.keys.shape[:3], dtype=torch.bool))
+        kept = torch.ones(observed.keys.shape[:3], dtype=torch.bool, device=observed.keys.device)
+        return Selection(kept)
 
 
 @dataclass(frozen=True)
@@ -135,4 +136,4 @@ class RandomKeep(Method):
             share = self.share * (1 + head % 2) / 2 if self.distinct else self.share
             count = max(1, int(share * tokens) - (3 * head if self.distinct else 0))
             keep[:, head, index[score.argsort()[:count]]] = True
-        return Selection(keep)
+        return Selection(keep.to(observed.keys.device))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,16 +21,52 @@ from catekv.kernels.dispatch import table
 pytest.importorskip("triton", reason="triton has no package for this platform")
 
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+#: The oldest triton that is supported, which machines with a GPU may have.
+OLDEST = re.search(r"^OLDEST_TRITON=(\S+)", (REPOSITORY / "run_tests.sh").read_text(), re.M)
+
+
+def clean(**environment: str) -> dict[str, str]:
+    """The environment without the interpreter, which excludes the compiler."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return {**kept, **environment}
+
+
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own: the compiler and the interpreter exclude each other."""
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    """The command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "catekv.kernels.compile_check", *arguments],
         capture_output=True,
         text=True,
-        env={**clean, **environment},
+        env=clean(**environment),
         check=False,
     )
+
+
+@pytest.fixture(
+    params=["installed", pytest.param("oldest", marks=pytest.mark.slow)], scope="session"
+)
+def compiler(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Environment in which a process finds this triton: the installed one, or the oldest one,
+    fetched once into a folder beside other temporary files."""
+    if request.param == "installed":
+        return {}
+    assert OLDEST is not None
+    folder = Path(tempfile.gettempdir()) / f"catekv-triton-{OLDEST[1]}-{os.getuid()}"
+    if not (folder / "triton" / "__init__.py").exists():
+        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+            words = ["install", "--quiet", "--no-deps", "--target", made, f"triton=={OLDEST[1]}"]
+            done = subprocess.run(
+                [sys.executable, "-m", "pip", *words], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                pytest.skip(f"triton {OLDEST[1]} cannot be fetched: {done.stderr[-200:]}")
+            shutil.copytree(made, folder, dirs_exist_ok=True)
+    path = [str(folder), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "TRITON_CACHE_DIR": str(folder / "cache"),
+    }
 
 
 #: The type and width that most models run in, on Hopper; all others take twenty times as long.
@@ -39,19 +78,55 @@ HOT = (
 
 @pytest.mark.parametrize(
     ("which", "chips"),
-    [(HOT, ["90"]), pytest.param(("",), ["80", "90"], id="all", marks=pytest.mark.slow)],
+    [
+        pytest.param(HOT, ["90"], id="hot"),
+        # half an hour on one core
+        pytest.param(
+            ("",), ["80", "90"], id="all", marks=[pytest.mark.slow, pytest.mark.timeout(5400)]
+        ),
+    ],
 )
 def test_every_variant_builds_without_spills_in_hot_kernels(
-    which: Sequence[str], chips: Sequence[str], tmp_path: Path
+    which: Sequence[str], chips: Sequence[str], tmp_path: Path, compiler: dict[str, str]
 ):
-    done = run("--chips", *chips, "--only", *which, "--output", str(tmp_path / "kernels.json"))
+    words = ["--chips", *chips, "--only", *which, "--output", str(tmp_path / "kernels.json")]
+    done = run(*words, **compiler)
     assert done.returncode == 0, done.stdout + done.stderr
     built = json.loads((tmp_path / "kernels.json").read_text())
     assert {one["chip"] for one in built} == {f"sm_{chip}" for chip in chips}
     assert all(one["registers"] > 0 for one in built)
+    assert not compiler or OLDEST is None or f"(triton {OLDEST[1]})" in done.stdout
     for kernel, row in table().items():
         if "triton" in row:
             assert any(kernel in one["variant"] for one in built), kernel
+
+
+@pytest.mark.parametrize(
+    ("module", "variant", "most", "wide"),
+    [
+        ("ragged_decode_triton", "ragged_decode decode bf16 d128", 480, True),
+        ("quantised_decode_triton", "quantised_decode int4 decode bf16, d128", 1150, False),
+    ],
+)
+def test_the_loop_of_a_step_is_what_it_should_be(
+    module: str, variant: str, most: int, wide: bool, compiler: dict[str, str]
+):
+    """Blocks of 64 entries: products on tensor cores, asynchronous copies of 16 bytes (of codes, 8
+    or 16), nothing in local memory, and no more instructions than the memory leaves time for."""
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "test/helpers/machine_code.py"), "90", module, variant],
+        capture_output=True, text=True, env=clean(**compiler), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    loops = json.loads(done.stdout)[variant]
+    assert len(loops) >= 2, "the loops of prefix and tail"
+    for kinds in loops:
+        copies = {name: count for name, count in kinds.items() if name.startswith("LDGSTS")}
+        assert sum(copies.values()) >= 12
+        assert not wide or all(name.endswith(".128") for name in copies), copies
+        assert sum(count for name, count in kinds.items() if name.startswith("HMMA")) >= 32
+        assert not [name for name in kinds if name.startswith(("LDL", "STL"))]
+        assert sum(kinds.values()) <= most
 
 
 def test_an_unknown_name_and_the_interpreter_are_refused():

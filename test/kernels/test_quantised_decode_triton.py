@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 import torch
+from decode_calls import DecodeCall
 from far_apart import far_apart, far_behind
 from torch import Tensor
 
 from catekv import kernels
 from catekv.kernels import Workspace
 from catekv.kernels.codes import EIGHT_BITS, FORMS, GROUP
-from catekv.kernels.logits import LogitForm
 from catekv.kernels.quantised import Codes, QuantisedPrefix, quantised
 from catekv.kernels.quantised_decode import quantised_decode_reference, quantised_decode_torch
 from catekv.kernels.ragged import BlockList, from_rows
@@ -35,59 +35,19 @@ SMALL = replace(FEW, block=16)
 
 
 @dataclass(frozen=True)
-class Case:
-    form: str = "int4"
+class Case(DecodeCall):
     #: a residual alone, codes and a broken group, nothing, one entry
     lengths: tuple[int, ...] = (100, 40, 0, 170, 1, 96)
-    kv_heads: int = 3
-    group: int = 2
     dim: int = 32
     value_dim: int = 32
-    query_tokens: int = 1
-    tail: int = 5
-    dtype: torch.dtype = torch.float32
-    bias: bool = False
-    hidden: int = 0
-    capacity: int | None = None
-    softcap: float | None = None
-    sinks: bool = False
+    form: str = "int4"
 
-    def arguments(self) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(11)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator).to(self.dtype)
-
-        batch = len(self.lengths) // self.kv_heads
-        rows, start = [], 0
-        for length in self.lengths:
-            rows.append((start, length))
-            start += length
-        logits = torch.randn(start, generator=generator) if self.bias else None
+    def prefix(
+        self, normal: Callable[..., Tensor], logits: Tensor | None, rows: list[tuple[int, int]]
+    ) -> QuantisedPrefix:
         # channels around numbers of their own, as keys have them
-        keys, values = normal(start, self.dim) + normal(self.dim), normal(start, self.value_dim)
-        plain = from_rows(keys, values, logits, rows, self.kv_heads)
-        columns = self.capacity or self.tail
-        queries = normal(batch, self.query_tokens, self.kv_heads * self.group, self.dim)
-        mask = None
-        if self.hidden:
-            mask = torch.ones(batch, 1, 1, columns, dtype=torch.bool)
-            mask[0, ..., : self.hidden] = False
-        return {
-            "queries": queries.transpose(1, 2),
-            "prefix": quantised(plain, self.form),
-            "tail_keys": normal(batch, self.kv_heads, columns, self.dim),
-            "tail_values": normal(batch, self.kv_heads, columns, self.value_dim),
-            "scaling": self.dim**-0.5,
-            "tail_mask": mask,
-            "tail_length": (
-                torch.tensor([self.tail], dtype=torch.int32) if self.capacity else None
-            ),
-            "form": LogitForm(
-                self.softcap,
-                2 * normal(self.kv_heads * self.group).float() if self.sinks else None,
-            ),
-        }
+        keys = normal(sum(self.lengths), self.dim) + normal(self.dim)
+        return quantised(self.plain(keys, normal, logits, rows), self.form)
 
 
 CASES = {
@@ -128,7 +88,7 @@ def test_equals_the_definition(name: str, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["int4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_rows_are_split_within_a_group(form: str) -> None:
-    arguments = Case(form, lengths=(130, 33), kv_heads=1).arguments()
+    arguments = Case((130, 33), kv_heads=1, form=form).arguments()
     expected = quantised_decode_reference(**arguments)
     found = quantised_decode_triton(**arguments, options=SMALL)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
@@ -137,7 +97,7 @@ def test_rows_are_split_within_a_group(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_equals_the_definition_in_half_precision(form: str) -> None:
     """Values so small that their scales alone would be lost in float16."""
-    case = Case(form, (100, 5), 2, dim=64, value_dim=64, dtype=torch.float16)
+    case = Case((100, 5), 2, dim=64, value_dim=64, dtype=torch.float16, form=form)
     arguments = case.arguments()
     prefix = arguments["prefix"]
     small = prefix.dequantised()
@@ -183,7 +143,7 @@ def far_codes(prefix: QuantisedPrefix) -> QuantisedPrefix:
 
 @pytest.mark.parametrize("form", ["int4", "int8"])
 def test_codes_beyond_two_to_the_31_numbers(form: str) -> None:
-    arguments = Case(form, lengths=(5, 170), kv_heads=2).arguments()
+    arguments = Case((5, 170), kv_heads=2, form=form).arguments()
     expected = quantised_decode_triton(**arguments, options=FEW)
     prefix = far_codes(arguments.pop("prefix"))
     found = quantised_decode_triton(prefix=prefix, options=FEW, **arguments)
@@ -213,9 +173,10 @@ def test_blocks_are_read_from_unpacked_entries() -> None:
     """A method that reads pages has a store of its own; what is asked for here still holds."""
     arguments = Case(lengths=(100, 40), kv_heads=2).arguments()
     prefix = arguments.pop("prefix")
-    blocks = BlockList(torch.tensor([[0, 3], [1, 0]]).int(), torch.tensor([2, 1]).int(), 16)
-    found = kernels.ragged_decode(prefix=prefix, blocks=blocks, **arguments)
-    expected = kernels.ragged_decode(prefix=prefix.dequantised(), blocks=blocks, **arguments)
+    indices, counts = torch.tensor([[0, 3], [1, 0]]).int(), torch.tensor([2, 1]).int()
+    arguments["blocks"] = BlockList(indices, counts, 16)
+    found = kernels.ragged_decode(prefix=prefix, **arguments)
+    expected = kernels.ragged_decode(prefix=prefix.dequantised(), **arguments)
     assert torch.equal(found, expected)
 
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from decode_calls import DecodeCall
 from torch import Tensor
 
 from catekv import kernels
 from catekv.errors import UserError
 from catekv.kernels import Workspace, ragged_decode_reference
-from catekv.kernels.logits import LogitForm
-from catekv.kernels.ragged import BlockList, from_rows
 
 pytest.importorskip("triton", reason="triton has no package for this platform")
 
@@ -34,67 +33,8 @@ RAGGED = [200, 4, 0, 30, 100, 7]
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(DecodeCall):
     lengths: tuple[int, ...] = tuple(RAGGED)
-    kv_heads: int = 3
-    group: int = 2
-    dim: int = 64
-    value_dim: int = 64
-    query_tokens: int = 1
-    tail: int = 5
-    dtype: torch.dtype = torch.float32
-    bias: bool = False
-    hidden: int = 0
-    capacity: int | None = None
-    blocks: bool = False
-    softcap: float | None = None
-    sinks: bool = False
-
-    def arguments(self) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(11)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator).to(self.dtype)
-
-        batch = len(self.lengths) // self.kv_heads
-        rows, start = [], 0
-        for length in self.lengths:
-            rows.append((start, length))
-            start += length
-        logits = torch.randn(start, generator=generator) if self.bias else None
-        prefix = from_rows(
-            normal(start, self.dim), normal(start, self.value_dim), logits, rows, self.kv_heads
-        )
-        columns = self.capacity or self.tail
-        # as a projection leaves them: tokens before heads in memory
-        queries = normal(batch, self.query_tokens, self.kv_heads * self.group, self.dim)
-        mask = None
-        if self.hidden:
-            mask = torch.ones(batch, 1, 1, columns, dtype=torch.bool)
-            mask[0, ..., : self.hidden] = False
-        chosen = None
-        if self.blocks:
-            indices = torch.stack(
-                [torch.randperm(13, generator=generator)[:5] for _ in self.lengths]
-            )
-            counts = torch.randint(0, 6, (len(self.lengths),), generator=generator)
-            chosen = BlockList(indices.int(), counts.int(), 16)
-        return {
-            "queries": queries.transpose(1, 2),
-            "prefix": prefix,
-            "tail_keys": normal(batch, self.kv_heads, columns, self.dim),
-            "tail_values": normal(batch, self.kv_heads, columns, self.value_dim),
-            "scaling": self.dim**-0.5,
-            "tail_mask": mask,
-            "tail_length": (
-                torch.tensor([self.tail], dtype=torch.int32) if self.capacity else None
-            ),
-            "blocks": chosen,
-            "form": LogitForm(
-                self.softcap,
-                2 * normal(self.kv_heads * self.group).float() if self.sinks else None,
-            ),
-        }
 
     @staticmethod
     def widened(arguments: dict[str, Any]) -> dict[str, Any]:
