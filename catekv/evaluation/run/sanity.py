@@ -90,9 +90,17 @@ def measure(blank: Record, unit: Unit, model: CateKVModel, settings: RunSettings
 def oracle(sample: Sample) -> str:
     """The best of the answers that can be made of the references: each of them, plain and with a
     full stop, and all of them as a list. (A task counts one reference or all; a list may be read
-    line by line; some rules take a letter for a choice only if a stop follows.)"""
+    line by line; some rules take a letter for a choice only if a stop follows, or a list only
+    behind its marker.)"""
     outputs = list(sample.outputs)
-    candidates = [", ".join(outputs), "\n".join(outputs), *outputs, *(f"{o}." for o in outputs)]
+    marked = f"Final Answer: [{', '.join(outputs)}]"
+    candidates = [
+        marked,
+        ", ".join(outputs),
+        "\n".join(outputs),
+        *outputs,
+        *(f"{o}." for o in outputs),
+    ]
     return max(candidates, key=lambda text: tasks.score(text, sample)["official"])
 
 
