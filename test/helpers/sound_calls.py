@@ -82,6 +82,7 @@ CALLS = (
     "bench/suite.py --scale tiny --stages smoke --plan --budget-seconds 20 --output {new}",
     "bench/cpu_decode.py --length 64 --ratio 0.5 --budget 32 --threads 1 --rounds 2 "
     "--batch-sizes 1 --output {new}",
+    "bench/cpu_selection.py --length 64 --methods knorm --dtype float32 --threads 1 --rounds 1",
     "experiments/atskv/cost.py --model_name {model} --predictor {untrained} --context_sizes 64 "
     "--rounds 1 --output {new}",
     "experiments/atskv/run_experiment.py --model_name {model} --context_sizes 256 --methods full "

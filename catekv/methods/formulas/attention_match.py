@@ -15,6 +15,8 @@ SCORES = ("rms", "max", "mean")
 _FLOATS = 1 << 23
 #: Bias below which a greedily chosen entry is replaced.
 WEAK = -7.0
+#: Columns of a block of products of columns with one another.
+_COLUMNS = 128
 #: Share of the mean diagonal that is added before a system of equations is solved: where samples do
 #: not determine the answer, the smallest one is taken.
 _RIDGE = 1e-10
@@ -116,14 +118,14 @@ class Matched:
         squares, seen = _normal_equations(basis, self.mass)
         factors = _solved(squares, seen).clamp(torch.e**low, torch.e**high)
         if steps:
-            size = 1 / torch.linalg.eigvalsh(squares)[-1].clamp(min=1e-30)
+            size = 1 / _largest_eigenvalue(squares).clamp(min=1e-30)
             for _ in range(steps):
                 factors -= size * (squares @ factors - seen)
                 factors.clamp_(torch.e**low, torch.e**high)
         weights = basis * factors.T
         # a query may see none of what is kept
         weights /= weights.sum(dim=-1, keepdim=True).clamp(min=1e-30)
-        values = _solved(weights.T @ weights, weights.T @ self.outputs.double())
+        values = _solved(_gram(weights), weights.T @ self.outputs.double())
         return factors[:, 0].log().float(), values.float()
 
 
@@ -151,10 +153,34 @@ def _normal_equations(
     known = 0 if squares is None else len(squares)
     new = basis[:, known:].double()
     if squares is None or seen is None or not known:
-        return new.T @ new, new.T @ mass.double()[:, None]
-    across, own = basis[:, :known].double().T @ new, new.T @ new
+        return _gram(new), new.T @ mass.double()[:, None]
+    across, own = basis[:, :known].double().T @ new, _gram(new)
     squares = torch.cat([torch.cat([squares, across], 1), torch.cat([across.T, own], 1)])
     return squares, torch.cat([seen, new.T @ mass.double()[:, None]])
+
+
+def _gram(columns: Tensor) -> Tensor:
+    """Products of columns [rows, columns] with one another; each pair of blocks once."""
+    result = columns.new_empty(columns.shape[1], columns.shape[1])
+    for start in range(0, columns.shape[1], _COLUMNS):
+        block = slice(start, start + _COLUMNS)
+        result[block, start:] = columns[:, block].T @ columns[:, start:]
+        result[block.stop :, block] = result[block, block.stop :].T
+    return result
+
+
+def _largest_eigenvalue(squares: Tensor) -> Tensor:
+    """Of a symmetric matrix without negative numbers, whose first vector therefore has none: power
+    iteration from ones, to ten digits."""
+    vector = squares.new_ones(len(squares)) / max(1, len(squares)) ** 0.5
+    value = squares.new_zeros(())
+    for _ in range(1000):
+        image = squares @ vector
+        before, value = value, torch.linalg.vector_norm(image)
+        if bool((value - before).abs() <= 1e-10 * value):
+            break
+        vector = image / value
+    return value
 
 
 def _solved(squares: Tensor, right: Tensor) -> Tensor:
