@@ -169,8 +169,8 @@ def score_by_overlaps(
                 row[[pivot, *members]] = pivot
         tables.append((kept.masked_fill(whole, 1.0), stability, follows))
         progress()
-    scores, stability, follows = (np.stack([*part]) for part in zip(*tables, strict=True))
-    return scores, {"stability": stability, "group": follows}
+    scores, stable, followed = (np.stack([*part]) for part in zip(*tables, strict=True))
+    return scores, {"stability": stable, "group": followed}
 
 
 def _groups_of(model: CateKVModel, ids: list[int], settings: OverlapSettings) -> list[HeadGroups]:

@@ -94,13 +94,8 @@ def oracle(sample: Sample) -> str:
     behind its marker.)"""
     outputs = list(sample.outputs)
     marked = f"Final Answer: [{', '.join(outputs)}]"
-    candidates = [
-        marked,
-        ", ".join(outputs),
-        "\n".join(outputs),
-        *outputs,
-        *(f"{o}." for o in outputs),
-    ]
+    plain = [", ".join(outputs), "\n".join(outputs), *outputs]
+    candidates = [*plain, *(f"{output}." for output in outputs), marked]
     return max(candidates, key=lambda text: tasks.score(text, sample)["official"])
 
 

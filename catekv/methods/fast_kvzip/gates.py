@@ -31,9 +31,10 @@ _NAMES = {
     "query_norm": "q_norm.weight", "key_norm": "k_norm.weight", "base": "k_base", "bias": "b",
 }  # fmt: skip
 #: What the published files hold besides tensors: numbers of their training.
-_HARMLESS = [
-    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),  # type: ignore[attr-defined]
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
+#: Found by what makes them: the modules have other names in every numpy.
+_HARMLESS: list[Any] = [
+    (np.zeros(0).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
     np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType,
 ]  # fmt: skip
 
