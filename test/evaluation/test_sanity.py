@@ -124,8 +124,8 @@ def test_the_oracle_answers_in_the_form_that_the_rule_reads() -> None:
         "longbench/qasper": ("yes", ("yes", "no"), {}),
         "infinitebench/code_debug": ("B.", ("name", "B"), {"label": ["name", "B"]}),
         "infinitebench/code_run": ("-3", ("-3",), {"label": -3}),
-        "graphwalks/bfs": ("Final Answer: [a1, b2]", ("a1", "b2"), {}),
-        "graphwalks/parents": ("Final Answer: []", (), {}),
+        "graphwalks/bfs": ("Final Answer: [a1, b2]", ("a1", "b2"), {"nodes": ["a1", "b2"]}),
+        "graphwalks/parents": ("Final Answer: []", (), {"nodes": []}),
     }
     for name, (answer, outputs, scoring) in wanted.items():
         sample = toy_sample(0, task=name, outputs=outputs, scoring=scoring)
