@@ -34,7 +34,7 @@ from test_method_matrix import CASES
 QUESTIONS = branches()
 Walk = Callable[[Pretended, pytest.MonkeyPatch], None]
 WALKS: dict[Walk, tuple[str, ...]] = {}
-PROMPT, STEPS = 48, 3
+PROMPT, STEPS = 32, 3
 
 
 def walk(*keys: str) -> Callable[[Walk], Walk]:
@@ -169,37 +169,26 @@ def a_model_answers(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- stores --------------------------------------------------------------------------------------
 
 
-def reads(name: str) -> None:
-    """A method decodes as it does on a CPU, recorded where that is possible."""
-    layers = CASES[name].layers
-    found, _ = steps_of(name, model_on(CUDA, layers), "auto", "off")
-    close(found, on_cpu(name, layers))
-
-
 @walk(
     "methods/stores/host.py: to_host",
     "methods/stores/offload.py: OffloadedPrefix.build",
     "methods/stores/offload.py: OffloadedPrefix.read",
-)
-def a_prefix_stays_on_the_host(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
-    from catekv.methods.stores.host import copy_stream
-
-    copy_stream.cache_clear()
-    reads("snapkv/offload")
-
-
-@walk("methods/stores/shadow_reader.py: ShadowReader.__init__")
-def values_come_from_the_host(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads("catekv/shadowkv")
-
-
-@walk(
+    "methods/stores/shadow_reader.py: ShadowReader.__init__",
     "methods/atskv/passive.py: PassivePlace.hold",
     "methods/atskv/passive.py: Passive.build",
     "methods/atskv/passive.py: to_device",
 )
-def passive_entries_wait_on_the_host(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads("atskv/top")
+def entries_wait_on_the_host(device: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods decode as they do on a CPU, recorded where that is possible; one model serves all,
+    because examining it takes longest."""
+    from catekv.methods.stores.host import copy_stream
+
+    copy_stream.cache_clear()
+    names = ("snapkv/offload", "catekv/shadowkv", "atskv/top")
+    layers = max(CASES[name].layers for name in names)
+    model = model_on(CUDA, layers)
+    for name in names:
+        close(steps_of(name, model, "auto", "off")[0], on_cpu(name, layers))
 
 
 # --- measuring -----------------------------------------------------------------------------------
