@@ -26,7 +26,7 @@ case $which in
     prepare_environment gguf
     model=ckpt/SmolLM2-135M-Instruct.Q4_1.gguf
     mask=$results/masks/chosen
-    tasks=ruler/niah_single_2 # solved by the full cache; the others are not, and decide nothing
+    tasks=ruler/niah_single_2 # solved by the full cache, as niah_single_1; the others decide little
     # answers are a number of seven tokens, which comes first or not at all
     options="--budget 128 --init-tokens 16 --recent-tokens 32 --max-new-tokens 16"
     # what scripts/real_model_tables.sh chooses among all k and alpha
@@ -78,3 +78,23 @@ done
   --samples "$samples" --forced 32 --ratios 0.2 0.35 0.5 --mask "$mask" --budget 128 --init-tokens 16 \
   --recent-tokens 32 --methods catekv random_attention adakv "curvekv:curves=$curves" \
   "curvekv-output=curvekv:curves=$output_curves" --output "$results/fidelity"
+
+# decoding in bounded memory: only the embedded model solves tasks of long answers, in their short form
+[ "$which" = embedded ] || exit 0
+statistics=$results/triattention.pt
+[ -e "$statistics" ] || "$PYTHON" -m catekv triattention --text docs/evaluation.md --output "$statistics"
+bounded() { # BUDGET EVERY
+  local method
+  printf 'streaming_llm:budget=%s random=decoding:base=random_attention,budget=%s,every=%s ' "$1" "$1" "$2"
+  for method in keydiff knorm snapkv tova; do
+    printf '%s=decoding:base=%s,budget=%s,every=%s ' "$method" "$method" "$1" "$2"
+  done
+  printf 'r_kv:budget=%s,every=%s ' "$1" "$2"
+  printf 'triattention:budget=%s,every=%s,protect_prompt=false,statistics=%s' "$1" "$2" "$statistics"
+}
+# shellcheck disable=SC2046
+"$PYTHON" -m catekv evaluate --tasks reasoning/copy_long reasoning/reverse reasoning/add_chain --lengths 512 \
+  --samples "$samples" --joint-decode --methods full h2o:budget=128 $(bounded 128 4) --output "$results/long-128"
+# shellcheck disable=SC2046
+"$PYTHON" -m catekv fidelity --text prose --tasks none --lengths 896 --samples "$samples" --forced 640 \
+  --batch-size 10 --methods $(bounded 192 32) --output "$results/bounded"
