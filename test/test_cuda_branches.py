@@ -330,7 +330,18 @@ def test_every_question_is_named_by_a_walk() -> None:
     assert named - asked == set(), "these ask no longer"
 
 
-@pytest.mark.parametrize("which", WALKS, ids=lambda function: function.__name__)
+#: Three methods that decode with entries on the host.
+LONG_WALKS = (entries_wait_on_the_host,)
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        pytest.param(function, marks=[pytest.mark.slow] if function in LONG_WALKS else [])
+        for function in WALKS
+    ],
+    ids=lambda function: function.__name__,
+)
 def test_a_walk_takes_the_branches_it_names(which: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [one for one in QUESTIONS if one.key in WALKS[which]]
     with taken(wanted) as found, pretend_cuda() as device:
