@@ -4,9 +4,9 @@
     python bench/cpu_selection.py --length 131072 --rounds 1
 
 One layer of Llama-3-8B's extents with random states, a quarter of the entries kept. Methods take
-turns in every round, so that a busy machine hits all alike; the fastest round counts, also of
-the processor time of all threads. Temporaries
-are what the allocator hands out at the highest moment of one selection, results included.
+turns in every round, so that a busy machine hits all alike; the fastest round counts, also of the
+processor time of all threads. Temporaries are what the allocator hands out at the highest moment of
+one selection, results included.
 """
 
 from __future__ import annotations

@@ -43,23 +43,26 @@ def best_products(
         return scores * output_norms(values, projection)
     products = torch.full_like(scores, -torch.inf)
     widest = projection.shape[2] ** 0.5 * (1 + _ROUNDING)
+    wanted = (counts.cpu() - certain.sum(dim=-1).cpu()).tolist()
+    heads = projection.unflatten(0, (scores.shape[1], -1))
     for b, head in itertools.product(*map(range, scores.shape[:2])):
-        wanted = int(counts[b, head]) - int(certain[b, head].sum())
-        if wanted < 1:
+        count = wanted[b][head]
+        if count < 1:
             continue
-        own = projection.unflatten(0, (scores.shape[1], -1))[head]
-        bounds = scores[b, head] * value_norms(values[b, head], own).mean(dim=0) * widest
+        row, own = (scores[b, head], values[b, head]), heads[head]
+        bounds = row[0] * value_norms(row[1], own).mean(dim=0) * widest
         bounds = bounds.masked_fill(certain[b, head], -torch.inf)
         order = bounds.sort(descending=True).indices
-
-        def compute(tokens: Tensor, b: int = b, head: int = head, own: Tensor = own) -> Tensor:
-            norms = output_norms(values[b, head, tokens][None, None], own)[0, 0]
-            products[b, head, tokens] = scores[b, head, tokens] * norms
-            return products[b, head, tokens]
-
-        least = compute(order[:wanted]).min()
-        compute(order[wanted : int((bounds >= least).sum())])
+        best = _products(*row, own, order[:count])
+        more = order[count : int((bounds >= best.min()).sum())]
+        products[b, head, order[:count]] = best
+        products[b, head, more] = _products(*row, own, more)
     return products
+
+
+def _products(scores: Tensor, values: Tensor, projection: Tensor, tokens: Tensor) -> Tensor:
+    """Scores [entries] times output norms of some tokens of a head."""
+    return scores[tokens] * output_norms(values[tokens][None, None], projection)[0, 0]
 
 
 @register

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_model
@@ -20,7 +21,6 @@ from catekv.methods import ModelShape, Needs, Observed, top_mask
 from catekv.methods.chunkkv import chunk_means
 from catekv.methods.criticalkv import best_products, first_stage
 from catekv.methods.defensivekv import certain_counts, defended, largest_pooled
-from catekv.methods.fast_kvzip.gates import LowRankGate, save_gates
 from catekv.methods.fast_kvzip.method import RULES, common_threshold
 from catekv.methods.formulas.attention_match import Matched
 from catekv.methods.formulas.output_norms import output_norms
@@ -635,12 +635,14 @@ def test_expected_attention_with_competing_heads_keeps_its_total() -> None:
 def test_fast_kvzip_gate_golden(golden, tmp_path) -> None:
     for case in golden("methods_2026", "fastkvzip_gate"):
         given = {name: torch.tensor(value) for name, value in case["inputs"].items()}
-        gate = LowRankGate(
-            given["wq"], given["bq"], given["wk"], given["q_norm"], given["k_norm"],
-            given["k_base"], given["b"],
-        )  # fmt: skip
+        layer = {
+            "q_proj.weight": given["wq"], "q_proj.bias": given["bq"],
+            "k_proj.weight": given["wk"], "q_norm.weight": given["q_norm"],
+            "k_norm.weight": given["k_norm"], "k_base": given["k_base"][:, None],
+            "b": given["b"][:, None], "loss": np.float64(0.5),
+        }  # fmt: skip
         path = tmp_path / f"{case['id']}.pt"
-        save_gates([gate], path)
+        torch.save({"module": [layer], "losses": np.zeros(3)}, path)
         method = methods.create("fast_kvzip", predictor=path, sinks=0, window=0)
         hidden, heads = given["hidden"][None], len(given["b"])
         states = torch.zeros(1, heads, hidden.shape[1], 2)

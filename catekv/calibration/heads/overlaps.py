@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from catekv.cache import plain_layers
+from catekv.cache.cache import uncompressed_layers
 from catekv.calibration.heads.head_scores import Floats
 from catekv.errors import UserError
 from catekv.kernels.logits import softmax_with_sink
@@ -156,6 +156,12 @@ def score_by_overlaps(
         UserError: layers that are not compressed, a text within ``top``, or see
             :func:`kept_tokens`.
     """
+    plain = uncompressed_layers(model.config)
+    if plain:
+        raise UserError(
+            f"{plain} of this model are not compressed; heads are grouped in models whose layers "
+            "all attend to the whole context"
+        )
     tables = []
     for ids in texts:
         groups = _groups_of(model, list(ids), settings)
@@ -182,17 +188,10 @@ def _groups_of(model: CateKVModel, ids: list[int], settings: OverlapSettings) ->
             "or a larger --length"
         )
     context = model.prefill(ids, method="full")
-    (more,) = [model.generate_ids([], context, settings.steps, []).tokens]
-    dense = model.observe(ids + list(more), needs=Needs(window=len(more) + 1))
-    layers = range(model.shape.layers)
-    unseen = sorted(set(layers) - {layer.index for layer in dense.cache.ragged_layers})
-    if unseen:
-        raise UserError(
-            f"{plain_layers.described(dense.cache.layers, unseen)} of this model are not "
-            "compressed; heads are grouped in models whose layers all attend to the whole context"
-        )
+    more = model.generate_ids([], context, settings.steps, []).tokens
+    dense = model.observe(ids + more, needs=Needs(window=len(more) + 1))
     found = []
-    for layer in layers:
+    for layer in range(model.shape.layers):
         tokens = most_attended(dense.observed(layer), len(ids), top).cpu()
         found.append(group_heads(tokens[0], tokens[1:], settings.stable, settings.similar))
     return found

@@ -8,8 +8,9 @@ heads each, rank r and hidden size D.
 
 from __future__ import annotations
 
+import codecs
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,15 @@ _NAMES = {
     "queries": "q_proj.weight", "query_bias": "q_proj.bias", "keys": "k_proj.weight",
     "query_norm": "q_norm.weight", "key_norm": "k_norm.weight", "base": "k_base", "bias": "b",
 }  # fmt: skip
-#: What the published files hold besides tensors: numbers of their training.
-#: Found by what makes them: the modules have other names in every numpy.
+#: What makes the numbers of their training that published files hold besides tensors, under its
+#: names in numpy before and from 2.0 on.
 _HARMLESS: list[Any] = [
-    (np.zeros(0).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType,
+    *(
+        (made.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
+        for made, name in ((np.zeros(0), "_reconstruct"), (np.float64(0), "scalar"))
+        for core in ("core", "_core")
+    ),
+    codecs.encode, np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType,
 ]  # fmt: skip
 
 
@@ -123,16 +127,6 @@ def _gate(tensors: Mapping[str, Tensor]) -> LowRankGate:
     own = {name: tensors[there].detach().float() for name, there in _NAMES.items()}
     own["base"], own["bias"] = own["base"].squeeze(1), own["bias"].squeeze(1)
     return LowRankGate(**own)
-
-
-def save_gates(gates: Sequence[LowRankGate], path: Path | str) -> None:
-    """Write gates as they were published."""
-    layers: list[dict[str, Any]] = []
-    for gate in gates:
-        own = {there: getattr(gate, name) for name, there in _NAMES.items()}
-        own.update(k_base=gate.base[:, None], b=gate.bias[:, None])
-        layers.append(own)
-    torch.save({"module": layers}, path)
 
 
 def untrained_gate(sizes: tuple[int, int, int], layer: int, seed: int) -> LowRankGate:

@@ -60,7 +60,10 @@ class FastKVzip(LevelScored):
     name: ClassVar[str] = "fast_kvzip"
     example = Example({"untrained": True, "budget": 12, "sinks": 2, "window": 4})
     memory_formula = MemoryFormula("budget")
-    paper: ClassVar[str] = "Fast KVzip: Efficient and Accurate LLM Inference, 2026"
+    paper: ClassVar[str] = (
+        "Fast KVzip: Efficient and Accurate LLM Inference with Gated KV Eviction, 2026 "
+        "(arXiv 2601.17668)"
+    )
     certain: ClassVar[str] = "first and last"
     certain_options: ClassVar[str] = "sinks or window"
 
