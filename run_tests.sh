@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set-up if needed, then lint, types and the test suite.
 #   ./run_tests.sh            everything that is fast            (what CI calls)
-#   ./run_tests.sh --slow     the slow checks as well
+#   ./run_tests.sh --slow     everything that is slow instead
 #   ./run_tests.sh --oldest   kernel, cache and model tests on the oldest transformers and triton
 #   other arguments go to pytest (-n 0: in one process)
 set -euo pipefail
@@ -19,7 +19,7 @@ arguments=(--numprocesses auto --maxprocesses 8 --dist worksteal)
 oldest=false
 for argument in "$@"; do
   case $argument in
-    --slow) arguments+=(-m "not gpu") ;;
+    --slow) arguments+=(-m "slow and not gpu") ;;
     --oldest) oldest=true ;;
     *) arguments+=("$argument") ;;
   esac

@@ -7,7 +7,10 @@ that ended it, so that a crash or a hang costs one case.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -101,15 +104,16 @@ def run(arguments: argparse.Namespace, words: list[str]) -> int:
 def _measure(words: list[str], deadline: float) -> int | None:
     """Exit code of one measuring process, None if it had to be stopped."""
     command = [sys.executable, "-m", "bench.worker", *words, "--deadline", f"{deadline:.1f}"]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, start_new_session=True)
     try:
         return process.wait(timeout=max(0.0, deadline - time.time()) + _GRACE)
     except subprocess.TimeoutExpired:
         return None
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        # what it started, too, which would go on using the device beside the next case
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _note_end(folder: Path, code: int | None, begun: bool) -> bool:

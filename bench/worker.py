@@ -21,8 +21,9 @@ from catekv.commands.cli import run_safely
 from catekv.errors import UserError
 from catekv.evaluation.records import environment
 
-#: A case that takes longer than this many times its seconds, and these seconds more, hangs.
-_PATIENCE, _AND = 3.0, 30.0
+#: A case that takes longer than this many times its seconds, and these seconds more, hangs; on a
+#: CPU, which has other work, so many times longer.
+_PATIENCE, _AND, _ON_CPU = 3.0, 30.0, 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,7 +75,8 @@ def measure(results: Results, scale: Scale, deadline: float) -> int:
             results.add(Outcome(case=case.key, status=NOT_RUN, note=note))
             continue
         results.start(case)
-        faulthandler.dump_traceback_later(_PATIENCE * case.seconds + _AND, exit=True, file=2)
+        patience = (_PATIENCE * case.seconds + _AND) * (_ON_CPU if scale.tiny else 1)
+        faulthandler.dump_traceback_later(patience, exit=True, file=2)
         outcome = run_case(case, scale)
         faulthandler.cancel_dump_traceback_later()
         results.add(outcome)

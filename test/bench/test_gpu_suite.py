@@ -259,11 +259,14 @@ def test_memory_is_judged_where_layers_have_their_own(monkeypatch: pytest.Monkey
 # --- the command ---------------------------------------------------------------------------------
 
 FAKE_STAGE = """
-import os, threading
+import os, subprocess, threading
 from bench.cases import Result
 
 def run(scale, name):
     if name == "crash":
+        child = subprocess.Popen(["sleep", "1000"])
+        with open("child", "w") as stream:
+            stream.write(str(child.pid))
         os._exit(11)
     if name == "hangs":
         threading.Event().wait()
@@ -282,7 +285,7 @@ def test_crashes_and_hangs_cost_the_case_and_not_the_rest(tmp_path: Path) -> Non
             f"\nCASES = tuple(Case('fake', name, 0.1) for name in {names!r})\nSTAGES = ('fake',)\n"
         )
     source = (package / "worker.py").read_text()
-    changed = source.replace("_PATIENCE, _AND = 3.0, 30.0", "_PATIENCE, _AND = 1.0, 1.0")
+    changed = source.replace("_ON_CPU = 3.0, 30.0, 10", "_ON_CPU = 1.0, 1.0, 2")
     assert changed != source
     (package / "worker.py").write_text(changed)
     output = tmp_path / "out"
@@ -301,6 +304,19 @@ def test_crashes_and_hangs_cost_the_case_and_not_the_rest(tmp_path: Path) -> Non
     notes = {one["case"]: one["note"] for one in content["cases"]}
     assert notes["fake: crash"] == "the process ended with 11"
     assert "error: fake: crash: the process ended with 11" in done.stdout
+    left = Path("/proc", (tmp_path / "child").read_text(), "stat")
+    patience = time.monotonic() + 10
+    while runs(left) and time.monotonic() < patience:
+        time.sleep(0.01)
+    assert not runs(left), "what a case started would go on beside the next one"
+
+
+def runs(stat: Path) -> bool:
+    """Whether a process, given by its file of the kernel's, is there and alive."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def search(
 
 @pytest.mark.timeout(7200)
 @pytest.mark.usefixtures("bounded")
-@pytest.mark.parametrize(("seed", "count"), [(1, 40), pytest.param(2, 500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "count"), [(1, 40), pytest.param(2, 250, marks=pytest.mark.slow)])
 def test_damage_ends_in_one_line(
     seed: int,
     count: int,
