@@ -38,7 +38,7 @@ from catekv.methods.head_mask import HeadMask
 from catekv.methods.loss_curves import LossCurves, read_curves
 from catekv.methods.options import assign, check_options, method_option
 from catekv.methods.registry import nearest
-from catekv.models.shape import ModelShape
+from catekv.models.shape import ModelShape, model_shape_of, refuse_other_extents
 
 _FILES = (".json", ".yaml", ".yml")
 SLICE_SCALINGS = ("none", "zscore")
@@ -183,11 +183,12 @@ class Table(Budgets):
 
     def validate(self, shape: ModelShape) -> None:
         layers, heads = len(self.counts), len(self.counts[0])
-        if heads != shape.kv_heads or layers not in (1, shape.layers):
-            raise UserError(
-                f"the budget table has {layers} layers x {heads} KV heads but the model has "
-                f"{shape.layers} layers x {shape.kv_heads} KV heads; give one row per layer and "
-                "one number per KV head"
+        if (layers, heads) != (1, shape.kv_heads):
+            refuse_other_extents(
+                "the budget table has",
+                (layers, heads),
+                model_shape_of(shape),
+                "give one row per layer and one number per KV head",
             )
 
     def table(self, demand: Demand) -> Tensor:
@@ -367,12 +368,9 @@ class Curves(Budgets):
 
     def validate(self, shape: ModelShape) -> None:
         own: LossCurves = self.curves
-        if (own.layers, own.kv_heads) != (shape.layers, shape.kv_heads):
-            raise UserError(
-                f"the loss curves are for {own.layers} layers x {own.kv_heads} KV heads but the "
-                f"model has {shape.layers} layers x {shape.kv_heads} KV heads; use curves of this "
-                "model"
-            )
+        refuse_other_extents(
+            "the loss curves are for", (own.layers, own.kv_heads), model_shape_of(shape)
+        )
         refuse_other_configuration("the loss curves", own.made_for, shape)
 
     def table(self, demand: Demand) -> Tensor:

@@ -19,7 +19,7 @@ from catekv.methods.head_mask import DUO_FILE, HeadMask, gates_in
 from catekv.methods.options import assign, method_option
 from catekv.methods.registry import register
 from catekv.methods.streaming_llm import first_and_last
-from catekv.models.shape import ModelShape
+from catekv.models.shape import ModelShape, model_shape_of, refuse_other_extents
 
 if TYPE_CHECKING:
     from catekv.kernels.ragged import RaggedPrefix
@@ -130,13 +130,8 @@ class DuoAttention(Method):
         return streaming_heads(self.gates, self.streaming_share)
 
     def validate(self, shape: ModelShape) -> None:
-        layers, heads = self.gates.shape
-        if (layers, heads) != (shape.layers, shape.kv_heads):
-            raise UserError(
-                f"duo_attention: the pattern has {layers} layers x {heads} KV heads but the model "
-                f"has {shape.layers} layers x {shape.kv_heads} KV heads; use a pattern of this "
-                "model"
-            )
+        own = tuple(self.gates.shape)
+        refuse_other_extents("duo_attention: the pattern has", own, model_shape_of(shape))
 
     def with_total(self, total: int, tokens: int, shape: ModelShape) -> DuoAttention:
         """The method keeping exactly ``total`` entries of a prompt of ``tokens`` tokens."""

@@ -30,7 +30,7 @@ from catekv.methods.head_votes import (
     count_votes,
     typed_layers,
 )
-from catekv.models.shape import model_shape_of
+from catekv.models.shape import model_shape_of, refuse_other_extents
 
 MASK_FILE = re.compile(r"head_type_p(\d+)\.csv")
 DUO_FILE, RLKV_FILE = "full_attention_heads.tsv", "adapter_weights.tsv"
@@ -125,13 +125,12 @@ class HeadMask:
 
     def validate(self, config: Any) -> None:
         """Raise ``UserError`` unless the mask fits ``config`` (ModelShape or transformers)."""
-        layers, heads = model_shape_of(config)
-        if (layers, heads) != (self.layers, self.kv_heads):
-            raise UserError(
-                f"the head mask has {self.layers} layers x {self.kv_heads} KV heads but the model "
-                f"has {layers} layers x {heads} KV heads; make a mask for this model with "
-                "./run_headmask.sh MODEL"
-            )
+        refuse_other_extents(
+            "the head mask has",
+            (self.layers, self.kv_heads),
+            model_shape_of(config),
+            "make a mask for this model with ./run_headmask.sh MODEL",
+        )
 
     def reversed(self) -> HeadMask:
         """A mask of equal size whose order of preference is turned round.

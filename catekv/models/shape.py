@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,27 @@ def model_shape_of(config: Any) -> tuple[int, int]:
             "transformers configuration"
         )
     return int(layers), int(heads)
+
+
+def refuse_other_extents(
+    what: str, own: Sequence[int], model: Sequence[int], remedy: str = "use those of this model"
+) -> None:
+    """Refuse what was made for a model of other extents.
+
+    Args:
+        what: subject and verb, as "the scores are for".
+        own: its numbers of layers, KV heads and, where it has to do with them, inputs of a layer.
+        model: those of the model, as far as they are known.
+
+    Raises:
+        UserError: they differ; with both.
+    """
+    own = own[: len(model)]
+    if tuple(own) != tuple(model):
+        said = " x ".join(["{} layers", "{} KV heads", "{} inputs"][: len(model)])
+        raise UserError(
+            f"{what} {said.format(*own)} but the model has {said.format(*model)}; {remedy}"
+        )
 
 
 def config_hash(config: Any) -> str:

@@ -221,7 +221,7 @@ def test_alpha_is_chosen_on_validation_samples_only(
     with pytest.raises(UserError, match="sample 5 is not one of the validation samples"):
         tune(model, file, small(model, 1, first=5), [24])
     other = ScoreFile(2, 8, file.runs, file.recipe)
-    with pytest.raises(UserError, match="2 layers x 8 KV heads but the model has 4 x 4"):
+    with pytest.raises(UserError, match="2 layers x 8 KV heads but the model has 4 layers x 4"):
         tune(model, other, small(model), [24])
     foreign = ScoreFile(4, 4, file.runs, {**file.recipe, "config_hash": "other"})
     with pytest.raises(UserError, match="made with another model"):

@@ -87,7 +87,7 @@ def test_scores_of_another_model_are_refused() -> None:
     file = score_file(model="one")
     file.check_model(LAYERS, HEADS, "abc")
     file.check_model(LAYERS, HEADS)
-    with pytest.raises(UserError, match="3 layers x 2 KV heads but the model has 4 x 2"):
+    with pytest.raises(UserError, match="3 layers x 2 KV heads but the model has 4 layers x 2"):
         file.check_model(4, 2)
     with pytest.raises(UserError, match=r"another model \(one, configuration abc; this one has x"):
         file.check_model(LAYERS, HEADS, "xyz")

@@ -13,6 +13,7 @@ import numpy as np
 from catekv.calibration.cokv.game import Agreement, Floats, Sums, compare, scores, slice_estimate
 from catekv.errors import UserError
 from catekv.files import read_arrays, write_arrays
+from catekv.models.shape import refuse_other_extents
 
 FORMAT = 1
 _ARRAYS = ("left", "right", "left_count", "right_count", "draws", "slices", "shape", "recipe")
@@ -75,11 +76,12 @@ class ScoreFile:
         """Raise ``UserError`` unless the scores were made with a model of this shape, and of this
         configuration where both are known."""
         own = self.recipe.get("config_hash")
-        if (layers, kv_heads) != (self.layers, self.kv_heads):
-            raise UserError(
-                f"the scores are for {self.layers} layers x {self.kv_heads} KV heads but the model "
-                f"has {layers} x {kv_heads}; use scores of this model (catekv cokv score)"
-            )
+        refuse_other_extents(
+            "the scores are for",
+            (self.layers, self.kv_heads),
+            (layers, kv_heads),
+            "use scores of this model (catekv cokv score)",
+        )
         if own and config_hash and own != config_hash:
             raise UserError(
                 f"the scores were made with another model ({self.recipe.get('model', 'unknown')}, "

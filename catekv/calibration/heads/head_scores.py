@@ -16,7 +16,7 @@ from catekv.evaluation.report.statistics import bootstrap_average
 from catekv.files import read_arrays, write_arrays
 from catekv.methods.formulas.budgets import largest_remainder
 from catekv.methods.head_mask import HeadMask
-from catekv.models.shape import model_shape_of
+from catekv.models.shape import model_shape_of, refuse_other_extents
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 #: Entry of a recipe that says how samples become one score where it is not their mean.
@@ -106,12 +106,7 @@ class HeadScores:
 
     def check_model(self, config: Any, digest: str | None = None) -> None:
         """Raise ``UserError`` unless the scores fit a model (ModelShape or configuration)."""
-        wanted = model_shape_of(config)
-        if self.shape != wanted:
-            raise UserError(
-                f"the scores are for {self.shape[0]} layers x {self.shape[1]} KV heads but the "
-                f"model has {wanted[0]} x {wanted[1]}; use scores of this model"
-            )
+        refuse_other_extents("the scores are for", self.shape, model_shape_of(config))
         own = self.recipe.get("config_hash")
         if own and digest and own != digest:
             raise UserError(

@@ -16,7 +16,7 @@ from catekv.methods.fast_kvzip.gates import LowRankGate, load_gates, untrained_g
 from catekv.methods.level_scored import LevelScored
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
-from catekv.models.shape import ModelShape
+from catekv.models.shape import ModelShape, refuse_other_extents
 
 #: Up to which prompts the window is a share of them, that share, and the window of longer ones.
 LONG, SHARE, WINDOW = 32000, 0.02, 4096
@@ -111,13 +111,8 @@ class FastKVzip(LevelScored):
 
     def _check(self, wanted: tuple[int, ...]) -> None:
         """``UserError`` unless the gates have these numbers of layers, KV heads and inputs."""
-        own = (len(self.gates), *self.gates[0].sizes)[: len(wanted)]
-        if own != wanted:
-            said = " x ".join(["{} layers", "{} KV heads", "{} inputs"][: len(wanted)])
-            raise UserError(
-                f"the gates in {self.predictor} are for {said.format(*own)} but the model has "
-                f"{said.format(*wanted)}; use those trained for this model"
-            )
+        own = (len(self.gates), *self.gates[0].sizes)
+        refuse_other_extents(f"the gates in {self.predictor} are for", own, wanted)
 
     def window_of(self, tokens: int) -> int:
         """Last tokens that are certain in a prompt of ``tokens`` tokens."""

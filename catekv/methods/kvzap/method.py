@@ -17,7 +17,7 @@ from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.kvzap.gates import Gates, untrained_gates
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
-from catekv.models.shape import ModelShape
+from catekv.models.shape import ModelShape, refuse_other_extents
 
 
 @register
@@ -101,13 +101,8 @@ class KVzap(Budgeted):
     def _check(self, wanted: tuple[int, ...]) -> None:
         """``UserError`` unless the gates have these numbers of layers, KV heads and inputs."""
         inputs, outputs, _ = self.gates.sizes
-        own = (len(self.gates.layers), outputs, inputs)[: len(wanted)]
-        if own != wanted:
-            said = " x ".join(["{} layers", "{} KV heads", "{} inputs"][: len(wanted)])
-            raise UserError(
-                f"the KVzap gates in {self.predictor} are for {said.format(*own)} but the model "
-                f"has {said.format(*wanted)}; use those trained for this model"
-            )
+        own = (len(self.gates.layers), outputs, inputs)
+        refuse_other_extents(f"the KVzap gates in {self.predictor} are for", own, wanted)
 
     def given_table(self, tokens: int, shape: ModelShape) -> Tensor:
         if self.by_threshold:
