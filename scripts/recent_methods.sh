@@ -48,30 +48,39 @@ gates=$results/kvzap
 [ -e "$gates/config.json" ] ||
   "$PYTHON" -m catekv kvzap train --model "$model" --text prose --length 1024 --samples 48 --output "$gates"
 
+curve_columns="curvekv:curves=$curves curvekv-output=curvekv:curves=$output_curves"
+all="catekv random_attention snapkv adakv keydiff knorm tova chunkkv expected_attention criticalkv
+  criticalkv-adakv=criticalkv:base=adakv defensivekv defensivekv-layers=defensivekv:across_layers=true
+  kvzip kvzip-plus=kvzip:plus=true kvzap:predictor=$gates attention_matching $curve_columns"
+
 # every method keeps the same share of the entries of all heads together
-columns() { # SHARE
-  printf '%s ' full
-  local method
-  for method in catekv random_attention snapkv adakv keydiff knorm tova chunkkv expected_attention \
-    criticalkv criticalkv-adakv=criticalkv:base=adakv defensivekv \
-    defensivekv-layers=defensivekv:across_layers=true kvzip kvzip-plus=kvzip:plus=true \
-    "kvzap:predictor=$gates" attention_matching "curvekv:curves=$curves" \
-    "curvekv-output=curvekv:curves=$output_curves"; do
+table() { # NAME SHARE QUESTION LENGTH TASKS METHODS
+  local name=$1 share=$2 question=$3 length=$4 tasks=$5 method
+  local columns=(full)
+  for method in $6; do
     case $method in
-      *:*) printf '%s,keep=%s ' "$method" "$1" ;;
-      *) printf '%s:keep=%s ' "$method" "$1" ;;
+      *:*) columns+=("$method,keep=$share") ;;
+      *) columns+=("$method:keep=$share") ;;
     esac
   done
+  # shellcheck disable=SC2086
+  "$PYTHON" -m catekv evaluate --model "$model" --tasks $tasks --lengths "$length" \
+    --samples "$samples" --question "$question" $options --mask "$mask" --joint-decode \
+    --methods "${columns[@]}" --output "$results/$name"
 }
 
 for question in after inside; do
   for keep in 0.2 0.35 0.5; do
-    # shellcheck disable=SC2046,SC2086
-    "$PYTHON" -m catekv evaluate --model "$model" --tasks $tasks --lengths 1024 --samples "$samples" \
-      --question "$question" $options --mask "$mask" --joint-decode --methods $(columns "$keep") \
-      --output "$results/$question-$keep"
+    table "$question-$keep" "$keep" "$question" 1024 "$tasks" "$all"
   done
 done
+if [ "$which" = smollm2 ]; then
+  # the other task that it solves, and longer prompts with the mask and the curves of 1024 tokens
+  some="catekv random_attention snapkv adakv keydiff streaming_llm $curve_columns"
+  table single_1-0.35 0.35 after 1024 ruler/niah_single_1 "h2o $some"
+  table after-2048-0.35 0.35 after 2048 "$tasks" "$some"
+  table after-4096-0.35 0.35 after 4096 "$tasks" "$some"
+fi
 
 # shellcheck disable=SC2086
 "$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \
