@@ -19,6 +19,7 @@ results=results/smollm2
 masks=$results/masks
 edges=init_tokens=16,recent_tokens=32
 others="snapkv pyramidkv adakv h2o streaming_llm keydiff simcalkv quest"
+scores=$results/cokv predictor=$results/atskv ablation=$results/ablation
 
 # tasks that the full cache solves at this length; the others decide nothing
 if [ ! -e "$masks/report.md" ]; then
@@ -26,6 +27,18 @@ if [ ! -e "$masks/report.md" ]; then
     --init-tokens 16 --recent-tokens 32 --held-out-samples 4 --output "$masks" \
     --held-out-tasks ruler/niah_single_2 ruler/niah_single_3 ruler/niah_multikey_1
 fi
+
+# what CoKV, ATSKV and the per-head ablation have to know of the model, from samples of other seeds
+[ -e "$scores/scores.npz" ] ||
+  "$PYTHON" -m catekv cokv score --model "$model" --task ruler/niah_single_2 --length 320 --samples 6 \
+    --max-draws 20 --question agnostic --batch-size 16 --seed 7 --output "$scores"
+[ -e "$predictor/predictor.json" ] ||
+  "$PYTHON" -m catekv atskv train --model "$model" --task ruler/niah_single_2 --lengths 512 \
+    --samples 12 --held-out 2 --seed 7 --no-plot --output "$predictor"
+[ -e "$ablation/report.md" ] ||
+  "$PYTHON" -m catekv calibrate --model "$model" --length 512 --samples 4 --budget 128 \
+    --init-tokens 16 --recent-tokens 32 --references ruler/vt_dense --k 0.986 --alpha 0.8 \
+    --held-out-samples 2 --held-out-tasks ruler/niah_single_2 --oracle --output "$ablation"
 
 # the answer is a number of seven digits, one token each, and comes first or not at all: 32 tokens
 # instead of the task's 128
@@ -36,12 +49,20 @@ needles() { # RATIO BUDGET QUESTION
     --methods full "catekv:$edges" $others --mask chosen="$masks/chosen" --mask reversed \
     --mask random:0 --mask random:1 --mask random:2 --output "$results/needles-r$1-$3"
 }
+trained() { # RATIO BUDGET QUESTION
+  "$PYTHON" -m catekv evaluate --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \
+    --samples "$samples" --question "$3" --ratio "$1" --budget "$2" --joint-decode --max-new-tokens 32 \
+    --methods full "catekv:$edges" "cokv:scores=$scores/scores.npz" \
+    "atskv:predictor=$predictor,preset=recommended" --mask ablation="$ablation/oracle" \
+    --output "$results/trained-r$1-$3"
+}
 
 # r, and b beside the 48 edges: about 50, 35 and 20 % of 1024 tokens
 needles 0.4 128 after
 needles 0.4 128 inside
 needles 0.25 96 after
 needles 0.1 64 after
+trained 0.25 96 after
 
 # shellcheck disable=SC2086
 "$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \

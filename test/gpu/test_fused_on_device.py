@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import DEVICE, HALVES, TINY, TOLERANCE, TYPES, relative_error, short_name
+from gpu import DEVICE, HALVES, MUST_ASK, TINY, TOLERANCE, TYPES, relative_error, short_name
 from scenarios import left_padding, random_ids
 from tiny_models import RandomKeep, tiny_model
 from torch import Tensor
@@ -103,16 +103,16 @@ def logits_of(model: CateKVModel, batch: int, graph: str, fused_step: str) -> tu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES[:1]], ids=short_name)
-@pytest.mark.parametrize("graph", ["off"] if TINY else ["off", "auto"])
+@pytest.mark.parametrize("graph", ["off"] if MUST_ASK else ["off", "auto"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_the_models_own_modules(
     family: str, batch: int, graph: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if TINY:
+    if MUST_ASK:
         monkeypatch.setenv(VARIABLE, "triton")
-        if dtype != torch.float32:
-            pytest.skip("half precision on a CPU says nothing of the device")
+    if TINY and dtype != torch.float32:
+        pytest.skip("half precision on a CPU says nothing of the device")
     # heads of 64 numbers: products of fewer have no kernel on a device
     model = CateKVModel(
         tiny_model(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import DEVICE, TINY, relative_error
+from gpu import DEVICE, MUST_ASK, TINY, relative_error
 from scenarios import left_padding, random_ids
 from tiny_models import tiny_model
 from torch import Tensor
@@ -81,7 +81,7 @@ def on_cpu(name: str, batch: int, chunk_size: int | None, dtype: torch.dtype) ->
 def on_device(
     monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, *setting: Any
 ) -> tuple[Tensor, DecodeStep]:
-    if TINY:
+    if MUST_ASK:
         monkeypatch.setenv(VARIABLE, "triton")
     return logits_of(models(ALL[name].layers, dtype)[1], name, *setting)
 
@@ -110,7 +110,7 @@ def test_bfloat16_stays_close(name: str, graph: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", ["full", "catekv", "snapkv", "streaming_llm"])
 def test_plain_steps_are_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if TINY:
+    if MUST_ASK:
         pytest.skip("a CPU records nothing")
     _, step = on_device(monkeypatch, name, torch.float32, 1, None, "auto")
     assert step.captured, step.reason
@@ -121,7 +121,7 @@ def test_answers_are_those_of_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch
     """A step is recorded after some tokens of an answer; a second question goes on with it."""
     tokens = []
     for index, model in enumerate(models(ALL[name].layers, torch.float32)):
-        if index and TINY:
+        if index and MUST_ASK:
             monkeypatch.setenv(VARIABLE, "triton")
         prompt = random_ids(1, PROMPT, seed=0).to(model.device)
         context = model.prefill(prompt, method=made(name))

@@ -13,6 +13,8 @@ VARIABLE = "CATEKV_GPU_TESTS"
 PRETENDED = os.environ.get(VARIABLE) == "pretend"
 TINY = PRETENDED or os.environ.get(VARIABLE) == "cpu"
 DEVICE = "cpu" if TINY and not PRETENDED else "cuda"
+#: Without a device that says it is one, triton's kernels must be asked for.
+MUST_ASK = DEVICE == "cpu"
 #: bfloat16 arithmetic is wrong in the interpreter.
 HALVES = (torch.float16,) if TINY else (torch.bfloat16, torch.float16)
 TYPES = (*HALVES, torch.float32)
