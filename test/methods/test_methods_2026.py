@@ -267,6 +267,26 @@ def test_criticalkv_computes_few_norms_and_keeps_the_same(lowest: float, monkeyp
     assert sum(computed) < 500 if lowest == 0 else sum(computed) == 1200
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("floats", [1, 64, 1 << 18])
+def test_norms_are_the_same_in_blocks(floats: int, dtype: torch.dtype, monkeypatch) -> None:
+    for module in ("output_norms", "repeat"):
+        monkeypatch.setattr(f"catekv.methods.formulas.{module}.block_floats", lambda device: floats)
+    monkeypatch.setattr("catekv.methods.formulas.output_norms._COLUMNS", min(floats, 512))
+    noise = torch.Generator().manual_seed(2)
+    values = torch.randn(2, 3, 50, 8, generator=noise).to(dtype)
+    projection = torch.randn(6, 8, 40, generator=noise).to(dtype)
+    weights = projection.double().unflatten(0, (3, 2))
+    outputs = torch.einsum("bhtd,hgdn->bhgtn", values.double(), weights)
+    rounded = 1e-5 if dtype == torch.float32 else 2e-3
+    torch.testing.assert_close(
+        output_norms(values, projection).double(), outputs.abs().sum(dim=-1).mean(dim=2),
+        rtol=rounded, atol=0,
+    )  # fmt: skip
+    found = value_norms(values[1, 2], projection[4:])
+    torch.testing.assert_close(found.double(), outputs[1, 2].norm(dim=-1), rtol=1e-5, atol=0)
+
+
 def test_criticalkv_with_counts_of_adakv() -> None:
     states = torch.randn(1, 2, 40, 4, generator=torch.Generator().manual_seed(1))
     options = {"window": 4, "kernel": 3}
