@@ -18,8 +18,8 @@ from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.methods.wrapped import Wrapped
 
-#: What bounds are raised by, beyond what float32 rounds.
-_ROUNDING = 1e-4
+#: What bounds are raised by, as much as outputs in bfloat16 are rounded.
+_ROUNDING = 2**-8
 
 
 def first_stage(scores: Tensor, counts: Tensor, first: float) -> Tensor:

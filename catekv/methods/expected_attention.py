@@ -12,14 +12,12 @@ from catekv.errors import NeedsAllHeadsError, UserError
 from catekv.methods.base import Method, Needs, Observed
 from catekv.methods.entry_scored import EntryScored
 from catekv.methods.example import Example, MemoryFormula
+from catekv.methods.formulas.blocks import block_floats
 from catekv.methods.formulas.budgets import ada_counts
 from catekv.methods.formulas.query_moments import FIRST
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 from catekv.models.shape import ModelShape
-
-#: Numbers of float32 that are held at once while keys meet covariances: 32 MiB.
-_FLOATS = 1 << 23
 
 
 @register
@@ -114,14 +112,15 @@ class ExpectedAttention(EntryScored):
         mean = scaling * mean.unflatten(1, (heads, -1))
         covariance = scaling**2 / 2 * covariance.unflatten(1, (heads, -1))
         logits = mean.new_empty(batch, heads, observed.group, tokens)
-        for part in torch.arange(tokens).split(max(1, _FLOATS // (observed.group * dim))):
-            columns = slice(int(part[0]), int(part[-1]) + 1)
+        block = max(1, block_floats(keys.device) // (observed.group * dim))
+        for start in range(0, tokens, block):
+            columns = slice(start, start + block)
             for b in range(batch):
                 for head in range(heads):
                     row = keys[b, head, columns].float()
                     found = mean[b, head] @ row.T
                     if self.covariance:
-                        found += ((row @ covariance[b, head]) * row).sum(dim=-1)
+                        found += (row @ covariance[b, head]).mul_(row).sum(dim=-1)
                     logits[b, head, :, columns] = found
         found = logits.softmax(dim=-1).mean(dim=2) + self.epsilon
         if self.value_norm:

@@ -12,35 +12,53 @@ from torch import Tensor
 from catekv.methods.base import Observed, Selection
 from catekv.methods.entry_scored import EntryScored
 from catekv.methods.example import Example, MemoryFormula
-from catekv.methods.formulas.scoring import top_mask
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 
-#: numbers of float32 keys that are held at once: 128 MiB, one head of 256K tokens
-_FLOATS = 1 << 25
+#: Numbers of float32 keys that are held at once: 64 MiB, 128K of one head.
+_FLOATS = 1 << 24
 
 
 def key_differences(units: Tensor) -> Tensor:
     """Negative cosine of keys of length 1 [..., tokens, head_dim] to their mean: [..., tokens]."""
-    anchor = F.normalize(units.mean(dim=-2), dim=-1)
-    return -(units @ anchor.unsqueeze(-1)).squeeze(-1)
+    anchor = F.normalize(units.mean(dim=-2, keepdim=True), dim=-1)
+    # on a CPU keys times a column would take several times as long
+    return -(anchor @ units.transpose(-1, -2)).squeeze(-2)
 
 
-def kept_block_by_block(units: Tensor, count: int, block: int) -> Tensor:
-    """Positions [rows, count], ascending, of the keys that are left of [rows, tokens, head_dim]
-    when every ``block`` of keys after the first ``count`` joins what is held and the rest has to
-    leave."""
-    rows, tokens, dim = units.shape
-    positions = torch.arange(tokens, device=units.device).expand(rows, tokens)
-    first = tokens * torch.arange(rows, device=units.device)[:, None]
-    held = positions[:, :count]
+def kept_block_by_block(keys: Tensor, rows: Tensor, count: int, block: int) -> Tensor:
+    """Which keys of some ``rows`` of [all rows, tokens, head_dim] are left when every ``block`` of
+    keys after the first ``count``, at least one less than the tokens, joins what is held and the
+    rest has to leave: bool [rows, tokens]."""
+    tokens, dim = keys.shape[1:]
+    block = min(block, tokens - count)
+    # keys that join take the places of those that left
+    places = torch.arange(count + block, device=keys.device).repeat(len(rows), 1)
+    first = places.shape[1] * torch.arange(len(rows), device=keys.device)[:, None]
+    positions, leaving = places.clone(), places[:, count:]
+    held = torch.zeros(*places.shape, dim, device=keys.device)
+    held[:, :count] = F.normalize(keys[rows, :count].float(), dim=-1)
     for start in range(count, tokens, block):
-        joined = torch.cat([held, positions[:, start : start + block]], dim=1)
-        # whole keys are copied at once, which gathering numbers is several times slower at
-        there = units.view(-1, dim).index_select(0, (first + joined).flatten())
-        scores = key_differences(there.view(rows, -1, dim))
-        held = joined[top_mask(scores, torch.tensor(count))].view(rows, count)
-    return held
+        # zeros behind the last key change no mean's direction, and leave first
+        joining = held.new_zeros(len(rows), block, dim)
+        joined = F.normalize(keys[rows, start : start + block].float(), dim=-1)
+        joining[:, : joined.shape[1]] = joined
+        held.view(-1, dim).index_copy_(0, (first + leaving).flatten(), joining.view(-1, dim))
+        positions.scatter_(1, leaving, places[:, :block] + start)
+        scores = key_differences(held).masked_fill(positions >= tokens, -torch.inf)
+        leaving = lowest(scores, positions, block)
+    keep = torch.zeros(len(rows), tokens + block, dtype=torch.bool, device=keys.device)
+    keep.scatter_(1, positions, True).scatter_(1, positions.gather(1, leaving), False)
+    return keep[:, :tokens]
+
+
+def lowest(scores: Tensor, positions: Tensor, count: int) -> Tensor:
+    """Places of the ``count`` lowest of float32 scores [rows, places], ties from the highest
+    position on, which are int64 of their shape: int64 [rows, count]."""
+    bits = (scores + 0.0).view(torch.int32)  # 0 for -0, too
+    # as whole numbers in the order of the scores, with room for positions
+    ordered = (bits ^ (bits >> 31 & 0x7FFFFFFF)).long() << 32
+    return (ordered - positions).topk(count, largest=False).indices
 
 
 @register
@@ -81,12 +99,10 @@ class KeyDiff(EntryScored):
             return super().select_observed(observed)
         batch, heads, tokens, dim = observed.keys.shape
         keys = observed.keys.flatten(0, 1)
-        keep = torch.zeros(keys.shape[:2], dtype=torch.bool, device=keys.device)
+        keep = torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device)
         counts = self.layer_counts(observed).repeat(batch)
-        together = max(1, _FLOATS // (tokens * dim))
-        for count in counts.unique().tolist():
+        for count in counts[counts < tokens].unique().tolist():
+            together = max(1, _FLOATS // ((count + self.block) * dim))
             for rows in (counts == count).nonzero()[:, 0].to(keys.device).split(together):
-                units = F.normalize(keys[rows].float(), dim=-1)
-                held = kept_block_by_block(units, min(count, tokens), self.block)
-                keep[rows] = keep[rows].scatter(1, held, True)
+                keep[rows] = kept_block_by_block(keys, rows, count, self.block)
         return Selection(keep.view(batch, heads, tokens))

@@ -16,8 +16,8 @@ from catekv.methods.example import Example, MemoryFormula
 from catekv.methods.options import method_option
 from catekv.methods.registry import register
 
-#: Cosines that are held at once: 32 MiB.
-_FLOATS = 1 << 23
+#: Cosines that are held at once: 16 MiB.
+_FLOATS = 1 << 22
 
 
 def importance(queries: Tensor, keys: Tensor, kernel: int) -> Tensor:
@@ -45,18 +45,49 @@ def redundancy(keys: Tensor, similar: float, first_column: bool) -> Tensor:
             the released code has it).
     """
     count = len(keys)
-    states = keys.float()
-    units = states / (torch.linalg.vector_norm(states, dim=-1, keepdim=True) + 1e-8)
-    total = units.new_zeros(count)
+    lengths = torch.linalg.vector_norm(keys, dim=-1, keepdim=True, dtype=torch.float32)
+    units = keys / (lengths + 1e-8)  # float32 by the lengths
     places = torch.arange(count, device=keys.device)
-    for rows in places.split(max(1, _FLOATS // count)):
-        cosines = units[rows] @ units.T
-        cosines.scatter_(1, rows[:, None], 0.0)
-        copies = cosines > similar
-        last = torch.where(copies, places, -1).amax(dim=-1)
-        spared = last.clamp(min=0) if first_column else last.where(last >= 0, rows)
-        total += cosines.scatter(1, spared[:, None], 0.0).sum(dim=0)
-    return (total / count).softmax(dim=-1)
+    last = newest_copies(units, similar)
+    spared = last.clamp(min=0) if first_column else last.where(last >= 0, places)
+    # the cosines to a key add up to its product with the sum of all keys, less that with itself
+    total = (units @ units.sum(dim=0)).double()
+    total -= torch.linalg.vector_norm(units, dim=-1).square()
+    saved = (units * units[spared]).sum(dim=-1).masked_fill(spared == places, 0.0)
+    total.index_add_(0, spared, -saved.double())
+    return (total / count).softmax(dim=-1).float()
+
+
+def newest_copies(units: Tensor, similar: float) -> Tensor:
+    """The newest other key that is more than ``similar`` to each of the keys of length 1 [entries,
+    head_dim]: int64 [entries], -1 where there is none.
+
+    Blocks of keys are compared with older ones, the newest first, each pair once. Two keys whose
+    newer copies are known need no cosine; on text few others are left after the first block.
+    """
+    places = torch.arange(len(units), device=units.device)
+    last = torch.full_like(places, -1)
+    # the host waits for a GPU at every block
+    columns = 256 if units.device.type == "cpu" else 2048
+    for start in reversed(range(0, len(units), columns)):
+        own = places[start : start + columns]
+        cosines = (units[own] @ units[own].T).fill_diagonal_(-1.0)
+        last[own] = last[own].maximum(_newest(cosines.sub_(similar).sign_(), own))
+        for older in places[:start].split(_FLOATS // columns):
+            known = last[older] >= 0
+            left = own[last[own] < start]
+            for some, others in ((older[~known], own), (older[known], left)):
+                if len(some) and len(others):
+                    above = (units[some] @ units[others].T).sub_(similar).sign_()
+                    last[some] = last[some].maximum(_newest(above, others))
+                    last[others] = last[others].maximum(_newest(above.T, some))
+    return last
+
+
+def _newest(above: Tensor, places: Tensor) -> Tensor:
+    """The largest of the ascending ``places`` [columns] where a row of ``above`` [rows, columns] is
+    1 and not 0 or -1: int64 [rows], negative where it is nowhere."""
+    return (above * (places + 1).float()).amax(dim=-1).long() - 1
 
 
 @register

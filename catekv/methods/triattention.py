@@ -21,6 +21,8 @@ from catekv.models.shape import ModelShape
 
 #: A deviation below this is taken for it, so that equal scores stay finite.
 _LEAST_DEVIATION = 1e-6
+#: Numbers of float32 keys that are held at once: 16 MiB, of which their lengths take a copy.
+_FLOATS = 1 << 22
 
 
 def example_statistics(shape: ModelShape) -> dict[str, Any]:
@@ -54,13 +56,16 @@ def series_scores(
     real, imaginary, length = statistics.double()
     mean = torch.complex(real, imaginary)
     later = mean * turn
+    turned = torch.cat([later.real, later.imag], dim=-1).float()
+    scattered = (length - mean.abs()).float()
     half = len(frequencies)
-    states = keys[..., : 2 * half].float()
-    lengths = torch.complex(states[..., :half], states[..., half:]).abs()
-    turned = torch.cat([later.real, later.imag], dim=-1).float() @ states.transpose(1, 2)
-    scattered = (length - mean.abs()).float() @ lengths.transpose(1, 2)
+    parts = []
+    for part in keys[..., : 2 * half].split(max(1, _FLOATS // (2 * half * len(keys))), dim=1):
+        states = part.float()
+        lengths = torch.complex(states[..., :half], states[..., half:]).abs()
+        parts.append(turned @ states.transpose(1, 2) + scattered @ lengths.transpose(1, 2))
     # keys are stored with the factor of the rotation, which queries have too
-    return rotation.scaling * (turned + scattered)
+    return rotation.scaling * torch.cat(parts, dim=-1)
 
 
 @register

@@ -29,7 +29,7 @@ from catekv.methods.formulas.repeat import largest_attention, value_norms
 from catekv.methods.formulas.schedule import Clock, Schedule
 from catekv.methods.held import Held
 from catekv.methods.kvzap.gates import Gates, untrained_gates
-from catekv.methods.r_kv import importance, redundancy
+from catekv.methods.r_kv import importance, newest_copies, redundancy
 from catekv.methods.random_attention import with_certain
 from catekv.methods.triattention import series_scores
 from catekv.models.rotation import Rotation
@@ -103,7 +103,28 @@ def test_r_kv_golden(golden) -> None:
         assert kept(chosen.tokens) == expected["kept"]
 
 
-def test_triattention_golden(golden) -> None:
+@pytest.mark.parametrize("alike", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("floats", [256 * 100, 1 << 22])
+def test_r_kv_finds_newest_copies_block_by_block(floats: int, alike: float, monkeypatch) -> None:
+    monkeypatch.setattr("catekv.methods.r_kv._FLOATS", floats)
+    noise = torch.Generator().manual_seed(3)
+    keys = torch.randn(600, 16, generator=noise) + alike * torch.randn(16, generator=noise)
+    units = keys / torch.linalg.vector_norm(keys, dim=-1, keepdim=True)
+    cosines = (units @ units.T).fill_diagonal_(0)
+    copies, places = cosines > 0.6, torch.arange(600)
+    last = torch.where(copies, places, -1).amax(dim=-1)
+    assert torch.equal(newest_copies(units, 0.6), last)
+    assert (alike > 1) == (int(last.min()) >= 0)
+    for first_column in (False, True):
+        spared = last.clamp(min=0) if first_column else last.where(last >= 0, places)
+        counted = cosines.double().scatter(1, spared[:, None], 0.0)
+        wanted = counted.mean(dim=0).softmax(dim=-1).float()
+        torch.testing.assert_close(redundancy(keys, 0.6, first_column), wanted, rtol=3e-6, atol=0)
+
+
+@pytest.mark.parametrize("floats", [1, 1 << 22])
+def test_triattention_golden(golden, floats: int, monkeypatch) -> None:
+    monkeypatch.setattr("catekv.methods.triattention._FLOATS", floats)
     for case in golden("methods_2026", "triattention"):
         given, expected = case["inputs"], case["expected"]
         keys, positions = torch.tensor(given["keys"]), torch.tensor(given["positions"])
@@ -244,6 +265,26 @@ def test_criticalkv_computes_few_norms_and_keeps_the_same(lowest: float, monkeyp
     )
     assert torch.equal(chosen, right)
     assert sum(computed) < 500 if lowest == 0 else sum(computed) == 1200
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("floats", [1, 64, 1 << 18])
+def test_norms_are_the_same_in_blocks(floats: int, dtype: torch.dtype, monkeypatch) -> None:
+    for module in ("output_norms", "repeat"):
+        monkeypatch.setattr(f"catekv.methods.formulas.{module}.block_floats", lambda device: floats)
+    monkeypatch.setattr("catekv.methods.formulas.output_norms._COLUMNS", min(floats, 512))
+    noise = torch.Generator().manual_seed(2)
+    values = torch.randn(2, 3, 50, 8, generator=noise).to(dtype)
+    projection = torch.randn(6, 8, 40, generator=noise).to(dtype)
+    weights = projection.double().unflatten(0, (3, 2))
+    outputs = torch.einsum("bhtd,hgdn->bhgtn", values.double(), weights)
+    rounded = 1e-5 if dtype == torch.float32 else 2e-3
+    torch.testing.assert_close(
+        output_norms(values, projection).double(), outputs.abs().sum(dim=-1).mean(dim=2),
+        rtol=rounded, atol=0,
+    )  # fmt: skip
+    found = value_norms(values[1, 2], projection[4:])
+    torch.testing.assert_close(found.double(), outputs[1, 2].norm(dim=-1), rtol=1e-5, atol=0)
 
 
 def test_criticalkv_with_counts_of_adakv() -> None:

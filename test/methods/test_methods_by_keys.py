@@ -65,6 +65,17 @@ def test_keydiff_with_a_budget_for_every_head(block: int) -> None:
         assert kept[head] == alone[0]
 
 
+@pytest.mark.parametrize("block", [1, 4, 7, 30, 500])
+def test_keydiff_compares_what_is_held_with_what_joins(block: int) -> None:
+    keys = torch.randn(1, 40, 6, generator=torch.Generator().manual_seed(5))
+    units, held = F.normalize(keys[0], dim=-1), list(range(9))
+    for start in range(9, 40, block):
+        held += range(start, min(40, start + block))
+        scores = key_differences(units[held])
+        held = sorted(held[place] for place in scores.sort(descending=True).indices[:9].tolist())
+    assert selected("keydiff", keys, budget=9, block=block) == [held]
+
+
 def test_knorm_keeps_its_window_besides() -> None:
     keys = torch.arange(1.0, 9.0).view(1, 8, 1)
     assert selected("knorm", keys, budget=2, window=3) == [[0, 1, 5, 6, 7]]

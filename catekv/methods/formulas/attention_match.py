@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from catekv.methods.formulas.blocks import block_floats
+
 #: How weights of all queries become the score of a key.
 SCORES = ("rms", "max", "mean")
-#: Numbers of float32 logits that are held at once: 32 MiB.
-_FLOATS = 1 << 23
+#: Queries whose logits are held at once, at least: 32 MiB of 128K entries.
+_ROWS = 64
 #: Bias below which a greedily chosen entry is replaced.
 WEAK = -7.0
 #: Columns of a block of products of columns with one another.
@@ -51,14 +53,14 @@ class Matched:
             queries, positions, keys, torch.arange(len(keys), device=keys.device)
         ):
             shift = logits.amax(dim=-1)
-            weights = (logits - shift[:, None]).exp_()
+            weights = logits.sub_(shift[:, None]).exp_()
             mass = weights.sum(dim=-1)
             weights /= mass[:, None]
+            parts.append((shift, mass, weights @ values))
             if score == "max":
                 scores = scores.maximum(weights.amax(dim=0))
             else:
-                scores += (weights.square() if score == "rms" else weights).sum(dim=0)
-            parts.append((shift, mass, weights @ values))
+                scores += (weights.square_() if score == "rms" else weights).sum(dim=0)
         if score != "max":
             scores /= len(queries)
         shift, mass, outputs = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -111,10 +113,8 @@ class Matched:
             low, high: range of the bias.
             steps: of projected gradient descent after the clamped least squares.
         """
-        kept = torch.cat(
-            list(_logits(self.queries, self.positions, keys[entries].float(), entries))
-        )
-        basis = (kept - self.shift[:, None]).exp().double()
+        logits = _logits(self.queries, self.positions, keys[entries].float(), entries)
+        basis = torch.cat(list(logits)).sub_(self.shift[:, None]).exp_().double()
         squares, seen = _normal_equations(basis, self.mass)
         factors = _solved(squares, seen).clamp(torch.e**low, torch.e**high)
         if steps:
@@ -122,18 +122,18 @@ class Matched:
             for _ in range(steps):
                 factors -= size * (squares @ factors - seen)
                 factors.clamp_(torch.e**low, torch.e**high)
-        weights = basis * factors.T
+        weights = basis.mul_(factors.T)
         # a query may see none of what is kept
         weights /= weights.sum(dim=-1, keepdim=True).clamp(min=1e-30)
-        values = _solved(_gram(weights), weights.T @ self.outputs.double())
+        # on a CPU weights.T @ outputs takes twice as long
+        values = _solved(_gram(weights), (self.outputs.double().T @ weights).T)
         return factors[:, 0].log().float(), values.float()
 
 
 def _logits(queries: Tensor, positions: Tensor, keys: Tensor, entries: Tensor) -> Iterator[Tensor]:
     """Logits of blocks of queries over keys, hidden where an entry comes after a query."""
-    for rows in torch.arange(len(queries), device=keys.device).split(
-        max(1, _FLOATS // max(1, len(keys)))
-    ):
+    together = max(_ROWS, 2 * block_floats(keys.device) // max(1, len(keys)))
+    for rows in torch.arange(len(queries), device=keys.device).split(together):
         logits = queries[rows] @ keys.T
         yield logits.masked_fill_(entries > positions[rows, None], -torch.inf)
 

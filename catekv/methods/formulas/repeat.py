@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from catekv.kernels.logits import PLAIN, LogitForm, softmax_with_sink
+from catekv.methods.formulas.blocks import block_floats
 
 #: Numbers of float32 logits that are held at once: 16 MiB, of which the softmax makes a copy.
 FLOATS = 1 << 22
@@ -32,10 +33,14 @@ class Repeat:
 def value_norms(values: Tensor, projection: Tensor) -> Tensor:
     """L2 norms of values [tokens, head_dim] behind the output projection of every query head of
     their group [group, head_dim, hidden_size]: float32 [group, tokens]."""
-    values, projection = values.float(), projection.float()
+    projection = projection.float()
     # the norm needs products of rows alone, which are smaller than the outputs
     rows = projection @ projection.transpose(1, 2)
-    return ((values @ rows) * values).sum(dim=-1).clamp(min=0).sqrt()
+    squares = []
+    for part in values.split(max(1, block_floats(values.device) // rows[:, 0].numel())):
+        states = part.float()
+        squares.append((states @ rows).mul_(states).sum(dim=-1))
+    return torch.cat(squares, dim=-1).clamp_(min=0).sqrt_()
 
 
 def largest_attention(
