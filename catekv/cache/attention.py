@@ -23,7 +23,7 @@ from catekv import kernels
 from catekv.cache.buffer import FixedTail
 from catekv.errors import UserError
 from catekv.kernels.dispatch import choose
-from catekv.kernels.logits import LogitForm
+from catekv.kernels.logits import PLAIN, LogitForm
 from catekv.kernels.quantised import QuantisedPrefix
 from catekv.kernels.ragged import RaggedPrefix
 from catekv.kernels.ragged_decode import causal_tail_mask
@@ -222,7 +222,7 @@ class _Attention:
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """What transformers itself would compute with the base."""
-        if self.base == "sdpa" and not _form(options).plain:
+        if self.base == "sdpa" and not _plain(options):
             return _by_own_formula(module, query, key, value, mask, **options)
         function = base_attention(self.base, module)
         if self.flash:
@@ -311,10 +311,17 @@ class _Attention:
 
 def _form(options: dict[str, Any]) -> LogitForm:
     """What an attention call says about its logits."""
+    if _plain(options):
+        return PLAIN
     cap, sinks = options.get("softcap"), options.get("s_aux")
     return LogitForm(
         None if cap is None else float(cap), None if sinks is None else sinks.detach().flatten()
     )
+
+
+def _plain(options: dict[str, Any]) -> bool:
+    """Whether ``_form`` of these options would be plain."""
+    return options.get("softcap") is None and options.get("s_aux") is None
 
 
 def _by_own_formula(

@@ -166,11 +166,12 @@ class RaggedCache(Cache):
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         """Store new keys and values of a layer; see :meth:`RaggedLayer.update`."""
-        first = next(iter(self.ragged_layers), None)
-        if self.settings.needs.all_layers and first is self.layers[layer_idx]:
-            single = self.settings.trigger == "lazy" and key_states.shape[2] == 1
-            if self.due or (single and first.dense_tokens):
-                self.compress()
+        if self.settings.needs.all_layers:
+            first = next(iter(self.ragged_layers), None)
+            if first is not None and first is self.layers[layer_idx]:
+                single = self.settings.trigger == "lazy" and key_states.shape[2] == 1
+                if self.due or (single and first.dense_tokens):
+                    self.compress()
         return super().update(key_states, value_states, layer_idx, *arguments, **options)
 
     def compress(self) -> None:

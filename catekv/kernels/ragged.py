@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ class Bucket:
     ``query_rows`` int64 [stored rows, readers] are the logical rows (``batch * kv_heads + head``)
     that read each stored row; several readers are beams that share storage. Rows of one length are
     neighbours in storage: ``start`` is their first slot and the block is read as a view. Rows of
-    different lengths have ``start`` None and are gathered, padded to ``length``.
+    different lengths have ``start`` None and are gathered, padded to ``length``. ``in_order`` says
+    that the stored rows are all logical rows in their order, so that nothing needs to be looked up.
     """
 
     length: int
@@ -34,6 +36,7 @@ class Bucket:
     start: int | None
     offsets: Tensor | None = None
     lengths: Tensor | None = None
+    in_order: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +95,7 @@ class RaggedPrefix:
     def slots(self) -> int:
         return self.keys.shape[0]
 
-    @property
+    @cached_property
     def uniform_length(self) -> int | None:
         """The common length if all rows lie behind each other in row order with one length and no
         bias, so that the storage is an ordinary ``[batch, kv_heads, tokens, head_dim]`` tensor."""
@@ -103,6 +106,10 @@ class RaggedPrefix:
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """Keys and values as views [batch, kv_heads, tokens, dim]; only for a uniform prefix."""
+        return self._dense
+
+    @cached_property
+    def _dense(self) -> tuple[Tensor, Tensor]:
         length = self.uniform_length
         if length is None:
             raise ValueError("only a prefix with one length in every row can be viewed as dense")
@@ -186,8 +193,10 @@ def _plan(rows: Sequence[tuple[int, int]], device: torch.device) -> tuple[Bucket
             blocks.append([row])
 
     def view(block: list[tuple[int, int]]) -> Bucket:
-        indices = torch.tensor([readers[row] for row in block], device=device)
-        return Bucket(block[0][1], indices, block[0][0])
+        indices = [readers[row] for row in block]
+        in_order = indices == [[index] for index in range(len(rows))]
+        table = torch.tensor(indices, device=device)
+        return Bucket(block[0][1], table, block[0][0], in_order=in_order)
 
     if len(blocks) <= MAX_BUCKETS:
         return tuple(view(block) for block in blocks)

@@ -127,7 +127,8 @@ def _read_blocks(
     if prefix.bias is not None:
         bias = prefix.bias[slot]
     bias = bias.masked_fill(~inside, torch.finfo(torch.float32).min)
-    bucket = Bucket(slot.shape[1], torch.arange(rows, device=device)[:, None], None)
+    every = torch.arange(rows, device=device)[:, None]
+    bucket = Bucket(slot.shape[1], every, None, in_order=True)
     return bucket, (prefix.keys[slot], prefix.values[slot], bias)
 
 
@@ -275,6 +276,29 @@ def _flash_serves(keys: Tensor, values: Tensor, form: LogitForm) -> bool:
     return keys.device.type == "cpu" and keys.shape[-2] > 0 and keys.shape[-1] == values.shape[-1]
 
 
+def _combined(
+    found: Tensor, logs: Tensor, own: Tensor, own_logs: Tensor, sinks: Tensor | None
+) -> Tensor:
+    """What the parts of some rows give together, weighted by their sums of exponentials.
+
+    Args:
+        found: [rows, shares, queries of a row, value_dim]; logs: the log-sum-exp of each.
+        own: [rows, queries of a row, value_dim], the tail's part; own_logs: its log-sum-exp.
+        sinks: [rows, 1, queries of a row], logits of one more part whose values are zero, or None.
+
+    Returns:
+        [rows, queries of a row, value_dim].
+    """
+    if sinks is None and found.shape[1] == 1:
+        # the softmax over two parts; three small operations count where a step has little to read
+        return torch.lerp(found[:, 0], own, (own_logs - logs[:, 0]).sigmoid()[..., None])
+    logs = torch.cat([logs, own_logs[:, None]], dim=1)
+    if sinks is not None:
+        logs = torch.cat([logs, sinks.to(logs.dtype)], dim=1)
+    both = torch.cat([found, own[:, None]], dim=1)
+    return (both * logs.softmax(dim=1)[:, : both.shape[1], :, None]).sum(dim=1)
+
+
 def _sinks_per_query(form: LogitForm, grouped: Tensor) -> Tensor | None:
     """[rows, group, query_tokens] for queries [batch, kv_heads, group, query_tokens, head_dim]."""
     if form.sinks is None:
@@ -326,19 +350,21 @@ def ragged_decode_torch(
     )
     for bucket, (keys, values, bias) in parts:
         stored = bucket.query_rows.shape[0]
-        readers = bucket.query_rows.flatten()
+        readers: Tensor | slice = slice(None) if bucket.in_order else bucket.query_rows.flatten()
         for start, per_row, own, own_log in pieces:
             # readers of one stored row are further queries of it
             shared = per_row[readers].reshape(stored, -1, head_dim)
             found, log_sums = _over_bucket(shared, keys, values, scaling, bias, form)
-            logs = torch.cat([log_sums, own_log[readers].view(stored, 1, -1)], dim=1)
-            both = torch.cat([found, own[readers].view(stored, 1, -1, value_dim)], dim=1)
+            own_sinks = None
             if sinks is not None:
-                # one more part of every row, whose values are zero
                 own_sinks = sinks[readers, :, start : start + step].reshape(stored, 1, -1)
-                logs = torch.cat([logs, own_sinks.to(logs.dtype)], dim=1)
-            weights = logs.softmax(dim=1)[:, : both.shape[1], :, None]
-            result = (both.to(wide) * weights).sum(dim=1)
-            result = result.view(len(readers), group, -1, value_dim)
+            result = _combined(
+                found.to(wide),
+                log_sums,
+                own[readers].view(stored, -1, value_dim).to(wide),
+                own_log[readers].view(stored, -1),
+                own_sinks,
+            )
+            result = result.view(bucket.query_rows.numel(), group, -1, value_dim)
             output[readers, :, start : start + step] = result.to(output.dtype)
     return output.view(batch, query_heads, query_tokens, value_dim)

@@ -72,6 +72,18 @@ def test_two_lengths_need_two_buckets_and_no_padding():
     assert prefix.uniform_length is None
 
 
+def test_only_rows_that_lie_in_order_are_read_without_looking_them_up():
+    keys, values = tensors()
+    everything = torch.ones(BATCH, HEADS, TOKENS, dtype=torch.bool)
+    prefix = pack(keys, values, everything)
+    assert [bucket.in_order for bucket in prefix.buckets] == [True]
+    for order in ([1, 0], [0, 0], [0, 1, 1]):
+        buckets = prefix.select_rows(order).buckets
+        assert not any(bucket.in_order for bucket in buckets), order
+    everything[:, 1, 4:] = False
+    assert not any(bucket.in_order for bucket in pack(keys, values, everything).buckets)
+
+
 def test_many_lengths_stay_within_the_bucket_limit_and_cover_every_row_once():
     lengths = [3 * i + 1 for i in range(25)]
     rows, start = [], 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 
 import pytest
@@ -61,6 +62,25 @@ def test_torch_path_equals_the_definition(
     expected = ragged_decode_reference(queries, prefix, keys, values, 0.4)
     actual = ragged_decode_torch(queries, prefix, keys, values, 0.4)
     torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shares", [1, 2, 4])
+@pytest.mark.parametrize("query_tokens", [1, 3])
+@pytest.mark.parametrize("lengths", [[8] * 6, [8, 4, 8, 4, 8, 8], [0, 8, 0, 8, 0, 8]])
+def test_shares_of_rows_and_the_tail_combine_to_the_whole(
+    lengths: list[int], query_tokens: int, shares: int, monkeypatch: pytest.MonkeyPatch
+):
+    module = importlib.import_module("catekv.kernels.ragged_decode")
+    monkeypatch.setattr(module, "_shares", lambda rows, length: shares)
+    stored = ragged(lengths)
+    # torch's FlashAttention wants values as wide as keys
+    prefix = dataclasses.replace(stored, values=stored.keys.flip(0))
+    queries, keys, _ = inputs(2, query_tokens, 5)
+    values = keys.flip(2)
+    queries = 4 * queries  # uneven parts: a wrong weight shows
+    found = ragged_decode_torch(queries, prefix, keys, values, 0.4)
+    expected = ragged_decode_reference(queries, prefix, keys, values, 0.4)
+    assert float((found - expected).abs().max()) < 1e-5
 
 
 def test_more_lengths_than_buckets():
