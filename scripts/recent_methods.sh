@@ -88,6 +88,13 @@ fi
   --recent-tokens 32 --methods catekv random_attention adakv "curvekv:curves=$curves" \
   "curvekv-output=curvekv:curves=$output_curves" --output "$results/fidelity"
 
+if [ "$which" = smollm2 ]; then
+  "$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \
+    --samples "$samples" --forced 32 --ratios 0.35 --mask chosen="$mask" --mask reversed --budget 128 \
+    --init-tokens 16 --recent-tokens 32 --methods catekv snapkv streaming_llm keydiff kvzip \
+    --output "$results/fidelity-35"
+fi
+
 # decoding in bounded memory: only the embedded model solves tasks of long answers, in their short form
 [ "$which" = embedded ] || exit 0
 statistics=$results/triattention.pt
