@@ -86,6 +86,8 @@ def run(arguments: argparse.Namespace, words: list[str]) -> int:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; use --output") from error
     deadline = time.time() + arguments.budget_seconds
+    # ended from outside, it ends the measuring process, which is in a session of its own
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     begun = False
     for _ in range(RESTARTS + 1):
         code = _measure([*words, *(["--go-on"] if begun else [])], deadline)

@@ -30,8 +30,8 @@ fi
 
 # what CoKV, ATSKV and the per-head ablation have to know of the model, from samples of other seeds
 [ -e "$scores/scores.npz" ] ||
-  "$PYTHON" -m catekv cokv score --model "$model" --task ruler/niah_single_2 --length 320 --samples 6 \
-    --max-draws 20 --question agnostic --batch-size 16 --seed 7 --output "$scores"
+  "$PYTHON" -m catekv cokv score --model "$model" --task ruler/niah_single_2 --length 320 --samples 4 \
+    --slices 30 45 --max-draws 15 --question agnostic --batch-size 16 --seed 7 --output "$scores"
 [ -e "$predictor/predictor.json" ] ||
   "$PYTHON" -m catekv atskv train --model "$model" --task ruler/niah_single_2 --lengths 512 \
     --samples 12 --held-out 2 --seed 7 --no-plot --output "$predictor"

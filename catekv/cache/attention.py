@@ -222,7 +222,7 @@ class _Attention:
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """What transformers itself would compute with the base."""
-        if self.base == "sdpa" and not _plain(options):
+        if self.base == "sdpa" and not _form(options).plain:
             return _by_own_formula(module, query, key, value, mask, **options)
         function = base_attention(self.base, module)
         if self.flash:
@@ -311,17 +311,12 @@ class _Attention:
 
 def _form(options: dict[str, Any]) -> LogitForm:
     """What an attention call says about its logits."""
-    if _plain(options):
-        return PLAIN
     cap, sinks = options.get("softcap"), options.get("s_aux")
+    if cap is None and sinks is None:
+        return PLAIN
     return LogitForm(
         None if cap is None else float(cap), None if sinks is None else sinks.detach().flatten()
     )
-
-
-def _plain(options: dict[str, Any]) -> bool:
-    """Whether ``_form`` of these options would be plain."""
-    return options.get("softcap") is None and options.get("s_aux") is None
 
 
 def _by_own_formula(

@@ -49,14 +49,14 @@ def best_products(
         count = wanted[b][head]
         if count < 1:
             continue
-        row, own = (scores[b, head], values[b, head]), heads[head]
-        bounds = row[0] * value_norms(row[1], own).mean(dim=0) * widest
+        row_scores, row_values, own = scores[b, head], values[b, head], heads[head]
+        bounds = row_scores * value_norms(row_values, own).mean(dim=0) * widest
         bounds = bounds.masked_fill(certain[b, head], -torch.inf)
         order = bounds.sort(descending=True).indices
-        best = _products(*row, own, order[:count])
+        best = _products(row_scores, row_values, own, order[:count])
         more = order[count : int((bounds >= best.min()).sum())]
         products[b, head, order[:count]] = best
-        products[b, head, more] = _products(*row, own, more)
+        products[b, head, more] = _products(row_scores, row_values, own, more)
     return products
 
 

@@ -73,7 +73,7 @@ def newest_copies(units: Tensor, similar: float) -> Tensor:
         own = places[start : start + columns]
         cosines = (units[own] @ units[own].T).fill_diagonal_(-1.0)
         last[own] = last[own].maximum(_newest(cosines.sub_(similar).sign_(), own))
-        for older in places[:start].split(_FLOATS // columns):
+        for older in places[:start].split(_FLOATS // columns) if start else ():
             known = last[older] >= 0
             left = own[last[own] < start]
             for some, others in ((older[~known], own), (older[known], left)):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -263,10 +265,11 @@ import os, subprocess, threading
 from bench.cases import Result
 
 def run(scale, name):
-    if name == "crash":
+    if name in ("crash", "hangs"):
         child = subprocess.Popen(["sleep", "1000"])
-        with open("child", "w") as stream:
-            stream.write(str(child.pid))
+        with open(name, "w") as stream:
+            stream.write(f"{child.pid} ")
+    if name == "crash":
         os._exit(11)
     if name == "hangs":
         threading.Event().wait()
@@ -274,41 +277,65 @@ def run(scale, name):
 """
 
 
-@pytest.mark.slow
-def test_crashes_and_hangs_cost_the_case_and_not_the_rest(tmp_path: Path) -> None:
-    package = tmp_path / "bench"
+def start_fakes(folder: Path, names: Sequence[str], patience: int) -> subprocess.Popen[str]:
+    """A suite of such cases that writes into ``folder/out``; after ``patience`` seconds and a bit
+    one hangs."""
+    package = folder / "bench"
     shutil.copytree(REPOSITORY / "bench", package)
     (package / "stages" / "fake.py").write_text(FAKE_STAGE)
-    names = ("first", "crash", "second", "hangs", "third")
     with (package / "cases.py").open("a") as stream:
         stream.write(
             f"\nCASES = tuple(Case('fake', name, 0.1) for name in {names!r})\nSTAGES = ('fake',)\n"
         )
     source = (package / "worker.py").read_text()
-    changed = source.replace("_ON_CPU = 3.0, 30.0, 10", "_ON_CPU = 1.0, 1.0, 2")
+    changed = source.replace("_ON_CPU = 3.0, 30.0, 10", f"_ON_CPU = 1.0, {patience}.0, 1")
     assert changed != source
     (package / "worker.py").write_text(changed)
-    output = tmp_path / "out"
-    path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.suite", "--scale", "tiny", "--output", str(output)],
-        env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}, cwd=tmp_path,
-        capture_output=True, text=True, check=False,
+    path = os.pathsep.join([str(folder), str(REPOSITORY)])
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.suite", "--scale", "tiny", "--output", str(folder / "out")],
+        env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}, cwd=folder,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    content = json.loads((output / FILE).read_text())
+
+
+@pytest.mark.slow
+def test_crashes_and_hangs_cost_the_case_and_not_the_rest(tmp_path: Path) -> None:
+    names = ("first", "crash", "second", "hangs", "third")
+    done = start_fakes(tmp_path, names, patience=2)
+    printed, said = done.communicate()
+    assert done.returncode == 1, said
+    content = json.loads((tmp_path / "out" / FILE).read_text())
     assert {one["case"]: one["status"] for one in content["cases"]} == {
         "fake: first": OK, "fake: crash": ERROR, "fake: second": OK, "fake: hangs": ERROR,
         "fake: third": OK,
     }  # fmt: skip
     notes = {one["case"]: one["note"] for one in content["cases"]}
     assert notes["fake: crash"] == "the process ended with 11"
-    assert "error: fake: crash: the process ended with 11" in done.stdout
-    left = Path("/proc", (tmp_path / "child").read_text(), "stat")
+    assert "error: fake: crash: the process ended with 11" in printed
+    for name in ("crash", "hangs"):
+        assert ends(tmp_path / name), "what a case started would go on beside the next one"
+
+
+@pytest.mark.slow
+def test_a_suite_that_is_terminated_leaves_nothing_running(tmp_path: Path) -> None:
+    suite = start_fakes(tmp_path, ("hangs",), patience=600)
+    while not (tmp_path / "hangs").exists() or not (tmp_path / "hangs").read_text():
+        assert suite.poll() is None, suite.communicate()[1]
+        time.sleep(0.05)
+    suite.terminate()
+    suite.communicate(timeout=60)
+    assert suite.returncode == 128 + signal.SIGTERM
+    assert ends(tmp_path / "hangs")
+
+
+def ends(written: Path) -> bool:
+    """Whether the process whose number was written ends within ten seconds."""
+    stat = Path("/proc", written.read_text().strip(), "stat")
     patience = time.monotonic() + 10
-    while runs(left) and time.monotonic() < patience:
+    while runs(stat) and time.monotonic() < patience:
         time.sleep(0.01)
-    assert not runs(left), "what a case started would go on beside the next one"
+    return not runs(stat)
 
 
 def runs(stat: Path) -> bool:

@@ -82,8 +82,6 @@ CALLS = (
     "bench/suite.py --scale tiny --stages smoke --plan --budget-seconds 20 --output {new}",
     "bench/cpu_decode.py --length 64 --ratio 0.5 --budget 32 --threads 1 --rounds 2 "
     "--batch-sizes 1 --output {new}",
-    "bench/cpu_model.py --model {model} --length 64 --methods snapkv:budget=16,window=8 "
-    "--threads 1 --rounds 2",
     "bench/cpu_selection.py --length 64 --methods knorm --dtype float32 --threads 1 --rounds 1",
     "experiments/atskv/cost.py --model_name {model} --predictor {untrained} --context_sizes 64 "
     "--rounds 1 --output {new}",

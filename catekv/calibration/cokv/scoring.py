@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from catekv.calibration.cokv.coalitions import WINDOW, CoalitionScorer
 from catekv.calibration.cokv.course import Course
-from catekv.calibration.cokv.drawing import RUNS, check_slices, default_slices
+from catekv.calibration.cokv.drawing import RUNS, Draw, check_slices, default_slices
 from catekv.calibration.cokv.files import ScoreFile
-from catekv.calibration.cokv.game import require_visited
+from catekv.calibration.cokv.game import Sums, require_visited
 from catekv.calibration.cokv.journal import COURSE_FILE, Plan, ScoreFolder
 from catekv.calibration.cokv.journal import SCORE_FILE as SCORE_FILE
 from catekv.calibration.cokv.progress import Progress
@@ -126,6 +126,7 @@ def score(
     players = scorer.layers * scorer.kv_heads
     slices = check_slices(settings.slices or default_slices(players), players)
     plan = Plan(players, slices, settings.seed, settings.check_every, len(samples), settings.parts)
+    _refuse_too_few_draws(plan, settings.blocks * settings.check_every, scorer.kv_heads)
     recipe = _recipe(model, samples, plan, settings, scorer, origin)
     folder = ScoreFolder(output, plan, settings.part)
     folder.prepare(recipe, overwrite=overwrite)
@@ -137,6 +138,18 @@ def score(
     with folder, Progress(progress, plan, settings.blocks) as shown:
         _draw(scorer, trials, folder, course, settings, shown)
     return _finish(Path(output), course, settings, scorer, recipe)
+
+
+def _refuse_too_few_draws(plan: Plan, draws: int, kv_heads: int) -> None:
+    """Refuse now what would end without an estimate for some head: the seed says who is drawn."""
+    for run in RUNS:
+        slices = [Sums.empty(plan.players, size) for size in plan.slices]
+        for index in range(draws):
+            slices = [
+                one.plus(Draw(index, one.size, run).members(plan.seed, plan.players), 0.0)
+                for one in slices
+            ]
+        require_visited(slices, kv_heads)
 
 
 def _draw(
