@@ -2,7 +2,7 @@
 # Measures docs/results/smollm2.md on SmolLM2-135M-Instruct: its head masks, needles at half, a third
 # and a fifth of the cache with the question after and inside what is compressed, and fidelity to the
 # full cache on text and on its own answers.
-# Two quiet cores need about three hours for 50 samples; stopped at any moment, it goes on where it was.
+# Two quiet cores need about four hours for 50 samples (an estimate); stopped at any moment, it goes on where it was.
 #   scripts/real_model_tables.sh [SAMPLES]         (default: 50 per task)
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
