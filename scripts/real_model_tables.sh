@@ -62,7 +62,9 @@ needles 0.4 128 after
 needles 0.4 128 inside
 needles 0.25 96 after
 needles 0.1 64 after
+trained 0.4 128 after
 trained 0.25 96 after
+trained 0.1 64 after
 
 # shellcheck disable=SC2086
 "$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \

@@ -89,10 +89,30 @@ fi
   "curvekv-output=curvekv:curves=$output_curves" --output "$results/fidelity"
 
 if [ "$which" = smollm2 ]; then
-  "$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \
-    --samples "$samples" --forced 32 --ratios 0.35 --mask chosen="$mask" --mask reversed --budget 128 \
-    --init-tokens 16 --recent-tokens 32 --methods catekv snapkv streaming_llm keydiff kvzip \
-    --output "$results/fidelity-35"
+  fidelity_35() { # NAME METHODS [OPTION...]
+    local name=$1 methods=$2
+    shift 2
+    # shellcheck disable=SC2086
+    "$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \
+      --samples "$samples" --forced 32 --ratios 0.35 --budget 128 --init-tokens 16 \
+      --recent-tokens 32 --methods $methods --output "$results/$name" "$@"
+  }
+  fidelity_35 fidelity-35 "catekv snapkv streaming_llm keydiff kvzip" --mask chosen="$mask" --mask reversed
+  fidelity_35 fidelity-35-others "tova chunkkv criticalkv-adakv=criticalkv:base=adakv
+    defensivekv-layers=defensivekv:across_layers=true kvzap:predictor=$gates expected_attention h2o
+    pyramidkv" --mask "$mask"
+  fidelity_35 fidelity-35-random catekv --mask random:0 --mask random:1 --mask random:2
+
+  # curves of one kind of text each
+  for text in prose ruler/niah_multikey_1; do
+    one=$results/curves-${text##*/}.npz
+    [ -e "$one" ] ||
+      "$PYTHON" -m catekv heads curves "$model" --length 1024 --texts "$text" --samples 8 --output "$one"
+    for keep in 0.2 0.35; do
+      table "curves-${text##*/}-$keep" "$keep" after 1024 "$tasks" "curvekv:curves=$one"
+    done
+    fidelity_35 "fidelity-35-curves-${text##*/}" "curvekv:curves=$one"
+  done
 fi
 
 # decoding in bounded memory: only the embedded model solves tasks of long answers, in their short form

@@ -1,9 +1,9 @@
 """Build every kernel for real chips on a machine that has none of them.
 
 ``python -m catekv.kernels.compile_check`` compiles all variants for sm_80 (A100) and sm_90 (H100,
-H200) down to machine code and lists registers, spills and shared memory. It fails on a spill in a
-kernel that runs in every decode step, on more shared memory than the chip has, and where fewer
-programs share a multiprocessor than the launch counts on. It says nothing
+H200) down to machine code and lists registers, spills and shared memory. It fails on a spill of
+more than a few words in a kernel that runs in every decode step, on more shared memory than the
+chip has, and where fewer programs share a multiprocessor than the launch counts on. It says nothing
 about results or speed: results are compared in triton's interpreter and on a GPU.
 """
 
@@ -80,6 +80,11 @@ def compiled(variant: Variant, capability: int) -> Any:
     )
 
 
+#: Bytes a thread that an assembler may put aside to keep to the registers it is given: a few words
+#: that are written and read once, before and behind the loop over the prefix.
+SPILLED_OUTSIDE = 16
+
+
 def build(variant: Variant, capability: int) -> Built:
     """Compile one variant for one compute capability, and count what it takes."""
     chip = f"sm_{capability}"
@@ -92,7 +97,7 @@ def build(variant: Variant, capability: int) -> Built:
     registers, spilled = (_number(log, p) for p in (r"Used (\d+) reg", r"(\d+) bytes spill stores"))
     shared = made.metadata.shared
     problem = ""
-    if spilled and variant.hot:
+    if spilled > SPILLED_OUTSIDE and variant.hot:
         problem = f"spills {spilled} bytes of registers"
     elif shared > SHARED_MEMORY[capability]:
         problem = f"needs {shared} bytes of shared memory, {SHARED_MEMORY[capability]} are there"

@@ -219,11 +219,8 @@ class Mask(Budgets):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        mask: Any = self.mask
-        if isinstance(mask, dict):
-            mask = HeadMask.from_dict(mask)
-        elif not isinstance(mask, HeadMask):
-            mask = HeadMask.load(mask, self.ratio)
+        assert self.mask is not None
+        mask = HeadMask.given(self.mask, self.ratio)
         assign(self, mask=mask, ratio=mask.nominal_ratio)
 
     @property

@@ -72,7 +72,8 @@ class CateKV(Method):
     Args:
         head_mask: a :class:`HeadMask`, the path of one (folder, CSV or DuoAttention pattern), or
             its ``to_dict()``.
-        ratio: r, which mask of a folder (default 0.4); holds the mask's own ratio afterwards.
+        ratio: r, which mask of a folder (default 0.4), or of which ratio the mask given must be;
+            holds the mask's own ratio afterwards.
         retention: eta in (0, 1], share of middle chunks that adaptive heads keep.
         budget: b, tokens of a consistent head, edges included, without the tail of up to
             ``guard_tokens + chunk_size - 1`` tokens.
@@ -162,10 +163,7 @@ class CateKV(Method):
                 "catekv needs a head mask: pass head_mask=FOLDER (./run_headmask.sh MODEL makes "
                 "one for any model; select_headmask/ holds those that come with the project)"
             )
-        if isinstance(mask, dict):
-            mask = HeadMask.from_dict(mask)
-        elif not isinstance(mask, HeadMask):
-            mask = HeadMask.load(mask, self.ratio, DEFAULT_RATIO)
+        mask = HeadMask.given(mask, self.ratio, DEFAULT_RATIO)
         assign(self, head_mask=mask, ratio=mask.nominal_ratio)
 
     def _resolve_edges(self) -> None:

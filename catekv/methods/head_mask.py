@@ -223,6 +223,28 @@ class HeadMask:
         return cls.from_order(order, count, layers, heads, {**meta, "ratio": ratio})
 
     @classmethod
+    def given(
+        cls,
+        mask: HeadMask | str | Path | dict[str, Any],
+        ratio: float | None = None,
+        default_ratio: float | None = None,
+    ) -> HeadMask:
+        """A mask as options name it: itself, its :meth:`to_dict`, or a path to :meth:`load`.
+
+        Raises:
+            UserError: a mask that is not of the ``ratio`` wanted, or as :meth:`load`.
+        """
+        if isinstance(mask, str | Path):
+            return cls.load(mask, ratio, default_ratio)
+        mask = cls.from_dict(mask) if isinstance(mask, dict) else mask
+        if ratio is not None and abs(mask.nominal_ratio - ratio) > 1e-6:
+            raise UserError(
+                f"the head mask given is of ratio {mask.nominal_ratio:g}, not {ratio:g}; leave the "
+                "ratio out, or give the path of a folder with the mask of that ratio"
+            )
+        return mask
+
+    @classmethod
     def load(
         cls, path: str | Path, ratio: float | None = None, default_ratio: float | None = None
     ) -> HeadMask:

@@ -214,7 +214,6 @@ SCALED += [
         "phi3-long",
         {
             "original_max_position_embeddings": 64,
-            "sliding_window": 64,
             "rope_parameters": {
                 "rope_type": "longrope",
                 "rope_theta": 10000.0,

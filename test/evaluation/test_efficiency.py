@@ -197,6 +197,8 @@ def libraries(monkeypatch: pytest.MonkeyPatch, model: CateKVModel) -> list[str]:
     return used
 
 
+# compiling it for every case would take minutes and compute the same
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3-long"])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("name", sorted(dense.LIBRARIES))

@@ -125,6 +125,22 @@ def test_a_masked_method_appears_once_per_mask() -> None:
         method_specs(["catekv:mask=c"], masks, {})
 
 
+def test_a_column_has_the_mask_of_its_own_ratio() -> None:
+    def at(ratio: float | None) -> dict[str, HeadMask]:
+        return parse_masks(["random:3", "reversed"], SHAPE, ratio)
+
+    specs = method_specs(["catekv", "half=catekv:ratio=0.5,mask=random-3"], at(0.25), {}, at)
+    assert [spec.create().ratio for spec in specs] == [0.25, 0.25, 0.5]
+    assert [int(spec.options["head_mask"].adaptive.sum()) for spec in specs] == [4, 4, 8]
+    assert specs[0].options["head_mask"].order == specs[2].options["head_mask"].order
+    with pytest.raises(UserError, match=r"of ratio 0\.25, not 0\.5"):
+        method_specs(["catekv:ratio=0.5"], at(0.25), {})
+    with pytest.raises(UserError, match="ratio"):
+        method_specs(["catekv:ratio=5"], at(0.25), {}, at)
+    with pytest.raises(UserError, match="ratio"):
+        method_specs(["catekv:ratio=much"], at(0.25), {}, at)
+
+
 def test_baselines_without_a_budget_follow_the_first_masked_method() -> None:
     specs = method_specs(["snapkv", "streaming_llm:budget=99", "catekv"], {"a": MASK}, {})
     assert specs[0].equal_memory_to == specs[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,7 @@ def method_specs(
     texts: Sequence[str],
     masks: Mapping[str, HeadMask],
     defaults: Mapping[str, Mapping[str, Any]],
+    masks_at: Callable[[float], Mapping[str, HeadMask]] | None = None,
 ) -> tuple[MethodSpec, ...]:
     """The columns of a run.
 
@@ -196,6 +197,8 @@ def method_specs(
             for every mask, unless it names one (``catekv:mask=chosen``).
         masks: named masks; the first one is the reference for equal memory.
         defaults: options per method name, below those written.
+        masks_at: the same masks at the ratio that a column asks for (``catekv:ratio=0.3``);
+            without it, a ratio must be that of the mask.
 
     A method without a mask whose size (budget, ratio ...) nobody set keeps as many entries as the
     first masked method (``equal memory``); without one the method's own default holds.
@@ -204,12 +207,12 @@ def method_specs(
     specs: list[MethodSpec] = []
     for item in written:
         if _takes_mask(item.name):
-            specs.extend(_masked(item, masks, defaults.get(item.name, {})))
+            specs.extend(_masked(item, masks, defaults.get(item.name, {}), masks_at))
     reference = specs[0] if specs else _reference(masks, defaults)
     result: list[MethodSpec] = []
     for item in written:
         if _takes_mask(item.name):
-            result.extend(_masked(item, masks, defaults.get(item.name, {})))
+            result.extend(_masked(item, masks, defaults.get(item.name, {}), masks_at))
             continue
         options = {**defaults.get(item.name, {}), **item.options}
         sizes = {"keep", "budgets", *method_class(item.name).size_options}
@@ -231,9 +234,14 @@ def _reference(
 
 
 def _masked(
-    item: WrittenMethod, masks: Mapping[str, HeadMask], defaults: Mapping[str, Any]
+    item: WrittenMethod,
+    masks: Mapping[str, HeadMask],
+    defaults: Mapping[str, Any],
+    masks_at: Callable[[float], Mapping[str, HeadMask]] | None = None,
 ) -> list[MethodSpec]:
     options = {**defaults, **item.options}
+    if masks and masks_at is not None and isinstance(options.get("ratio"), int | float):
+        masks = masks_at(options.pop("ratio"))
     chosen = options.pop("mask", None)
     label = item.label or item.name
     if "head_mask" in options:

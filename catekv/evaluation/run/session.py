@@ -186,7 +186,12 @@ def method_specs_for(request: Request, model: CateKVModel) -> tuple[MethodSpec, 
         retention = PAPER_RETENTION if retention is None else retention
         budget = PAPER_BUDGET if budget is None else budget
     edges = defaults.mask_edges(request.embedded)
-    masks = parse_masks(request.masks or default_masks(request), model.shape, ratio, edges)
+    sources = request.masks or default_masks(request)
+
+    def masks_at(ratio: float | None) -> dict[str, HeadMask]:
+        return parse_masks(sources, model.shape, ratio, edges)
+
+    masks = masks_at(ratio)
     for name, mask in masks.items():
         _check_made_with(name, mask, request.made_with)
     options = defaults.method_defaults(request.embedded)
@@ -204,7 +209,7 @@ def method_specs_for(request: Request, model: CateKVModel) -> tuple[MethodSpec, 
     if request.preset != "published":
         for name in available():
             options[name] = {"preset": request.preset, **options.get(name, {})}
-    return method_specs(request.methods, masks, options)
+    return method_specs(request.methods, masks, options, masks_at)
 
 
 def _check_made_with(name: str, mask: HeadMask, wanted: Mapping[str, float]) -> None:
