@@ -83,7 +83,7 @@ SLOW = pytest.mark.slow
     ("which", "chips", "compiler"),
     [
         pytest.param(HOT, ["90"], "installed", id="hot"),
-        # half an hour on one core; docs/results/kernels.csv shows those of the installed one
+        # seven minutes on one core; docs/results/kernels.csv shows those of the installed one
         pytest.param(
             ("",),
             ["80", "90"],
