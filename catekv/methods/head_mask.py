@@ -232,12 +232,18 @@ class HeadMask:
         """A mask as options name it: itself, its :meth:`to_dict`, or a path to :meth:`load`.
 
         Raises:
-            UserError: a mask that is not of the ``ratio`` wanted, or as :meth:`load`.
+            UserError: a mask that is not of the ``ratio`` wanted, something else than a mask, or as
+                :meth:`load`.
         """
         if isinstance(mask, str | Path):
             return cls.load(mask, ratio, default_ratio)
         mask = cls.from_dict(mask) if isinstance(mask, dict) else mask
-        if ratio is not None and abs(mask.nominal_ratio - ratio) > 1e-6:
+        if not isinstance(mask, HeadMask):
+            raise UserError(f"a head mask is a HeadMask, its values or a path, not {mask!r:.40}")
+        if ratio is None or abs(mask.nominal_ratio - ratio) < 1e-6:
+            return mask
+        # one without its origin says only how many heads that ratio once gave
+        if int(mask.adaptive.sum()) != adaptive_count(ratio, mask.adaptive.numel()):
             raise UserError(
                 f"the head mask given is of ratio {mask.nominal_ratio:g}, not {ratio:g}; leave the "
                 "ratio out, or give the path of a folder with the mask of that ratio"

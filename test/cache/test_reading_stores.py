@@ -126,7 +126,7 @@ def test_budgets_as_large_as_the_prompt_equal_full_attention(name: str):
     model = with_attention("llama", "catekv")
     large = {**CASES[name].to_dict(), "budget": PROMPT}
     if name.startswith("catekv"):
-        large["head_mask"] = HeadMask(torch.ones(LAYERS, 4), {"ratio": 1.0})
+        large |= {"head_mask": HeadMask(torch.ones(LAYERS, 4)), "ratio": 1.0}
     caches = [RaggedCache(model.config, methods.from_dict(large), PROMPT),
               RaggedCache(model.config, methods.create("full"), PROMPT)]  # fmt: skip
     results = [two_turns(model, cache) for cache in caches]
