@@ -139,6 +139,8 @@ def test_a_column_has_the_mask_of_its_own_ratio() -> None:
         method_specs(["catekv:ratio=5"], at(0.25), {}, at)
     with pytest.raises(UserError, match="ratio"):
         method_specs(["catekv:ratio=much"], at(0.25), {}, at)
+    with pytest.raises(UserError, match="ratio"):
+        method_specs(["catekv:ratio=true"], at(0.25), {}, at)
 
 
 def test_baselines_without_a_budget_follow_the_first_masked_method() -> None:

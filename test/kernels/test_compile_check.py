@@ -76,9 +76,6 @@ HOT = (
 )  # fmt: skip
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     ("which", "chips", "compiler"),
     [
@@ -121,7 +118,7 @@ def test_every_variant_builds_without_spills_in_hot_kernels(
                 f"quantised_decode {form} bf16, d128",
                 1600,
                 False,
-                marks=SLOW,
+                marks=pytest.mark.slow,
             )
             for form in ("fp8 decode", "int8 decode capped")
         ),

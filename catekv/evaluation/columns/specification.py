@@ -204,15 +204,17 @@ def method_specs(
     first masked method (``equal memory``); without one the method's own default holds.
     """
     written = parse_methods(texts)
-    specs: list[MethodSpec] = []
-    for item in written:
-        if _takes_mask(item.name):
-            specs.extend(_masked(item, masks, defaults.get(item.name, {}), masks_at))
-    reference = specs[0] if specs else _reference(masks, defaults)
+    masked = [
+        _masked(item, masks, defaults.get(item.name, {}), masks_at)
+        if _takes_mask(item.name)
+        else []
+        for item in written
+    ]
+    reference = next((specs[0] for specs in masked if specs), None) or _reference(masks, defaults)
     result: list[MethodSpec] = []
-    for item in written:
-        if _takes_mask(item.name):
-            result.extend(_masked(item, masks, defaults.get(item.name, {}), masks_at))
+    for item, specs in zip(written, masked, strict=True):
+        if specs:
+            result.extend(specs)
             continue
         options = {**defaults.get(item.name, {}), **item.options}
         sizes = {"keep", "budgets", *method_class(item.name).size_options}
@@ -240,7 +242,7 @@ def _masked(
     masks_at: Callable[[float], Mapping[str, HeadMask]] | None = None,
 ) -> list[MethodSpec]:
     options = {**defaults, **item.options}
-    if masks and masks_at is not None and isinstance(options.get("ratio"), int | float):
+    if masks and masks_at is not None and type(options.get("ratio")) in (int, float):
         masks = masks_at(options.pop("ratio"))
     chosen = options.pop("mask", None)
     label = item.label or item.name

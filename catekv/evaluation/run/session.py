@@ -189,11 +189,12 @@ def method_specs_for(request: Request, model: CateKVModel) -> tuple[MethodSpec, 
     sources = request.masks or default_masks(request)
 
     def masks_at(ratio: float | None) -> dict[str, HeadMask]:
-        return parse_masks(sources, model.shape, ratio, edges)
+        masks = parse_masks(sources, model.shape, ratio, edges)
+        for name, mask in masks.items():
+            _check_made_with(name, mask, request.made_with)
+        return masks
 
     masks = masks_at(ratio)
-    for name, mask in masks.items():
-        _check_made_with(name, mask, request.made_with)
     options = defaults.method_defaults(request.embedded)
     chosen = {
         "retention": retention,
