@@ -13,14 +13,15 @@ import errno
 import io
 import json
 import os
+import socket
 import stat
 import sys
 import tempfile
-import textwrap
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from catekv.errors import UserError
 
@@ -28,9 +29,6 @@ from catekv.errors import UserError
 BYTE_ORDER_MARK = "\ufeff"
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _PARTIAL = ".partial"
-#: Points of an inch, and width of a letter of a figure's font as a share of its size.
-_POINTS = 72
-_LETTER = 0.58
 _REMEDIES = {
     errno.ENOSPC: "free some space and start again",
     errno.EDQUOT: "free some space and start again",
@@ -375,33 +373,6 @@ def check_file(path: Path) -> None:
         raise refusal(f"cannot write {path}", error) from error
 
 
-def write_figure(path: str | os.PathLike[str], figure: Any, dpi: int = 120) -> Path:
-    """Write a figure of matplotlib in the format that the name ends with (default: PNG).
-
-    Titles too long for their figure or their panel go on in further lines.
-    """
-    fit_titles(figure)
-    data = io.BytesIO()
-    try:
-        figure.savefig(data, format=Path(path).suffix[1:].lower() or "png", dpi=dpi)
-    except ValueError as error:
-        raise UserError(f"cannot draw {path} ({error}); give a PNG or SVG file") from error
-    return write_atomically(path, data.getvalue())
-
-
-def fit_titles(figure: Any) -> None:
-    """Break the titles of a figure and of its panels where their place ends."""
-    width = figure.get_figwidth() * _POINTS
-    placed = [(figure._suptitle, width)] if figure._suptitle is not None else []
-    for axes in figure.axes:
-        grid = axes.get_subplotspec()
-        placed.append((axes.title, width / (1 if grid is None else grid.get_gridspec().ncols)))
-    for title, room in placed:
-        letters = max(1, int(room / (_LETTER * title.get_fontsize())))
-        lines = title.get_text().splitlines()
-        title.set_text("\n".join(textwrap.fill(line, letters) for line in lines))
-
-
 def refuse_foreign(folder: Path, names: Iterable[str], manifest: str) -> None:
     """Raise ``UserError`` where files to be written are there and nothing says that they are ours.
 
@@ -438,6 +409,23 @@ def check_name(what: str, name: str) -> str:
             "digits, '.', '-' and '_'"
         )
     return name
+
+
+def hub_answers() -> bool:
+    """Whether files can be had from the hub; asked first, because its library tries for half a
+    minute. True where nobody has to ask: turned off, its library looks into its cache, and a proxy
+    makes the connection itself."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false")
+    if offline or any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy")):
+        return True
+    from huggingface_hub.constants import ENDPOINT
+
+    address = urlsplit(ENDPOINT)
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def _partial_name(name: str, process: str) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from catekv.evaluation.figure_files import write_figure
 from catekv.evaluation.report.styles import COLOURS
-from catekv.files import write_figure
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 METHODS = ("catekv-chosen", "catekv-random-0", "adakv", "snapkv", "streaming_llm", "h2o")

@@ -16,11 +16,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 #: From the ground up; a part imports what stands below it, and what lies in itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("catekv.errors", "catekv.options", "catekv.version"),
-    (
-        "catekv.files",
-        "catekv.hub",
-    ),
+    ("catekv.errors", "catekv.version"),
+    ("catekv.files",),
     ("catekv.kernels",),
     ("catekv.models",),
     ("catekv.methods",),
@@ -47,7 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 #: Parts that know less than the floor they stand on would let them.
 KNOWS_ONLY = {
-    "catekv.tasks": {"catekv.errors", "catekv.files", "catekv.hub"},
+    "catekv.tasks": {"catekv.errors", "catekv.files"},
     "catekv.kernels": {"catekv.errors", "catekv.files"},
 }
 #: What stands at the top of the package: the tree is the first page of the documentation.
@@ -55,9 +52,7 @@ FOLDERS = {
     "cache", "calibration", "commands", "decode", "evaluation", "kernels", "methods", "models",
     "prefill", "tasks",
 }  # fmt: skip
-MODULES = {
-    "__init__", "__main__", "errors", "files", "hub", "loading", "model", "options", "version",
-}  # fmt: skip
+MODULES = {"__init__", "__main__", "errors", "files", "loading", "model", "version"}
 #: Folders at the root that hold no code of the project.
 NO_CODE = {"build", "ckpt", "dist", "docs", "examples", "results", "scripts"}
 

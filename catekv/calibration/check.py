@@ -104,7 +104,7 @@ def check(
         output,
         request,
         extent,
-        environment.model_identity(session.model_path(request), session.revision_of(model)),
+        environment.model_identity(request.model_path, session.revision_of(model)),
     )
     there = () if new_masks else session.default_masks(request)
     making = not there and not (output / MASKS / "report.json").is_file()
@@ -218,7 +218,7 @@ def _masks(model: CateKVModel, request: Request, extent: Extent, folder: Path, q
         return chosen
     name = request.model or mask_report.EMBEDDED
     settings = _sweep_settings(request, extent)
-    identity = environment.model_identity(session.model_path(request), session.revision_of(model))
+    identity = environment.model_identity(request.model_path, session.revision_of(model))
     result = sweep(
         model, settings, folder, model_name=name, model_hash=identity, progress=not quiet
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from catekv.commands.schema import Group
+from catekv.evaluation.options import COUNT, MOST_SAMPLES, REQUIRED, option
 from catekv.evaluation.run import request
 from catekv.evaluation.run.request import Request
-from catekv.options import COUNT, MOST_SAMPLES, REQUIRED, option
 
 #: Which model runs, and how.
 MODEL = Group(Request, request.MODEL)

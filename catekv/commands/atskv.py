@@ -19,6 +19,7 @@ from catekv.commands.arguments import PROGRESS
 from catekv.commands.progress import counted
 from catekv.commands.schema import Action, Group
 from catekv.errors import UserError
+from catekv.evaluation.options import MOST_SAMPLES, REQUIRED, option
 from catekv.evaluation.run.request import MODEL, Request
 from catekv.files import check_folder, write_json
 from catekv.methods.atskv.files import (
@@ -28,7 +29,6 @@ from catekv.methods.atskv.files import (
     load_predictors,
     save_predictors,
 )
-from catekv.options import MOST_SAMPLES, REQUIRED, option
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel
@@ -147,9 +147,9 @@ def _meta(
 ) -> dict[str, Any]:
     """What the predictors' file says of their making."""
     from catekv.evaluation.records import environment
-    from catekv.evaluation.run.session import model_path, revision_of
+    from catekv.evaluation.run.session import revision_of
 
-    path = model_path(request)
+    path = request.model_path
     return {
         "model": "embedded" if request.embedded else path,
         "model_hash": environment.model_identity(path, revision_of(model)),

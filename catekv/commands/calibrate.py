@@ -21,9 +21,9 @@ from catekv.calibration.head_masks.sweep import file_name, sweep, write_masks
 from catekv.commands.arguments import PLUGINS, PROGRESS
 from catekv.commands.schema import Group
 from catekv.evaluation.columns import defaults
+from catekv.evaluation.options import option
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.request import MODEL, Request
-from catekv.options import option
 from catekv.tasks.core.prompt import template_name
 
 
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = session.open_model(request, for_text=True)
     name = request.model or report.EMBEDDED
     output = making.output or session.RESULTS / f"headmask-{file_name(name)}"
-    path = session.model_path(request)
+    path = request.model_path
     result = sweep(
         model,
         settings,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from catekv.commands.arguments import PROGRESS
 from catekv.commands.schema import Group
+from catekv.evaluation.options import COUNT, MOST_SAMPLES, option
 from catekv.evaluation.run.request import CHECKED_METHODS, CHECKED_TASKS, Request
-from catekv.options import COUNT, MOST_SAMPLES, option
 
 #: fields of a request that mean here what they mean to an evaluation
 SHARED = ("dtype", "device", "attention", "methods", "ratio", "tasks", "seed", "chat_template")
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         if (value := getattr(own, name)) is not None
     }
     extent = dataclasses.replace(SMALL if own.quick else USUAL, **given)
-    name = f"check-{session.model_name(request)}{'-quick' if own.quick else ''}"
+    name = f"check-{request.model_name}{'-quick' if own.quick else ''}"
     output = own.output or session.RESULTS / name
     outcome = check(
         session.open_model(request, for_text=True),

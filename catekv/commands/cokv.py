@@ -114,11 +114,11 @@ def _process(text: str) -> tuple[int, int]:
 def _open(request: Request) -> tuple[CateKVModel, dict[str, Any]]:
     """The model, and what the recipe says of it."""
     from catekv.evaluation.records import environment
-    from catekv.evaluation.run.session import model_path, open_model, revision_of
+    from catekv.evaluation.run.session import open_model, revision_of
 
     model = open_model(request, for_text=True)
-    identity = environment.model_identity(model_path(request), revision_of(model))
-    name = "embedded" if request.embedded else model_path(request)
+    identity = environment.model_identity(request.model_path, revision_of(model))
+    name = "embedded" if request.embedded else request.model_path
     return model, {"model": name, "model_hash": identity}
 
 

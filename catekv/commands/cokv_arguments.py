@@ -10,8 +10,8 @@ from typing import Any
 from catekv.calibration.cokv.game import ACCUMULATORS
 from catekv.calibration.cokv.scoring import Settings
 from catekv.commands.schema import Group
+from catekv.evaluation.options import COUNT, MOST_SAMPLES, REQUIRED, option
 from catekv.evaluation.run.request import MODEL, Request
-from catekv.options import COUNT, MOST_SAMPLES, REQUIRED, option
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from catekv.commands.schema import Group
-from catekv.options import option
+from catekv.evaluation.options import option
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def _check_kind(asked: Measuring, model: str | None, known: bool) -> None:
 
 def _open(asked: Measuring, request: Request, known: bool) -> tuple[CateKVModel, str, list[str]]:
     """The model, the title of the report and its notes."""
-    from catekv.evaluation.run.session import model_name, open_model
+    from catekv.evaluation.run.session import open_model
     from catekv.loading import resolve_device
 
     notes: list[str] = []
@@ -173,7 +173,7 @@ def _open(asked: Measuring, request: Request, known: bool) -> tuple[CateKVModel,
     scale = "" if asked.scale is None else f", scale {asked.scale:g}"
     device_name = environment.device_description(str(model.device))["name"]
     dtype = str(model.dtype).removeprefix("torch.")
-    title = f"{model_name(request)} ({kind}{layers}{dtype}{scale}), {device_name}"
+    title = f"{request.model_name} ({kind}{layers}{dtype}{scale}), {device_name}"
     return model, title, [note for note in notes if note]
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from catekv.commands.arguments import PROGRESS
 from catekv.commands.schema import Group
+from catekv.evaluation.options import COUNT, MOST_SAMPLES, option
 from catekv.evaluation.run.request import METHODS, MODEL, Request
-from catekv.options import COUNT, MOST_SAMPLES, option
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 from catekv.commands.arguments import PLUGINS
 from catekv.commands.schema import Group
 from catekv.errors import UserError
+from catekv.evaluation.options import REQUIRED, option
 from catekv.evaluation.run.request import CATEKV, MODEL, Request
 from catekv.files import read_text
-from catekv.options import REQUIRED, option
 
 ABOUT = """\
 Ask questions about a text file.

@@ -11,9 +11,9 @@ from catekv.calibration.heads.formats.known_model import QUERY_RULES
 from catekv.calibration.heads.gates import GateTraining
 from catekv.calibration.heads.overlaps import OverlapSettings
 from catekv.commands.schema import Group
+from catekv.evaluation.options import COUNT, MOST_SAMPLES, REQUIRED, option
 from catekv.evaluation.run.request import CHECKED_TASKS, Request
 from catekv.methods.head_groups import SCOPES
-from catekv.options import COUNT, MOST_SAMPLES, REQUIRED, option
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def _opened(
             before they are made.
     """
     from catekv.evaluation.records import environment
-    from catekv.evaluation.run.session import model_path, open_model, revision_of
+    from catekv.evaluation.run.session import open_model, revision_of
 
     asked = MEASURED.read(arguments)
     check_file(asked.output)
@@ -51,7 +51,7 @@ def _opened(
     model = open_model(request, for_text=True)
     model.refuse_beyond_window(tokens)
     refuse_unless_fits(model.model, None, tokens, 1, None, model.device, model.shape)
-    path = model_path(request)
+    path = request.model_path
     origin = {
         "model": "embedded" if request.embedded else path,
         "model_hash": environment.model_identity(path, revision_of(model)),

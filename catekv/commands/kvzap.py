@@ -13,10 +13,10 @@ from catekv.commands.arguments import PROGRESS, TEXTS
 from catekv.commands.progress import counted
 from catekv.commands.schema import Action, Group
 from catekv.errors import UserError
+from catekv.evaluation.options import REQUIRED, option
 from catekv.evaluation.run.request import MODEL, Request
 from catekv.files import check_folder
 from catekv.methods.kvzap.gates import CONFIG_FILE, TENSOR_FILE, Gates
-from catekv.options import REQUIRED, option
 
 #: share of the pieces that gates are measured on and never learn from
 HELD_OUT = 0.05
@@ -44,7 +44,7 @@ SETTINGS = Group(GateSettings)
 
 def _train(arguments: argparse.Namespace) -> int:
     from catekv.evaluation.records import environment
-    from catekv.evaluation.run.session import model_path, open_model, revision_of
+    from catekv.evaluation.run.session import open_model, revision_of
 
     asked, settings = TRAINED.read(arguments), SETTINGS.read(arguments)
     request = REQUEST.read(arguments)
@@ -61,7 +61,7 @@ def _train(arguments: argparse.Namespace) -> int:
         )
     # spread over the texts
     every = min(len(pieces), round(1 / HELD_OUT))
-    path = model_path(request)
+    path = request.model_path
     found = train_gates(
         model,
         [piece for index, piece in enumerate(pieces) if index % every != every - 1],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from catekv.commands.schema import Action, Group
 from catekv.errors import UserError
-from catekv.options import MOST_HEADS, MOST_LAYERS, REQUIRED, option
+from catekv.evaluation.options import MOST_HEADS, MOST_LAYERS, REQUIRED, option
 
 
 @dataclass(frozen=True)

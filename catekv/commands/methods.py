@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from catekv.commands.arguments import LISTING, PLUGINS
 from catekv.commands.schema import Group
-from catekv.options import option
+from catekv.evaluation.options import option
 
 
 @dataclass(frozen=True)

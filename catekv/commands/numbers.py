@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable
 
-from catekv.options import MOST_SAMPLES, MOST_TOKENS
+from catekv.evaluation.options import MOST_SAMPLES, MOST_TOKENS
 
 #: What every library that a number reaches can hold: a signed integer of 64 bits.
 LARGEST = 2**63 - 1

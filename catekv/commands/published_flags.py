@@ -14,8 +14,8 @@ from catekv.commands.schema import Group
 from catekv.errors import UserError
 from catekv.evaluation.efficiency import arguments as efficiency
 from catekv.evaluation.efficiency.arguments import Measuring
+from catekv.evaluation.options import COUNT, option
 from catekv.evaluation.run.request import MODEL, Request, split_list
-from catekv.options import COUNT, option
 
 _FULL = "full"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catekv.commands.schema import Group
-from catekv.options import REQUIRED, option
+from catekv.evaluation.options import REQUIRED, option
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from catekv.commands.arguments import Building
 from catekv.commands.cli import Parser, run_safely
 from catekv.commands.schema import Group, add_options
 from catekv.errors import UserError
+from catekv.evaluation.options import REQUIRED, option
 from catekv.files import check_name, read_text
 from catekv.models.embedded import clone
 from catekv.models.source import model_source, short_name
-from catekv.options import REQUIRED, option
 from catekv.tasks.building import generate
 from catekv.tasks.core.prompt import TEMPLATES, prompt_format
 from catekv.tasks.core.sample import Sample

@@ -1,7 +1,8 @@
 """Options declared once: a dataclass becomes flags, and parsed flags become the dataclass.
 
-What a field may say of itself is in :mod:`catekv.options`. transformers' ``HfArgumentParser`` does
-not serve: importing it takes a second, and it has no ranges, repeated flags or values with commas.
+What a field may say of itself is in :mod:`catekv.evaluation.options`. transformers'
+``HfArgumentParser`` does not serve: importing it takes a second, and it has no ranges, repeated
+flags or values with commas.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any, Generic, TypeVar
 
 from catekv.commands.numbers import real, shown, whole
 from catekv.errors import UserError
+from catekv.evaluation.options import MOST_TOKENS
 from catekv.evaluation.run.request import split_list
-from catekv.options import MOST_TOKENS
 
 Options = TypeVar("Options")
 

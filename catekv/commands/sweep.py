@@ -15,6 +15,7 @@ from catekv.commands.arguments import PLUGINS, PROGRESS
 from catekv.commands.schema import Group
 from catekv.errors import UserError
 from catekv.evaluation import tables
+from catekv.evaluation.options import REQUIRED, option
 from catekv.evaluation.plugins import load_plugins
 from catekv.evaluation.records import locks
 from catekv.evaluation.sweep import serial
@@ -25,7 +26,6 @@ from catekv.evaluation.sweep.jobs import make_jobs
 from catekv.evaluation.sweep.placement import Place, place_all
 from catekv.evaluation.sweep.state import FAILED, FINISHED, SweepState, count_records
 from catekv.files import read_json
-from catekv.options import REQUIRED, option
 
 RESULTS = Path("results")
 DEFAULT_RETRIES = 2

@@ -26,14 +26,13 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from catekv.commands.ruler_files import load_tokenizer, prepare
     from catekv.evaluation.run.request import Request
-    from catekv.evaluation.run.session import model_name, model_path
 
     asked = BUILDING.read(arguments)
     request = Request(model=asked.model)
     paths = prepare(
-        load_tokenizer(model_path(request)),
+        load_tokenizer(request.model_path),
         asked.output,
-        model_name(request),
+        request.model_name,
         tasks=asked.build,
         lengths=[asked.length],
         num_samples=asked.samples,

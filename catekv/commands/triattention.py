@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from catekv.commands.schema import Group
 from catekv.errors import UserError
+from catekv.evaluation.options import COUNT, REQUIRED, option
 from catekv.evaluation.run.request import MODEL, Request
 from catekv.files import read_text
 from catekv.models.compat import context_window
-from catekv.options import COUNT, REQUIRED, option
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel

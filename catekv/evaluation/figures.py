@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from catekv.files import write_figure
+from catekv.evaluation.figure_files import write_figure
 from catekv.methods.head_mask import HeadMask
 
 #: Area of the dot of an adaptive head, in square points: fits 80 layers.

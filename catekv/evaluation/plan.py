@@ -14,6 +14,7 @@ from torch import Tensor
 from catekv.errors import UserError
 from catekv.evaluation.columns import defaults
 from catekv.evaluation.columns.specification import parse_masks, parse_method, without_mask
+from catekv.evaluation.options import COUNT, MOST_TOKENS, REQUIRED, option
 from catekv.evaluation.run.request import Request
 from catekv.loading import read_config as read_model_config
 from catekv.methods.base import Method, Needs
@@ -24,7 +25,6 @@ from catekv.methods.registry import create, method_class
 from catekv.models.compat import context_window
 from catekv.models.shape import ModelShape
 from catekv.models.source import is_gguf, short_name
-from catekv.options import COUNT, MOST_TOKENS, REQUIRED, option
 from catekv.prefill.capacity import RESERVE_BATCH, RESERVE_SINGLE, Workload
 from catekv.prefill.devices import Device, find_device, read_bytes
 from catekv.prefill.sizes import GB, ModelSizes, kept_table, sizes_of_config

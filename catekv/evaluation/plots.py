@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from catekv.evaluation.figure_files import write_figure
 from catekv.evaluation.report.styles import COLOURS
-from catekv.files import write_figure
 
 
 def _figure(width: float = 6.4, height: float = 4.8) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.hub import hub_answers
+from catekv.files import hub_answers
 
 SUFFIX = ".gguf"
 _PACKAGES = ("gguf", "accelerate")

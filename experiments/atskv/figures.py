@@ -6,9 +6,9 @@ import statistics
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.evaluation.figure_files import write_figure
 from catekv.evaluation.plots import lines
 from catekv.evaluation.report.styles import COLOURS
-from catekv.files import write_figure
 from experiments.atskv.cells import METRICS
 from experiments.atskv.outputs import Output
 

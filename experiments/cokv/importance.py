@@ -12,9 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from catekv.calibration.cokv.display import correlation, draw_scores, rank_correlation
 from catekv.errors import UserError
+from catekv.evaluation.figure_files import write_figure
 from catekv.evaluation.report.styles import COLOURS
 from catekv.evaluation.tables import markdown_table
-from catekv.files import claim_folder, read_text, write_atomically, write_figure
+from catekv.files import claim_folder, read_text, write_atomically
 from experiments.cokv.predictions import short_name
 from experiments.cokv.shared import load_scores, main, model_name, open_model, parser
 

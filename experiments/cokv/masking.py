@@ -20,10 +20,11 @@ from catekv.calibration.cokv.split import find_split, refuse_overlap
 from catekv.commands.arguments import PROGRESS
 from catekv.commands.numbers import item_count
 from catekv.commands.schema import integers
+from catekv.evaluation.figure_files import write_figure
 from catekv.evaluation.report.statistics import SCORES, bootstrap_average
 from catekv.evaluation.run.asking import Trial
 from catekv.evaluation.tables import markdown_table
-from catekv.files import claim_folder, write_atomically, write_figure
+from catekv.files import claim_folder, write_atomically
 from experiments.cokv.masked_heads import ORDERS, default_counts, masking_curve, masks_of
 from experiments.cokv.predictions import short_name
 from experiments.cokv.shared import load_scores, main, open_model, parser

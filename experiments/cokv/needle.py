@@ -25,8 +25,9 @@ from catekv.calibration.cokv.split import refuse_overlap
 from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
 from catekv.commands.numbers import item_count
 from catekv.commands.schema import Group, integers
+from catekv.evaluation.figure_files import write_figure
 from catekv.evaluation.tables import markdown_table
-from catekv.files import claim_folder, write_atomically, write_figure
+from catekv.files import claim_folder, write_atomically
 from catekv.tasks.core.sample import Sample
 from catekv.tasks.families.niah.grid import Grid, grid_of
 from experiments.cokv.shared import (

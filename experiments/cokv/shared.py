@@ -62,9 +62,9 @@ def model_name(arguments: argparse.Namespace) -> str:
 def model_identity(arguments: argparse.Namespace, model: CateKVModel) -> str:
     """Which checkpoint it is: two of one name and configuration do not share draws."""
     from catekv.evaluation.records import environment
-    from catekv.evaluation.run.session import model_path, revision_of
+    from catekv.evaluation.run.session import revision_of
 
-    return environment.model_identity(model_path(REQUEST.read(arguments)), revision_of(model))
+    return environment.model_identity(REQUEST.read(arguments).model_path, revision_of(model))
 
 
 def load_scores(folder: Path, task: str, model: CateKVModel) -> ScoreFile:

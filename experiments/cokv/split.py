@@ -44,9 +44,8 @@ def _plain(samples: SampleSet) -> Any:
 def split(arguments: argparse.Namespace) -> int:
     from catekv.commands.ruler_files import load_tokenizer
     from catekv.evaluation.run.request import Request
-    from catekv.evaluation.run.session import model_path
 
-    tokenizer = load_tokenizer(model_path(Request(model=arguments.model)))
+    tokenizer = load_tokenizer(Request(model=arguments.model).model_path)
     options = SAMPLES.values(arguments)["task_options"]
     held = read_splits(arguments.output) if arguments.output.exists() else {}
     splits = dict(held)

@@ -28,8 +28,8 @@ from torch import Tensor
 from catekv.commands.cli import Parser, run_safely
 from catekv.commands.numbers import token_count, whole
 from catekv.errors import UserError
+from catekv.evaluation.options import MOST_LAYERS
 from catekv.files import read_json, replacing, write_atomically, write_table
-from catekv.options import MOST_LAYERS
 from catekv.tasks.wording.tokenizer import build_tokenizer
 from experiments.embedded.initialise import initialise
 from experiments.embedded.language import DocumentSampler, Mixture

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from catekv import tasks
 from catekv.errors import UserError
-from catekv.options import MOST_SAMPLES
+from catekv.evaluation.options import MOST_SAMPLES
 from catekv.tasks.building import find_wording
 from catekv.tasks.core.prompt import encode
 from catekv.tasks.rows.sources import DataOptions

@@ -34,8 +34,8 @@ from catekv.commands.cli import Parser, main
 from catekv.commands.schema import add_options
 from catekv.errors import UserError
 from catekv.evaluation import figures
+from catekv.evaluation.figure_files import fit_titles
 from catekv.evaluation.run.overlap import context_hash, reference_contexts, refuse_overlap
-from catekv.files import fit_titles
 from catekv.methods import create
 from catekv.methods.head_mask import HeadMask, load_statistics
 from catekv.methods.head_votes import STANDARD_RATIOS

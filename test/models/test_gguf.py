@@ -16,7 +16,6 @@ from catekv.errors import UserError
 from catekv.evaluation.columns import defaults
 from catekv.evaluation.records.environment import model_identity
 from catekv.evaluation.run.request import Request
-from catekv.evaluation.run.session import model_name
 from catekv.loading import read_config
 from catekv.model import CateKVModel
 from catekv.models import source
@@ -76,12 +75,12 @@ def test_every_command_takes_it(
 
 
 def test_names_and_hashes(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert model_name(Request(model=str(written))) == "tiny.Q8"
+    assert Request(model=str(written)).model_name == "tiny.Q8"
     assert short_name("org/name:file-Q4.GGUF") == "file-Q4"
     assert short_name("org/name") == "name"
     monkeypatch.chdir(tmp_path)
     (Path("results") / "headmask-tiny.Q8" / "chosen").mkdir(parents=True)
-    assert defaults.shipped_masks(model_name(Request(model=str(written)))) is not None
+    assert defaults.shipped_masks(Request(model=str(written)).model_name) is not None
     copy = shutil.copy(written, tmp_path / "other.gguf")
     assert model_identity(copy) == model_identity(written)
     other = save_tiny_gguf(tmp_path / "tiny.Q8.gguf", tiny_llama(seed=1))

@@ -10,7 +10,7 @@ import numpy as np
 from catekv.calibration.cokv.files import ScoreFile
 from catekv.calibration.cokv.game import Floats
 from catekv.errors import UserError
-from catekv.files import write_figure
+from catekv.evaluation.figure_files import write_figure
 
 #: Shown of a score file: so many best and worst heads.
 _SHOWN_HEADS = 5

@@ -17,12 +17,12 @@ from catekv.calibration.cokv.journal import COURSE_FILE, Plan, ScoreFolder
 from catekv.calibration.cokv.journal import SCORE_FILE as SCORE_FILE
 from catekv.calibration.cokv.progress import Progress
 from catekv.errors import UserError
+from catekv.evaluation.options import option
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.asking import QUESTIONS, Trial
 from catekv.evaluation.run.cells import sample_hash
 from catekv.files import write_atomically
 from catekv.models.shape import config_hash
-from catekv.options import option
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel

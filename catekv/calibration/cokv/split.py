@@ -10,9 +10,9 @@ from typing import Any
 
 from catekv import tasks
 from catekv.errors import UserError
+from catekv.evaluation.options import MOST_SAMPLES, MOST_TOKENS
 from catekv.evaluation.run.cells import sample_hash
 from catekv.files import read_object, write_json
-from catekv.options import MOST_SAMPLES, MOST_TOKENS
 from catekv.tasks.core.sample import Sample
 
 #: Share of the samples that scores and alpha are chosen on.

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from catekv.calibration import CVConfig
 from catekv.errors import UserError
+from catekv.evaluation.options import MOST_SAMPLES, option
 from catekv.evaluation.report.statistics import Estimate
 from catekv.evaluation.run.request import QUESTIONS
 from catekv.methods.catekv import DEFAULT_RATIO
 from catekv.methods.head_mask import HeadMask
 from catekv.methods.head_votes import check_ratio
-from catekv.options import MOST_SAMPLES, option
 
 #: The grid of the published sweep.
 K_GRID = (0.984, 0.986, 0.988, 0.99, 0.992, 0.994, 0.996, 0.998)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from catekv.evaluation.options import REQUIRED, option
 from catekv.methods.head_votes import STANDARD_RATIOS, STATIC_VOTES, VOTE_COUNTS
-from catekv.options import REQUIRED, option
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from catekv.errors import UserError
 from catekv.evaluation.columns.specification import parse_method
 from catekv.evaluation.fidelity.passages import pieces_of
 from catekv.evaluation.fidelity.settings import PROSE
+from catekv.evaluation.options import COUNT, MOST_SAMPLES, option
 from catekv.evaluation.records.environment import versions
 from catekv.methods import create
 from catekv.methods.base import Observed
 from catekv.methods.budgeted import Budgeted
 from catekv.methods.wrapped import scorer_from
 from catekv.models.shape import config_hash
-from catekv.options import COUNT, MOST_SAMPLES, option
 from catekv.tasks.registry import available
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from catekv.cache.cache import uncompressed_layers
 from catekv.calibration.heads.head_scores import HeadScores
 from catekv.calibration.heads.passkeys import PasskeyText, passkey_text
 from catekv.errors import UserError
+from catekv.evaluation.options import COUNT, option
 from catekv.evaluation.records.environment import versions
 from catekv.models.compat import attention_named
 from catekv.models.shape import config_hash
-from catekv.options import COUNT, option
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel

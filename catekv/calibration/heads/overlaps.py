@@ -14,9 +14,9 @@ from torch import Tensor
 from catekv.cache.cache import uncompressed_layers
 from catekv.calibration.heads.head_scores import Floats
 from catekv.errors import UserError
+from catekv.evaluation.options import COUNT, option
 from catekv.kernels.logits import softmax_with_sink
 from catekv.methods.base import Needs, Observed
-from catekv.options import COUNT, option
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from catekv.calibration.kvzip.repeated import repeated
 from catekv.errors import UserError
+from catekv.evaluation.options import COUNT, MOST_EPOCHS, option
 from catekv.methods.formulas.repeat import Repeat
 from catekv.methods.kvzap.gates import Gates, Linear
-from catekv.options import COUNT, MOST_EPOCHS, option
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel

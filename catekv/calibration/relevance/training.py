@@ -31,6 +31,7 @@ from catekv.calibration.relevance.labels import (
 )
 from catekv.calibration.relevance.reading import Text, visit_layers
 from catekv.errors import UserError
+from catekv.evaluation.options import MOST_EPOCHS, option
 from catekv.methods.atskv.files import PredictorSet
 from catekv.methods.atskv.relevance import (
     ATTENTION_FEATURES,
@@ -41,7 +42,6 @@ from catekv.methods.atskv.relevance import (
     queries_that_see,
 )
 from catekv.methods.base import Observed
-from catekv.options import MOST_EPOCHS, option
 
 if TYPE_CHECKING:
     from catekv.model import CateKVModel

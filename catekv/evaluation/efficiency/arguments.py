@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from catekv.options import option
+from catekv.evaluation.options import option
 
 #: Implementations of full attention, in the order of the rows.
 BASELINES = ("kernel", "sdpa", "flex", "flash", "flashinfer", "dynamic")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from catekv.evaluation.efficiency.measurement import MEASURED, Measurement
+from catekv.evaluation.figure_files import write_figure
 from catekv.evaluation.report.styles import COLOURS
-from catekv.files import write_figure
 from catekv.prefill.sizes import GIB
 
 

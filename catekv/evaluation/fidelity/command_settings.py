@@ -11,7 +11,7 @@ from catekv.evaluation.columns.settings import stable_hash
 from catekv.evaluation.fidelity.settings import DEFAULT_TASKS, NONE, Settings, columns_of
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.request import Request
-from catekv.evaluation.run.session import RESULTS, method_specs_for, model_path, revision_of
+from catekv.evaluation.run.session import RESULTS, method_specs_for, revision_of
 from catekv.models.compat import context_window
 from catekv.tasks.core.prompt import template_name
 
@@ -44,7 +44,7 @@ def settings_for(
             "smaller --lengths"
         )
     tasks = () if request.tasks == (NONE,) else request.tasks or DEFAULT_TASKS
-    path = model_path(request)
+    path = request.model_path
     return Settings(
         model="embedded" if request.embedded else path,
         model_hash=environment.model_identity(path, revision_of(model)),

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
-from catekv.options import COUNT, MOST_SAMPLES, option
+from catekv.evaluation.options import COUNT, MOST_SAMPLES, option
+from catekv.models.source import short_name
 
 #: The fields that say which model runs, and how.
 MODEL = ("model", "dtype", "device", "attention")
@@ -206,6 +207,20 @@ class Request:
             return Path(self.model).resolve() == embedded.path().resolve()
         except UserError:
             return False
+
+    @property
+    def model_path(self) -> str:
+        """Folder, file or hub name of the model."""
+        if self.model is not None:
+            return self.model
+        from catekv.models import embedded
+
+        return str(embedded.path())
+
+    @property
+    def model_name(self) -> str:
+        """Short name of the model: that of its folder, repository or GGUF file."""
+        return "embedded" if self.embedded else short_name(self.model_path)
 
 
 def split_list(texts: Sequence[str]) -> tuple[str, ...]:

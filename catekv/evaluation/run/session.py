@@ -29,7 +29,6 @@ from catekv.evaluation.columns.specification import (
 )
 from catekv.evaluation.records import environment
 from catekv.evaluation.records.records import RunDirectory
-from catekv.evaluation.report import report
 from catekv.evaluation.run import suites
 from catekv.evaluation.run.distributed import Process, process_group
 from catekv.evaluation.run.overlap import reference_contexts
@@ -67,7 +66,7 @@ def open_model(
     logging.disable_progress_bar()
     process = process or Process()
     model = CateKVModel.from_pretrained(
-        model_path(request),
+        request.model_path,
         method="full",
         dtype=request.dtype,
         device=process.device(request.device),
@@ -76,7 +75,7 @@ def open_model(
     )
     if for_text and model.tokenizer is None:
         raise UserError(
-            f"{model_path(request)} has no tokenizer; tasks are text: add its files to the "
+            f"{request.model_path} has no tokenizer; tasks are text: add its files to the "
             "checkpoint"
         )
     return model
@@ -92,7 +91,7 @@ def check_methods(request: Request) -> None:
     written = parse_methods(request.methods)
     if request.masks or default_masks(request):
         return
-    path = model_path(request)
+    path = request.model_path
     model_source(path)  # a name that leads nowhere is the first thing to say
     refuse_without_masks(written, path)
     sizes = [name for name in CATEKV if getattr(request, name) is not None]
@@ -104,15 +103,6 @@ def check_methods(request: Request) -> None:
         )
 
 
-def model_path(request: Request) -> str:
-    """Folder, file or hub name of the model."""
-    if request.model is not None:
-        return request.model
-    from catekv.models import embedded
-
-    return str(embedded.path())
-
-
 def settings_for(request: Request, model: CateKVModel) -> RunSettings:
     """Fill in every default and read the masks.
 
@@ -120,7 +110,7 @@ def settings_for(request: Request, model: CateKVModel) -> RunSettings:
         UserError: unknown tasks, methods or options, unreadable masks, numbers out of range.
     """
     request = suites.applied(request)
-    path = model_path(request)
+    path = request.model_path
     tasks, lengths, samples = request.tasks, request.lengths, request.samples
     if request.paper:
         tasks = tasks or PAPER_TASKS
@@ -230,14 +220,9 @@ def revision_of(model: CateKVModel) -> str | None:
     return str(commit) if commit else None
 
 
-def model_name(request: Request) -> str:
-    """Short name of the model: that of its folder, repository or GGUF file."""
-    return "embedded" if request.embedded else short_name(model_path(request))
-
-
 def default_masks(request: Request) -> tuple[str, ...]:
     """The masks that come with the model or were made for it; empty if there are none."""
-    folder = defaults.shipped_masks(model_name(request))
+    folder = defaults.shipped_masks(request.model_name)
     return () if folder is None else (str(folder),)
 
 
@@ -262,6 +247,7 @@ def run(request: Request, *, command: str = "", quiet: bool = False) -> int:
 
     1: a sample failed, or what must score 100 or 0 does not. ``quiet``: progress as plain lines.
     """
+    from catekv.evaluation.report.report import render
     from catekv.evaluation.run.runner import evaluate
 
     with process_group(request.parallel) as process:
@@ -284,7 +270,7 @@ def run(request: Request, *, command: str = "", quiet: bool = False) -> int:
         # torchrun ends all processes as soon as one fails: the first speaks for the run, after it
         # has joined the records
         return 0
-    print(report.render(outcome.summary))
+    print(render(outcome.summary))
     _print_where(output, outcome)
     if outcome.failed or outcome.invalid or outcome.gave_up:
         process.outlive_siblings()

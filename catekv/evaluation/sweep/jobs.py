@@ -17,7 +17,7 @@ from catekv.evaluation.columns.settings import MethodSpec, stable_hash
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.cells import is_file
 from catekv.evaluation.run.request import Request
-from catekv.evaluation.run.session import DEFAULT_SAMPLES, method_specs_for, model_path
+from catekv.evaluation.run.session import DEFAULT_SAMPLES, method_specs_for
 from catekv.evaluation.sweep.grid import Grid, GridModel
 from catekv.loading import read_config
 from catekv.methods import ModelShape
@@ -99,7 +99,7 @@ def make_jobs(grid: Grid) -> list[Job]:
         config = _config(model)
         sizes = sizes_of_config(config)
         specs = _specs(grid, model, config, sizes.shape)
-        identity = environment.model_identity(model_path(Request(model=model.path)))
+        identity = environment.model_identity(Request(model=model.path).model_path)
         for seed in grid.seeds:
             for dtype in grid.dtypes:
                 # a long job that starts last would be waited for alone
@@ -139,7 +139,7 @@ def _check_options(grid: Grid) -> None:
 
 
 def _config(model: GridModel) -> Any:
-    return read_config(model_path(Request(model=model.path)))
+    return read_config(Request(model=model.path).model_path)
 
 
 def _specs(grid: Grid, model: GridModel, config: Any, shape: ModelShape) -> tuple[MethodSpec, ...]:

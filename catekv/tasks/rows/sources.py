@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from catekv.errors import UserError
-from catekv.files import read_text
-from catekv.hub import hub_answers
+from catekv.files import hub_answers, read_text
 from catekv.tasks.rows.rows import naming, read_rows
 
 SOURCES = ("auto", "path", "hub", "built-in")
