@@ -2,7 +2,7 @@
 # Measures docs/results/smollm2.md on SmolLM2-135M-Instruct: its head masks, needles at half, a third
 # and a fifth of the cache with the question after and inside what is compressed, and fidelity to the
 # full cache on text and on its own answers.
-# Two quiet cores need about four hours for 50 samples (an estimate); stopped at any moment, it goes on where it was.
+# Two quiet cores need about five hours for 50 samples (an estimate); stopped at any moment, it goes on where it was.
 #   scripts/real_model_tables.sh [SAMPLES]         (default: 50 per task)
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -63,11 +63,26 @@ needles 0.4 128 inside
 needles 0.25 96 after
 needles 0.1 64 after
 trained 0.4 128 after
+trained 0.4 128 inside
 trained 0.25 96 after
 trained 0.1 64 after
 
-# shellcheck disable=SC2086
-"$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \
-  --samples "$samples" --forced 32 --ratios 0.2 0.35 0.5 --budget 128 \
-  --methods "catekv:$edges" snapkv pyramidkv adakv h2o streaming_llm keydiff \
-  --mask chosen="$masks/chosen" --mask reversed --mask random:0 --output "$results/fidelity"
+# how far every column is from the full cache, on prose and on the full model's own answers: at three
+# shares of the entries, and CateKV in the layouts of the needles at 36 and 19 %
+closeness() { # NAME METHODS [OPTION...]
+  local name=$1 methods=$2
+  shift 2
+  # shellcheck disable=SC2086
+  "$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \
+    --samples "$samples" --forced 32 --methods $methods --mask chosen="$masks/chosen" --mask reversed \
+    --mask random:0 --mask random:1 --mask random:2 --mask ablation="$ablation/oracle" \
+    --output "$results/$name" "$@"
+}
+closeness fidelity "catekv:$edges $others cokv:scores=$scores/scores.npz
+  atskv:predictor=$predictor,preset=recommended" --ratios 0.2 0.35 0.5 --budget 128
+columns=()
+for mask in chosen reversed random-0 random-1 random-2 ablation; do
+  columns+=("$mask-r0.25=catekv:mask=$mask,ratio=0.25,budget=96,$edges"
+    "$mask-r0.1=catekv:mask=$mask,ratio=0.1,budget=64,$edges")
+done
+closeness fidelity-layouts "${columns[*]}"

@@ -89,19 +89,15 @@ fi
   "curvekv-output=curvekv:curves=$output_curves" --output "$results/fidelity"
 
 if [ "$which" = smollm2 ]; then
-  fidelity_35() { # NAME METHODS [OPTION...]
-    local name=$1 methods=$2
-    shift 2
+  fidelity_35() { # NAME METHODS
     # shellcheck disable=SC2086
     "$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \
-      --samples "$samples" --forced 32 --ratios 0.35 --budget 128 --init-tokens 16 \
-      --recent-tokens 32 --methods $methods --output "$results/$name" "$@"
+      --samples "$samples" --forced 32 --ratios 0.35 --methods $2 --output "$results/$1"
   }
-  fidelity_35 fidelity-35 "catekv snapkv streaming_llm keydiff kvzip" --mask chosen="$mask" --mask reversed
-  fidelity_35 fidelity-35-others "tova chunkkv criticalkv-adakv=criticalkv:base=adakv
-    defensivekv-layers=defensivekv:across_layers=true kvzap:predictor=$gates expected_attention h2o
-    pyramidkv" --mask "$mask"
-  fidelity_35 fidelity-35-random catekv --mask random:0 --mask random:1 --mask random:2
+  # those of scripts/real_model_tables.sh are measured there
+  fidelity_35 fidelity-35 "kvzip tova chunkkv criticalkv criticalkv-adakv=criticalkv:base=adakv
+    defensivekv defensivekv-layers=defensivekv:across_layers=true expected_attention knorm
+    kvzip-plus=kvzip:plus=true kvzap:predictor=$gates attention_matching"
 
   # curves of one kind of text each
   for text in prose ruler/niah_multikey_1; do
