@@ -68,7 +68,7 @@ trained 0.25 96 after
 trained 0.1 64 after
 
 # how far every column is from the full cache, on prose and on the full model's own answers: at three
-# shares of the entries, and CateKV in the layouts of the needles at 36 and 19 %
+# shares of the entries, and CateKV in the layout of the needles at 19 %
 closeness() { # NAME METHODS [OPTION...]
   local name=$1 methods=$2
   shift 2
@@ -82,7 +82,6 @@ closeness fidelity "catekv:$edges $others cokv:scores=$scores/scores.npz
   atskv:predictor=$predictor,preset=recommended" --ratios 0.2 0.35 0.5 --budget 128
 columns=()
 for mask in chosen reversed random-0 random-1 random-2 ablation; do
-  columns+=("$mask-r0.25=catekv:mask=$mask,ratio=0.25,budget=96,$edges"
-    "$mask-r0.1=catekv:mask=$mask,ratio=0.1,budget=64,$edges")
+  columns+=("$mask-r0.1=catekv:mask=$mask,ratio=0.1,budget=64,$edges")
 done
-closeness fidelity-layouts "${columns[*]}"
+closeness fidelity-r0.1 "${columns[*]}"
