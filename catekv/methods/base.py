@@ -239,12 +239,16 @@ class Method:
         """
         if self.keep is None:
             return self
-        plain = replace(self, keep=None)
-        total = round(self.keep * tokens * shape.layers * shape.kv_heads)
-        try:
-            return plain.with_total(total, tokens, shape)
-        except UserError as error:
-            raise UserError(f"keep={self.keep:g} of {tokens} tokens: {error}") from error
+        # every layer asks again
+        known: dict[Any, Method] = self.__dict__.setdefault("_for_prompts", {})
+        key = (tokens, shape, shape.config_hash)
+        if key not in known:
+            total = round(self.keep * tokens * shape.layers * shape.kv_heads)
+            try:
+                known[key] = replace(self, keep=None).with_total(total, tokens, shape)
+            except UserError as error:
+                raise UserError(f"keep={self.keep:g} of {tokens} tokens: {error}") from error
+        return known[key]
 
     def total_kept(self, tokens: int, shape: ModelShape) -> int:
         """Entries that are kept of a prompt, over all layers and KV heads.

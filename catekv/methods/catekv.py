@@ -229,11 +229,18 @@ class CateKV(Method):
         """
         mask, fitting = self.mask, self
         if mask.order is not None:
-            for count in range(mask.layers * mask.kv_heads, -1, -1):
+            heads = mask.layers * mask.kv_heads
+
+            def of(count: int) -> CateKV:
                 part = HeadMask.from_order(mask.order, count, mask.layers, mask.kv_heads, mask.meta)
-                fitting = replace(self, head_mask=part)
-                if fitting.total_kept(tokens, shape) <= total:
-                    break
+                return replace(self, head_mask=part)
+
+            # every adaptive head more adds the same
+            least, most = (of(count).total_kept(tokens, shape) for count in (0, heads))
+            count = heads
+            if most > total:
+                count = max(0, (total - least) * heads // (most - least)) if most > least else 0
+            fitting = of(count)
         return super(CateKV, fitting).with_total(total, tokens, shape)
 
     def for_heads(self, heads: slice) -> CateKV:

@@ -123,6 +123,37 @@ def test_joint_decoding_gives_the_same_answers_without_times(
     assert sizes[0] == sizes[1]
 
 
+def test_a_joint_batch_leaves_out_what_goes_on_while_decoding(
+    model: CateKVModel, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = (*REQUEST.methods, "h2o", "quest:page=4", "moved=snapkv:window=16,store=offload")
+    request = dataclasses.replace(REQUEST, methods=methods, model=str(checkpoint), samples=1)
+    settings = settings_for(request, model)
+    run(model, settings, tmp_path / "single")
+    sizes = []
+    prefills = []
+    generate_ids, observe = CateKVModel.generate_ids, CateKVModel.observe
+
+    def counting(
+        self: CateKVModel, questions: Any, context: Any, *arguments: Any, **options: Any
+    ) -> Any:
+        sizes.append(context.input_ids.shape[0])
+        return generate_ids(self, questions, context, *arguments, **options)
+
+    def counted(self: CateKVModel, *arguments: Any, **options: Any) -> Any:
+        prefills.append(1)
+        return observe(self, *arguments, **options)
+
+    monkeypatch.setattr(CateKVModel, "generate_ids", counting)
+    monkeypatch.setattr(CateKVModel, "observe", counted)
+    run(model, dataclasses.replace(settings, joint_decode=True), tmp_path / "joint")
+    assert sizes == 2 * [4, 1, 1, 1]
+    assert len(prefills) == 2
+    assert answers(tmp_path / "joint") == answers(tmp_path / "single")
+    timed = {r.method for r in records_of(tmp_path / "joint") if r.decode_seconds}
+    assert timed == {"h2o", "quest", "moved"}
+
+
 def test_an_interrupted_joint_batch_is_decoded_as_a_whole_again(
     model: CateKVModel, settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -84,6 +86,27 @@ def test_a_method_without_a_total_gets_the_largest_budget_that_fits() -> None:
     assert 400 - 6 * 4 < kept <= 400
     with pytest.raises(UserError, match="as few as 100 entries of 200 tokens in 6 heads"):
         method.with_total(100, 200, SHAPE)
+
+
+@pytest.mark.parametrize("retention", [1.0, 0.2])
+@pytest.mark.parametrize("total", [290, 301, 400, 577, 582, 700])
+def test_as_many_heads_are_adaptive_as_fit(retention: float, total: int) -> None:
+    order = [3, 0, 5, 1, 4, 2]
+    method = methods.create("catekv", **{**CATEKV, "retention": retention})
+    parts = [HeadMask.from_order(order, count, 3, 2, {"ratio": 0.4}) for count in range(7)]
+    kept = [replace(method, head_mask=part).total_kept(97, SHAPE) for part in parts]
+    fitting = [count for count in range(7) if kept[count] <= total]
+    found = replace(method, head_mask=parts[2])
+    assert int(found.with_total(total, 97, SHAPE).mask.adaptive.sum()) == max(fitting, default=0)
+
+
+def test_a_share_is_worked_out_once_for_every_length() -> None:
+    method = methods.create("adakv", keep=0.5)
+    assert method.for_prompt(97, SHAPE) is method.for_prompt(97, SHAPE)
+    assert method.for_prompt(97, SHAPE) != method.for_prompt(98, SHAPE)
+    larger = ModelShape(4, 4, 2, 8)
+    assert method.for_prompt(97, larger).total_kept(97, larger) == 97 * 4
+    assert replace(method, keep=0.6).for_prompt(97, SHAPE).total_kept(97, SHAPE) == 349
 
 
 def test_full_attention_is_left_as_it_is() -> None:

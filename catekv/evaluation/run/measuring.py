@@ -120,9 +120,8 @@ class Measurer:
         if dense is not None and joint:
             together_answers = self._decode_jointly(dense, joint, methods, trials, phase)
         for phase.spec in specs:
-            if together_answers:
-                answers = together_answers.pop(phase.spec.label)
-            else:
+            answers = together_answers.pop(phase.spec.label, None)
+            if answers is None:
                 answers = self._decode(dense, unit, methods[phase.spec.label], trials, phase)
             phase.name = "score"
             per_trial = _for_trials(methods[phase.spec.label], trials)
@@ -204,11 +203,16 @@ class Measurer:
         trials: Sequence[Trial],
         phase: Phase,
     ) -> dict[str, list[_Answer]]:
-        """Compress one context with every method and decode the answers of all as one batch."""
+        """Compress one context with every method and decode the answers of all as one batch, but
+        of those that go on choosing while decoding: they are not among what is returned."""
         phase.name = "compress"
         contexts = {}
         for phase.spec in specs:
-            contexts[phase.spec.label] = dense.compress(methods[phase.spec.label][0])
+            method = methods[phase.spec.label][0]
+            if method.store == "device" and not method.own_store:
+                contexts[phase.spec.label] = dense.compress(method)
+        if not contexts:
+            return {}
         phase.name = "generate"
         whole = stack(list(contexts.values()))
         answers: dict[str, list[_Answer]] = {label: [] for label in contexts}
