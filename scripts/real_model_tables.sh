@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Measures docs/results/smollm2.md on SmolLM2-135M-Instruct: its head masks, needles at half, a third
-# and a fifth of the cache with the question after and inside what is compressed, and fidelity to the
-# full cache on text and on its own answers.
-# Two quiet cores need about five hours for 50 samples (an estimate); stopped at any moment, it goes on where it was.
+# and a fifth of the cache with the question after and inside what is compressed, at 1024 to 4096
+# tokens, and fidelity to the full cache on text and on its own answers.
+# Two quiet cores need about eight hours for 50 samples (an estimate); stopped at any moment, it goes on where it was.
 #   scripts/real_model_tables.sh [SAMPLES]         (default: 50 per task)
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -66,6 +66,31 @@ trained 0.4 128 after
 trained 0.4 128 inside
 trained 0.25 96 after
 trained 0.1 64 after
+
+# longer texts: masks, predictor and scores as above, every column at three shares of the entries
+longer() { # LENGTH QUESTION
+  local share method columns=(full)
+  for share in 20 35 50; do
+    for method in chosen reversed random-0 random-1 random-2 ablation; do
+      columns+=("catekv-$method-$share=catekv:mask=$method,$edges,keep=0.$share")
+    done
+    for method in $others; do
+      columns+=("$method-$share=$method:keep=0.$share")
+    done
+    columns+=("cokv-$share=cokv:scores=$scores/scores.npz,keep=0.$share"
+      "atskv-$share=atskv:predictor=$predictor,preset=recommended,keep=0.$share")
+  done
+  "$PYTHON" -m catekv evaluate --model "$model" --tasks ruler/niah_single_2 --lengths "$1" \
+    --samples "$samples" --question "$2" --budget 128 --joint-decode --max-new-tokens 16 \
+    --methods "${columns[@]}" --mask chosen="$masks/chosen" --mask reversed \
+    --mask random:0 --mask random:1 --mask random:2 --mask ablation="$ablation/oracle" \
+    --output "$results/long-$1-$2"
+}
+for question in after inside; do
+  for length in 2048 4096; do
+    longer "$length" "$question"
+  done
+done
 
 # how far every column is from the full cache, on prose and on the full model's own answers: at three
 # shares of the entries, and CateKV in the layout of the needles at 19 %

@@ -89,13 +89,13 @@ fi
   "curvekv-output=curvekv:curves=$output_curves" --output "$results/fidelity"
 
 if [ "$which" = smollm2 ]; then
-  fidelity_35() { # NAME METHODS
+  closeness() { # NAME METHODS
     # shellcheck disable=SC2086
     "$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \
-      --samples "$samples" --forced 32 --ratios 0.35 --methods $2 --output "$results/$1"
+      --samples "$samples" --forced 32 --ratios 0.2 0.35 0.5 --methods $2 --output "$results/$1"
   }
   # those of scripts/real_model_tables.sh are measured there
-  fidelity_35 fidelity-35 "kvzip tova chunkkv criticalkv criticalkv-adakv=criticalkv:base=adakv
+  closeness fidelity-others "kvzip tova chunkkv criticalkv criticalkv-adakv=criticalkv:base=adakv
     defensivekv defensivekv-layers=defensivekv:across_layers=true expected_attention knorm
     kvzip-plus=kvzip:plus=true kvzap:predictor=$gates attention_matching"
 
@@ -107,7 +107,7 @@ if [ "$which" = smollm2 ]; then
     for keep in 0.2 0.35; do
       table "curves-${text##*/}-$keep" "$keep" after 1024 "$tasks" "curvekv:curves=$one"
     done
-    fidelity_35 "fidelity-35-curves-${text##*/}" "curvekv:curves=$one"
+    closeness "fidelity-curves-${text##*/}" "curvekv:curves=$one"
   done
 fi
 

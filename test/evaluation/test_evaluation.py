@@ -152,6 +152,10 @@ def test_a_joint_batch_leaves_out_what_goes_on_while_decoding(
     assert answers(tmp_path / "joint") == answers(tmp_path / "single")
     timed = {r.method for r in records_of(tmp_path / "joint") if r.decode_seconds}
     assert timed == {"h2o", "quest", "moved"}
+    for folder, said in (("joint", True), ("single", False)):
+        page = (tmp_path / folder / "report.html").read_text()
+        assert "time of a decode step" in page
+        assert ("Not timed: full, catekv, snapkv, streaming_llm." in page) == said
 
 
 def test_an_interrupted_joint_batch_is_decoded_as_a_whole_again(

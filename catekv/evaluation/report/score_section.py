@@ -217,6 +217,7 @@ def _plots(
     seconds = [(row, row["time"]["decode_seconds_per_token"]) for row in rows]
     by_time = [_point(row, 1000 * value, series) for row, value in seconds if value is not None]
     if len(by_time) > 1:
+        untimed = [row["method"] for row, value in seconds if value is None]
         blocks.append(
             Figure(
                 f"{stem}-latency",
@@ -224,7 +225,8 @@ def _plots(
                     by_time, style, f"Score against decode time, {what}", "ms per new token, median"
                 ),
                 "Score against the time of a decode step, as the evaluation ran it: no measurement "
-                f"of efficiency. Pareto front: {_front(by_time)}.",
+                f"of efficiency. Pareto front: {_front(by_time)}."
+                + (f" Not timed: {', '.join(untimed)}." if untimed else ""),
             )
         )
     elif rows:
