@@ -106,44 +106,57 @@ def repeat_prompt(
     """
     paddings = [0] * len(ids) if mask is None else (mask == 0).sum(dim=-1).tolist()
     rows = [row[padding:] for row, padding in zip(ids.tolist(), paddings, strict=True)]
+    repetitions = []
     for way in cache.settings.needs.repeats:
         found = [parts_of(row, way, wording) for row in rows]
-        repetition = _Repetition(
-            way, ids.shape[1], paddings, [one[0] for one in found], [one[1] for one in found]
+        one = _Repetition(
+            way, ids.shape[1], paddings, [part[0] for part in found], [part[1] for part in found]
         )
         for layer in cache.ragged_layers:
-            repetition.begin(layer)
-        for step in range(max(len(parts) for parts in repetition.parts)):
-            repetition.step = step
-            _feed_once(model, cache, repetition, ids, mask, feed)
+            one.begin(layer)
+        repetitions.append(one)
+    while repetitions:
+        # ways that have the same repeated look at one forward
+        alike = [one for one in repetitions if one.parts == repetitions[0].parts]
+        repetitions = [one for one in repetitions if one.parts != alike[0].parts]
+        for step in range(max(len(parts) for parts in alike[0].parts)):
+            for one in alike:
+                one.step = step
+            _feed_once(model, cache, alike, ids, mask, feed)
 
 
 def _feed_once(
     model: torch.nn.Module,
     cache: RaggedCache,
-    repetition: _Repetition,
+    repetitions: Sequence[_Repetition],
     ids: Tensor,
     mask: Tensor | None,
     feed: Callable[[Tensor, Tensor | None], object],
 ) -> None:
-    """Have one part of every row repeated, and forget that it was."""
-    fed = [parts[repetition.step].ids if repetition.step < len(parts) else ()
-           for parts in repetition.parts]  # fmt: skip
+    """Have one part of every row repeated for ways that read the same, and forget that it was."""
+    parts_now, step = repetitions[0].parts, repetitions[0].step
+    fed = [parts[step].ids if step < len(parts) else () for parts in parts_now]
     width = max(map(len, fed))
     filler = int(ids[0, -1])
     more = torch.tensor([[*row, *[filler] * (width - len(row))] for row in fed]).to(ids.device)
     whole = None if mask is None else torch.cat([mask, torch.ones_like(more)], dim=1)
     before = list(cache.layers)
+
+    def see(layer: RaggedLayer, queries: Tensor) -> None:
+        for one in repetitions:
+            one.see(layer, queries)
+
     with contextlib.ExitStack() as stack:
-        if repetition.way.plus:
-            stack.enter_context(
-                hidden_states_shown(model, cache, repetition.note_states, to_attention=True)
-            )
+        for one in repetitions:
+            if one.way.plus:
+                stack.enter_context(
+                    hidden_states_shown(model, cache, one.note_states, to_attention=True)
+                )
         cache.layers[:] = [
             layer if isinstance(layer, RaggedLayer) else plain_layers.copied(layer)
             for layer in before
         ]
-        cache.settings.onlooker = repetition.see
+        cache.settings.onlooker = see
         try:
             feed(more, whole)
         finally:

@@ -91,6 +91,33 @@ def test_rows_of_a_batch_are_repeated_as_alone_and_nothing_stays(family: str) ->
     assert rows == model.generate_ids(question, later, 5, []).rows
 
 
+def test_ways_that_repeat_the_same_share_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CateKVModel(tiny_model("llama"))
+    texts = random_ids(2, 40, seed=5).tolist()
+    prompts = [texts[0], texts[1][:23]]
+    ways = [Repeat(16, 2, plus=True), Repeat(16, 2), Repeat(16, 3), Repeat(40, 2, plus=True)]
+    fed = []
+    feed = layerwise.feed
+
+    def counting(model, ids, cache, mask=None):
+        fed.append(ids.shape[1])
+        return feed(model, ids, cache, mask)
+
+    monkeypatch.setattr(layerwise, "feed", counting)
+
+    def observed(*ways: Repeat) -> list[dict[Repeat, torch.Tensor]]:
+        needs = Needs(window=4, output_projection=True, repeats=ways)
+        found = model.observe(prompts, needs=needs)
+        return [found.observed(layer.index).repeat_scores for layer in found.cache.ragged_layers]
+
+    together = observed(*ways)
+    # three parts of 38 tokens, three of 37, one of 38
+    assert fed == [16, 16, 6, 16, 16, 5, 38]
+    for way in ways:
+        for whole, alone in zip(together, observed(way), strict=True):
+            assert torch.equal(whole[way], alone[way])
+
+
 def test_a_prompt_without_room_for_its_repetition_is_refused() -> None:
     model = CateKVModel(tiny_model("llama", max_position_embeddings=64))
     with pytest.raises(UserError, match="40 tokens leaves no room for its repetition of up to 40"):
