@@ -228,11 +228,12 @@ class CateKV(Method):
         goes to the budget of the others, in whole chunks. A mask without an order stays as it is.
         """
         mask, fitting = self.mask, self
-        if mask.order is not None:
+        order = mask.order
+        if order is not None:
             heads = mask.layers * mask.kv_heads
 
             def of(count: int) -> CateKV:
-                part = HeadMask.from_order(mask.order, count, mask.layers, mask.kv_heads, mask.meta)
+                part = HeadMask.from_order(order, count, mask.layers, mask.kv_heads, mask.meta)
                 return replace(self, head_mask=part)
 
             # every adaptive head more adds the same
