@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures docs/results/methods_2026.md: the methods of 2025 and 2026 beside CateKV, SnapKV, AdaKV and
 # random choice, at a fifth, a third and half of the cache. Gates, head mask and loss curves are made
-# for the model first. It takes hours on two cores (an estimate: one for the embedded model, three for
+# for the model first. It takes hours on two cores (an estimate: one for the embedded model, four for
 # SmolLM2); stopped at any moment, it goes on where it was.
 #   scripts/recent_methods.sh embedded [SAMPLES]     (default: 50 per task)
 #   scripts/recent_methods.sh smollm2 [SAMPLES]
@@ -82,18 +82,17 @@ if [ "$which" = smollm2 ]; then
   table after-4096-0.35 0.35 after 4096 "$tasks" "$some"
 fi
 
-# shellcheck disable=SC2086
-"$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \
-  --samples "$samples" --forced 32 --ratios 0.2 0.35 0.5 --mask "$mask" --budget 128 --init-tokens 16 \
-  --recent-tokens 32 --methods catekv random_attention adakv "curvekv:curves=$curves" \
-  "curvekv-output=curvekv:curves=$output_curves" --output "$results/fidelity"
+closeness() { # NAME METHODS [OPTION...]
+  local name=$1 methods=$2
+  shift 2
+  # shellcheck disable=SC2086
+  "$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \
+    --samples "$samples" --forced 32 --ratios 0.2 0.35 0.5 --methods $methods --output "$results/$name" "$@"
+}
+closeness fidelity "catekv random_attention adakv $curve_columns" \
+  --mask "$mask" --budget 128 --init-tokens 16 --recent-tokens 32
 
 if [ "$which" = smollm2 ]; then
-  closeness() { # NAME METHODS
-    # shellcheck disable=SC2086
-    "$PYTHON" -m catekv fidelity --model "$model" --tasks ruler/niah_single_2 --lengths 1024 \
-      --samples "$samples" --forced 32 --ratios 0.2 0.35 0.5 --methods $2 --output "$results/$1"
-  }
   # those of scripts/real_model_tables.sh are measured there
   closeness fidelity-others "kvzip tova chunkkv criticalkv criticalkv-adakv=criticalkv:base=adakv
     defensivekv defensivekv-layers=defensivekv:across_layers=true expected_attention knorm

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from catekv.methods.stores.base import DecodeStore
     from catekv.models.rotation import Rotation
 
+#: Prompt lengths whose sizes a method remembers.
+_LENGTHS_KNOWN = 64
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -242,13 +245,17 @@ class Method:
         # every layer asks again
         known: dict[Any, Method] = self.__dict__.setdefault("_for_prompts", {})
         key = (tokens, shape, shape.config_hash)
-        if key not in known:
+        found = known.get(key)
+        if found is None:
             total = round(self.keep * tokens * shape.layers * shape.kv_heads)
             try:
-                known[key] = replace(self, keep=None).with_total(total, tokens, shape)
+                found = replace(self, keep=None).with_total(total, tokens, shape)
             except UserError as error:
                 raise UserError(f"keep={self.keep:g} of {tokens} tokens: {error}") from error
-        return known[key]
+            if len(known) >= _LENGTHS_KNOWN:
+                known.clear()
+            known[key] = found
+        return found
 
     def total_kept(self, tokens: int, shape: ModelShape) -> int:
         """Entries that are kept of a prompt, over all layers and KV heads.

@@ -156,6 +156,12 @@ def test_a_joint_batch_leaves_out_what_goes_on_while_decoding(
         page = (tmp_path / folder / "report.html").read_text()
         assert "time of a decode step" in page
         assert ("Not timed: full, catekv, snapkv, streaming_llm." in page) == said
+    # what is decoded alone needs no batch when it alone is missing
+    lines = (tmp_path / "joint" / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "joint" / "samples.jsonl").write_bytes(b"".join(lines[:-1]))
+    sizes.clear()
+    run(model, dataclasses.replace(settings, joint_decode=True), tmp_path / "joint")
+    assert sizes == [1]
 
 
 def test_an_interrupted_joint_batch_is_decoded_as_a_whole_again(

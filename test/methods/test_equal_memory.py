@@ -104,6 +104,9 @@ def test_a_share_is_worked_out_once_for_every_length() -> None:
     method = methods.create("adakv", keep=0.5)
     assert method.for_prompt(97, SHAPE) is method.for_prompt(97, SHAPE)
     assert method.for_prompt(97, SHAPE) != method.for_prompt(98, SHAPE)
+    for tokens in range(200, 400):
+        method.for_prompt(tokens, SHAPE)
+    assert len(vars(method)["_for_prompts"]) <= 64
     larger = ModelShape(4, 4, 2, 8)
     assert method.for_prompt(97, larger).total_kept(97, larger) == 97 * 4
     assert replace(method, keep=0.6).for_prompt(97, SHAPE).total_kept(97, SHAPE) == 349

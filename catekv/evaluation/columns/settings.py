@@ -126,8 +126,9 @@ class RunSettings:
         prefill: ``shared`` (one dense prefill per sample serves all methods), ``separate`` (one
             layer-by-layer prefill per method: least memory) or ``auto`` (by free memory).
         chunk_size: tokens per prefill chunk.
-        joint_decode: decode all methods of a sample as one batch where prefill is shared; much
-            faster with many methods, but decode times are then not recorded.
+        joint_decode: decode the methods of a sample as one batch where prefill is shared, but for
+            those that go on choosing while decoding; much faster with many methods, but decode
+            times of the batch are not recorded.
         batch_size: samples of similar length that are measured at once, left-padded; results are
             those of one at a time up to rounding.
         sanity: measure the validity columns as well (:mod:`catekv.evaluation.run.sanity`).

@@ -98,7 +98,8 @@ class Measurer:
 
         Args:
             unit: its samples end their answers by the same rules, or share one context.
-            joint: methods to decode as one batch, ``specs`` among them; empty: one by one.
+            joint: methods to decode as one batch, ``specs`` among them; empty: one by one. Those
+                that go on choosing while decoding are decoded one by one all the same.
             mode: ``shared``, ``separate`` or ``auto`` prefill.
             phase: kept up to date, so that the caller knows where an exception came from.
         """
@@ -117,8 +118,9 @@ class Measurer:
                 chunk_size=self.settings.chunk_size,
             )
         together_answers: dict[str, list[_Answer]] = {}
-        if dense is not None and joint:
-            together_answers = self._decode_jointly(dense, joint, methods, trials, phase)
+        batch = [spec for spec in joint if _stacks(methods[spec.label][0])]
+        if dense is not None and {spec.label for spec in batch} & {spec.label for spec in specs}:
+            together_answers = self._decode_jointly(dense, batch, methods, trials, phase)
         for phase.spec in specs:
             answers = together_answers.pop(phase.spec.label, None)
             if answers is None:
@@ -203,16 +205,11 @@ class Measurer:
         trials: Sequence[Trial],
         phase: Phase,
     ) -> dict[str, list[_Answer]]:
-        """Compress one context with every method and decode the answers of all as one batch, but
-        of those that go on choosing while decoding: they are not among what is returned."""
+        """Compress one context with every method and decode the answers of all as one batch."""
         phase.name = "compress"
         contexts = {}
         for phase.spec in specs:
-            method = methods[phase.spec.label][0]
-            if method.store == "device" and not method.own_store:
-                contexts[phase.spec.label] = dense.compress(method)
-        if not contexts:
-            return {}
+            contexts[phase.spec.label] = dense.compress(methods[phase.spec.label][0])
         phase.name = "generate"
         whole = stack(list(contexts.values()))
         answers: dict[str, list[_Answer]] = {label: [] for label in contexts}
@@ -301,6 +298,12 @@ def _seed(sample: Sample, seed: int, number: int) -> int:
 
 def _for_trials(methods: Sequence[Method], trials: Sequence[Trial]) -> Sequence[Method]:
     return list(methods) * len(trials) if len(methods) == 1 else methods
+
+
+def _stacks(method: Method) -> bool:
+    """Whether contexts of the method can be rows of a batch with those of others: entries on the
+    device that stay as they are."""
+    return method.store == "device" and not method.own_store
 
 
 def _contexts(unit: Unit, trials: Sequence[Trial]) -> list[list[int]]:

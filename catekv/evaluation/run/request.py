@@ -151,8 +151,8 @@ class Request:
     )
     joint_decode: bool = option(
         False,
-        "decode all methods of a sample as one batch: faster with many methods, without decode "
-        "times per method",
+        "decode the methods of a sample as one batch, but for those that go on choosing while "
+        "decoding: faster with many methods, without decode times of the batch",
     )
     batch_size: int = option(
         1,
