@@ -177,6 +177,13 @@ def test_files_are_cut_into_passages(checkpoint: Path, tmp_path: Path) -> None:
         (["--methods", "snapkw"], "unknown method 'snapkw'"),
         (["--tasks", "ruler/none"], "unknown task"),
         (["--ratios", "0.001", "--methods", "snapkv"], "no method can be measured"),
+        (["--ratios", "0.5", "0.50"], "--ratios holds 0.5 twice"),
+        (["--methods", "snapkv:budget=32"], "budget of snapkv and --ratios both say how much"),
+        (["--methods", "snapkv:keep=0.2"], "keep of snapkv and --ratios both say how much"),
+        (["--text", "prose", "prose"], "--text holds prose twice"),
+        (["--text", "LICENSE", "docs/../LICENSE"], "LICENSE twice"),
+        (["--tasks", "ruler/vt", "ruler/vt"], "--tasks holds ruler/vt twice"),
+        (["--lengths", "64", "64"], "--lengths holds 64 twice"),
     ],
 )
 def test_refusals_are_one_line(
@@ -230,6 +237,17 @@ def test_columns_that_keep_everything_are_no_result(
     assert "(nothing compressed)" in (tmp_path / "report.md").read_text()
     rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
     assert [row["untouched"] for row in rows] == [True, False]
+
+
+def test_equal_methods_under_two_names_are_two_columns(checkpoint: Path, tmp_path: Path) -> None:
+    """Each has its own row, whatever they were called when they were measured."""
+    more = ("--tasks", "none", "--ratios", "0.5", "--methods")
+    for names in (("a", "b"), ("c",)):
+        methods = [f"{name}=snapkv:window=8" for name in names]
+        assert main(words(checkpoint, tmp_path, *more, *methods)) == 0
+        rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
+        found = [(row["method"], row["divergence"]["count"]) for row in rows]
+        assert found == [(name, 2) for name in names]
 
 
 def test_a_full_cache_in_fewer_bits_is_compared(

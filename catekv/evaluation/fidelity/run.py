@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catekv.errors import UserError
 from catekv.evaluation.fidelity import page
-from catekv.evaluation.fidelity.measuring import measure
+from catekv.evaluation.fidelity.measuring import measure, named
 from catekv.evaluation.fidelity.passages import Passage, passages_of
 from catekv.evaluation.fidelity.records import SUMMARY, FidelityRecord, Key, opened
 from catekv.evaluation.fidelity.settings import Column, Settings
@@ -153,7 +153,7 @@ def _lacks(records: Records, passage: Passage, column: Column) -> bool:
 def _of(settings: Settings, passages: Sequence[Passage], records: Records) -> list[FidelityRecord]:
     """The group's records in the order of the columns, under the names of this run."""
     return [
-        record
+        replace(record, **named(passage, column))
         for column in settings.columns
         for passage in passages
         if (record := records.get((passage.digest, column.key))) is not None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from os.path import realpath
 from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import MethodSpec, refuse_label_twice, stable_hash
 from catekv.methods import Method, ModelShape
+from catekv.methods.registry import method_class
 from catekv.methods.stores import QUANTISED
 
 FULL = "full"
@@ -49,14 +52,31 @@ class Column:
 
 def columns_of(specs: Iterable[MethodSpec], ratios: Sequence[float]) -> list[Column]:
     """Every method but the full cache at every ratio; without ratios as its options say. A full
-    cache in fewer bits is compared, too, and has no ratios."""
+    cache in fewer bits is compared, too, and has no ratios.
+
+    Raises:
+        UserError: a ratio beside a size that a method was given, which it would not keep to.
+    """
+    _refuse_twice("--ratios", [f"{ratio:g}" for ratio in ratios])
     found = []
     for spec in specs:
         if spec.name != FULL:
+            sizes = {"keep", *method_class(spec.name).size_options}.intersection(spec.options)
+            if ratios and sizes:
+                raise UserError(
+                    f"{min(sizes)} of {spec.label} and --ratios both say how much is kept; give "
+                    "one of them"
+                )
             found += [Column(spec, ratio) for ratio in (ratios or (None,))]
         elif spec.options.get("store") in QUANTISED:
             found.append(Column(spec, None))
     return found
+
+
+def _refuse_twice(flag: str, values: Sequence[object]) -> None:
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise UserError(f"{flag} holds {value} twice; give it once")
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,10 @@ class Settings:
                 )
         if not self.texts and not self.tasks:
             raise UserError("there is nothing to measure on; give --text or --tasks")
+        # what is measured twice would count as two passages and make intervals narrower
+        _refuse_twice("--text", [text if text == PROSE else realpath(text) for text in self.texts])
+        _refuse_twice("--tasks", self.tasks)
+        _refuse_twice("--lengths", self.lengths)
         refuse_label_twice(column.title for column in self.columns)
         if not self.columns:
             raise UserError("there is nothing to compare with the full cache; give --methods")
