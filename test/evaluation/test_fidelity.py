@@ -119,6 +119,19 @@ def test_intervals_of_few_passages_are_those_of_student_s_t() -> None:
     assert row.agreement.low == row.agreement.high == 1.0
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_difference_of_perplexities_beyond_all_numbers_has_no_interval() -> None:
+    (row,) = rows_of(
+        FidelityRecord(
+            "text", "a", 64, index, f"a{index}", "snapkv", 0.5, "c", kept_share=0.5,
+            divergence=0.1, agreement=1.0, loss=loss, full_loss=loss,
+        )
+        for index, loss in enumerate((5.0, 300.0))
+    )  # fmt: skip
+    assert row.to_dict()["perplexity_change"]["low"] is None
+    assert row.to_dict()["perplexity"]["high"] is None
+
+
 def test_a_batch_with_padding_measures_what_single_passages_do(
     checkpoint: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -94,7 +94,8 @@ def _row(kind: str, source: str, length: int, records: Sequence[FidelityRecord])
         return estimate
 
     loss, full = average("loss").within(0.0), average("full_loss").within(0.0)
-    with np.errstate(over="ignore"):
+    # two losses whose perplexities no number holds have no difference: it gets no interval
+    with np.errstate(over="ignore", invalid="ignore"):
         change = np.exp(resampled_averages(groups("loss"))) - np.exp(
             resampled_averages(groups("full_loss"))
         )
