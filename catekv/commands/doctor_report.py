@@ -136,9 +136,8 @@ def chosen_backend(kernel: str, device: object) -> str:
         UserError: none can run, e.g. because the environment asks for triton without a GPU.
     """
     function = dispatch.choose(kernel, device)  # type: ignore[arg-type]
-    prefix, _, backend = function.__name__.rpartition("_")
-    # a triton kernel for a GPU comes inside a function that selects its device
-    return backend if prefix == kernel else "triton"
+    # a kernel may take the torch form of another one: only the end of the name is its own
+    return function.__name__.rpartition("_")[2]
 
 
 def _why(kernel: str, kind: str, backend: str) -> str:

@@ -113,6 +113,7 @@ def _launching(kernel: str, device: torch.device) -> Callable[..., Any]:
     if device.type != "cuda":
         return function
 
+    @functools.wraps(function)
     def launch(*arguments: Any, **options: Any) -> Any:
         with torch.cuda.device(device):
             return function(*arguments, **options)

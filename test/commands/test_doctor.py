@@ -33,6 +33,7 @@ def test_every_kernel_is_named_with_the_backend_that_runs() -> None:
     assert set(dispatch.table()) <= set(facts)
     if not torch.cuda.is_available():
         assert facts["ragged_decode"] == "torch (triton runs on GPUs)"
+        assert not [kernel for kernel, fact in facts.items() if fact.startswith("triton (CUDA")]
     assert facts["column_sums"].startswith("torch (torch is its only form")
 
 
