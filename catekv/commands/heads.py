@@ -72,8 +72,9 @@ def _compare(arguments: argparse.Namespace) -> int:
         from catekv.commands.cli import main
 
         for line in words.values():
-            if main(line) != 0:
-                return 1
+            code = main(line)
+            if code != 0:
+                return code
         found = measured_cells(asked.output / "accuracy", asked.output / "fidelity")
         header += ["accuracy", "KL"]
         cells = [[*row, *found[row[0]]] for row in cells] + [

@@ -91,6 +91,13 @@ def test_comparisons_that_would_mean_something_else_are_refused(
     assert not (here / "compared").exists()
 
 
+def test_what_a_measurement_refuses_is_a_wrong_comparison(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "heads compare one.npz two.pt --ratio 0.3 --output compared --measure --tasks none"
+    assert "unknown task 'none'" in refused(line, capsys)
+
+
 @pytest.mark.parametrize("ratio", ["5", "0", "-1"])
 @pytest.mark.parametrize("form", ["duo_attention", "tangram", "catekv"])
 def test_shares_of_heads_that_are_none_are_refused(
