@@ -11,7 +11,7 @@ from typing import Any
 from catekv.commands.arguments import PLUGINS
 from catekv.commands.schema import Group
 from catekv.errors import UserError
-from catekv.evaluation.options import REQUIRED, option
+from catekv.evaluation.options import COUNT, REQUIRED, option
 from catekv.evaluation.run.request import CATEKV, MODEL, Request
 from catekv.files import read_text
 
@@ -37,7 +37,7 @@ class Questions:
     system: str | None = option(
         None, "system message, instead of the chat template's own", metavar="TEXT"
     )
-    max_new_tokens: int = option(64, "of an answer (default: {default})")
+    max_new_tokens: int = option(64, "of an answer (default: {default})", **COUNT)
     temperature: float | None = option(
         None, "draw tokens, from logits divided by this (default: greedy)"
     )
@@ -61,13 +61,20 @@ def _sized(request: Request) -> Request:
     """The request with its sizes as options of its one method, whichever that is.
 
     Raises:
-        UserError: a size that the method does not have.
+        UserError: a size that the method does not have, or that its own options say otherwise.
     """
     from catekv.evaluation.columns.specification import option_names, parse_methods
 
-    name = parse_methods(request.methods)[0].name
+    method = parse_methods(request.methods)[0]
+    name = method.name
     given = {size: getattr(request, size) for size in CATEKV}
     sizes = {size: value for size, value in given.items() if value is not None}
+    twice = [size for size in sizes if size in method.options]
+    if twice:
+        raise UserError(
+            f"--{twice[0].replace('_', '-')} and the method's own {twice[0]} say the same; give "
+            "one of them"
+        )
     if name == "catekv" or not sizes:
         return request
     lacking = [size for size in sizes if size not in option_names(name)]

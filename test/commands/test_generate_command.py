@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,30 @@ def test_generate_asks_in_the_tokenizers_template(
         error = capsys.readouterr().err
         assert "does not take these messages: no way; choose a chat template by name, or" in error
         assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--method snapkv:budget=32 --budget 16", "--budget and the method's own budget say"),
+        ("--method catekv:init_tokens=1 --init-tokens 0", "--init-tokens and the method's own"),
+        ("--max-new-tokens 0", "'0' is out of range"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_the_text_is_read(
+    more: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CateKVModel, "from_pretrained", None)
+    text = tmp_path / "text.txt"
+    text.write_text("the road is long")
+    words = ["generate", "--context", str(text), "--question", "rain", *more.split()]
+    with contextlib.suppress(SystemExit):
+        assert cli.main(words) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_model_without_masks_is_told_what_to_do_before_it_is_loaded(
