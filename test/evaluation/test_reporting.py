@@ -20,6 +20,7 @@ from catekv.evaluation.report.build import Options, build
 from catekv.evaluation.report.document import Figure, Section, Table, Text
 from catekv.evaluation.report.groups import group_runs
 from catekv.evaluation.report.inputs import read_inputs, read_run
+from catekv.methods.head_mask import STATISTICS_FILE, HeadMask
 from catekv.tasks.families.ruler.tasks import RULER
 
 
@@ -278,8 +279,13 @@ def test_what_cannot_be_read_in_a_folder_is_left_out_and_named(
     runs.run(tmp_path / "good")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "manifest.json").write_text("{")
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed" / "efficiency.json").write_text('{"title": "x", "results": [{}]}')
+    mask = HeadMask.random((2, 2), 0.5, 0).save(tmp_path / "mask")
+    (mask.parent / STATISTICS_FILE).write_bytes(b"no array")
     assert cli.main(["report", str(tmp_path)]) == 1
-    assert "left out: bad:" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert all(f"left out: {name}:" in error for name in ("bad", "speed", "mask"))
     assert "Left out, because it could not be read: bad:" in (tmp_path / "report.md").read_text()
 
 

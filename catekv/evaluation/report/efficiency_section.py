@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from catekv.errors import UserError
 from catekv.evaluation import tables
 from catekv.evaluation.efficiency.measurement import MEASURED, Measurement, speed_up
 from catekv.evaluation.efficiency.render import base_of, best_of
@@ -22,13 +20,9 @@ _PARTS = ("attention alone", "step without attention", "between")
 
 
 def efficiency_section(result: Efficiency) -> Section:
-    """Tables per length and batch size, curves over lengths, and the parts of a step.
-
-    Raises:
-        UserError: rows that no version of ``catekv efficiency`` wrote.
-    """
+    """Tables per length and batch size, curves over lengths, and the parts of a step."""
     content = result.content
-    rows = _measurements(result)
+    rows = result.rows
     section = Section(f"Efficiency: {content['title']}", [])
     section.blocks += [Text(str(note), NOTE) for note in content.get("notes", [])]
     stem = f"efficiency-{file_stem(result.name)}"
@@ -42,19 +36,6 @@ def efficiency_section(result: Efficiency) -> Section:
         Listing(f"How {result.name} was measured", json.dumps(own_manifest, indent=2))
     )
     return section
-
-
-def _measurements(result: Efficiency) -> list[Measurement]:
-    names = {item.name for item in dataclasses.fields(Measurement)}
-    try:
-        return [
-            Measurement(**{key: value for key, value in row.items() if key in names})
-            for row in result.content["results"]
-        ]
-    except (TypeError, AttributeError) as error:
-        raise UserError(
-            f"{result.path} holds rows of another form; measure again with `catekv efficiency`"
-        ) from error
 
 
 def _milliseconds(seconds: float | None) -> str:

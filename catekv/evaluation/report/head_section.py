@@ -10,6 +10,7 @@ import torch
 
 from catekv.evaluation.report.document import NOTE, Block, Figure, Section, Text
 from catekv.evaluation.report.heat_map import Grid, heat_map
+from catekv.evaluation.report.inputs import SHOWN_RATIO
 from catekv.evaluation.report.names import file_stem
 from catekv.methods.head_mask import STATISTICS_FILE, HeadMask, load_statistics
 from catekv.methods.head_votes import count_votes
@@ -48,7 +49,7 @@ def folder_section(folder: Path, scale: str) -> Section:
     Raises:
         UserError: the folder's files cannot be read.
     """
-    mask = HeadMask.load(folder, default_ratio=0.4)
+    mask = HeadMask.load(folder, default_ratio=SHOWN_RATIO)
     section = Section(f"Head mask {folder.name}", [Text(_NOTE, NOTE)])
     section.blocks += mask_figures(
         mask, folder.name, [folder], scale, f"mask-{file_stem(folder.name)}"

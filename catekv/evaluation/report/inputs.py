@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from catekv.errors import UserError
+from catekv.evaluation.efficiency.measurement import Measurement
 from catekv.evaluation.predictions.kvpress_runs import KvpressRun
 from catekv.evaluation.predictions.kvpress_runs import read_run as read_kvpress_run
 from catekv.evaluation.records.records import MANIFEST, Record, RunDirectory
 from catekv.files import read_json, read_object
-from catekv.methods.head_mask import META_FILE
+from catekv.methods.head_mask import META_FILE, STATISTICS_FILE, HeadMask, load_statistics
 
 EFFICIENCY = "efficiency.json"
 #: What a run of kvpress leaves: its scores, and one of the others at least.
 _KVPRESS, _KVPRESS_OTHERS = "metrics.json", ("predictions.csv", "config.yaml")
 #: What a check concluded, beside the folders that it concluded it from.
 VERDICT = "verdict.json"
+#: Which mask of a folder is shown.
+SHOWN_RATIO = 0.4
 #: Folders below a given one that are looked into.
 _DEPTH = 4
 
@@ -41,6 +44,7 @@ class Efficiency:
     path: Path
     name: str
     content: dict[str, Any]
+    rows: tuple[Measurement, ...]
 
 
 @dataclass
@@ -121,6 +125,7 @@ def _read(path: Path, name: str, found: Inputs, seen: set[Path]) -> bool:
             found.kvpress.append(read_kvpress_run(path))
             known = True
         if (path / META_FILE).is_file() and any(path.glob("head_type_p*.csv")):
+            _check_masks(path)
             found.masks.append(path)
             known = True
     elif path.name == EFFICIENCY:
@@ -132,6 +137,14 @@ def _read(path: Path, name: str, found: Inputs, seen: set[Path]) -> bool:
     if known:
         seen.add(path.resolve())
     return known
+
+
+def _check_masks(folder: Path) -> None:
+    """Read what the report will show of a folder of head masks, so that it is known now whether
+    that can be read; ``UserError`` if not."""
+    HeadMask.load(folder, default_ratio=SHOWN_RATIO)
+    if (folder / STATISTICS_FILE).is_file():
+        load_statistics(folder / STATISTICS_FILE)
 
 
 def read_verdict(file: Path) -> str:
@@ -207,12 +220,17 @@ def _ends(file: Path) -> bool:
 
 def read_efficiency(file: Path, name: str = "") -> Efficiency:
     """Results of ``catekv efficiency --output``; ``UserError`` if the file is not of that form."""
+    names = {item.name for item in fields(Measurement)}
     try:
         content = read_json(file)
         if not isinstance(content["results"], list) or not isinstance(content["title"], str):
             raise ValueError("no list of results")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rows = tuple(
+            Measurement(**{key: value for key, value in row.items() if key in names})
+            for row in content["results"]
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} cannot be read as results of `catekv efficiency`; measure again with --output"
         ) from error
-    return Efficiency(file, name or file.parent.name, content)
+    return Efficiency(file, name or file.parent.name, content, rows)
