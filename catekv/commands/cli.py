@@ -118,7 +118,11 @@ class Parser(argparse.ArgumentParser):
             add, self.add_later = self.add_later, None
             add(self)
         self._refuse_empty(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(args, namespace)
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            # said here, because the parser of all commands would send to its own help
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
 
     def _refuse_empty(self, words: Sequence[str]) -> None:
         """An empty value is a variable of a script that was not set, never a wish."""
