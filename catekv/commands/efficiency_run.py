@@ -51,6 +51,8 @@ def run(asked: Measuring, request: Request, command: str) -> int:
     from catekv.evaluation.run.session import check_methods, method_specs_for
 
     largest = asked.throughput or "max" in asked.batch_sizes
+    if largest:
+        _check_largest(asked)
     batch_sizes = () if largest else integers("--batch-sizes", asked.batch_sizes)
     known = shapes.is_known_shape(request.model)
     _check_kind(asked, request.model, known)
@@ -106,6 +108,20 @@ def run(asked: Measuring, request: Request, command: str) -> int:
         page = writer(results, bandwidth, f"# {title}", notes=notes, markdown=True)
         _write(asked.output, content, page, results)
     return 1 if any(row.status == FAILED for row in results) else 0
+
+
+def _check_largest(asked: Measuring) -> None:
+    """Refuse what a search for the largest batch would not heed."""
+    sizes = [size for size in asked.batch_sizes if size != "max"]
+    if sizes and asked.batch_sizes != Measuring().batch_sizes:
+        raise UserError(
+            f"the largest batch and --batch-sizes {sizes[0]} are runs of their own; leave one out"
+        )
+    if asked.fill == "prefill":
+        raise UserError(
+            "the largest batch is found with random entries; leave out --fill prefill, or give "
+            "--batch-sizes"
+        )
 
 
 def _foretell(seconds: float, lengths: Sequence[int]) -> None:
