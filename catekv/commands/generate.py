@@ -61,7 +61,7 @@ def _sized(request: Request) -> Request:
     """The request with its sizes as options of its one method, whichever that is.
 
     Raises:
-        UserError: a size that the method does not have, or that its own options say otherwise.
+        UserError: a size that the method does not have, or that its text sets as well.
     """
     from catekv.evaluation.columns.specification import option_names, parse_methods
 
@@ -69,12 +69,7 @@ def _sized(request: Request) -> Request:
     name = method.name
     given = {size: getattr(request, size) for size in CATEKV}
     sizes = {size: value for size, value in given.items() if value is not None}
-    twice = [size for size in sizes if size in method.options]
-    if twice:
-        raise UserError(
-            f"--{twice[0].replace('_', '-')} and the method's own {twice[0]} say the same; give "
-            "one of them"
-        )
+    method.refuse_twice(sizes)
     if name == "catekv" or not sizes:
         return request
     lacking = [size for size in sizes if size not in option_names(name)]

@@ -279,5 +279,7 @@ def options_from(option: str, texts: Sequence[str]) -> dict[str, object]:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"{option} takes NAME=VALUE, not {text!r}")
+        if name in values:
+            raise UserError(f"{option} {name} is given twice; give it once")
         values[name] = parse_value(value)
     return values

@@ -286,10 +286,15 @@ def _method(
 ) -> tuple[str, Method]:
     """Label and method; CateKV without a mask at its ratio, spread evenly."""
     written = parse_method(asked.method)
+    flags = _budget(request, written.name)
+    for name in flags:
+        if name in asked.options:
+            raise UserError(f"--{name} and --option {name} say the same; give one of them")
+    written.refuse_twice([*flags, *asked.options])
     known = [item.name for item in dataclasses.fields(method_class(written.name))]
     options: dict[str, Any] = {
         **defaults.method_defaults(model is None).get(written.name, {}),
-        **_budget(request, written.name, known),
+        **flags,
         **asked.options,
         **written.options,
     }
@@ -314,13 +319,14 @@ def _fitting(method: Method, shape: ModelShape) -> Method:
     return method
 
 
-def _budget(request: Request, name: str, known: list[str]) -> dict[str, Any]:
+def _budget(request: Request, name: str) -> dict[str, Any]:
     """Options of the method that the request sets."""
     budget = {
         field: getattr(request, field)
         for field in ("ratio", "retention", "budget")
         if getattr(request, field) is not None
     }
+    known = {item.name for item in dataclasses.fields(method_class(name))}
     for field in budget:
         if field not in known:
             raise UserError(f"method {name!r} has no {field}; leave --{field} out")

@@ -163,7 +163,30 @@ def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "cause"),
     [
         (["evaluat"], "invalid choice"),
-        (["evaluate", "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (
+            ["evaluate", "--no-such-flag"],
+            "unrecognized arguments: --no-such-flag; see `catekv evaluate --help`",
+        ),
+        (
+            ["mask", "show", "a", "--no-such-flag"],
+            "unrecognized arguments: --no-such-flag; see `catekv mask show --help`",
+        ),
+        (["evaluate", "--task-option", "a=1", "--task-option", "a=2"], "--task-option a is given"),
+        (
+            ["plan", "--length", "9", "--method", "snapkv:budget=8", "--budget", "4"],
+            "--budget and the option budget of the method say the same",
+        ),
+        (
+            ["plan", "--length", "9", "--method", "snapkv:budget=8", "--option", "budget=4"],
+            "--budget and the option budget of the method say the same",
+        ),
+        (
+            ["plan", "--length", "9", "--budget", "8", "--option", "budget=4"],
+            "--budget and --option budget say the same",
+        ),
+        (["efficiency", "--throughput", "--batch-sizes", "3"], "the largest batch and --batch-"),
+        (["efficiency", "--batch-sizes", "max", "3"], "the largest batch and --batch-sizes 3"),
+        (["efficiency", "--throughput", "--fill", "prefill"], "leave out --fill prefill"),
         (["evaluate", "--samples", "many"], "invalid int value"),
         (["mask"], "ACTION"),
         (["tasks", "--build", "ruler/absent"], "unknown task 'ruler/absent'; available: ruler/"),

@@ -78,8 +78,14 @@ def test_generate_asks_in_the_tokenizers_template(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("--method snapkv:budget=32 --budget 16", "--budget and the method's own budget say"),
-        ("--method catekv:init_tokens=1 --init-tokens 0", "--init-tokens and the method's own"),
+        (
+            "--method snapkv:budget=32 --budget 16",
+            "--budget and the option budget of the method say",
+        ),
+        (
+            "--method catekv:init_tokens=1 --init-tokens 0",
+            "--init-tokens and the option init_tokens of",
+        ),
         ("--max-new-tokens 0", "'0' is out of range"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,18 @@ class WrittenMethod:
     label: str
     name: str
     options: dict[str, Any]
+
+    def refuse_twice(self, flags: Iterable[str]) -> None:
+        """Raise ``UserError`` where flags set options that the text sets as well.
+
+        For commands with one method: among several, flags are for those that say nothing.
+        """
+        for name in flags:
+            if name in self.options:
+                raise UserError(
+                    f"--{name.replace('_', '-')} and the option {name} of the method say the same; "
+                    "give one of them"
+                )
 
 
 def canonical_name(name: str) -> str:
