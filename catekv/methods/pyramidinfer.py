@@ -323,7 +323,7 @@ class BlockStore(WholePrefix):
 
     The recent window keeps its size, so every new token pushes one out of it. Once a block of them
     is out, the recent queries choose which of the block stay. New tokens wait in the tail until
-    they fill a block.
+    they fill a block of some sequence.
 
     Args:
         prefix: what prefill left; immutable, so that copies share it.
@@ -341,14 +341,17 @@ class BlockStore(WholePrefix):
         self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, visible: Tensor | None
     ) -> int:
         tail, asked = keys.shape[2], queries.shape[2]
+        full = False
         for b, sequence in enumerate(self.sequences):
-            new = queries[b]
+            new, waiting = queries[b], tail
             if visible is not None:
-                new = new[:, visible[b, tail - asked :]]
+                new, waiting = new[:, visible[b, tail - asked :]], int(visible[b].sum())
+            # padding and what came to other sequences must not decide when a block is full
+            full |= sequence.grown + waiting >= self.rule.block
             joined = torch.cat([sequence.queries, new], dim=1)
             kept = min(self.rule.window, sequence.recent)
             self.sequences[b] = replace(sequence, queries=joined[:, -kept:].clone())
-        if tail < self.rule.block:
+        if not full:
             return 0
         rows = []
         for b in range(keys.shape[0]):

@@ -8,6 +8,7 @@ has two turns: its first part is the run of one turn.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -402,3 +403,23 @@ def test_rows_with_questions_of_unequal_length_are_answered_as_alone(name: str) 
         alone[2],
         alone[0],
     ]
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_turns_of_unequal_length_are_read_as_alone(name: str) -> None:
+    """What a method does while decoding may depend on a row's own tokens only."""
+    model, method = wrapped("grouped", CASES[name].layers), made(name, "small", "grouped")
+    texts = random_ids(3, 60, seed=1).tolist()
+    contexts = [texts[0][:57], texts[1][:51], texts[2]]
+    together = model.prefill(contexts, method=method)
+    alone = [model.prefill([context], method=method) for context in contexts]
+    turns = [[5, 2, 3], [7, 5, 4], [3, 6, 2], [1, 1, 1], [5, 4, 5], [1, 1, 1], [1, 1, 1]]
+    for number, lengths in enumerate(turns):
+        if together.cache.padded_from == math.inf:
+            lengths = [lengths[0]] * 3
+        rows = random_ids(3, 7, seed=number).tolist()
+        turn = [row[:length] for row, length in zip(rows, lengths, strict=True)]
+        together = model.extend(together, turn)
+        alone = [model.extend(one, [row]) for one, row in zip(alone, turn, strict=True)]
+        expected = torch.cat([one.last_logits for one in alone])
+        assert float((together.last_logits - expected).abs().max()) <= 5e-5
