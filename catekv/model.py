@@ -18,7 +18,7 @@ from catekv.decode.context import Context, DensePrompt
 from catekv.decode.fused import chosen_step
 from catekv.decode.generation import Generation, Limits, Piece, Session
 from catekv.decode.prompts import Prompt, PromptReader, read_mask
-from catekv.decode.question_parts import Part, answers_of, in_order, parts_of
+from catekv.decode.question_parts import Part, answers_of, in_order, parts_of, refuse_apart
 from catekv.decode.repeat_wording import repeat_wording
 from catekv.decode.sampling import Sampling
 from catekv.decode.step import GRAPH_MODES
@@ -367,9 +367,14 @@ class CateKVModel:
 
         Args:
             prompt: text or ids, for several contexts one each, as questions are given.
+
+        Raises:
+            UserError: as :meth:`generate_ids`; turns that cannot be read in one batch as each is
+                alone.
         """
         ids, mask = self._question_ids(prompt, context)
         self.refuse_beyond_window(context.tokens + ids.shape[1])
+        refuse_apart(parts_of(self.model, context.cache, ids, mask))
         more = context.fork()
         more.attention_mask = generation.joined_mask(
             ids, mask, context.attention_mask, context.tokens

@@ -19,6 +19,7 @@ from torch.nn import Module
 from catekv.cache.cache import RaggedCache
 from catekv.cache.continuation import hides_padding
 from catekv.decode.generation import Generation, Piece
+from catekv.errors import UserError
 
 T = TypeVar("T")
 
@@ -58,6 +59,17 @@ def _part(rows: list[int], ids: Tensor, mask: Tensor) -> Part:
     first = ids.shape[1] - int(mask[rows].sum(dim=-1).max())
     own = mask[rows, first:]
     return Part(tuple(rows), ids[rows, first:], None if bool(own.all()) else own)
+
+
+def refuse_apart(parts: Sequence[Part]) -> None:
+    """``UserError`` if tokens that are to stay in one batch must be read in several parts."""
+    if len(parts) > 1:
+        longest = [part.ids.shape[1] for part in parts]
+        raise UserError(
+            f"turns of up to {', '.join(map(str, longest))} tokens cannot be added to one batch: "
+            "padding would take the place of a turn, or be counted by windows, recurrent layers or "
+            "the method; give all sequences turns of one length, or extend Context.rows([i]) each"
+        )
 
 
 def answers_of(

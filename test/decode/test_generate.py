@@ -76,6 +76,21 @@ def test_rows_of_a_padded_batch_answer_as_alone():
         assert answer == alone
 
 
+@pytest.mark.parametrize(
+    ("family", "turns"),
+    [("llama", [[5, 6, 7], []]), ("gemma3", [[5, 6, 7], [8]]), ("gemma3", [[5, 6, 7], []])],
+)
+def test_turns_that_padding_would_change_are_added_one_by_one(family: str, turns: list[list[int]]):
+    model = wrapped(family)
+    context = model.prefill([random_ids(1, PROMPT - 7 * i, seed=i)[0].tolist() for i in range(2)])
+    with pytest.raises(UserError, match="cannot be added to one batch"):
+        model.extend(context, turns)
+    rows = model.generate_ids(turns, context, 8, []).rows
+    for row, (turn, answer) in enumerate(zip(turns, rows, strict=True)):
+        longer = model.extend(context.rows([row]), [turn])
+        assert model.generate_ids([[]], longer, 8, []).rows == [answer]
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_one_observation_serves_many_methods(family: str):
     model = wrapped(family)
