@@ -285,6 +285,7 @@ def write_tensors(
     description_file: Path,
     description: Mapping[str, Any],
     what: str,
+    beside: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Tensors as safetensors, and plain values that describe them as JSON in the same folder.
 
@@ -292,6 +293,7 @@ def write_tensors(
 
     Args:
         tensors: contiguous, by name. what: is written, for the message.
+        beside: further files of tensors that the description speaks for, by their names.
 
     Raises:
         UserError: they cannot be written.
@@ -303,8 +305,9 @@ def write_tensors(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         description_file.unlink(missing_ok=True)
-        with replacing(tensor_file) as partial:
-            save_file(dict(tensors), str(partial))
+        for name, content in {tensor_file.name: tensors, **(beside or {})}.items():
+            with replacing(folder / name) as partial:
+                save_file(dict(content), str(partial))
         write_atomically(description_file, json.dumps(description, indent=1))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {what} to {folder}: {error}") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -308,13 +308,21 @@ class RaggedCache(Cache):
             )
         refuse_other_weights(self.weights, model)
 
-    def save(self, path: str | Path, *, model: torch.nn.Module | None = None, **extra: Any) -> None:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        model: torch.nn.Module | None = None,
+        beside: Mapping[str, Mapping[str, Tensor]] | None = None,
+        **extra: Any,
+    ) -> None:
         """Write the compressed cache to a folder: tensors and a JSON description.
 
         Args:
             path: the folder; made if it is missing.
             model: the transformers model that filled it, where that was not done with
                 ``CateKVModel``: its weights are recorded, so that :meth:`load` refuses others.
+            beside: further files of tensors that are written with it, by their names.
             extra: further plain values for the description.
 
         Raises:
@@ -332,8 +340,10 @@ class RaggedCache(Cache):
                 "weights": None if weights is None else weights.to_dict(),
                 "method": self.settings.description,
                 "prefill_tokens": self.settings.prefill_tokens,
+                "beside": sorted(beside or ()),
                 **extra,
             },
+            beside,
         )
 
     @classmethod

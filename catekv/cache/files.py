@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,21 @@ TENSOR_FILE = "cache.safetensors"
 DESCRIPTION_FILE = "cache.json"
 
 
-def write(folder: Path, layers: Sequence[Any], description: dict[str, Any]) -> None:
-    """Write all layers of a compressed cache; ``description`` holds further plain values."""
+def write(
+    folder: Path,
+    layers: Sequence[Any],
+    description: dict[str, Any],
+    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write all layers of a compressed cache; ``description`` holds further plain values, and
+    ``beside`` what else belongs to it, by the names of files. What cannot be saved is refused
+    before the folder is touched."""
     tensors: dict[str, Tensor] = {}
     records = [_save_layer(layer, f"{index}.", tensors) for index, layer in enumerate(layers)]
     whole = {"format": FORMAT_VERSION, "version": __version__, "layers": records, **description}
-    write_tensors(folder / TENSOR_FILE, tensors, folder / DESCRIPTION_FILE, whole, "the cache")
+    write_tensors(
+        folder / TENSOR_FILE, tensors, folder / DESCRIPTION_FILE, whole, "the cache", beside
+    )
 
 
 def read(folder: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -19,7 +19,7 @@ from catekv.cache.layer import RaggedLayer
 from catekv.cache.sharded import select_here
 from catekv.decode.generation import Session
 from catekv.errors import UserError
-from catekv.files import read_object, read_tensors, replacing
+from catekv.files import read_object, read_tensors
 from catekv.kernels.ragged import concatenate
 from catekv.methods.base import Method, Needs, Observed
 
@@ -165,25 +165,16 @@ class Context:
 
     def save(self, path: str | Path) -> None:
         """Write the context to a folder that ``CateKVModel.load_context`` reads."""
-        from safetensors.torch import save_file
-
         tensors = {"input_ids": self.input_ids, "last_logits": self.last_logits}
         if self.attention_mask is not None:
             tensors["attention_mask"] = self.attention_mask
-        folder = Path(path)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(folder / CONTEXT_FILE) as partial:
-                save_file(
-                    {name: tensor.contiguous() for name, tensor in tensors.items()}, str(partial)
-                )
-            self.cache.save(
-                folder,
-                model_id=self.model_id,
-                timings=self.timings,
-            )
-        except OSError as error:
-            raise UserError(f"cannot write the context to {folder}: {error}") from error
+        self.cache.save(
+            path,
+            # of one write: the ids and logits of another context must not meet this cache
+            beside={CONTEXT_FILE: {name: part.contiguous() for name, part in tensors.items()}},
+            model_id=self.model_id,
+            timings=self.timings,
+        )
 
     @classmethod
     def load(cls, path: str | Path, model: Any) -> Context:
@@ -193,6 +184,8 @@ class Context:
         try:
             tensors = read_tensors(folder / CONTEXT_FILE, str(model.device))
             description = read_object(folder / DESCRIPTION_FILE)
+            if CONTEXT_FILE not in description.get("beside", [CONTEXT_FILE]):
+                raise UserError(f"its {CONTEXT_FILE} is of an earlier one; save the context again")
         except UserError as error:
             raise UserError(f"{folder} holds no saved context: {error}") from error
         return cls(

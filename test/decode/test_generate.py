@@ -12,6 +12,7 @@ from tiny_checkpoint import save_tiny_checkpoint
 from tiny_models import KeepEverything, RandomKeep
 from transformers import DynamicCache
 
+from catekv import methods
 from catekv.errors import UserError
 from catekv.model import CateKVModel
 
@@ -177,6 +178,27 @@ def test_a_context_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
         context.save(tmp_path / "file" / "context")
+
+
+def test_a_refused_save_leaves_an_older_context_as_it_was(tmp_path: Path):
+    model = wrapped()
+    context = model.prefill(random_ids(1, PROMPT, seed=0))
+    context.save(tmp_path)
+    choosing = methods.create("pyramidinfer_kv")
+    other = model.prefill(random_ids(1, 40, seed=1), method=choosing)
+    with pytest.raises(UserError, match="not saved"):
+        other.save(tmp_path)
+    loaded = model.load_context(tmp_path)
+    assert torch.equal(loaded.input_ids, context.input_ids)
+    assert torch.equal(loaded.last_logits, context.last_logits)
+
+
+def test_a_cache_saved_over_a_context_is_no_context(tmp_path: Path):
+    model = wrapped()
+    model.prefill(random_ids(1, PROMPT, seed=0)).save(tmp_path)
+    model.prefill(random_ids(1, PROMPT, seed=1)).cache.save(tmp_path)
+    with pytest.raises(UserError, match="no saved context"):
+        model.load_context(tmp_path)
 
 
 def test_text_in_text_out(checkpoint: CateKVModel):
