@@ -255,7 +255,8 @@ class RaggedCache(Cache):
                 "base=snapkv, keydiff, ...) or r_kv"
             )
         for layer in self.ragged_layers:
-            if layer.tail_length:
+            # without a tail, too, there may be more than the method is to keep
+            if layer.tail_length or new is None:
                 count = None if new is None else [new] * self.batch
                 layer.fold(visible, count, at_once=new is None)
 

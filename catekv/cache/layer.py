@@ -472,6 +472,8 @@ class RaggedLayer(CacheLayerMixin):
         """Hand the whole tail to a periodic store, between two steps; see
         :meth:`DecodeStore.take_over`. ``new`` None: it is taken to have come at once."""
         assert self.store is not None
+        if not self.tail_length:
+            self.reserve_tail(0)
         keys, values = self.buffer.views()
         batch, tail = keys.shape[0], keys.shape[2]
         if visible is not None and bool(visible.all()):

@@ -161,6 +161,25 @@ def test_turns_are_compressed_and_saved(base: Any, tmp_path: Path) -> None:
     assert model.generate_ids([[5], [6, 7]], halves, 40, []).rows == answer.rows
 
 
+@pytest.mark.parametrize("base", [SNAPKV, "keydiff"], ids=["snapkv", "keydiff"])
+def test_a_choice_is_made_anew_without_a_tail_too(base: Any) -> None:
+    """Tokens that were taken over and are not due yet are no tail and still too many."""
+    method = decoding(base=base, rule="slack")
+    model = CateKVModel(tiny_model("llama"), method)
+    prompts = random_ids(2, BUDGET - 6, seed=0).tolist()
+    context = model.extend(model.prefill(prompts), random_ids(2, EVERY, seed=1))
+    assert context.cache.tail_length == 0
+    assert {int(n) for rows in context.lengths() for n in rows.flatten()} == {BUDGET - 6 + EVERY}
+    later = model.extend(context, [[5], [6]])
+    context.compress()
+    assert {int(n) for rows in context.lengths() for n in rows.flatten()} == {BUDGET}
+    again = context.lengths()
+    context.compress()
+    assert all(map(torch.equal, again, context.lengths()))
+    assert {int(n) for rows in later.lengths() for n in rows.flatten()} == {BUDGET - 5 + EVERY}
+    assert len(model.generate_ids([[5], [6]], context, 3 * EVERY, []).rows[0]) == 3 * EVERY
+
+
 def test_other_methods_leave_what_follows_a_prompt() -> None:
     model = CateKVModel(tiny_model("llama"), "full")
     prompt, turn = random_ids(2, PROMPT, seed=0).tolist()
