@@ -342,6 +342,13 @@ class RaggedLayer(CacheLayerMixin):
             queries = keys.new_empty(keys.shape[0], self.query_heads, 0, keys.shape[-1])
         else:
             queries = queries[:, :, max(0, queries.shape[2] - needs.window) :]
+        missing = min(needs.window, tokens) - queries.shape[2]
+        if missing > 0:
+            raise UserError(
+                f"{missing} of the newest {min(needs.window, tokens)} queries, by which this "
+                "method chooses, are gone with the tokens that were taken back; feed as many "
+                "tokens as were taken back, or the whole prompt to a new cache"
+            )
         valid = None
         if self.valid is not None and not bool(self.valid[:, :tokens].all()):
             valid = self.valid[:, :tokens]
@@ -527,16 +534,18 @@ class RaggedLayer(CacheLayerMixin):
                 f"cannot take back {remove} tokens: only the {self.tail_length} tokens since "
                 "compression are stored as they were; keep a fork of the context from before"
             )
-        if self.moments is not None:
+        if self.moments is not None or self.column_sums is not None:
             raise UserError(
                 "tokens cannot be taken back from a prompt whose queries have been added up; feed "
-                "it whole, or use a method that needs no moments of queries"
+                "it whole, or use a method that needs no moments and no column sums of queries"
             )
         self.take_back(remove)
         if self.queries is not None:
             self.queries = self.queries[:, :, : max(0, self.queries.shape[2] - remove)]
         if self.valid is not None:
             self.valid = self.valid[:, : self.seen]
+        self.hidden_states = _first(self.hidden_states, self.seen)
+        self.attention_inputs = _first(self.attention_inputs, self.seen)
 
     def take_back(self, tokens: int) -> None:
         """Forget the entries of the newest tokens, and nothing that was recorded."""

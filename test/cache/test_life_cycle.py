@@ -251,6 +251,32 @@ def test_cropping_a_dense_cache_forgets_queries_too(model: Any):
         assert torch.equal(a, b)
 
 
+def test_a_prompt_is_not_chosen_from_by_queries_that_went_with_cropped_tokens(model: Any):
+    cache = RaggedCache(model.config, KeyedKeep(), None)
+    feed(model, cache, 46)
+    cache.crop(-6)
+    feed(model, cache, 4, seed=1)
+    with pytest.raises(UserError, match=r"2 of the newest 12 queries.*are gone"):
+        cache.compress()
+    feed(model, cache, 2, seed=2)
+    cache.compress()
+    fresh = RaggedCache(model.config, KeyedKeep(), None)
+    feed(model, fresh, 40)
+    feed(model, fresh, 4, seed=1)
+    feed(model, fresh, 2, seed=2)
+    fresh.compress()
+    assert all(map(torch.equal, cache.lengths(), fresh.lengths()))
+
+
+def test_added_up_queries_are_not_cropped(model: Any):
+    cache = RaggedCache(model.config, methods.create("h2o", budget=12), None)
+    feed(model, cache, 46)
+    with pytest.raises(UserError, match="queries have been added up"):
+        cache.crop(-6)
+    feed(model, cache, 1, seed=1)
+    assert cache.get_seq_length() == 47
+
+
 def test_batch_operations_reach_prefix_tail_and_padding(model: Any):
     mask = left_padding(3, PROMPT)
     cache = RaggedCache(model.config, RandomKeep(0.5), PROMPT)
