@@ -18,9 +18,10 @@ from catekv.calibration.head_masks import report as mask_report
 from catekv.calibration.head_masks.result import QUICK, SweepSettings
 from catekv.calibration.head_masks.sweep import sweep, write_masks
 from catekv.evaluation.columns import defaults
+from catekv.evaluation.columns.specification import parse_methods
 from catekv.evaluation.fidelity import command_settings
 from catekv.evaluation.fidelity.run import fidelity
-from catekv.evaluation.fidelity.settings import NONE, PROSE
+from catekv.evaluation.fidelity.settings import FULL, NONE, PROSE
 from catekv.evaluation.fidelity.summary import Row
 from catekv.evaluation.records import environment
 from catekv.evaluation.records.recipe import refuse_other
@@ -111,6 +112,9 @@ def check(
     say(_estimate(model, request, extent, making))
     masks = there or (str(_masks(model, request, extent, output / MASKS, quiet)),)
     request = dataclasses.replace(request, masks=masks)
+    plain = dataclasses.replace(request, tasks=(NONE,), samples=extent.passages)
+    # made before anything is measured: it refuses methods that cannot be compared
+    closeness = command_settings.settings_for(plain, model, (PROSE,), (), 64)
     evaluated = runner.evaluate(
         model,
         session.settings_for(request, model),
@@ -118,10 +122,9 @@ def check(
         quiet=quiet,
         foretell=False,
     )
-    plain = dataclasses.replace(request, tasks=(NONE,), samples=extent.passages)
     measured = fidelity(
         model,
-        command_settings.settings_for(plain, model, (PROSE,), (), 64),
+        closeness,
         output / FIDELITY,
         quiet=quiet,
         foretell=False,
@@ -153,12 +156,16 @@ def _completed(request: Request, extent: Extent) -> Request:
     least = 2 * (edges["init_tokens"] + edges["recent_tokens"])
     budget = max(extent.length // _BUDGET_SHARE, least)
     options["catekv"] = {**options["catekv"], **edges, "budget": budget}
+    methods = request.methods or CHECKED_METHODS
+    if not any(method.name == FULL for method in parse_methods(methods)):
+        # what everything is compared with
+        methods = (FULL, *methods)
     return dataclasses.replace(
         request,
         tasks=request.tasks or CHECKED_TASKS,
         lengths=(extent.length,),
         samples=extent.samples,
-        methods=request.methods or CHECKED_METHODS,
+        methods=methods,
         ratio=DEFAULT_RATIO if request.ratio is None else request.ratio,
         options=options,
         questions=("agnostic",),

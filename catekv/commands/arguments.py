@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from catekv.commands.schema import Group
-from catekv.evaluation.options import COUNT, MOST_SAMPLES, REQUIRED, option
+from catekv.evaluation.options import COUNT, MOST_SAMPLES, REQUIRED, option, refuse_source_twice
 from catekv.evaluation.run import request
 from catekv.evaluation.run.request import Request
 
@@ -61,9 +61,10 @@ class Texts:
     )
 
     def pieces(self, tokenizer: Any, seed: int) -> list[list[int]]:
-        """Token ids of all pieces; ``UserError`` for a text that is too short."""
+        """Token ids of all pieces; ``UserError`` for a text that is too short or given twice."""
         from catekv.evaluation.fidelity.passages import pieces_of
 
+        refuse_source_twice("--text", self.text)
         return [
             piece
             for source in self.text

@@ -50,9 +50,7 @@ def run(asked: Measuring, request: Request, command: str) -> int:
     """Measure what was asked for; returns the exit code (1 if a measurement failed)."""
     from catekv.evaluation.run.session import check_methods, method_specs_for
 
-    largest = asked.throughput or "max" in asked.batch_sizes
-    if largest:
-        _check_largest(asked)
+    largest = _wants_largest(asked)
     batch_sizes = () if largest else integers("--batch-sizes", asked.batch_sizes)
     known = shapes.is_known_shape(request.model)
     _check_kind(asked, request.model, known)
@@ -110,8 +108,10 @@ def run(asked: Measuring, request: Request, command: str) -> int:
     return 1 if any(row.status == FAILED for row in results) else 0
 
 
-def _check_largest(asked: Measuring) -> None:
-    """Refuse what a search for the largest batch would not heed."""
+def _wants_largest(asked: Measuring) -> bool:
+    """Whether the largest batch is asked for; ``UserError`` for what its search would not heed."""
+    if not asked.throughput and "max" not in asked.batch_sizes:
+        return False
     sizes = [size for size in asked.batch_sizes if size != "max"]
     if sizes and asked.batch_sizes != Measuring().batch_sizes:
         raise UserError(
@@ -122,6 +122,7 @@ def _check_largest(asked: Measuring) -> None:
             "the largest batch is found with random entries; leave out --fill prefill, or give "
             "--batch-sizes"
         )
+    return True
 
 
 def _foretell(seconds: float, lengths: Sequence[int]) -> None:

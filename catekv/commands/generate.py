@@ -97,6 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
     Sampling(**options)  # wrong values are refused before anything is loaded
     stop_strings(asked.stop)
     text = read_text(asked.context, pipes=True)
+    if not text.strip():
+        raise UserError(f"{asked.context} holds no text; give a file with the text to ask about")
     request = REQUEST.read(
         arguments, methods=(asked.method,), masks=(asked.mask,) if asked.mask else ()
     )

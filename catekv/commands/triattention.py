@@ -69,7 +69,10 @@ def _text(model: CateKVModel, asked: Asked) -> str:
     from catekv import tasks
 
     if asked.text is not None:
-        return read_text(asked.text)
+        text = read_text(asked.text)
+        if not text.strip():
+            raise UserError(f"{asked.text} holds no text; give another file")
+        return text
     tokens = min(asked.tokens, context_window(model.config) or asked.tokens)
     (sample,) = tasks.build(asked.task, model.tokenizer, tokens, 1, asked.seed, stream=STREAM)
     return str(sample.context)

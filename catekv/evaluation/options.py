@@ -17,8 +17,13 @@ by default; a ``Mapping`` collects repeated NAME=VALUE.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import MISSING, field
+from os.path import realpath
 from typing import Any
+
+from catekv.errors import UserError
 
 #: The default of an option that has none and must be given.
 REQUIRED: Any = MISSING
@@ -41,3 +46,20 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def refuse_twice(flag: str, values: Sequence[object]) -> None:
+    """Raise ``UserError`` for a value that a list holds twice.
+
+    What is measured twice would count as two samples and make intervals narrower, and what is
+    learned from would be held out too.
+    """
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise UserError(f"{flag} holds {value} twice; give it once")
+
+
+def refuse_source_twice(flag: str, sources: Sequence[str]) -> None:
+    """:func:`refuse_twice` for names and files, however a file is spelt."""
+    refuse_twice(flag, sources)
+    refuse_twice(flag, [realpath(source) for source in sources])

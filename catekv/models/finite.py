@@ -1,9 +1,12 @@
-"""Logits that are not finite, as damaged weights or a number format that is too small leave them.
+"""Values that are not finite: logits of damaged weights or too small a number format, and what a
+training that diverged leaves.
 
 The likeliest of such logits is some token all the same, so an answer would look like one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -41,3 +44,17 @@ def refuse_not_finite(logits: Tensor, what: str) -> None:
     if rows:
         where = f" (sequences {', '.join(map(str, rows))})" if len(logits) > 1 else ""
         raise fault(f"{what}{where}", logits.dtype)
+
+
+def refuse_diverged(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuse to write what was trained where some of it is not finite.
+
+    Raises:
+        UserError: the name of the first such tensor.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"training {what} diverged: {name} holds values that are not finite; nothing is "
+                "written, give a smaller --learning-rate"
+            )

@@ -77,6 +77,15 @@ def test_wrong_input_is_refused(
     assert message in capsys.readouterr().err
 
 
+def test_predictors_that_diverged_are_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["atskv", "train", "--task", "ruler/vt", *SMALL, "--output", str(tmp_path / "x")]
+    assert cli.main([*words, "--learning-rate", "1e30"]) == 2
+    assert "training the predictors diverged" in capsys.readouterr().err
+    assert not list((tmp_path / "x").glob("*"))
+
+
 def test_predictors_are_not_overwritten_unasked(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,17 @@ def test_the_same_command_measures_nothing_again(
     assert json.loads(before)["sentence"] in said.out
 
 
+def test_methods_are_compared_with_full_whether_it_is_named_or_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["check", *SIZES, "--quiet", "--output", str(tmp_path), "--methods"]
+    assert main([*words, "snapkv"]) == 0
+    assert "snapkv loses 0.0 points on 2 tasks" in capsys.readouterr().out
+    monkeypatch.setattr(runner, "evaluate", None)
+    assert main([*words, "full"]) == 2
+    assert "nothing to compare with the full cache" in capsys.readouterr().err
+
+
 def test_a_folder_of_another_check_is_refused(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,6 +90,13 @@ def test_the_commands_make_gates_and_masks(
     assert "2 pieces of 100 tokens of prose" in capsys.readouterr().out
     assert cli.main(train) == 2
     assert "holds gates; use --overwrite" in capsys.readouterr().err
+    twice = [*train, "--overwrite", "--text", "prose", "prose"]
+    assert cli.main(twice) == 2
+    assert "--text holds prose twice" in capsys.readouterr().err
+    diverging = ["--kind", "mlp", "--learning-rate", "1e30", "--output", str(tmp_path / "other")]
+    assert cli.main([*train, *diverging]) == 2
+    assert "training the gates diverged" in capsys.readouterr().err
+    assert not list((tmp_path / "other").glob("*"))
     assert cli.main([*train, "--overwrite", "--samples", "1"]) == 2
     assert "1 piece of text is too little" in capsys.readouterr().err
     heads = str(tmp_path / "heads.npz")

@@ -159,6 +159,14 @@ def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "evaluate" in capsys.readouterr().out
 
 
+def test_statistics_of_no_text_are_not_made(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    output = tmp_path / "statistics.pt"
+    words = ["--text", str(tmp_path / "empty.txt"), "--output", str(output)]
+    assert "empty.txt holds no text" in refused("triattention", *words)
+    assert not output.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "cause"),
     [

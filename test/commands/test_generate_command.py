@@ -87,6 +87,7 @@ def test_generate_asks_in_the_tokenizers_template(
             "--init-tokens and the option init_tokens of",
         ),
         ("--max-new-tokens 0", "'0' is out of range"),
+        ("--context empty.txt", "empty.txt holds no text"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_the_text_is_read(
@@ -97,8 +98,10 @@ def test_what_cannot_be_meant_is_refused_before_the_text_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(CateKVModel, "from_pretrained", None)
+    monkeypatch.chdir(tmp_path)
     text = tmp_path / "text.txt"
     text.write_text("the road is long")
+    (tmp_path / "empty.txt").write_text(" \r\n")
     words = ["generate", "--context", str(text), "--question", "rain", *more.split()]
     with contextlib.suppress(SystemExit):
         assert cli.main(words) == 2

@@ -98,6 +98,13 @@ def test_what_a_measurement_refuses_is_a_wrong_comparison(
     assert "unknown task 'none'" in refused(line, capsys)
 
 
+def test_a_text_that_curves_would_count_twice_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "heads curves --output curves.npz --length 200 --samples 1 --texts prose prose"
+    assert "--texts holds prose twice" in refused(line, capsys)
+
+
 @pytest.mark.parametrize("ratio", ["5", "0", "-1"])
 @pytest.mark.parametrize("form", ["duo_attention", "tangram", "catekv"])
 def test_shares_of_heads_that_are_none_are_refused(

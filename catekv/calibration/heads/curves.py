@@ -18,7 +18,7 @@ from catekv.errors import UserError
 from catekv.evaluation.columns.specification import parse_method
 from catekv.evaluation.fidelity.passages import pieces_of
 from catekv.evaluation.fidelity.settings import PROSE
-from catekv.evaluation.options import COUNT, MOST_SAMPLES, option
+from catekv.evaluation.options import COUNT, MOST_SAMPLES, option, refuse_source_twice
 from catekv.evaluation.records.environment import versions
 from catekv.methods import create
 from catekv.methods.base import Observed
@@ -96,8 +96,9 @@ def read_texts(
     """The texts as contexts and what follows them.
 
     Raises:
-        UserError: an unknown task, or a text that is too short.
+        UserError: an unknown task, or a text that is too short or given twice.
     """
+    refuse_source_twice("--texts", settings.texts)
     if settings.later >= settings.length:
         raise UserError(
             f"--later {settings.later} leaves no context in a length of {settings.length}; give a "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from os.path import realpath
 from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import MethodSpec, refuse_label_twice, stable_hash
+from catekv.evaluation.options import refuse_source_twice, refuse_twice
 from catekv.methods import Method, ModelShape
 from catekv.methods.registry import method_class
 from catekv.methods.stores import QUANTISED
@@ -57,7 +56,7 @@ def columns_of(specs: Iterable[MethodSpec], ratios: Sequence[float]) -> list[Col
     Raises:
         UserError: a ratio beside a size that a method was given, which it would not keep to.
     """
-    _refuse_twice("--ratios", [f"{ratio:g}" for ratio in ratios])
+    refuse_twice("--ratios", [f"{ratio:g}" for ratio in ratios])
     found = []
     for spec in specs:
         if spec.name != FULL:
@@ -71,12 +70,6 @@ def columns_of(specs: Iterable[MethodSpec], ratios: Sequence[float]) -> list[Col
         elif spec.options.get("store") in QUANTISED:
             found.append(Column(spec, None))
     return found
-
-
-def _refuse_twice(flag: str, values: Sequence[object]) -> None:
-    for value, count in Counter(values).items():
-        if count > 1:
-            raise UserError(f"{flag} holds {value} twice; give it once")
 
 
 @dataclass(frozen=True)
@@ -132,10 +125,9 @@ class Settings:
                 )
         if not self.texts and not self.tasks:
             raise UserError("there is nothing to measure on; give --text or --tasks")
-        # what is measured twice would count as two passages and make intervals narrower
-        _refuse_twice("--text", [text if text == PROSE else realpath(text) for text in self.texts])
-        _refuse_twice("--tasks", self.tasks)
-        _refuse_twice("--lengths", self.lengths)
+        refuse_source_twice("--text", self.texts)
+        refuse_twice("--tasks", self.tasks)
+        refuse_twice("--lengths", self.lengths)
         refuse_label_twice(column.title for column in self.columns)
         if not self.columns:
             raise UserError("there is nothing to compare with the full cache; give --methods")

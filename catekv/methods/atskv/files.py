@@ -20,6 +20,7 @@ import torch
 from catekv.errors import UserError
 from catekv.files import read_json, read_tensors, write_tensors
 from catekv.methods.atskv.relevance import PredictorConfig, RelevancePredictor
+from catekv.models.finite import refuse_diverged
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "predictor.json"
@@ -51,13 +52,14 @@ class PredictorSet:
 
 
 def save_predictors(folder: Path | str, predictors: PredictorSet) -> None:
-    """Write a predictor folder; ``UserError`` if it cannot be written."""
+    """Write a predictor folder; ``UserError`` if it cannot be written, or values are not finite."""
     folder = Path(folder)
     tensors = {
         f"{index}.{name}": tensor.detach().float().cpu().contiguous()
         for index, layer in enumerate(predictors.layers)
         for name, tensor in layer.state_dict().items()
     }
+    refuse_diverged(tensors, "the predictors")
     description = {
         "format": FORMAT_VERSION,
         "layers": len(predictors.layers),

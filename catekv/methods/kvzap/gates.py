@@ -19,6 +19,7 @@ from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.files import read_object, read_tensors, write_tensors
+from catekv.models.finite import refuse_diverged
 
 CONFIG_FILE, TENSOR_FILE = "config.json", "model.safetensors"
 #: Tokens whose states are held in float32 at once: 32 MiB of 4096 numbers.
@@ -56,13 +57,14 @@ class Gates:
         return torch.cat(found, dim=1).transpose(1, 2)
 
     def save(self, folder: Path | str) -> None:
-        """Write the folder; ``UserError`` if it cannot be written."""
+        """Write the folder; ``UserError`` if it cannot be written, or values are not finite."""
         folder = Path(folder)
         tensors = {}
         for index, network in enumerate(self.layers):
             for place, name in enumerate(_names(index, len(network) > 1)):
                 for kind, tensor in zip(("weight", "bias"), network[place], strict=True):
                     tensors[f"{name}.{kind}"] = tensor.detach().float().cpu().contiguous()
+        refuse_diverged(tensors, "the gates")
         inputs, outputs, hidden = self.sizes
         config = {
             "model_type": "kvzap", "input_dim": inputs, "output_dim": outputs,
