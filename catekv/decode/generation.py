@@ -293,7 +293,7 @@ def _decode(
 ) -> Generator[Piece, None, int]:
     """Token after token from the logits of the question; returns the number of steps."""
     limits, device = answers.limits, logits.device
-    endings = _endings(limits, tokenizer, device)
+    endings = _endings(limits, tokenizer, logits)
     mail = _Mail(logits.shape[0], device)
     most = limits.max_new_tokens
     step: Callable[..., Tensor] | None = None
@@ -324,14 +324,16 @@ def _decode(
     return steps
 
 
-def _endings(limits: Limits, tokenizer: Any, device: torch.device) -> Tensor | None:
+def _endings(limits: Limits, tokenizer: Any, logits: Tensor) -> Tensor | None:
     """Ids of the tokens that end an answer by themselves; None if nobody asks."""
     if not limits.min_new_tokens:
         return None
     ids = set(limits.stop_token_ids)
     for string in limits.stop if tokenizer is not None else ():
         ids.update(tokenizer.encode(string, add_special_tokens=False)[-1:])
-    return torch.tensor(sorted(ids), dtype=torch.long, device=device)
+    # an end token that the model has no logits for, or -1 for none, is never chosen anyway
+    chosen = sorted(token for token in ids if 0 <= token < logits.shape[-1])
+    return torch.tensor(chosen, dtype=torch.long, device=logits.device)
 
 
 def finish(
