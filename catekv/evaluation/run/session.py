@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from catekv.evaluation.columns.settings import (
     stable_hash,
 )
 from catekv.evaluation.columns.specification import (
+    lacks_mask,
     method_specs,
     parse_masks,
     parse_methods,
@@ -101,6 +103,13 @@ def check_methods(request: Request) -> None:
             f"{flag} is a size of catekv, which is not among the methods; write those of others "
             f"with their name, e.g. {label}:budget=256 (`catekv methods {label}`)"
         )
+
+
+def lacks_masks(request: Request) -> bool:
+    """Whether a method of the request needs a head mask and its model has none."""
+    if request.masks or default_masks(request):
+        return False
+    return any(map(lacks_mask, parse_methods(request.methods)))
 
 
 def settings_for(request: Request, model: CateKVModel) -> RunSettings:
@@ -242,17 +251,40 @@ def default_output(settings: RunSettings) -> Path:
     return RESULTS / f"{name}-{stable_hash(parts)[:8]}"
 
 
-def run(request: Request, *, command: str = "", quiet: bool = False) -> int:
+def run(
+    request: Request,
+    *,
+    command: str = "",
+    quiet: bool = False,
+    make_masks: Callable[[CateKVModel], None] | None = None,
+) -> int:
     """Evaluate, print the table, and return the exit code.
 
-    1: a sample failed, or what must score 100 or 0 does not. ``quiet``: progress as plain lines.
+    1: a sample failed, or what must score 100 or 0 does not.
+
+    Args:
+        quiet: progress as plain lines.
+        make_masks: called where :func:`lacks_masks` says so; puts masks where
+            :func:`default_masks` looks. None, in a run of several processes and with published
+            settings, which want masks made as published: methods that lack them are refused.
+
+    Raises:
+        UserError: as the model, :func:`settings_for` and the evaluation do.
     """
     from catekv.evaluation.report.report import render
+    from catekv.evaluation.run.cells import build_cells
     from catekv.evaluation.run.runner import evaluate
 
     with process_group(request.parallel) as process:
-        check_methods(request)
+        if process.world > 1 or request.paper or not lacks_masks(request):
+            make_masks = None
+        if make_masks is None:
+            check_methods(request)
         model = open_model(request, process)
+        if make_masks is not None:
+            # what is wrong with the request is said before minutes of work
+            build_cells(model, settings_for(replace(request, masks=("random:0",)), model))
+            make_masks(model)
         settings = settings_for(request, model)
         output = request.output or default_output(settings)
         outcome = evaluate(
