@@ -196,10 +196,11 @@ def test_positions_that_ignore_what_was_stored_are_noticed(monkeypatch: pytest.M
     """A model that is right in one forward, but not behind a compressed cache."""
     original = LlamaModel.forward
 
-    def forward(self: Any, input_ids: Any = None, past_key_values: Any = None, **options: Any):
-        if past_key_values is not None and getattr(past_key_values, "compressed", False):
+    def forward(self: Any, input_ids: Any = None, **options: Any):
+        cache = options.get("cache", options.get("past_key_values"))
+        if getattr(cache, "compressed", False):
             options["position_ids"] = torch.arange(input_ids.shape[1])[None]
-        return original(self, input_ids, past_key_values=past_key_values, **options)
+        return original(self, input_ids, **options)
 
     monkeypatch.setattr(LlamaModel, "forward", forward)
     with pytest.raises(UserError, match="computes other logits"):
