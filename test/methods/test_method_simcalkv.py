@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 from slot_rows import DIM, GROUP, HEADS, SCALING, after_prefill, random_tensors
+from tiny_models import tiny_model
 
-from catekv import kernels, methods
+from catekv import CateKVModel, kernels, methods
 from catekv.errors import UserError
 from catekv.methods import Merged, ModelShape
 from catekv.methods.formulas import merging
@@ -66,7 +67,8 @@ def attend(query: list, keys: torch.Tensor, values: torch.Tensor, bias=None) -> 
         (100, 0.29, 29),
         (10, 0.0, 0),
         (10, 0.99, 9),
-        (1, 0.5, 0),
+        (10, 1.0, 10),
+        (1, 0.5, 1),
         (2, 0.9, 1),
     ],
 )
@@ -213,15 +215,20 @@ def test_sequential_merging_cuts_logits_off() -> None:
     assert float(batched.values[0, 1]) > 0.999
 
 
-def test_a_removed_share_of_one_leaves_a_token_of_every_head() -> None:
-    method = methods.create("simcalkv", ratio=1.0)
-    assert method.budget_table(9, ModelShape(2, 4, 2, 4)).tolist() == [[1, 1], [1, 1]]
-    generator = torch.Generator().manual_seed(0)
-    queries = torch.randn(1, 4, 9, 4, generator=generator)
-    keys, values = torch.randn(2, 1, 2, 9, 4, generator=generator)
-    found = method.select(queries, keys, values)
-    assert found.budgets.tolist() == [[1, 1]]
-    assert all(bool(row.isfinite().all()) for row in found.keys[0] + found.values[0])
+@pytest.mark.parametrize("name", ["simcalkv", "simcalkv_keepkv", "simcalkv_cam"])
+def test_a_removed_share_of_one_leaves_nothing_to_which_new_tokens_are_appended(name: str) -> None:
+    method = methods.create(name, ratio=1.0)
+    assert method.budget_table(9, ModelShape(2, 4, 2, 4)).tolist() == [[0, 0], [0, 0]]
+    queries, keys, values = random_tensors(2, 9)
+    for tokens in (1, 9):
+        part = (queries[:, :, :tokens], keys[:, :, :tokens], values[:, :, :tokens])
+        assert method.select(*part).budgets.tolist() == [[0, 0]] * 2
+    model = CateKVModel(tiny_model("llama"))
+    ids = [5, 7, 11, 13, 17]
+    context = model.prefill(ids, method=method)
+    found = model.generate_ids([], context, 6, [])
+    whole = model.generate_ids([], model.prefill(ids, method="full"), 6, [])
+    assert (found.tokens[0], len(found.tokens)) == (whole.tokens[0], 6)
 
 
 def test_golden_sequential_merge(golden) -> None:

@@ -23,11 +23,10 @@ GUARD = 1e-9
 
 def removed_count(tokens: int, ratio: float) -> int:
     """Tokens that a removed share means: the decimal floor (29 of 100 at 0.29, where the nearest
-    binary number is a little less), at least one unless the ratio is 0; one token always stays,
-    because what is removed is merged into what is kept."""
+    binary number is a little less), at least one unless the ratio is 0, and all of them at 1."""
     if not ratio:
         return 0
-    return min(tokens - 1, max(1, math.floor(tokens * ratio + GUARD)))
+    return min(tokens, max(1, math.floor(tokens * ratio + GUARD)))
 
 
 def nearest_kept(leaving: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

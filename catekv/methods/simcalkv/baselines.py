@@ -40,7 +40,7 @@ class RemovedShare(Method):
     """Base: remove the share ``ratio`` of every head's tokens, the lowest column sums first.
 
     Args:
-        ratio: share removed, of which one token of a head always stays out.
+        ratio: share removed, from 0 to 1.
         total: entries of all layers and heads together, exact, instead of ``ratio``.
     """
 
@@ -180,7 +180,7 @@ class SimCalKeepKV(RemovedShare):
     comparison several tokens with one target overwrite each other; here the last removed one wins.
 
     Args:
-        ratio: share removed, of which one token of a head always stays out.
+        ratio: share removed, from 0 to 1.
         total: entries of all layers and heads together, exact, instead of ``ratio``.
         threshold: cosine of the keys that a merge must exceed; others are dropped. -1: all merge.
         duplicates: ``last`` (as run): of several tokens with one target only the one with the
@@ -229,7 +229,7 @@ class SimCalCaM(RemovedShare):
     CaM itself adds it to the tokens that follow.
 
     Args:
-        ratio: share removed, of which one token of a head always stays out.
+        ratio: share removed, from 0 to 1.
         total: entries of all layers and heads together, exact, instead of ``ratio``.
         expected: add the expected value instead of drawing (deterministic).
         seed: of the draws; a draw depends on layer, head and position only.

@@ -50,8 +50,8 @@ class SimCalKV(Method):
     which is exact for equal tokens. The published score favours early tokens.
 
     Args:
-        ratio: share removed: ``max(1, floor(tokens * ratio))`` tokens, none for 0; one token of a
-            head always stays, also at 1, where the released code kept nothing.
+        ratio: share removed: ``max(1, floor(tokens * ratio))`` tokens, none for 0, and all of them
+            for 1, as of a prompt of one token.
         threshold: cosine that a merge must exceed; 0 as published, 0.8 in its threshold study.
         calibration: ``key_const`` (published): ln 2 on every key coordinate; ``logit``: the log of
             the number of tokens on the attention logit; ``none``.
