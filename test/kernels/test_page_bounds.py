@@ -125,6 +125,14 @@ def test_top_pages_never_lists_what_a_row_does_not_have():
     assert pages.size == 16
 
 
+def test_equal_pages_are_listed_in_their_order():
+    scores = torch.tensor([1.0, 2, 2, 1, 2, 1, 1, 2, 0, 0]).expand(1, 2, 10)
+    pages = kernels.top_pages(scores, torch.tensor([[2, 6]]), 4)
+    assert pages.indices[1, :6].tolist() == [1, 2, 4, 7, 0, 3]
+    assert pages.indices[0, :2].tolist() == [1, 2]
+    assert kernels.top_pages(torch.zeros(1, 1, 40), 3, 4).indices.tolist() == [[0, 1, 2]]
+
+
 def test_top_pages_takes_a_number_for_every_row():
     scores = torch.arange(10.0).view(1, 2, 5)
     pages = kernels.top_pages(scores, torch.tensor([[1, 9]]), 4, capacity=3)

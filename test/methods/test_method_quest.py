@@ -22,8 +22,8 @@ from decode_cases import (
 
 from catekv import kernels, methods
 from catekv.errors import UserError
+from catekv.kernels.page_bounds import best_first
 from catekv.kernels.ragged import from_rows
-from catekv.methods.stores.block_reader import best_first
 
 KEYS = [
     [1, 0, 0.1, 0],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from catekv import kernels
+from catekv.kernels.page_bounds import best_first
 from catekv.kernels.ragged import BlockList, RaggedPrefix, from_rows
 from catekv.kernels.workspace import Workspace
 from catekv.methods.stores.base import DecodeStore
@@ -179,24 +180,3 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         return torch.bmm(left, right, out_dtype=torch.float32)
     dtype = torch.promote_types(left.dtype, torch.float32)
     return torch.bmm(left.to(dtype), right.to(dtype)).float()
-
-
-def best_first(scores: Tensor, count: int) -> Tensor:
-    """The ``count`` highest scores of every row, best first, ties to the lower index.
-
-    A top-k over integers that hold the score and, below it, the index: much less work on a GPU than
-    a stable sort of long rows, and as exact.
-
-    Args:
-        scores: float32 [rows, entries], no NaN.
-
-    Returns:
-        int64 [rows, count].
-    """
-    entries = scores.shape[-1]
-    bits = (scores + 0.0).view(torch.int32)  # the sum makes -0 a 0
-    # integers in the order of the floats: negative ones have their other bits turned over
-    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
-    index = torch.arange(entries, device=scores.device)
-    best = ((ordered << 32) + (entries - 1 - index)).topk(count, dim=-1).values
-    return entries - 1 - (best & 0xFFFFFFFF)

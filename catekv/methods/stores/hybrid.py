@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from catekv.kernels.page_bounds import best_first
 from catekv.kernels.ragged import RaggedPrefix
-from catekv.methods.stores.block_reader import BlockReader, Reading, best_first, product, row_bounds
+from catekv.methods.stores.block_reader import BlockReader, Reading, product, row_bounds
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from catekv.kernels.page_bounds import best_first
 from catekv.kernels.ragged import RaggedPrefix
-from catekv.methods.stores.block_reader import best_first, product
+from catekv.methods.stores.block_reader import product
 from catekv.methods.stores.host import to_host
 from catekv.methods.stores.low_rank import chunk_landmarks, low_rank, outlier_chunks
 from catekv.models.rotation import Rotation
