@@ -77,6 +77,12 @@ def test_the_published_answers_of_graphs(golden: Any) -> None:
         assert node_name(case["inputs"]["number"]) == case["expected"]["name"]
 
 
+def test_the_start_is_no_answer_at_any_depth() -> None:
+    graph = Graph([("a", "b"), ("b", "a"), ("b", "b"), ("b", "c")])
+    assert [graph.answer("bfs", "a", depth) for depth in range(4)] == [[], ["b"], ["c"], []]
+    assert graph.answer("parents", "b") == ["a"]
+
+
 def test_drawn_graphs_have_the_published_form(bpe: Any) -> None:
     for sample in build("graphwalks/bfs", bpe, 3, largest=5, depth=2):
         lines = sample.context.split("The graph:\n")[1].strip().splitlines()

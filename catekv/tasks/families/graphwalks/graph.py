@@ -39,7 +39,7 @@ class Graph:
         for _ in range(depth):
             frontier = {end for start in frontier for end in self.leaving.get(start, ())} - seen
             seen |= frontier
-        return frontier
+        return frontier - {node}
 
     def answer(self, operation: str, node: str, depth: int = 1) -> list[str]:
         """Sorted answer of ``bfs`` (:meth:`at_depth`) or ``parents``."""
