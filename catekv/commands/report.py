@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catekv.commands.schema import Group
-from catekv.evaluation.options import REQUIRED, option
+from catekv.errors import UserError
+from catekv.evaluation.options import COUNT, REQUIRED, option
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Reported:
         None,
         "longest texts the model was trained on: a line in the needle pictures",
         metavar="TOKENS",
+        **COUNT,
     )
 
 
@@ -53,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     written = report.report_on(
         arguments.paths, output=arguments.output, rescore=arguments.rescore, options=options
     )
+    if arguments.official and not written.groups:
+        raise UserError("there is no run whose predictions could be written; leave out --official")
     for group in written.groups:
         if len(written.groups) > 1:
             print(f"{group.title}\n")

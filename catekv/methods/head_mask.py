@@ -40,6 +40,15 @@ STATISTICS_FILE = "statistics.npz"
 EDGES = {"window": 1, "init_tokens": 0, "recent_tokens": 0, "guard_tokens": 0}
 
 
+def percents_in(folder: Path) -> dict[int, Path]:
+    """The ``head_type_pNN.csv`` of a folder, by their NN."""
+    return {
+        int(match.group(1)): path
+        for path in folder.iterdir()
+        if (match := MASK_FILE.fullmatch(path.name))
+    }
+
+
 def mask_file_name(ratio: float) -> str:
     """``head_type_pNN.csv`` of a ratio, rounded and never truncated (0.29 is p29)."""
     return f"head_type_p{round(100 * ratio)}.csv"
@@ -480,11 +489,7 @@ def _nested_order(files: Iterable[Path]) -> tuple[int, ...] | None:
 
 
 def _load_folder(folder: Path, ratio: float | None, default_ratio: float | None) -> HeadMask:
-    files = {
-        int(match.group(1)): path
-        for path in folder.iterdir()
-        if (match := MASK_FILE.fullmatch(path.name))
-    }
+    files = percents_in(folder)
     statistics = folder / STATISTICS_FILE
     if ratio is None:
         if len(files) == 1 and not statistics.is_file():

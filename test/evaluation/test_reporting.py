@@ -239,6 +239,16 @@ def test_masks_show_votes_and_cv_where_their_statistics_are_at_hand(tmp_path: Pa
     assert {"tiny-catekv-votes", "tiny-catekv-cv"} <= set(both)
 
 
+@pytest.mark.parametrize(("ratios", "shown"), [((0.25,), 2), ((0.125, 0.5), 4), ((0.75, 0.125), 1)])
+def test_masks_without_statistics_are_shown_at_the_ratio_nearest_to_the_usual_one(
+    ratios: tuple[float, ...], shown: int, tmp_path: Path
+) -> None:
+    for ratio in ratios:
+        HeadMask.random((2, 4), ratio).save(tmp_path / "masks")
+    (figure,) = document(tmp_path / "masks").figures()
+    assert f"mask: {shown} of 8 adaptive" in figure.svg
+
+
 def test_efficiency_results_have_tables_curves_and_parts(tmp_path: Path) -> None:
     page = document(runs.efficiency(tmp_path / "speed"))
     text = all_text(page)
@@ -271,6 +281,15 @@ def test_validity_checks_are_no_methods(tmp_path: Path) -> None:
 
 
 # bad input
+
+
+@pytest.mark.parametrize("option", ["--rescore", "--official"])
+def test_what_needs_a_run_is_refused_without_one(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.mask_folder(tmp_path)
+    assert cli.main(["report", str(tmp_path), option]) == 2
+    assert f"leave out {option}" in capsys.readouterr().err
 
 
 def test_what_cannot_be_read_in_a_folder_is_left_out_and_named(

@@ -10,7 +10,7 @@ import torch
 
 from catekv.evaluation.report.document import NOTE, Block, Figure, Section, Text
 from catekv.evaluation.report.heat_map import Grid, heat_map
-from catekv.evaluation.report.inputs import SHOWN_RATIO
+from catekv.evaluation.report.inputs import shown_mask
 from catekv.evaluation.report.names import file_stem
 from catekv.methods.head_mask import STATISTICS_FILE, HeadMask, load_statistics
 from catekv.methods.head_votes import count_votes
@@ -44,15 +44,16 @@ def head_section(
 
 
 def folder_section(folder: Path, scale: str) -> Section:
-    """The masks of a folder: that of its statistics at the folder's ratio, or its only file.
+    """The mask of a folder, with votes and CVs where it holds statistics.
 
     Raises:
         UserError: the folder's files cannot be read.
     """
-    mask = HeadMask.load(folder, default_ratio=SHOWN_RATIO)
+    mask = shown_mask(folder)
+    statistics = [folder] if (folder / STATISTICS_FILE).is_file() else []
     section = Section(f"Head mask {folder.name}", [Text(_NOTE, NOTE)])
     section.blocks += mask_figures(
-        mask, folder.name, [folder], scale, f"mask-{file_stem(folder.name)}"
+        mask, folder.name, statistics, scale, f"mask-{file_stem(folder.name)}"
     )
     return section
 

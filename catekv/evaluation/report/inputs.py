@@ -13,7 +13,13 @@ from catekv.evaluation.predictions.kvpress_runs import KvpressRun
 from catekv.evaluation.predictions.kvpress_runs import read_run as read_kvpress_run
 from catekv.evaluation.records.records import MANIFEST, Record, RunDirectory
 from catekv.files import read_json, read_object
-from catekv.methods.head_mask import META_FILE, STATISTICS_FILE, HeadMask, load_statistics
+from catekv.methods.head_mask import (
+    META_FILE,
+    STATISTICS_FILE,
+    HeadMask,
+    load_statistics,
+    percents_in,
+)
 
 EFFICIENCY = "efficiency.json"
 #: What a run of kvpress leaves: its scores, and one of the others at least.
@@ -139,10 +145,18 @@ def _read(path: Path, name: str, found: Inputs, seen: set[Path]) -> bool:
     return known
 
 
+def shown_mask(folder: Path) -> HeadMask:
+    """The mask of a folder at the ratio that is shown, or at the nearest one that it holds."""
+    held = percents_in(folder)
+    if (folder / STATISTICS_FILE).is_file() or not held:
+        return HeadMask.load(folder, default_ratio=SHOWN_RATIO)
+    return HeadMask.load(held[min(held, key=lambda percent: abs(percent - 100 * SHOWN_RATIO))])
+
+
 def _check_masks(folder: Path) -> None:
     """Read what the report will show of a folder of head masks, so that it is known now whether
     that can be read; ``UserError`` if not."""
-    HeadMask.load(folder, default_ratio=SHOWN_RATIO)
+    shown_mask(folder)
     if (folder / STATISTICS_FILE).is_file():
         load_statistics(folder / STATISTICS_FILE)
 

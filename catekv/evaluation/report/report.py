@@ -108,6 +108,8 @@ def report_on(
     """
     inputs = read_inputs(paths)
     if rescore:
+        if not inputs.runs:
+            raise UserError("there is no run to score again; leave out --rescore")
         for run in inputs.runs:
             rescore_run(run.path)
         inputs = read_inputs(paths)
