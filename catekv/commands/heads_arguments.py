@@ -27,6 +27,7 @@ class Measured:
         positional=True,
         metavar="MODEL",
     )
+    overwrite: bool = option(False, "replace what is there")
 
 
 @dataclass(frozen=True)

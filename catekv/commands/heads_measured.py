@@ -46,6 +46,8 @@ def _opened(
     from catekv.evaluation.run.session import open_model, revision_of
 
     asked = MEASURED.read(arguments)
+    if asked.output.is_file() and not asked.overwrite:
+        raise UserError(f"{asked.output} is there; use --overwrite or another --output")
     check_file(asked.output)
     request = ask.read(arguments, model=asked.model)
     model = open_model(request, for_text=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from catekv.commands.schema import Action, Group
 from catekv.errors import UserError
-from catekv.evaluation.options import MOST_HEADS, MOST_LAYERS, REQUIRED, option
+from catekv.evaluation.options import MOST_HEADS, MOST_LAYERS, REQUIRED, option, refuse_twice
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ def _show(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     from catekv.calibration.heads.exchange import mask_from
     from catekv.calibration.kvzip.heads import released_mask
+    from catekv.methods.head_mask import mask_file_name, refuse_other_mask
 
+    masks = []
     for ratio in arguments.ratios:
         mask = mask_from(arguments.path, ratio)
         if arguments.strict:
@@ -61,15 +63,23 @@ def _convert(arguments: argparse.Namespace) -> int:
                 raise UserError(
                     f"--strict leaves no adaptive head at a ratio of {ratio:g}; give a larger one"
                 )
+        masks.append(mask)
+    # nothing is written where one cannot be
+    refuse_twice("the list of files", [mask_file_name(mask.nominal_ratio) for mask in masks])
+    for mask in masks:
+        refuse_other_mask(arguments.output, mask)
+    for mask in masks:
         print(mask.save(arguments.output))
     return 0
 
 
 def _random(arguments: argparse.Namespace) -> int:
-    from catekv.methods.head_mask import HeadMask
+    from catekv.methods.head_mask import HeadMask, refuse_other_mask
 
     shape = (arguments.layers, arguments.kv_heads)
-    print(HeadMask.random(shape, arguments.ratio, arguments.seed).save(arguments.output))
+    mask = HeadMask.random(shape, arguments.ratio, arguments.seed)
+    refuse_other_mask(arguments.output, mask)
+    print(mask.save(arguments.output))
     return 0
 
 

@@ -377,6 +377,13 @@ def refuse_other_model(folder: str | Path, layers: int, kv_heads: int, digest: s
             )
 
 
+def refuse_other_mask(folder: Path, mask: HeadMask) -> None:
+    """Raise ``UserError`` where a mask would replace another one."""
+    path = folder / mask_file_name(mask.nominal_ratio)
+    if path.is_file() and not torch.equal(_load_csv(path, None).adaptive, mask.adaptive):
+        raise UserError(f"{path} is another mask; choose another folder, or delete it")
+
+
 def save_statistics(folder: str | Path, cvs: Tensor, **recipe: Any) -> Path:
     """Store the CV of every reference sample, float [samples, layers, kv_heads], beside masks.
 

@@ -105,6 +105,55 @@ def test_a_text_that_curves_would_count_twice_is_refused(
     assert "--texts holds prose twice" in refused(line, capsys)
 
 
+def test_what_was_measured_is_not_replaced_unasked(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (here / "one.npz").read_bytes()
+    for action in ("curves", "gates", "kvzip --text prose", "overlaps --text prose"):
+        assert "use --overwrite" in refused(f"heads {action} --output one.npz", capsys)
+    assert (here / "one.npz").read_bytes() == before
+
+
+def test_a_template_that_no_text_takes_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "heads curves --output c.npz --texts prose --length 200 --chat-template none"
+    assert "--texts has none" in refused(line, capsys)
+
+
+@pytest.mark.parametrize("action", ["heads kvzip", "heads overlaps --steps 1", "kvzap train"])
+def test_pieces_of_a_token_are_refused(
+    action: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "text.txt").write_text("One and two and three.")
+    line = f"{action} --text text.txt --length 1 --output out"
+    assert "give a larger length" in refused(line, capsys)
+
+
+def test_a_mask_replaces_no_other_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = "mask random masks --layers 4 --kv-heads 4 --ratio 0.5"
+    assert main(drawn.split()) == main(drawn.split()) == 0
+    before = (here / "masks" / "head_type_p50.csv").read_bytes()
+    for line in (
+        f"{drawn} --seed 1",
+        "mask convert one.npz masks --ratios 0.25 0.5",
+        "heads export one.npz --to catekv --ratio 0.5 --output masks",
+    ):
+        assert "head_type_p50.csv is another mask" in refused(line, capsys)
+    assert (here / "masks" / "head_type_p50.csv").read_bytes() == before
+    assert not (here / "masks" / "head_type_p25.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("ratios", "message"), [("0.5 2", "is outside (0, 1]"), ("0.5 0.501", "twice")]
+)
+def test_no_mask_is_written_where_one_of_them_cannot_be(
+    ratios: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(f"mask convert one.npz masks --ratios {ratios}", capsys)
+    assert not (here / "masks").exists()
+
+
 @pytest.mark.parametrize("ratio", ["5", "0", "-1"])
 @pytest.mark.parametrize("form", ["duo_attention", "tangram", "catekv"])
 def test_shares_of_heads_that_are_none_are_refused(

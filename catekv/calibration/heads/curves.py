@@ -90,15 +90,22 @@ def selector_of(text: str) -> Budgeted:
     return method
 
 
+def _is_task(source: str) -> bool:
+    return source in available() or source.endswith((".json", ".jsonl"))
+
+
 def read_texts(
     model: CateKVModel, settings: CurveSettings, chat_template: str = "auto"
 ) -> list[Text]:
     """The texts as contexts and what follows them.
 
     Raises:
-        UserError: an unknown task, or a text that is too short or given twice.
+        UserError: an unknown task, a text that is too short or given twice, or a template that no
+            task takes.
     """
     refuse_source_twice("--texts", settings.texts)
+    if chat_template != "auto" and not any(map(_is_task, settings.texts)):
+        raise UserError("--chat-template is for tasks, and --texts has none; leave it out")
     if settings.later >= settings.length:
         raise UserError(
             f"--later {settings.later} leaves no context in a length of {settings.length}; give a "
@@ -106,7 +113,7 @@ def read_texts(
         )
     found: list[Text] = []
     for source in settings.texts:
-        if source in available() or source.endswith((".json", ".jsonl")):
+        if _is_task(source):
             built = build_samples(
                 source, model.tokenizer, settings.length, settings.samples, settings.seed,
                 REFERENCE_STREAM, chat_template,

@@ -56,7 +56,10 @@ def format_of(path: Path) -> str:
     for name, form in FORMATS.items():
         if form.matches(path):
             return name
-    raise UserError(f"{path} is no head file that is known; say its format: {', '.join(FORMATS)}")
+    raise UserError(
+        f"{path} is no head file that is known; say its format with `catekv heads import --from`: "
+        f"{', '.join(FORMATS)}"
+    )
 
 
 def read_heads(

@@ -98,6 +98,11 @@ def pieces_of(
     lead = leading_ids(tokenizer)
     pieces = [ids[:length]]
     step = length - len(lead)
+    if step < 1:
+        raise UserError(
+            f"pieces of {length} tokens hold nothing but what begins every text; give a larger "
+            "length"
+        )
     for start in range(length, len(ids) - step + 1, step):
         pieces.append([*lead, *ids[start : start + step]])
     return pieces[:count]

@@ -10,7 +10,7 @@ import numpy as np
 from catekv.calibration.heads.formats.asked import Asked, Table
 from catekv.calibration.heads.head_scores import HeadScores
 from catekv.errors import UserError
-from catekv.methods.head_mask import MASK_FILE, STATISTICS_FILE, HeadMask
+from catekv.methods.head_mask import MASK_FILE, STATISTICS_FILE, HeadMask, refuse_other_mask
 from catekv.methods.head_tables import read_numbers, read_table
 
 
@@ -49,4 +49,6 @@ def read(path: Path, asked: Asked) -> Table:
 def write(scores: HeadScores, path: Path, asked: Asked) -> Path:
     if asked.ratio is None:
         raise UserError("a mask has a share of full heads; say which with --ratio, e.g. 0.4")
-    return scores.mask(asked.ratio).save(path)
+    mask = scores.mask(asked.ratio)
+    refuse_other_mask(path, mask)
+    return mask.save(path)
