@@ -19,7 +19,15 @@ from catekv.commands.arguments import PROGRESS
 from catekv.commands.progress import counted
 from catekv.commands.schema import Action, Group
 from catekv.errors import UserError
-from catekv.evaluation.options import MOST_SAMPLES, REQUIRED, option
+from catekv.evaluation.options import (
+    MOST_SAMPLES,
+    REQUIRED,
+    option,
+    refuse_source_twice,
+    refuse_twice,
+    refuse_unheeded,
+)
+from catekv.evaluation.run.cells import is_file
 from catekv.evaluation.run.request import MODEL, Request
 from catekv.files import check_folder, write_json
 from catekv.methods.atskv.files import (
@@ -94,22 +102,46 @@ class Shown:
 
 REQUEST = Group(Request, (*MODEL, "chat_template", "chunk_size"))
 TRAINED = Group(Trained)
-SETTINGS = Group(TrainingSettings, defaults=dict.fromkeys(_PRESET))
+SETTINGS = Group(
+    TrainingSettings,
+    defaults=dict.fromkeys(_PRESET),
+    helps={
+        "epochs": f"(default: {TrainingSettings.epochs})",
+        "learning_rate": f"of Adam (default: {TrainingSettings.learning_rate}; published: "
+        f"{PUBLISHED['learning_rate']})",
+        "batch_tokens": "per step; 0: a whole text, as published (default: "
+        f"{TrainingSettings.batch_tokens})",
+    },
+)
 
 
 def asked_for(arguments: argparse.Namespace) -> tuple[Trained, TrainingSettings]:
     """What a command line asks for; the preset's values stand where it says nothing.
 
     Raises:
-        UserError: no task to train on.
+        UserError: no task to train on, one or a length given twice, or options that nothing reads.
     """
+    written = TRAINED.read(arguments)
+    refuse_source_twice("--task", written.task)
+    refuse_twice("--lengths", written.lengths)
+    if written.task and all(map(is_file, written.task)):
+        refuse_unheeded(written, ("lengths", "task_options"), "files hold their samples")
     preset = PUBLISHED if arguments.preset == "published" else RECOMMENDED
     for name, value in preset.items():
         if getattr(arguments, name) in (None, ()):
             setattr(arguments, name, value)
     if not arguments.task:
         raise UserError("say which prompts to train on, e.g. --task ruler/niah_multikey_2")
-    return TRAINED.read(arguments), SETTINGS.read(arguments)
+    settings = SETTINGS.read(arguments)
+    refuse_twice("--features", settings.features)
+    if settings.kind == "linear":
+        refuse_unheeded(settings, ("width",), "a linear predictor has no hidden units")
+    if "attention" not in settings.features:
+        read = ("attention_feature", "causal_normalised")
+        refuse_unheeded(settings, read, "--features leaves out attention")
+    if "handcrafted" not in settings.features:
+        refuse_unheeded(settings, ("feature_dim",), "--features leaves out handcrafted ones")
+    return TRAINED.read(arguments), settings
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -174,7 +206,6 @@ def _samples(
 ) -> tuple[list[Sample], list[Sample]]:
     """Samples to learn from and to measure on."""
     from catekv import tasks
-    from catekv.evaluation.run.cells import is_file
 
     assert asked.samples is not None
     wanted = asked.samples + asked.held_out

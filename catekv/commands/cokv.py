@@ -18,7 +18,7 @@ from catekv.calibration.cokv.game import require_visited
 from catekv.calibration.cokv.published import read_published
 from catekv.calibration.cokv.scoring import score
 from catekv.calibration.cokv.split import SCORE_STREAM, SampleSet, Split, find_split
-from catekv.calibration.cokv.tuning import ALPHA_FILE, tune
+from catekv.calibration.cokv.tuning import tune
 from catekv.commands.arguments import PROGRESS
 from catekv.commands.cokv_arguments import (
     MODEL_REQUEST,
@@ -32,6 +32,9 @@ from catekv.commands.cokv_arguments import (
 from catekv.commands.numbers import MOST_PARTS, shown
 from catekv.commands.schema import Action
 from catekv.errors import UserError
+from catekv.evaluation.options import refuse_source_twice, refuse_unheeded
+from catekv.evaluation.run.cells import is_file
+from catekv.files import check_file
 
 if TYPE_CHECKING:
     from catekv.evaluation.run.request import Request
@@ -50,6 +53,11 @@ def _score(arguments: argparse.Namespace) -> int:
             "--overwrite of one process deletes the draws of the others; remove the folder before "
             "the processes start"
         )
+    if asked.split:
+        made = ("length", "samples", "task_options")
+        refuse_unheeded(asked, made, f"{asked.split} says which samples are taken")
+    elif is_file(asked.task):
+        refuse_unheeded(asked, ("length", "task_options"), f"{asked.task} holds samples")
     split = find_split(asked.split, asked.task) if asked.split else None
     model, origin = _open(request)
     samples, origin["samples"] = _samples(asked, settings.seed, split, model)
@@ -125,6 +133,9 @@ def _open(request: Request) -> tuple[CateKVModel, dict[str, Any]]:
 def _tune(arguments: argparse.Namespace) -> int:
     asked, request = TUNED.read(arguments), MODEL_REQUEST.read(arguments)
     file = ScoreFile.load(asked.scores)
+    if asked.file.is_file() and not asked.overwrite:
+        raise UserError(f"{asked.file} is there; use --overwrite or another --output")
+    check_file(asked.file)
     model, origin = _open(request)
     samples = validation_samples(file, model)
     with tqdm(total=len(samples), disable=arguments.quiet, desc="tune", unit="sample") as bar:
@@ -139,7 +150,7 @@ def _tune(arguments: argparse.Namespace) -> int:
             advance=bar.update,
         )
     path = tuned.write(
-        asked.output or asked.scores.with_name(ALPHA_FILE),
+        asked.file,
         scores=asked.scores.name,
         task=file.recipe.get("task"),
         validation_samples=len(samples),
@@ -181,10 +192,21 @@ def _show(arguments: argparse.Namespace) -> int:
     published = [path for path in asked.paths if path.suffix == ".npy"]
     if published and len(published) < len(asked.paths):
         raise UserError("give npz files or published npy files, not both")
+    if asked.trust_pickle and not published:
+        raise UserError("npz files are no pickles; leave out --trust-pickle")
     if published:
         files = [_from_published(published, asked)]
     else:
         files = [ScoreFile.load(path) for path in asked.paths]
+        for path, file in zip(asked.paths, files, strict=True):
+            if asked.shape not in (None, f"{file.layers}x{file.kv_heads}"):
+                raise UserError(
+                    f"{path} is of {file.layers}x{file.kv_heads} heads; leave out --shape "
+                    f"{asked.shape}"
+                )
+    if asked.output and len(files) > 1:
+        raise UserError("--output writes one file; give one npz or the npy files of one task")
+    refuse_source_twice("the list of scores", list(map(str, asked.paths)))
     print("\n\n".join(describe(file, asked.use) for file in files))
     if asked.compare:
         other = ScoreFile.load(asked.compare)
@@ -195,14 +217,11 @@ def _show(arguments: argparse.Namespace) -> int:
                 f"ranks {rank_correlation(*pair):.3f}"
             )
     if asked.picture:
-        tables = {
-            f"{path.parent.name}/{path.stem}": file.scores(asked.use)
-            for path, file in zip(asked.paths, files, strict=False)
-        }
+        short = [f"{path.parent.name}/{path.stem}" for path in asked.paths]
+        names = short if len(set(short)) == len(short) else list(map(str, asked.paths))
+        tables = {name: file.scores(asked.use) for name, file in zip(names, files, strict=False)}
         print(f"\nPicture: {draw_scores(asked.picture, tables)}")
     if asked.output:
-        if len(files) > 1:
-            raise UserError("--output writes one file; give one npz or the npy files of one task")
         print(f"\nScores: {files[0].save(asked.output)}")
     return 0
 
@@ -210,7 +229,7 @@ def _show(arguments: argparse.Namespace) -> int:
 def _from_published(paths: Sequence[Path], asked: Shown) -> ScoreFile:
     """The slices of one task from files in the published layout."""
     layers, _, heads = (asked.shape or "").partition("x")
-    if asked.trust_pickle and not (layers.isdigit() and heads.isdigit()):
+    if asked.trust_pickle and not (layers.isdecimal() and heads.isdecimal()):
         raise UserError(
             "published files do not say the model's shape; give --shape LAYERSxHEADS, e.g. 32x8"
         )

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from catekv.calibration.cokv.game import ACCUMULATORS
+from catekv.calibration.cokv.journal import ALPHA_FILE
 from catekv.calibration.cokv.scoring import Settings
 from catekv.commands.schema import Group
-from catekv.evaluation.options import COUNT, MOST_SAMPLES, REQUIRED, option
+from catekv.evaluation.options import COUNT, MOST_SAMPLES, REQUIRED, option, refuse_twice
 from catekv.evaluation.run.request import MODEL, Request
 
 
@@ -51,6 +52,15 @@ class TuneOptions:
     )
     alphas: tuple[int, ...] = option((), "(default: 1 5 10 15 20 30 40)", metavar="N")
     output: Path | None = option(None, "file (default: alpha.json beside the scores)")
+    overwrite: bool = option(False, "replace what is there")
+
+    def __post_init__(self) -> None:
+        refuse_twice("--capacities", self.capacities)
+        refuse_twice("--alphas", self.alphas)
+
+    @property
+    def file(self) -> Path:
+        return self.output or self.scores.with_name(ALPHA_FILE)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from catekv.commands.arguments import PROGRESS, TEXTS
 from catekv.commands.progress import counted
 from catekv.commands.schema import Action, Group
 from catekv.errors import UserError
-from catekv.evaluation.options import REQUIRED, option
+from catekv.evaluation.options import REQUIRED, option, refuse_unheeded
 from catekv.evaluation.run.request import MODEL, Request
 from catekv.files import check_folder
 from catekv.methods.kvzap.gates import CONFIG_FILE, TENSOR_FILE, Gates
@@ -48,6 +48,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
     asked, settings = TRAINED.read(arguments), SETTINGS.read(arguments)
     request = REQUEST.read(arguments)
+    if settings.kind == "linear":
+        steps = ("hidden", "epochs", "learning_rate", "batch_tokens")
+        refuse_unheeded(settings, steps, "linear gates are solved for, not trained in steps")
     if not asked.overwrite and any((asked.output / f).exists() for f in (CONFIG_FILE, TENSOR_FILE)):
         raise UserError(f"{asked.output} holds gates; use --overwrite or another --output")
     check_folder(asked.output)

@@ -14,7 +14,7 @@ from catekv.commands.arguments import Building
 from catekv.commands.cli import Parser, run_safely
 from catekv.commands.schema import Group, add_options
 from catekv.errors import UserError
-from catekv.evaluation.options import REQUIRED, option
+from catekv.evaluation.options import REQUIRED, option, refuse_twice
 from catekv.files import check_name, read_text
 from catekv.models.embedded import clone
 from catekv.models.source import model_source, short_name
@@ -101,6 +101,8 @@ def prepare(
 
     check_name("the family", family)
     names = [find(task).name for task in tasks]
+    refuse_twice("the list of tasks", names)
+    refuse_twice("the list of lengths", lengths)
     prompt_format(tokenizer, chat_template)
     words = list_name(words_path) if words_path else None
     read: dict[str, Any] = {"chat_template": chat_template, "words_path": words_path}

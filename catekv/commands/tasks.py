@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from catekv.commands.arguments import LISTING, PLUGINS, Building
 from catekv.commands.schema import Group
+from catekv.errors import UserError
+from catekv.evaluation.options import refuse_unheeded
 
 BUILDING = Group(Building)
 OPTIONS = (LISTING, PLUGINS, BUILDING)
@@ -13,7 +16,15 @@ OPTIONS = (LISTING, PLUGINS, BUILDING)
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code."""
-    if not arguments.build:
+    asked, listed = BUILDING.read(arguments), LISTING.read(arguments)
+    if asked.build:
+        refuse_unheeded(listed, ("json",), "--build prints the names of files")
+        if listed.name is not None:
+            raise UserError(f"--build names the tasks to build; leave out {listed.name}")
+    else:
+        made = [item.name for item in dataclasses.fields(asked)]
+        refuse_unheeded(asked, made, "without --build no samples are built")
+    if not asked.build:
         from catekv.commands import task_list
 
         described = task_list.list_tasks([arguments.name] if arguments.name else [])
@@ -27,7 +38,6 @@ def run(arguments: argparse.Namespace) -> int:
     from catekv.commands.ruler_files import load_tokenizer, prepare
     from catekv.evaluation.run.request import Request
 
-    asked = BUILDING.read(arguments)
     request = Request(model=asked.model)
     paths = prepare(
         load_tokenizer(request.model_path),

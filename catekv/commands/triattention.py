@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from catekv.commands.schema import Group
 from catekv.errors import UserError
-from catekv.evaluation.options import COUNT, REQUIRED, option
+from catekv.evaluation.options import COUNT, REQUIRED, option, refuse_unheeded
 from catekv.evaluation.run.request import MODEL, Request
-from catekv.files import read_text
+from catekv.files import check_file, read_text
 from catekv.models.compat import context_window
 
 if TYPE_CHECKING:
@@ -43,8 +43,11 @@ def run(arguments: argparse.Namespace) -> int:
     from catekv.evaluation.run.session import open_model
 
     asked, request = ASKED.read(arguments), REQUEST.read(arguments)
+    if asked.text is not None:
+        refuse_unheeded(asked, ("task", "seed"), f"{asked.text} is read, and no prompt drawn")
     if asked.output.exists() and not asked.overwrite:
         raise UserError(f"{asked.output} is there; use --overwrite or another --output")
+    check_file(asked.output)
     model = open_model(request, for_text=True)
     ids = model.encode(_text(model, asked))[0][0].tolist()[: asked.tokens]
     found = query_statistics(model, ids, request.chunk_size)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import MISSING, field
+from dataclasses import MISSING, field, fields
 from os.path import realpath
 from typing import Any
 
@@ -34,6 +34,10 @@ MOST_LAYERS = MOST_HEADS = 2**12
 MOST_SAMPLES = 2**16
 #: Passes over the texts of a training.
 MOST_EPOCHS = 10_000
+#: Learning rate: a larger step leaves the range of the weights' numbers.
+MOST_RATE = 1e30
+#: Units of a layer of a trained network.
+MOST_UNITS = 2**16
 #: Tokens of a prompt or an answer, all together.
 MOST_TOKENS = 2**30
 #: Range of what is counted in tokens.
@@ -57,6 +61,18 @@ def refuse_twice(flag: str, values: Sequence[object]) -> None:
     for value, count in Counter(values).items():
         if count > 1:
             raise UserError(f"{flag} holds {value} twice; give it once")
+
+
+def refuse_unheeded(asked: Any, names: Sequence[str], why: str) -> None:
+    """Raise ``UserError`` for options of a dataclass that nothing would read, unless they are their
+    defaults."""
+    for item in fields(asked):
+        if item.name not in names:
+            continue
+        usual = item.default if item.default_factory is MISSING else item.default_factory()
+        if getattr(asked, item.name) != usual:
+            flag = item.metadata.get("flag", "--" + item.name.replace("_", "-"))
+            raise UserError(f"{why}; leave out {flag}")
 
 
 def refuse_source_twice(flag: str, sources: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ class Asked:
     length: int = option(REQUIRED, "prompt length in tokens", **COUNT)
     name: str | None = option(
         None,
-        "known shape, model folder or .gguf file (default: embedded)",
+        "known shape, model folder or .gguf file (default: the embedded model)",
         positional=True,
         metavar="MODEL",
     )
@@ -300,6 +300,9 @@ def _method(
     }
     label = written.label or written.name
     if "head_mask" not in known or "head_mask" in options:
+        if asked.mask is not None:
+            why = "reads no head mask" if "head_mask" not in known else "names its own head mask"
+            raise UserError(f"method {written.name!r} {why}; leave --mask out")
         return label, _fitting(create(written.name, **options), shape)
     ratio = options.pop("ratio", None)
     folder = None if asked.mask else defaults.shipped_masks(short_name(model or "embedded"))

@@ -258,6 +258,14 @@ def test_compared_methods_keep_equally_much(model: catekv.CateKVModel, tmp_path:
         compared_method("h2o", 64)
 
 
+def test_a_window_that_is_the_whole_prompt_is_refused(
+    model: catekv.CateKVModel, tmp_path: Path
+) -> None:
+    settings = Settings(slices=(6,), max_draws=10, window=4096)
+    with pytest.raises(UserError, match="smaller --window"):
+        score(model, small(model), tmp_path / "scores", settings, progress=False)
+
+
 def test_a_split_serves_the_command(
     model: catekv.CateKVModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,6 +291,20 @@ def test_a_split_serves_the_command(
     assert main([*tuned, "--quiet"]) == 0
     assert "capacity 16: alpha" in capsys.readouterr().out
     assert Tuned.read(output / "alpha.json").best(16) in (1, 12)
+    assert main([*tuned, "--quiet"]) == 2
+    assert "alpha.json is there; use --overwrite" in capsys.readouterr().err
+    assert main([*tuned, "--quiet", "--output", "/dev/null/x"]) == 2
+    assert "a part of the path is a file" in capsys.readouterr().err
+    show = ["cokv", "show", scores]
+    assert main([*show, "--shape", "4x4"]) == 0
+    capsys.readouterr()
+    for words, message in (
+        (["--shape", "3x3"], "leave out --shape"),
+        (["--trust-pickle"], "leave out --trust-pickle"),
+        ([str(output / ".." / "scores" / "scores.npz")], "twice"),
+    ):
+        assert main([*show, *words]) == 2
+        assert message in capsys.readouterr().err
     assert main(["cokv", "show", scores, "--compare", scores]) == 0
     assert "correlation 1.000" in capsys.readouterr().out
 

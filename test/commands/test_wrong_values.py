@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from catekv import methods
+from catekv.calibration.kvzip.training import GateSettings
 from catekv.calibration.relevance.training import TrainingSettings
+from catekv.commands.cli import main
 from catekv.errors import UserError
 from catekv.evaluation.columns.specification import method_specs
+from catekv.evaluation.run import session
 from catekv.methods.allocators import budgets_from
 from catekv.methods.head_mask import HeadMask
 from experiments.atskv.api import Limits
@@ -54,10 +57,75 @@ def test_a_head_mask_that_would_be_ignored_is_refused(value: str):
         method_specs([f"catekv:head_mask={value}"], masks, {})
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1e-3, 0.0])
-def test_learning_rates(value: float):
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1e-3, 0.0, 1e38])
+@pytest.mark.parametrize("settings", [TrainingSettings, GateSettings])
+def test_learning_rates(settings: type, value: float):
     with pytest.raises(UserError, match="learning rate"):
-        TrainingSettings(learning_rate=value)
+        settings(learning_rate=value)
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("kvzap train --text prose --output {new} --hidden 99999999", "--hidden"),
+        ("atskv train --task synthetic --output {new} --width 99999999", "--width"),
+        ("atskv train --task synthetic --output {new} --feature-dim 99999996", "--feature-dim"),
+        ("heads gates --output {new} --rate 1e38", "--rate"),
+        ("report {new} --trained-length -5", "--trained-length"),
+    ],
+)
+def test_sizes_that_no_memory_and_no_number_holds(
+    line: str, cause: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit, match="2"):
+        main(line.format(new=tmp_path / "new").split())
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: argument {cause}")
+    assert "is out of range" in error
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("tasks --length 512", "leave out --length"),
+        ("tasks --overwrite ruler/vt", "leave out --overwrite"),
+        ("tasks --build ruler/vt --output {new} --json", "leave out --json"),
+        ("tasks ruler/vt --build ruler/vt --output {new}", "leave out ruler/vt"),
+        ("tasks --build ruler/vt vt --output {new}", "holds ruler/vt twice"),
+        ("plan --length 512 --method full --mask random:0", "leave --mask out"),
+        ("triattention --text {text} --task ruler/vt --output {new}", "leave out --task"),
+        ("triattention --text {text} --seed 1 --output {new}", "leave out --seed"),
+        ("kvzap train --text prose --kind linear --hidden 8 --output {new}", "leave out --hidden"),
+        ("atskv train --task vt vt --output {new}", "holds vt twice"),
+        ("atskv train --task vt --lengths 512 512 --output {new}", "holds 512 twice"),
+        ("atskv train --task rows.jsonl --lengths 512 --output {new}", "leave out --lengths"),
+        ("atskv train --task rows.jsonl --task-option a=1 --output {new}", "out --task-option"),
+        ("atskv train --task vt --kind linear --width 8 --output {new}", "leave out --width"),
+        (
+            "atskv train --task vt --features hidden --feature-dim 16 --output {new}",
+            "--feature-dim",
+        ),
+        ("cokv score --task rows.jsonl --length 64 --output {new}", "leave out --length"),
+        ("cokv score --task vt --split s.json --samples 3 --output {new}", "leave out --samples"),
+        ("cokv tune --scores s.npz --capacities 32 32", "holds 32 twice"),
+    ],
+)
+def test_options_that_nothing_would_read_are_refused(
+    line: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "text.txt").write_text("One and two and three.")
+    words = line.format(new=tmp_path / "new", text=tmp_path / "text.txt").split()
+    assert main(words) == 2
+    assert remedy in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_statistics_that_cannot_be_written_are_not_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(session, "open_model", lambda *a, **k: pytest.fail("the model was read"))
+    assert main(["triattention", "--output", "/dev/null/x.pt"]) == 2
+    assert "a part of the path is a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])

@@ -153,6 +153,8 @@ def test_published_files_are_converted(tmp_path: Path, capsys: pytest.CaptureFix
     assert "--trust-pickle" in capsys.readouterr().err
     assert main([*show, "--trust-pickle"]) == 2
     assert "--shape LAYERSxHEADS" in capsys.readouterr().err
+    assert main([*show, "--trust-pickle", "--shape", "\u00b2x4"]) == 2
+    capsys.readouterr()
     assert main([*show, "--trust-pickle", "--shape", "4x4"]) == 2
     assert "do not fit 4 layers x 4 KV heads" in capsys.readouterr().err
     assert main([*show, "--trust-pickle", "--shape", "2x4", "--output", str(output)]) == 0

@@ -61,7 +61,7 @@ CALLS = (
     "--max-draws 40 --check-every 1 --window 4 "
     "--quiet --output {new}",
     "atskv show {predictors}",
-    "atskv train --model {model} --task {samples} --lengths 256 --samples 2 --held-out 1 "
+    "atskv train --model {model} --task {samples} --samples 2 --held-out 1 "
     "--epochs 1 "
     "--learning-rate 0.1 --output {new}",
     "select_headmask/static.py --input {cvs} --ratios 0.5 --num_samples 1 --seed 1 --output {new}",

@@ -56,7 +56,7 @@ def masked_context(dense: DensePrompt, coalitions: Members, window: int = WINDOW
         window: last prompt tokens that every head keeps.
 
     Raises:
-        UserError: coalitions of another shape, or a batch of prompts.
+        UserError: coalitions of another shape, a batch of prompts, or a window that is all of one.
     """
     layers = dense.cache.ragged_layers
     batch = len(coalitions)
@@ -68,9 +68,13 @@ def masked_context(dense: DensePrompt, coalitions: Members, window: int = WINDOW
             f"coalitions of {list(coalitions.shape[1:])} layers and heads do not fit the model's "
             f"{len(layers)} x {kv_heads}"
         )
+    if window >= dense.tokens:
+        raise UserError(
+            f"a window of {window} is all of a prompt of {dense.tokens} tokens, so that no head is "
+            "worth anything; give a smaller --window or longer prompts"
+        )
     cache = RaggedCache(dense.config, None, dense.tokens)
     cache.weights = dense.cache.weights
-    local = min(window, dense.tokens)
     target: Any
     for target, source, chosen in zip(cache.layers, layers, coalitions.swapaxes(0, 1), strict=True):
         keys, values = _row_by_row(source)
@@ -78,8 +82,8 @@ def masked_context(dense: DensePrompt, coalitions: Members, window: int = WINDOW
         target.seen, target.scaling = source.seen, source.scaling
         target.query_heads = source.query_heads
         target.padding = [0] * batch
-        target.prefix = _shared_prefix(keys, values, chosen, dense.tokens - local)
-        last = slice(dense.tokens - local, dense.tokens)
+        target.prefix = _shared_prefix(keys, values, chosen, dense.tokens - window)
+        last = slice(dense.tokens - window, dense.tokens)
         target.buffer.append(
             keys[:, :, last].repeat(batch, 1, 1, 1), values[:, :, last].repeat(batch, 1, 1, 1)
         )

@@ -22,7 +22,7 @@ from catekv.calibration.cokv.game import Members
 from catekv.errors import UserError
 from catekv.evaluation.records.journal import Form, Journal
 from catekv.evaluation.records.recipe import refuse_other
-from catekv.files import read_object, refuse_foreign, write_atomically
+from catekv.files import check_folder, read_object, refuse_foreign, write_atomically
 
 RECIPE_FILE = "recipe.json"
 #: What is made from the draws of a folder, and outdated without them.
@@ -170,12 +170,9 @@ class ScoreFolder:
             UserError: a folder of another recipe, or one that cannot be written.
         """
         path = self.folder / RECIPE_FILE
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if overwrite:
-                _delete_run(self.folder, recipe)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.folder}: {error}") from error
+        check_folder(self.folder)
+        if overwrite:
+            _delete_run(self.folder, recipe)
         if path.exists():
             held = read_object(path, "restore it or choose another --output")
             remedy = "use another --output, or --overwrite"

@@ -17,7 +17,7 @@ from catekv.cache.cache import uncompressed_layers
 from catekv.calibration.heads.head_scores import HeadScores
 from catekv.calibration.heads.passkeys import PasskeyText, passkey_text
 from catekv.errors import UserError
-from catekv.evaluation.options import COUNT, option
+from catekv.evaluation.options import COUNT, MOST_RATE, option
 from catekv.evaluation.records.environment import versions
 from catekv.models.compat import attention_named
 from catekv.models.shape import config_hash
@@ -50,7 +50,9 @@ class GateTraining:
     )
     sinks: int = option(128, "first tokens of a streaming head (default: {default})", **COUNT)
     recent: int = option(256, "last tokens of a streaming head (default: {default})", **COUNT)
-    rate: float = option(0.02, "of AdamW at its highest (default: {default})", least=0)
+    rate: float = option(
+        0.02, "of AdamW at its highest (default: {default})", least=0, most=MOST_RATE
+    )
     weight: float = option(0.05, "of the gates' mean in the loss (default: {default})", least=0)
     reward: float | None = option(
         None,

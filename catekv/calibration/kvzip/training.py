@@ -13,7 +13,7 @@ from torch import Tensor
 
 from catekv.calibration.kvzip.repeated import repeated
 from catekv.errors import UserError
-from catekv.evaluation.options import COUNT, MOST_EPOCHS, option
+from catekv.evaluation.options import COUNT, MOST_EPOCHS, MOST_RATE, MOST_UNITS, option
 from catekv.methods.formulas.repeat import Repeat
 from catekv.methods.kvzap.gates import Gates, Linear
 
@@ -32,7 +32,9 @@ class GateSettings:
     """How gates are trained; the defaults are the published ones."""
 
     kind: str = option("mlp", "of gate: mlp (default) or linear", choices=KINDS)
-    hidden: int = option(512, "hidden units of an mlp (default: {default})", **COUNT)
+    hidden: int = option(
+        512, "hidden units of an mlp (default: {default})", least=1, most=MOST_UNITS
+    )
     tokens: int = option(500, "of each text, drawn by lot (default: {default})", **COUNT)
     epochs: int = option(15, "(default: {default})", least=1, most=MOST_EPOCHS)
     learning_rate: float = option(5e-3, "of AdamW at the start (default: {default})")
@@ -40,8 +42,10 @@ class GateSettings:
     seed: int = option(42, "of first weights and order (default: {default})")
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < math.inf:
-            raise UserError(f"learning rate {self.learning_rate} must be above 0 and finite")
+        if not 0 < self.learning_rate <= MOST_RATE:
+            raise UserError(
+                f"learning rate {self.learning_rate} must be above 0, at most {MOST_RATE:g}"
+            )
 
 
 @dataclass

@@ -6,7 +6,6 @@ context's tokens receive from the tokens after it; see :mod:`catekv.calibration.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,7 +30,7 @@ from catekv.calibration.relevance.labels import (
 )
 from catekv.calibration.relevance.reading import Text, visit_layers
 from catekv.errors import UserError
-from catekv.evaluation.options import MOST_EPOCHS, option
+from catekv.evaluation.options import MOST_EPOCHS, MOST_RATE, MOST_UNITS, option
 from catekv.methods.atskv.files import PredictorSet
 from catekv.methods.atskv.relevance import (
     ATTENTION_FEATURES,
@@ -90,8 +89,10 @@ class TrainingSettings:
     )
     features: tuple[str, ...] = option(FEATURES, "inputs (default: all)", choices=FEATURES)
     kind: str = option("mlp", "of predictor (default: {default})", choices=KINDS)
-    width: int = option(32, "hidden units (default: {default})")
-    feature_dim: int = option(64, "numbers per hidden state (default: {default})")
+    width: int = option(32, "hidden units (default: {default})", least=1, most=MOST_UNITS)
+    feature_dim: int = option(
+        64, "numbers per hidden state (default: {default})", least=16, most=MOST_UNITS
+    )
     attention_feature: str = option(
         "vector", "of received attention (default: {default})", choices=ATTENTION_FEATURES
     )
@@ -103,8 +104,10 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise UserError(f"epochs {self.epochs} must be at least 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise UserError(f"learning rate {self.learning_rate} must be above 0 and finite")
+        if not 0 < self.learning_rate <= MOST_RATE:
+            raise UserError(
+                f"learning rate {self.learning_rate} must be above 0, at most {MOST_RATE:g}"
+            )
         if self.batch_tokens < 0:
             raise UserError(f"batch tokens {self.batch_tokens} must be at least 0 (0: all)")
         for what, value, known in (

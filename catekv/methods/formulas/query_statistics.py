@@ -7,19 +7,19 @@ head's rotated numbers] of that query head: a head's two halves are the real and
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from catekv.errors import UserError
-from catekv.files import open_regular, replacing
+from catekv.files import open_regular, write_atomically
 
 _HEAD = re.compile(r"layer(\d+)_head(\d+)")
 _PARTS = ("q_mean_real", "q_mean_imag", "q_abs_mean")
@@ -77,13 +77,9 @@ class QueryStatistics:
             for layer in range(self.layers)
             for head in range(self.heads)
         }
-        target = Path(path)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(target) as partial:
-                torch.save({"metadata": dict(metadata), "stats": stats}, partial)
-        except OSError as error:
-            raise UserError(f"cannot write the statistics to {target}: {error}") from error
+        data = io.BytesIO()
+        torch.save({"metadata": dict(metadata), "stats": stats}, data)
+        write_atomically(path, data.getvalue())
 
 
 def read_statistics(value: Any) -> QueryStatistics | None:
