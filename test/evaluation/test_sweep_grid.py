@@ -81,6 +81,9 @@ def test_exclude_leaves_out_combinations(tmp_path: Path) -> None:
         (GOOD + "dtypes: [int8]\n", "dtypes holds 'int8'; use auto, float32"),
         (GOOD + "seeds: [-1]\n", "seeds holds -1; give a whole number from 0"),
         (GOOD + "samples: 0\n", "samples is 0; give a whole number from 1"),
+        (GOOD + "samples: 100000\n", "samples is 100000; give a whole number from 1 to 65536"),
+        (GOOD + f"seeds: {2**63}\n", "give a whole number from 0"),
+        (GOOD + f"batch_size: {2**40}\n", "give a whole number from 1"),
         (GOOD + "preset: best\n", "preset is 'best'; use published, recommended"),
         (GOOD + "prefill: lazy\n", "prefill is 'lazy'; use auto, shared, separate"),
         (GOOD + "joint_decode: 1\n", "joint_decode is 1; give true or false"),
@@ -99,6 +102,8 @@ def test_exclude_leaves_out_combinations(tmp_path: Path) -> None:
         (GOOD + "placement: {share: 1}\n", "placement.share is 1; give true or false"),
         (GOOD + "exclude: [512]\n", "exclude holds 512; write e.g. {model: NAME, length: 4096}"),
         (GOOD + "exclude: [{lengths: 512}]\n", "exclude names 'lengths' (did you mean 'length'?)"),
+        (GOOD + "exclude: [{length: []}]\n", "exclude names no length"),
+        (GOOD + "seeds: 1\nexclude: [{seed: true}]\n", "exclude names seed True, which"),
         (GOOD + "exclude: [{length: 64}]\n", "exclude names length 64, which the grid does not"),
     ],
 )

@@ -123,6 +123,14 @@ def test_another_file_under_the_same_name_is_another_job(tmp_path: Path) -> None
             {"exclude": ({"task": GRID.tasks},)},
             "the grid excludes everything it names",
         ),
+        ({"tasks": ("ruler/vt", "vt")}, "holds ruler/vt twice"),
+        ({"lengths": (0,)}, "ruler/vt is built to a length"),
+        ({"settings": {"attention": "quick"}}, "unknown attention 'quick'"),
+        ({"methods": ("full",)}, "leave out ratios"),
+        (
+            {"methods": ("full",), "ratios": (None,), "settings": {"budget": 64}},
+            "leave out budget",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_anything_starts(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from catekv.evaluation.options import MOST_TOKENS
 
-def whole(least: int) -> Callable[[Any], str | None]:
+
+def whole(least: int, most: int = MOST_TOKENS) -> Callable[[Any], str | None]:
     def check(value: Any) -> str | None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            return f"give a whole number from {least}"
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            return f"give a whole number from {least} to {most}"
         return None
 
     return check

@@ -10,6 +10,7 @@ from typing import Any
 
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import PREFILL_MODES, QUESTION_MODES
+from catekv.evaluation.options import MOST_SAMPLES
 from catekv.evaluation.sweep import checks
 from catekv.files import parse_yaml, read_text
 from catekv.methods.registry import nearest
@@ -19,6 +20,7 @@ EMBEDDED = "embedded"
 EXAMPLE = "examples/mini_sweep.yaml"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRESETS = ("published", "recommended")
+MOST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -223,11 +225,13 @@ def _rule(path: str, item: Any, grid: Grid) -> dict[str, tuple[Any, ...]]:
                 f"{', '.join(axes)}"
             )
         rule[axis] = tuple(_listed(value))
+        if not rule[axis]:
+            raise UserError(f"{path}: exclude names no {axis}; give at least one value")
         for one in rule[axis]:
-            if one not in axes[axis]:
+            if isinstance(one, bool) or one not in axes[axis]:
                 raise UserError(
                     f"{path}: exclude names {axis} {one!r}, which the grid does not have; it has "
-                    f"{', '.join(map(str, axes[axis]))}"
+                    f"{', '.join(map(repr, axes[axis]))}"
                 )
     return rule
 
@@ -238,11 +242,11 @@ _AXES: dict[str, Callable[[Any], str | None]] = {
     "tasks": checks.word,
     "lengths": checks.whole(0),
     "questions": checks.one_of(QUESTION_MODES),
-    "seeds": checks.whole(0),
+    "seeds": checks.whole(0, MOST_SEED),
     "dtypes": checks.one_of(DTYPES),
 }
 _SETTINGS: dict[str, Callable[[Any], str | None]] = {
-    "samples": checks.whole(1),
+    "samples": checks.whole(1, MOST_SAMPLES),
     "retention": checks.share,
     "budget": checks.whole(1),
     "preset": checks.one_of(PRESETS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +15,13 @@ import torch
 
 from catekv.errors import UserError
 from catekv.evaluation.columns.settings import MethodSpec, stable_hash
+from catekv.evaluation.options import refuse_twice
 from catekv.evaluation.records import environment
 from catekv.evaluation.run.cells import is_file
 from catekv.evaluation.run.request import Request
 from catekv.evaluation.run.session import DEFAULT_SAMPLES, method_specs_for
 from catekv.evaluation.sweep.grid import Grid, GridModel
-from catekv.loading import read_config
+from catekv.loading import attention_base, read_config
 from catekv.methods import ModelShape
 from catekv.models.compat import context_window
 from catekv.prefill.sizes import ModelSizes, sizes_of_config
@@ -95,10 +97,12 @@ def make_jobs(grid: Grid) -> list[Job]:
     """
     _check_options(grid)
     jobs: list[Job] = []
+    columns: list[MethodSpec] = []
     for model in grid.models:
         config = _config(model)
         sizes = sizes_of_config(config)
         specs = _specs(grid, model, config, sizes.shape)
+        columns += specs
         identity = environment.model_identity(Request(model=model.path).model_path)
         for seed in grid.seeds:
             for dtype in grid.dtypes:
@@ -114,6 +118,7 @@ def make_jobs(grid: Grid) -> list[Job]:
                             place["length"] = length
                         if not grid.excludes(**{**place, "length": length}):
                             jobs.append(_job(grid, model, config, sizes, specs, identity, place))
+    _refuse_unheeded(grid, columns)
     if not jobs:
         raise UserError("the grid excludes everything it names; leave something to measure")
     names = [job.name for job in jobs]
@@ -126,6 +131,9 @@ def make_jobs(grid: Grid) -> list[Job]:
 
 
 def _check_options(grid: Grid) -> None:
+    attention_base(grid.settings.get("attention", "auto"))
+    names = [task if is_file(task) else find(task).name for task in grid.tasks]
+    refuse_twice("the list of tasks", names)
     known: set[str] = set(_BUILDER_OPTIONS)
     for task in grid.tasks:
         if not is_file(task):
@@ -149,14 +157,29 @@ def _specs(grid: Grid, model: GridModel, config: Any, shape: ModelShape) -> tupl
     found: dict[str, MethodSpec] = {}
     for ratio in grid.ratios:
         for spec in method_specs_for(_request(grid, model, ratio=ratio), known):
-            follows = "head_mask" in spec.options or spec.equal_memory_to is not None
-            several = follows and len(grid.ratios) > 1
+            several = _follows(spec) and len(grid.ratios) > 1
             label = f"{spec.label}-r{ratio:g}" if several else spec.label
             same = found.setdefault(label, dataclasses.replace(spec, label=label))
             if same.to_dict() != spec.to_dict():
                 raise UserError(f"two methods of the grid are called {label!r}; give them labels")
             spec.create().validate(shape)
     return tuple(found.values())
+
+
+def _follows(spec: MethodSpec) -> bool:
+    """Whether a column depends on a head mask, its own or one of equal memory."""
+    return "head_mask" in spec.options or spec.equal_memory_to is not None
+
+
+def _refuse_unheeded(grid: Grid, specs: Iterable[MethodSpec]) -> None:
+    """Refuse sizes of catekv where no column depends on them."""
+    given = ["ratios"] * (grid.ratios != (None,))
+    given += [name for name in ("retention", "budget") if name in grid.settings]
+    if given and not any(map(_follows, specs)):
+        raise UserError(
+            "no method of the grid has a head mask, or the memory of one that has; leave out "
+            f"{given[0]}, or add catekv"
+        )
 
 
 def _request(grid: Grid, model: GridModel, **place: Any) -> Request:
@@ -184,6 +207,11 @@ def _job(
         raise UserError(
             f"length {length} exceeds the window of model {model.name!r} ({window} tokens); add to "
             f"exclude: {{model: {model.name}, length: {length}}}"
+        )
+    if not length and not is_file(task) and not find(task).natural:
+        raise UserError(
+            f"length 0 means whole rows, but {task} is built to a length; add to exclude: "
+            f"{{task: {task}, length: 0}}"
         )
     options = dict(grid.settings.get("task_options", {}))
     if not is_file(task):
