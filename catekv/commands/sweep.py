@@ -25,7 +25,7 @@ from catekv.evaluation.sweep.grid import Grid, read_grid
 from catekv.evaluation.sweep.jobs import make_jobs
 from catekv.evaluation.sweep.placement import Place, place_all
 from catekv.evaluation.sweep.state import FAILED, FINISHED, SweepState, count_records
-from catekv.files import read_json
+from catekv.files import read_fields
 
 RESULTS = Path("results")
 DEFAULT_RETRIES = 2
@@ -154,12 +154,16 @@ def _end(state: SweepState) -> int:
     """Print the joined table and what failed; write the report of all runs."""
     from catekv.evaluation.report import report
 
+    problems: list[str] = []
     table = _joined(state)
     if table:
         print(table)
         written = report.report_on([state.folder])
         names = ", ".join(file.name for file in written.files if file.parent == state.folder)
         print(f"Results: {state.folder} ({names}, sweep.json; a folder per run in runs/)")
+        problems = written.problems
+    for problem in problems:
+        print(f"left out of the report: {problem}", file=sys.stderr)
     failed = [name for name, entry in state.entries.items() if entry.state == FAILED]
     for name in failed:
         print(f"error: job {name} failed: {state.entries[name].error}", file=sys.stderr)
@@ -168,7 +172,7 @@ def _end(state: SweepState) -> int:
             f"{len(failed)} of {len(state.jobs)} jobs failed; the same command tries them again",
             file=sys.stderr,
         )
-    return 1 if failed else 0
+    return 1 if failed or problems else 0
 
 
 def _joined(state: SweepState) -> str:
@@ -192,7 +196,13 @@ def _scores(state: SweepState, name: str) -> dict[tuple[str, str], str]:
     file = state.path(name) / "summary.json"
     if not file.is_file():
         return {}
-    cells: list[dict[str, Any]] = read_json(file)["cells"]
-    return {
-        (cell["question"], cell["method"]): score(cell) for cell in cells if cell.get("official")
-    }
+    remedy = f"write it anew with `catekv report {file.parent}`"
+    cells: list[dict[str, Any]] = read_fields(file, remedy, cells=list)["cells"]
+    try:
+        return {
+            (cell["question"], cell["method"]): score(cell)
+            for cell in cells
+            if cell.get("official")
+        }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{file}: its cells are damaged; {remedy}") from error

@@ -76,6 +76,19 @@ def test_a_broken_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path)
         read_records(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("official", '"x"'), ("index", "0.5"), ("task", "3"), ("batch", "null"), ("error", "[]")],
+)
+def test_a_value_of_another_kind_is_an_error_with_its_line(
+    name: str, value: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(line(0)[:-2] + f', "{name}": {value}}}\n'.encode())
+    with pytest.raises(UserError, match="line 1 is no record"):
+        read_records(path)
+
+
 @pytest.mark.slow
 def test_ten_thousand_records_are_read_in_two_seconds(tmp_path: Path) -> None:
     kept = tuple(tuple(range(8)) for _ in range(32))

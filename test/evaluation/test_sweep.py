@@ -302,9 +302,26 @@ def test_what_fits_nowhere_is_refused_before_anything_is_written(
 
 
 def test_another_file_in_the_place_of_the_manifest_is_refused(grid: Grid, tmp_path: Path) -> None:
-    (tmp_path / "sweep.json").write_text("{torn")
-    with pytest.raises(UserError, match=r"sweep\.json cannot be read as a sweep's"):
-        run(grid, tmp_path)
+    for content in ("{torn", "[]", '{"runs": 3}', '{"runs": [], "starts": 3}'):
+        (tmp_path / "sweep.json").write_text(content)
+        with pytest.raises(UserError, match=r"sweep\.json cannot be read as a sweep's"):
+            run(grid, tmp_path)
+
+
+def test_a_damaged_run_of_a_finished_sweep_is_named(
+    grid: Grid, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(small(grid), tmp_path) == 0
+    folder = tmp_path / "runs" / NAMES[0]
+    summary = (folder / "summary.json").read_text()
+    for content in ("", '{"cells": 3}', '{"cells": [3]}', '{"cells": [{"official": 1}]}'):
+        (folder / "summary.json").write_text(content)
+        with pytest.raises(UserError, match=f"write it anew with `catekv report {folder}`"):
+            run(small(grid), tmp_path)
+    (folder / "summary.json").write_text(summary)
+    (folder / "manifest.json").write_text("{torn")
+    assert run(small(grid), tmp_path) == 1
+    assert f"left out of the report: runs/{NAMES[0]}" in capsys.readouterr().err
 
 
 def test_retries_are_counted_from_zero(grid: Grid, tmp_path: Path) -> None:

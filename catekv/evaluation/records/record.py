@@ -106,6 +106,9 @@ class Record:
                 values[name] = tuple(values[name])
         if "kept" in values:
             values["kept"] = tuple(map(tuple, values["kept"]))
+        for name, value in values.items():
+            if not isinstance(value, _FIELDS[name]):
+                raise TypeError(f"{name} is no {_FIELDS[name]}")
         return cls(**values)
 
     @property
@@ -119,8 +122,18 @@ class Record:
         return self.error is not None and self.error.get("type") == SKIPPED
 
 
-#: The fields in order; looked up once, because reading thousands of records must be quick.
-_FIELDS = dict.fromkeys(item.name for item in fields(Record))
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "float": (int, float), "tuple": (tuple,), "dict": (dict,),
+    "None": (type(None),),
+}  # fmt: skip
+#: The fields in order, and what their values are; looked up once, because reading thousands of
+#: records must be quick.
+_FIELDS = {
+    item.name: tuple(
+        kind for part in str(item.type).split(" | ") for kind in _KINDS[part.partition("[")[0]]
+    )
+    for item in fields(Record)
+}
 
 
 FORM = Form(

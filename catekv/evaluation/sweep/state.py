@@ -14,7 +14,7 @@ from catekv.evaluation.records.records import RunDirectory
 from catekv.evaluation.sweep.grid import Grid
 from catekv.evaluation.sweep.jobs import RUNS, Job
 from catekv.evaluation.sweep.placement import Place
-from catekv.files import read_json, write_json
+from catekv.files import read_fields, write_json
 
 FILE = "sweep.json"
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
@@ -67,11 +67,13 @@ class SweepState:
         if not file.exists():
             return {}
         try:
-            content = read_json(file)
+            content = read_fields(file, runs=list)
             for run in content["runs"]:
                 if not isinstance(run["name"], str) or not isinstance(run.get("records", 0), int):
                     raise TypeError("no list of runs")
-            return dict(content)
+            if not isinstance(content.get("starts", []), list):
+                raise TypeError("no list of starts")
+            return content
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{file} cannot be read as a sweep's; delete it (finished records are kept in "
