@@ -25,6 +25,8 @@ def examine_fit(findings: Findings, model: str | None, mask: str | None) -> None
         if closed is not None:
             reason = f"no permission to read {closed}; change its mode"
             findings.checks.append(Check("model files", False, reason))
+        else:
+            _examine_files(findings, Path(str(model)))
     if mask is not None:
         _examine_mask(findings, mask, config)
 
@@ -71,6 +73,19 @@ def _examine_model(findings: Findings, config: Any) -> None:
         if not fits:
             reason += "; `catekv plan` says what fits, torchrun shares a model among GPUs"
         findings.checks.append(Check("model in memory", fits, reason))
+
+
+def _examine_files(findings: Findings, folder: Path) -> None:
+    """Whether every file of weights is as long as its header says; none are read."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            reason = f"{file} is torn or no file of weights ({error}); download it again"
+            findings.checks.append(Check("model files", False, reason))
 
 
 def _layer_kinds(config: Any) -> list[str]:

@@ -154,3 +154,14 @@ def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
     reason = refused(doctor_report.examine(str(tmp_path)))["model"]
     assert "\n" not in reason
     assert "no readable configuration" in reason
+
+
+def test_torn_weights_are_told_by_their_header(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((embedded_path() / name).read_bytes())
+    assert doctor_report.examine(str(tmp_path)).fits
+    weights = tmp_path / "model.safetensors"
+    for kept in (100_000, 100, 0):
+        weights.write_bytes(weights.read_bytes()[:kept])
+        findings = doctor_report.examine(str(tmp_path))
+        assert str(weights) in refused(findings)["model files"]
