@@ -8,6 +8,7 @@ import traceback
 
 from catekv.commands.schema import PassedOn
 from catekv.errors import UserError
+from catekv.files import read_yaml
 
 OPTIONS = (PassedOn(),)
 
@@ -24,19 +25,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     import catekv.evaluation.harness  # noqa: F401 - registers the model
 
-    words = list(arguments.words)
-    evaluates = not words or words[0] == "run" or words[0].startswith("-")
-    if evaluates and "--model" not in words and not {"-h", "--help"} & set(words):
-        words += ["--model", "catekv"]
+    words = with_our_model(list(arguments.words))
     from catekv.loading import first_line
 
     before, sys.argv = sys.argv, ["catekv lm-eval", *words]
     try:
         cli_evaluate()
-    except (UserError, OSError):
+    except UserError:
         raise
     except Exception as error:
-        if _ours_ran(error):
+        if _ours_ran(error) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise UserError(
             f"the harness stopped with {type(error).__name__}: {first_line(error)}; see `catekv "
@@ -45,6 +43,21 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         sys.argv = before
     return 0
+
+
+def with_our_model(words: list[str]) -> list[str]:
+    """The words with the model ``catekv`` named first, so that another one beats it; not where a
+    file of settings names one, which words would beat."""
+    own = words[:1] == ["run"]
+    if {"-h", "--help"} & set(words) or not (own or not words or words[0].startswith("-")):
+        return words
+    for before, word in zip(("", *words), words, strict=False):
+        joined = word.startswith("--config=")
+        if joined or before in ("--config", "-C"):
+            settings = read_yaml(word.partition("=")[2] if joined else word)
+            if isinstance(settings, dict) and settings.get("model"):
+                return words
+    return ["run", "--model", "catekv", *(words[1:] if own else words)]
 
 
 def _ours_ran(error: Exception) -> bool:

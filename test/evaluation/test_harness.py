@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tiny_checkpoint import save_tiny_checkpoint
 
+from catekv.commands import lm_eval as lm_eval_command
 from catekv.errors import UserError
 
 pytest.importorskip("lm_eval", reason="the harness is the extra `lm-eval`")
@@ -161,6 +162,35 @@ def test_what_cannot_be_asked_is_refused(checkpoint: Path) -> None:
     request = type("Request", (), {"args": (" ".join(WORDS), " the")})()
     with pytest.raises(UserError, match="window has 10"):
         short.loglikelihood([request], disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "model"),
+    [
+        ("", "catekv"),
+        ("run --tasks piqa", "catekv"),
+        ("--model=hf --tasks piqa", "hf"),
+        ("-M hf", "hf"),
+        ("run --config {settings}", "hf"),
+        ("--config={settings}", "hf"),
+        ("-C {settings} --model dummy", "dummy"),
+    ],
+)
+def test_the_harness_runs_the_model_that_is_named(words: str, model: str, tmp_path: Path) -> None:
+    from lm_eval._cli.harness import HarnessCLI
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("model: hf\ntasks: [piqa]\n")
+    made = lm_eval_command.with_our_model(words.format(settings=settings).split())
+    parsed = HarnessCLI()._parser.parse_args(made if made[0] == "run" else ["run", *made])
+    config = EvaluatorConfig.load_yaml_config(parsed.config) if parsed.config else {}
+    assert (parsed.model or config["model"]) == model
+
+
+@pytest.mark.parametrize("words", ["ls tasks", "run --help", "--help", "validate --tasks piqa"])
+def test_what_runs_no_model_is_passed_on_as_it_is(words: str) -> None:
+    assert lm_eval_command.with_our_model(words.split()) == words.split()
 
 
 @pytest.mark.slow  # the command looks through thousands of tasks
