@@ -87,3 +87,30 @@ def test_every_command_of_a_long_script_reaches_the_model(
             except Reached:
                 continue
             pytest.fail(f"{code}: {' '.join(words)}: {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize(("writes", "calls"), [(True, 6), (False, 1)])
+def test_a_run_that_ends_before_its_table_ends_the_script(
+    writes: bool, calls: int, tmp_path: Path
+) -> None:
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "embedded_baselines.sh"
+    shutil.copy(REPOSITORY / "scripts" / script.name, script)
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\n"
+        "import pathlib, sys\n"
+        "folder = pathlib.Path(sys.argv[sys.argv.index('--output') + 1])\n"
+        "folder.mkdir(parents=True)\n"
+        f"if {writes}:\n"
+        "    (folder / 'summary.json').write_text('{}')\n"
+        "sys.exit(1)\n"
+    )
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    environment = (REPOSITORY / "scripts" / "environment.sh").read_text()
+    script.with_name("environment.sh").write_text(
+        environment + f"prepare_environment() {{ PYTHON={python}; }}\n"
+    )
+    done = subprocess.run([str(script)], cwd=tmp_path, check=False)
+    assert (done.returncode == 0) is writes
+    assert len(list((tmp_path / "results" / "embedded-baselines").iterdir())) == calls
