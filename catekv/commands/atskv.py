@@ -272,7 +272,15 @@ def _number(value: float) -> str:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    print(describe(load_predictors(arguments.folder)))
+    found = load_predictors(arguments.folder)
+    try:
+        text = describe(found)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{arguments.folder} does not say how its predictors were made; train them again with "
+            "`catekv atskv train`"
+        ) from error
+    print(text)
     return 0
 
 

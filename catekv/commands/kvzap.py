@@ -109,7 +109,15 @@ def describe(gates: Gates) -> str:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    print(describe(Gates.load(arguments.folder)))
+    found = Gates.load(arguments.folder)
+    try:
+        text = describe(found)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{arguments.folder} does not say how its gates were made; train them again with "
+            "`catekv kvzap train`"
+        ) from error
+    print(text)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,18 @@ def test_show_refuses_what_holds_no_predictors(
 ) -> None:
     assert cli.main(["atskv", "show", str(tmp_path)]) == 2
     assert "holds no relevance predictors" in capsys.readouterr().err
+
+
+def test_show_refuses_a_recipe_that_is_damaged(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "predictor.json"
+    content = json.loads(file.read_text())
+    for damage in ({"settings": {"label": 1}}, {"curve": [3]}, {"held_out": [{}]}):
+        file.write_text(json.dumps({**content, "meta": {**content["meta"], **damage}}))
+        assert cli.main(["atskv", "show", str(tmp_path / "copy")]) == 2
+        assert "does not say how its predictors were made" in capsys.readouterr().err
 
 
 def test_the_published_training_is_a_preset() -> None:

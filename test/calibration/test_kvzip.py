@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -88,6 +89,13 @@ def test_the_commands_make_gates_and_masks(
     assert cli.main(train) == 0
     assert cli.main(["kvzap", "show", gates]) == 0
     assert "2 pieces of 100 tokens of prose" in capsys.readouterr().out
+    file = Path(gates, "config.json")
+    content = json.loads(file.read_text())
+    for damage in ({"texts": 3}, {"explained": "x"}):
+        file.write_text(json.dumps({**content, "meta": {**content["meta"], **damage}}))
+        assert cli.main(["kvzap", "show", gates]) == 2
+        assert "does not say how its gates were made" in capsys.readouterr().err
+    file.write_text(json.dumps(content))
     assert cli.main(train) == 2
     assert "holds gates; use --overwrite" in capsys.readouterr().err
     twice = [*train, "--overwrite", "--text", "prose", "prose"]
