@@ -21,6 +21,7 @@ from catekv.commands.heads_arguments import COMPARED, EXPORTED, IMPORTED, KNOWN,
 from catekv.commands.heads_measured import ACTIONS, describe
 from catekv.commands.schema import Action
 from catekv.errors import UserError
+from catekv.evaluation.options import refuse_unheeded
 from catekv.evaluation.tables import plain_table
 from catekv.files import check_name, write_json, write_table
 
@@ -42,6 +43,9 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     asked = EXPORTED.read(arguments)
+    if asked.form != "tangram":
+        of_clusters = ("group_size", "scope", "tokens")
+        refuse_unheeded(asked, of_clusters, f"{asked.form} has no clusters of heads")
     told = _asked(arguments)
     scores = read_heads(asked.path, told)
     written = FORMATS[asked.form].write(scores, asked.output, told)

@@ -108,6 +108,7 @@ def test_sizes_that_no_memory_and_no_number_holds(
         ("cokv score --task rows.jsonl --length 64 --output {new}", "leave out --length"),
         ("cokv score --task vt --split s.json --samples 3 --output {new}", "leave out --samples"),
         ("cokv tune --scores s.npz --capacities 32 32", "holds 32 twice"),
+        ("heads export h.npz --to kvzip --group-size 2 --output {new}", "leave out --group-size"),
     ],
 )
 def test_options_that_nothing_would_read_are_refused(
