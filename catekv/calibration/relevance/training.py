@@ -91,7 +91,7 @@ class TrainingSettings:
     kind: str = option("mlp", "of predictor (default: {default})", choices=KINDS)
     width: int = option(32, "hidden units (default: {default})", least=1, most=MOST_UNITS)
     feature_dim: int = option(
-        64, "numbers per hidden state (default: {default})", least=16, most=MOST_UNITS
+        64, "numbers per hidden state (default: {default})", least=1, most=MOST_UNITS
     )
     attention_feature: str = option(
         "vector", "of received attention (default: {default})", choices=ATTENTION_FEATURES
