@@ -79,5 +79,5 @@ def test_the_command_writes_heads(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert cli.main([*words, "--steps", "10", "--keep", "0.95", "--output", path]) == 0
     assert "headkv:scores=" in capsys.readouterr().out
     assert HeadScores.load(path).recipe["kind"] == "heterocache"
-    assert cli.main([*words, "--top", "150", "--output", path]) == 2
+    assert cli.main([*words, "--top", "150", "--output", path, "--overwrite"]) == 2
     assert "give a smaller --top" in capsys.readouterr().err
