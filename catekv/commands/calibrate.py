@@ -69,7 +69,7 @@ def settings_from(arguments: argparse.Namespace, embedded: bool) -> SweepSetting
         "window": making.window,
         "chunk_size": making.chunk_tokens,
         "init_tokens": making.init_tokens,
-        "recent_tokens": int(recent) if recent is not None and recent.isdigit() else recent,
+        "recent_tokens": int(recent) if recent is not None and recent.isdecimal() else recent,
     }
     options = {
         **defaults.calibration_edges(embedded, arguments.budget),

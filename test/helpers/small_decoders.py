@@ -59,15 +59,18 @@ SMALL: dict[str, Any] = {
     "linear_num_heads": 4,
     "attn_layer_period": 2,
     "attn_layer_offset": 1,
-    # embeddings per layer
+    # embeddings per layer, and tokens without padding
     "vocab_size_per_layer_input": BASE["vocab_size"],
     "hidden_size_per_layer_input": 8,
+    "unpadded_vocab_size": BASE["vocab_size"],
 }
 _WINDOWS = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"] * 2}
+_HYBRID = {"layer_types": ["hybrid_sliding", "hybrid"] * 2}
 _LATENT = {"num_key_value_heads": 8}
 _WHOLE = {"sliding_window": None}
-_PLAIN_LOGITS = {"logits_mup_width_multiplier": 1.0}  # divides them: too flat for so small a width
+# the multiplier divides logits: too flat for so small a width
+_MUP = {**_HYBRID, "logits_mup_width_multiplier": 1.0}
 _ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
 #: What a decoder wants beside or instead of :data:`SMALL`.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -76,7 +79,7 @@ CHANGES: dict[str, dict[str, Any]] = {
          "glm_moe_dsa", "minicpm3", "sarvam_mla", "youtu"),
         _LATENT,
     ),
-    **dict.fromkeys(("inkling2_text", "inkling_text"), _PLAIN_LOGITS),
+    **dict.fromkeys(("inkling2_text", "inkling_text"), _MUP),
     **dict.fromkeys(("doge", "gemma3_text", "kolibri1", "mellum", "ministral"), _WINDOWS),
     **dict.fromkeys(
         ("ministral3", "mistral", "mixtral", "phi3", "phi4_multimodal", "phimoe", "starcoder2"),
@@ -101,6 +104,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "gemma4_text": {**_WINDOWS, "global_head_dim": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4, "window_size": 16},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "inkling2_loop_text": {
+        **_HYBRID, "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1,
+        "loop_layer_index_end": 3, "loop_num_passes": 2, "loop_gate_rank": 8,
+    },
     "kimi_linear": {**_LATENT, **_LINEAR},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "longcat_flash": {
