@@ -91,8 +91,17 @@ def batch_of(layer: Any) -> int | None:
 
 def select_rows(layer: Any, rows: Tensor) -> None:
     """Keep the sequences ``rows`` int64 [n] of the batch, in this order; they may repeat."""
+    batch = batch_of(layer)
+    held = [value for value in vars(layer).values() if isinstance(value, dict)]
+    before = [(part, dict(part)) for part in held]
     # transformers has no other operation on the batch that all of its layers know
     layer.reorder_cache(rows)
+    # which in older releases forgets what DeepSeek V4 gathers in dictionaries
+    for part, old in before:
+        for name, value in old.items():
+            forgotten = isinstance(value, Tensor) and part.get(name) is value
+            if forgotten and value.ndim > 1 and len(value) == batch:
+                part[name] = value.index_select(0, rows.to(value.device))
 
 
 def copied(layer: Any) -> Any:
