@@ -376,6 +376,13 @@ def check_file(path: Path) -> None:
         raise refusal(f"cannot write {path}", error) from error
 
 
+def check_new_file(path: Path, overwrite: bool) -> None:
+    """:func:`check_file`; ``UserError`` also where a file is there that may not be replaced."""
+    if path.is_file() and not overwrite:
+        raise UserError(f"{path} is there; use --overwrite or another --output")
+    check_file(path)
+
+
 def refuse_foreign(folder: Path, names: Iterable[str], manifest: str) -> None:
     """Raise ``UserError`` where files to be written are there and nothing says that they are ours.
 

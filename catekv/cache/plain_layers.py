@@ -92,19 +92,26 @@ def batch_of(layer: Any) -> int | None:
 def select_rows(layer: Any, rows: Tensor) -> None:
     """Keep the sequences ``rows`` int64 [n] of the batch, in this order; they may repeat."""
     batch = batch_of(layer)
-    held = [value for value in vars(layer).values() if isinstance(value, dict)]
-    before = [(part, dict(part)) for part in held]
+    states = [
+        (held, name, state)
+        for held in _dictionaries(layer)
+        for name, state in held.items()
+        if isinstance(state, Tensor) and state.ndim > 1 and len(state) == batch
+    ]
     # transformers has no other operation on the batch that all of its layers know
     layer.reorder_cache(rows)
-    # which in older releases forgets what DeepSeek V4 gathers in dictionaries
-    for part, old in before:
-        for name, value in old.items():
-            forgotten = isinstance(value, Tensor) and part.get(name) is value
-            if forgotten and value.ndim > 1 and len(value) == batch:
-                part[name] = value.index_select(0, rows.to(value.device))
+    for held, name, state in states:
+        # older releases forget what DeepSeek V4 gathers
+        if held[name] is state:
+            held[name] = state.index_select(0, rows.to(state.device))
 
 
 def copied(layer: Any) -> Any:
     """A layer in the same state that may be fed independently."""
-    # keys and values are replaced when tokens come, states are written into
-    return copy.deepcopy(layer) if has_states(layer) else copy.copy(layer)
+    # keys and values are replaced when tokens come, states and dictionaries are written into
+    return copy.deepcopy(layer) if _dictionaries(layer) else copy.copy(layer)
+
+
+def _dictionaries(layer: Any) -> list[dict[Any, Any]]:
+    """Where a layer keeps states by name: recurrent and convolutional ones, and blocks."""
+    return [value for value in vars(layer).values() if isinstance(value, dict)]

@@ -16,6 +16,7 @@ from catekv.calibration.relevance.labels import ATTENDED
 from catekv.calibration.relevance.reading import texts_of
 from catekv.calibration.relevance.training import TrainingSettings, train
 from catekv.commands.arguments import PROGRESS
+from catekv.commands.described import described
 from catekv.commands.progress import counted
 from catekv.commands.schema import Action, Group
 from catekv.errors import UserError
@@ -272,15 +273,9 @@ def _number(value: float) -> str:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    found = load_predictors(arguments.folder)
-    try:
-        text = describe(found)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{arguments.folder} does not say how its predictors were made; train them again with "
-            "`catekv atskv train`"
-        ) from error
-    print(text)
+    folder = arguments.folder
+    found = load_predictors(folder)
+    print(described(describe, found, folder, "predictors", "catekv atskv train"))
     return 0
 
 

@@ -34,7 +34,7 @@ from catekv.commands.schema import Action
 from catekv.errors import UserError
 from catekv.evaluation.options import refuse_source_twice, refuse_unheeded
 from catekv.evaluation.run.cells import is_file
-from catekv.files import check_file
+from catekv.files import check_new_file
 
 if TYPE_CHECKING:
     from catekv.evaluation.run.request import Request
@@ -133,9 +133,7 @@ def _open(request: Request) -> tuple[CateKVModel, dict[str, Any]]:
 def _tune(arguments: argparse.Namespace) -> int:
     asked, request = TUNED.read(arguments), MODEL_REQUEST.read(arguments)
     file = ScoreFile.load(asked.scores)
-    if asked.file.is_file() and not asked.overwrite:
-        raise UserError(f"{asked.file} is there; use --overwrite or another --output")
-    check_file(asked.file)
+    check_new_file(asked.file, asked.overwrite)
     model, origin = _open(request)
     samples = validation_samples(file, model)
     with tqdm(total=len(samples), disable=arguments.quiet, desc="tune", unit="sample") as bar:

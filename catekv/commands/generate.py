@@ -69,7 +69,7 @@ def _sized(request: Request) -> Request:
     name = method.name
     given = {size: getattr(request, size) for size in CATEKV}
     sizes = {size: value for size, value in given.items() if value is not None}
-    method.refuse_twice(sizes)
+    method.refuse_flags(sizes)
     if name == "catekv" or not sizes:
         return request
     lacking = [size for size in sizes if size not in option_names(name)]

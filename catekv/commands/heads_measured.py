@@ -25,7 +25,7 @@ from catekv.commands.heads_arguments import (
 )
 from catekv.commands.schema import Action, Group
 from catekv.errors import UserError
-from catekv.files import check_file
+from catekv.files import check_new_file
 from catekv.prefill.capacity import refuse_unless_fits
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ def _opened(
     from catekv.evaluation.run.session import open_model, revision_of
 
     asked = MEASURED.read(arguments)
-    if asked.output.is_file() and not asked.overwrite:
-        raise UserError(f"{asked.output} is there; use --overwrite or another --output")
-    check_file(asked.output)
+    check_new_file(asked.output, asked.overwrite)
     request = ask.read(arguments, model=asked.model)
     model = open_model(request, for_text=True)
     model.refuse_beyond_window(tokens)

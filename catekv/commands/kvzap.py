@@ -10,6 +10,7 @@ from pathlib import Path
 
 from catekv.calibration.kvzip.training import GateSettings, train_gates
 from catekv.commands.arguments import PROGRESS, TEXTS
+from catekv.commands.described import described
 from catekv.commands.progress import counted
 from catekv.commands.schema import Action, Group
 from catekv.errors import UserError
@@ -109,15 +110,8 @@ def describe(gates: Gates) -> str:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    found = Gates.load(arguments.folder)
-    try:
-        text = describe(found)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{arguments.folder} does not say how its gates were made; train them again with "
-            "`catekv kvzap train`"
-        ) from error
-    print(text)
+    folder = arguments.folder
+    print(described(describe, Gates.load(folder), folder, "gates", "catekv kvzap train"))
     return 0
 
 

@@ -17,24 +17,22 @@ OPTIONS = (LISTING, PLUGINS, BUILDING)
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code."""
     asked, listed = BUILDING.read(arguments), LISTING.read(arguments)
-    if asked.build:
-        refuse_unheeded(listed, ("json",), "--build prints the names of files")
-        if listed.name is not None:
-            raise UserError(f"--build names the tasks to build; leave out {listed.name}")
-    else:
-        made = [item.name for item in dataclasses.fields(asked)]
-        refuse_unheeded(asked, made, "without --build no samples are built")
     if not asked.build:
         from catekv.commands import task_list
 
-        described = task_list.list_tasks([arguments.name] if arguments.name else [])
-        if arguments.json:
+        made = [item.name for item in dataclasses.fields(asked)]
+        refuse_unheeded(asked, made, "without --build no samples are built")
+        described = task_list.list_tasks([listed.name] if listed.name else [])
+        if listed.json:
             print(task_list.render_json(described))
-        elif arguments.name:
+        elif listed.name:
             print(task_list.render_details(described[0]))
         else:
             print(task_list.render_table(described))
         return 0
+    refuse_unheeded(listed, ("json",), "--build prints the names of files")
+    if listed.name is not None:
+        raise UserError(f"--build names the tasks to build; leave out {listed.name}")
     from catekv.commands.ruler_files import load_tokenizer, prepare
     from catekv.evaluation.run.request import Request
 

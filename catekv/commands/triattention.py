@@ -11,7 +11,7 @@ from catekv.commands.schema import Group
 from catekv.errors import UserError
 from catekv.evaluation.options import COUNT, REQUIRED, option, refuse_unheeded
 from catekv.evaluation.run.request import MODEL, Request
-from catekv.files import check_file, read_text
+from catekv.files import check_new_file, read_text
 from catekv.models.compat import context_window
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     asked, request = ASKED.read(arguments), REQUEST.read(arguments)
     if asked.text is not None:
         refuse_unheeded(asked, ("task", "seed"), f"{asked.text} is read, and no prompt drawn")
-    if asked.output.exists() and not asked.overwrite:
-        raise UserError(f"{asked.output} is there; use --overwrite or another --output")
-    check_file(asked.output)
+    check_new_file(asked.output, asked.overwrite)
     model = open_model(request, for_text=True)
     ids = model.encode(_text(model, asked))[0][0].tolist()[: asked.tokens]
     found = query_statistics(model, ids, request.chunk_size)

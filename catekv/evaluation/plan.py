@@ -13,7 +13,12 @@ from torch import Tensor
 
 from catekv.errors import UserError
 from catekv.evaluation.columns import defaults
-from catekv.evaluation.columns.specification import parse_masks, parse_method, without_mask
+from catekv.evaluation.columns.specification import (
+    option_names,
+    parse_masks,
+    parse_method,
+    without_mask,
+)
 from catekv.evaluation.options import COUNT, MOST_TOKENS, REQUIRED, option
 from catekv.evaluation.run.request import Request
 from catekv.loading import read_config as read_model_config
@@ -21,7 +26,7 @@ from catekv.methods.base import Method, Needs
 from catekv.methods.catekv import DEFAULT_RATIO
 from catekv.methods.head_mask import HeadMask
 from catekv.methods.head_votes import check_ratio
-from catekv.methods.registry import create, method_class
+from catekv.methods.registry import create
 from catekv.models.compat import context_window
 from catekv.models.shape import ModelShape
 from catekv.models.source import is_gguf, short_name
@@ -290,8 +295,8 @@ def _method(
     for name in flags:
         if name in asked.options:
             raise UserError(f"--{name} and --option {name} say the same; give one of them")
-    written.refuse_twice([*flags, *asked.options])
-    known = [item.name for item in dataclasses.fields(method_class(written.name))]
+    written.refuse_flags([*flags, *asked.options])
+    known = option_names(written.name)
     options: dict[str, Any] = {
         **defaults.method_defaults(model is None).get(written.name, {}),
         **flags,
@@ -329,8 +334,7 @@ def _budget(request: Request, name: str) -> dict[str, Any]:
         for field in ("ratio", "retention", "budget")
         if getattr(request, field) is not None
     }
-    known = {item.name for item in dataclasses.fields(method_class(name))}
     for field in budget:
-        if field not in known:
+        if field not in option_names(name):
             raise UserError(f"method {name!r} has no {field}; leave --{field} out")
     return budget

@@ -30,7 +30,7 @@ class WrittenMethod:
     name: str
     options: dict[str, Any]
 
-    def refuse_twice(self, flags: Iterable[str]) -> None:
+    def refuse_flags(self, flags: Iterable[str]) -> None:
         """Raise ``UserError`` where flags set options that the text sets as well.
 
         For commands with one method: among several, flags are for those that say nothing.
